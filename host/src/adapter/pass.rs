@@ -1,0 +1,152 @@
+//! One forward pass through the adapted model: what trains in it, what is dropped, what is measured.
+
+use burn::tensor::Tensor;
+
+use super::Adapters;
+use crate::kernel::{Ad, Dropout, Kernels, Lora};
+
+/// Which reductions a pass takes of each module.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Observe {
+    /// Σ|y| and Σy² of the module's output.
+    pub activation: bool,
+    /// Σδ² of the adapter's share of it.
+    pub delta: bool,
+    /// The output itself.
+    pub raw_activation: bool,
+}
+
+/// What was measured of one module in one pass; all on the device.
+#[derive(Clone, Debug)]
+pub struct Observed<B: Kernels> {
+    /// `[Σ|y|, Σy²]`.
+    pub activation: Option<Tensor<B, 1>>,
+    /// `[Σδ²]`.
+    pub delta: Option<Tensor<B, 1>>,
+    /// The output, `[tokens, out]`.
+    pub raw_activation: Option<Tensor<B, 2>>,
+}
+
+/// One forward pass. Made for each batch, used up by it.
+#[derive(Debug)]
+pub struct Pass<B: Kernels> {
+    /// `[A, B]` of each module, tracked where it is to have a gradient.
+    pub pairs: Vec<[Tensor<Ad<B>, 2>; 2]>,
+    /// The trained tensors of the head.
+    pub head: Vec<Tensor<Ad<B>, 2>>,
+    /// What was measured, one entry per module, in the order the modules ran.
+    pub observed: Vec<Option<Observed<B>>>,
+    scale: f32,
+    lora_dropout: f32,
+    observe: Observe,
+    /// The seed of this pass's dropout; none in evaluation.
+    seed: Option<u32>,
+    /// Dropout sites passed so far.
+    sites: u32,
+}
+
+impl<B: Kernels> Pass<B> {
+    /// A pass for evaluation: nothing is tracked, dropped or measured.
+    pub fn evaluate(adapters: &Adapters<B>, head: &[Tensor<B, 2>]) -> Self {
+        let nothing = vec![false; adapters.modules.len()];
+        Self::new(adapters, head, &nothing, false, Observe::default(), None)
+    }
+
+    /// A pass for training: gradients for the modules in `tracked` and for the head, dropout by `seed`.
+    pub fn train(
+        adapters: &Adapters<B>,
+        head: &[Tensor<B, 2>],
+        tracked: &[bool],
+        observe: Observe,
+        seed: u32,
+    ) -> Self {
+        Self::new(adapters, head, tracked, true, observe, Some(seed))
+    }
+
+    fn new(
+        adapters: &Adapters<B>,
+        head: &[Tensor<B, 2>],
+        tracked: &[bool],
+        head_tracked: bool,
+        observe: Observe,
+        seed: Option<u32>,
+    ) -> Self {
+        let enter = |tensor: &Tensor<B, 2>, tracked: bool| {
+            let tensor = Tensor::<Ad<B>, 2>::from_inner(tensor.clone());
+            if tracked {
+                tensor.require_grad()
+            } else {
+                tensor
+            }
+        };
+        let pairs = adapters.pairs.iter().zip(tracked);
+        Pass {
+            pairs: pairs
+                .map(|(pair, tracked)| pair.each_ref().map(|tensor| enter(tensor, *tracked)))
+                .collect(),
+            head: head
+                .iter()
+                .map(|tensor| enter(tensor, head_tracked))
+                .collect(),
+            observed: vec![None; adapters.modules.len()],
+            scale: adapters.config.scale(),
+            lora_dropout: adapters.config.dropout as f32,
+            observe,
+            seed,
+            sites: 0,
+        }
+    }
+
+    /// The next dropout site of this pass, with `probability` while training.
+    pub fn dropout(&mut self, probability: f32) -> Dropout {
+        let Some(seed) = self.seed else {
+            return Dropout::NONE;
+        };
+        self.sites += 1;
+        // An odd multiplier spreads neighbouring sites over the seeds.
+        Dropout {
+            probability,
+            seed: seed.wrapping_add(self.sites.wrapping_mul(0x9e37_79b9)),
+        }
+    }
+
+    /// The output of adapted module `index`: the frozen layer and the pair beside it.
+    pub fn adapted(
+        &mut self,
+        index: usize,
+        x: Tensor<Ad<B>, 2>,
+        weight: &Tensor<B, 2>,
+        bias: Option<&Tensor<B, 1>>,
+    ) -> Tensor<Ad<B>, 2> {
+        let [a, b] = self.pairs[index].clone();
+        let pair = b.clone().inner();
+        let lora = Lora {
+            a,
+            b,
+            scale: self.scale,
+            dropout: self.dropout(self.lora_dropout),
+        };
+        let (y, xa) = B::lora(x, weight, bias, lora);
+        if self.observe != Observe::default() {
+            let output = || y.clone().inner();
+            self.observed[index] = Some(Observed {
+                activation: self.observe.activation.then(|| B::sums(output())),
+                delta: self
+                    .observe
+                    .delta
+                    .then(|| delta_squares(xa, pair, self.scale)),
+                raw_activation: self.observe.raw_activation.then(output),
+            });
+        }
+        y
+    }
+}
+
+/// `‖s·XAᵀ·Bᵀ‖²` from the two `rank × rank` Gram matrices, `s²·Σ (XAᵀ)ᵀ(XAᵀ) ∘ BᵀB`, so that the
+/// adapter's share is never written out.
+fn delta_squares<B: Kernels>(xa: Tensor<B, 2>, b: Tensor<B, 2>, scale: f32) -> Tensor<B, 1> {
+    let of_input = xa.clone().transpose().matmul(xa);
+    let of_output = b.clone().transpose().matmul(b);
+    // Rounding can leave a zero share a hair below zero.
+    (of_input * of_output).sum().clamp_min(0.0) * (scale * scale)
+}

@@ -1,0 +1,453 @@
+//! The controller: from what was measured to the modules that train next.
+
+use dynalora_plugin_api::{
+    AllocationRequest, Allocator, Count, LedgerEntry, Needs, Observation, RawValue, Scorer, Signal,
+};
+use serde::{Deserialize, Serialize};
+
+use super::check;
+use super::initial;
+use super::ledger::Ledger;
+use super::schedule::Schedule;
+use super::seed::reallocation_seed;
+use super::state::{PluginState, State};
+use super::unit::Units;
+use crate::error::{Error, Result};
+
+/// A plugin under the name that errors and checkpoints give it.
+pub struct Named<P: ?Sized> {
+    /// The manifest name, such as `top-k`.
+    pub name: String,
+    /// The plugin itself.
+    pub plugin: Box<P>,
+}
+
+/// The recipe's part in the controller.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// When to reallocate.
+    pub schedule: Schedule,
+    /// How many units are active at first; none for all. See [`initial_count`](super::initial_count).
+    pub initial_count: Option<Count>,
+    /// For how many steps before each reallocation inactive modules' gradients are measured too.
+    pub probe_steps: u64,
+    /// The run's seed.
+    pub seed: u64,
+    /// Optimiser steps the whole run will take.
+    pub total_steps: u64,
+}
+
+/// What one reallocation decided, per module in forward order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reallocation {
+    /// The optimiser step after which it happened.
+    pub step: u64,
+    /// Which reallocation it is, from 0.
+    pub index: u64,
+    /// The scorer's answer.
+    pub scores: Vec<f64>,
+    /// Which modules are active from now on.
+    pub active: Vec<bool>,
+    /// Their ranks, 0 where inactive.
+    pub ranks: Vec<u32>,
+    /// The ledger, this reallocation included.
+    pub ledger: Vec<LedgerEntry>,
+    /// Positions of the modules that were inactive and are active now.
+    pub activated: Vec<usize>,
+    /// Positions of the modules that were active and are inactive now.
+    pub deactivated: Vec<usize>,
+}
+
+/// Holds the mask. Feeds the scorer after every step, asks scorer and allocator when the schedule
+/// says so, checks their answers and switches.
+pub struct Controller {
+    settings: Settings,
+    units: Units,
+    scorer: Option<Named<dyn Scorer>>,
+    allocator: Option<Named<dyn Allocator>>,
+    needs: Needs,
+    step: u64,
+    reallocations: u64,
+    active: Vec<bool>,
+    ranks: Vec<u32>,
+    ledger: Ledger,
+}
+
+impl Controller {
+    /// A controller before its first step. Scorer and allocator may be missing where the schedule
+    /// never comes due. The scorer was made for [`Units::modules`], the allocator for
+    /// [`Units::infos`].
+    pub fn new(
+        settings: Settings,
+        units: Units,
+        scorer: Option<Named<dyn Scorer>>,
+        allocator: Option<Named<dyn Allocator>>,
+    ) -> Result<Self> {
+        settings.schedule.validate()?;
+        if units.modules().is_empty() {
+            return Err(Error::user("no module of the model is adapted")
+                .help("widen `targets` in [adapter] until it matches at least one linear layer"));
+        }
+        let reallocates = settings
+            .schedule
+            .next_due(0, settings.total_steps)
+            .is_some();
+        if !reallocates && settings.schedule != (Schedule::Never {}) {
+            tracing::warn!(
+                "the schedule never comes due in a run of {} steps: the initial choice stays",
+                settings.total_steps
+            );
+        }
+        let missing = match (&scorer, &allocator) {
+            (None, _) => Some("scorer"),
+            (_, None) => Some("allocator"),
+            _ => None,
+        };
+        if let (true, Some(missing)) = (reallocates, missing) {
+            return Err(Error::user(format!("the schedule reallocates, but there is no {missing}"))
+                .help(format!(
+                    "add a [{missing}] table that names a plugin, or set schedule = {{ kind = \"never\" }}"
+                )));
+        }
+        let needs = match &scorer {
+            Some(scorer) if reallocates => scorer.plugin.needs(),
+            _ => Needs::default(),
+        };
+        let chosen = initial::draw(settings.initial_count, units.infos().len(), settings.seed)?;
+        let active = units.expand(&chosen);
+        let full = units.modules().iter().zip(&active);
+        let ranks = full
+            .map(|(module, &active)| if active { module.rank } else { 0 })
+            .collect();
+        let ledger = Ledger::new(active.len());
+        let (step, reallocations) = (0, 0);
+        Ok(Controller {
+            settings,
+            units,
+            scorer,
+            allocator,
+            needs,
+            step,
+            reallocations,
+            active,
+            ranks,
+            ledger,
+        })
+    }
+
+    /// What the scorer asks the host to measure; nothing if this run never reallocates.
+    pub fn needs(&self) -> &Needs {
+        &self.needs
+    }
+
+    /// Whether step `step`, about to run, is to be measured at all: not once the last reallocation
+    /// is past, for the scorer will not be asked again.
+    pub fn measuring(&self, step: u64) -> bool {
+        step > 0
+            && self
+                .settings
+                .schedule
+                .next_due(step - 1, self.settings.total_steps)
+                .is_some()
+    }
+
+    /// Whether the raw values in [`needs`](Self::needs) are wanted of step `step`, about to run.
+    pub fn wants_raw(&self, step: u64) -> bool {
+        let wants = |scorer: &Named<dyn Scorer>| scorer.plugin.wants_raw(step);
+        !self.needs.raw.is_empty()
+            && self.measuring(step)
+            && self.scorer.as_ref().is_some_and(wants)
+    }
+
+    /// Whether step `step`, about to run, also computes the inactive modules' gradients: it is among
+    /// the last `probe_steps` before a reallocation, the scorer needs gradients, and there are
+    /// inactive modules.
+    pub fn probing(&self, step: u64) -> bool {
+        let gradient = |signal: &Signal| matches!(signal, Signal::GradientL1 | Signal::GradientL2);
+        let Settings {
+            schedule,
+            probe_steps,
+            total_steps,
+            ..
+        } = &self.settings;
+        (self.needs.signals.iter().any(gradient) || self.needs.raw.contains(&RawValue::Gradient))
+            && schedule.in_probe(step, *probe_steps, *total_steps)
+            && self.active.contains(&false)
+    }
+
+    /// Which modules are active now.
+    pub fn active(&self) -> &[bool] {
+        &self.active
+    }
+
+    /// The rank of each module now, 0 where inactive.
+    pub fn ranks(&self) -> &[u32] {
+        &self.ranks
+    }
+
+    /// The history of each module.
+    pub fn ledger(&self) -> &[LedgerEntry] {
+        self.ledger.entries()
+    }
+
+    /// The modules and how they are grouped.
+    pub fn units(&self) -> &Units {
+        &self.units
+    }
+
+    /// Optimiser steps finished.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Books one finished optimiser step, and reallocates if the schedule says so.
+    ///
+    /// The observation carries what [`needs`](Self::needs), [`wants_raw`](Self::wants_raw) and
+    /// [`probing`](Self::probing) asked for; where [`measuring`](Self::measuring) says no, step and
+    /// mask suffice.
+    pub fn after_step(&mut self, observation: &Observation) -> Result<Option<Reallocation>> {
+        let step = observation.step;
+        if step != self.step + 1 || observation.active != self.active {
+            return Err(Error::failure(format!(
+                "the controller, at step {}, was told of step {step} or of another mask than its own",
+                self.step
+            )));
+        }
+        let measuring = self.measuring(step);
+        self.step = step;
+        self.ledger.stepped(&self.active);
+        if measuring && let Some(scorer) = &mut self.scorer {
+            scorer.plugin.observe(observation).map_err(|error| {
+                failed(
+                    "scorer",
+                    &scorer.name,
+                    format!("could not take in step {step}"),
+                    error,
+                )
+            })?;
+        }
+        if self
+            .settings
+            .schedule
+            .is_due(step, self.settings.total_steps)
+        {
+            return self.reallocate();
+        }
+        Ok(None)
+    }
+
+    fn reallocate(&mut self) -> Result<Option<Reallocation>> {
+        // The constructor saw to it that both are there if the schedule ever comes due.
+        let (Some(scorer), Some(allocator)) = (&mut self.scorer, &mut self.allocator) else {
+            return Ok(None);
+        };
+        let (step, index) = (self.step, self.reallocations);
+        let when = |what: &str| format!("could not {what} after step {step}");
+
+        let scores = scorer
+            .plugin
+            .scores()
+            .map_err(|error| failed("scorer", &scorer.name, when("score"), error))?;
+        check::scores(&scorer.name, step, self.units.modules(), &scores)?;
+
+        let answer = allocator
+            .plugin
+            .allocate(&AllocationRequest {
+                modules: self.units.infos().to_vec(),
+                scores: self.units.sum(&scores),
+                ledger: self.units.first(self.ledger.entries()),
+                active: self.units.first(&self.active),
+                ranks: self.units.largest(&self.ranks),
+                step,
+                total_steps: self.settings.total_steps,
+                reallocation: index,
+                seed: reallocation_seed(self.settings.seed, index),
+            })
+            .map_err(|error| failed("allocator", &allocator.name, when("allocate"), error))?;
+        let unit_ranks = check::ranks(&allocator.name, step, self.units.infos(), &answer)?;
+
+        let active = self.units.expand(&answer.active);
+        let switched = |from: bool| -> Vec<usize> {
+            let pairs = self.active.iter().zip(&active).enumerate();
+            pairs
+                .filter(|(_, (old, new))| **old == from && **new != from)
+                .map(|(at, _)| at)
+                .collect()
+        };
+        let (activated, deactivated) = (switched(false), switched(true));
+        self.ranks = self.units.expand_ranks(&unit_ranks);
+        self.ledger.chosen(&active, step);
+        self.active.clone_from(&active);
+        self.reallocations += 1;
+        scorer.plugin.reallocated().map_err(|error| {
+            failed(
+                "scorer",
+                &scorer.name,
+                when("take note of the reallocation"),
+                error,
+            )
+        })?;
+        Ok(Some(Reallocation {
+            step,
+            index,
+            scores,
+            active,
+            ranks: self.ranks.clone(),
+            ledger: self.ledger.entries().to_vec(),
+            activated,
+            deactivated,
+        }))
+    }
+
+    /// What a checkpoint keeps.
+    pub fn state(&self) -> Result<State> {
+        let scorer = self
+            .scorer
+            .as_ref()
+            .map(|scorer| keep("scorer", &scorer.name, scorer.plugin.save()));
+        let allocator = self
+            .allocator
+            .as_ref()
+            .map(|allocator| keep("allocator", &allocator.name, allocator.plugin.save()));
+        Ok(State {
+            step: self.step,
+            reallocations: self.reallocations,
+            modules: self
+                .units
+                .modules()
+                .iter()
+                .map(|module| module.path.clone())
+                .collect(),
+            active: self.active.clone(),
+            ranks: self.ranks.clone(),
+            ledger: self.ledger.clone(),
+            scorer: scorer.transpose()?,
+            allocator: allocator.transpose()?,
+        })
+    }
+
+    /// Goes on from `state`, on a fresh controller with fresh plugins.
+    pub fn restore(&mut self, state: State) -> Result<()> {
+        if self.step != 0 {
+            return Err(Error::failure("only a fresh controller can be restored"));
+        }
+        self.check_state(&state)?;
+        if let (Some(scorer), Some(kept)) = (&mut self.scorer, &state.scorer) {
+            let loaded = scorer.plugin.load(&kept.state);
+            loaded.map_err(|error| unfit("the scorer refused its state").because(error))?;
+        }
+        if let (Some(allocator), Some(kept)) = (&mut self.allocator, &state.allocator) {
+            let loaded = allocator.plugin.load(&kept.state);
+            loaded.map_err(|error| unfit("the allocator refused its state").because(error))?;
+        }
+        self.step = state.step;
+        self.reallocations = state.reallocations;
+        self.active = state.active;
+        self.ranks = state.ranks;
+        self.ledger = state.ledger;
+        Ok(())
+    }
+
+    /// Refuses a state of another run: a checkpoint is input like any other.
+    fn check_state(&self, state: &State) -> Result<()> {
+        let modules = self.units.modules();
+        if modules.len() != state.modules.len() {
+            let (now, then) = (modules.len(), state.modules.len());
+            return Err(unfit(&format!("it has {then} modules, this run {now}")));
+        }
+        if let Some((now, then)) = modules
+            .iter()
+            .zip(&state.modules)
+            .find(|(now, then)| now.path != **then)
+        {
+            return Err(unfit(&format!(
+                "its module {then} is {} in this run",
+                now.path
+            )));
+        }
+        let lengths = [
+            state.active.len(),
+            state.ranks.len(),
+            state.ledger.entries().len(),
+        ];
+        if lengths.iter().any(|length| *length != modules.len()) {
+            return Err(unfit("its mask, ranks and ledger differ in length"));
+        }
+        let mut ranks = modules.iter().zip(&state.ranks).zip(&state.active);
+        if !ranks.all(|((module, &rank), &active)| rank <= module.rank && (rank > 0) == active)
+            || !state.active.contains(&true)
+        {
+            return Err(unfit(
+                "its mask and ranks contradict each other or the adapter's rank",
+            ));
+        }
+        let together = |history: (&[bool], &[LedgerEntry])| {
+            self.units.expand(&self.units.first(history.0)) == history.0
+                && self.units.expand(&self.units.first(history.1)) == history.1
+        };
+        if !together((&state.active, state.ledger.entries())) {
+            return Err(unfit(
+                "the modules of a unit have different histories: `unit` has changed",
+            ));
+        }
+        if state.step > self.settings.total_steps {
+            let (then, now) = (state.step, self.settings.total_steps);
+            return Err(unfit(&format!(
+                "it is at step {then}, this run ends at step {now}"
+            )));
+        }
+        same_plugin(
+            "scorer",
+            self.scorer.as_ref().map(|scorer| &scorer.name),
+            &state.scorer,
+        )?;
+        same_plugin(
+            "allocator",
+            self.allocator.as_ref().map(|allocator| &allocator.name),
+            &state.allocator,
+        )
+    }
+}
+
+fn same_plugin(kind: &str, now: Option<&String>, then: &Option<PluginState>) -> Result<()> {
+    let then = then.as_ref().map(|kept| &kept.name);
+    if now == then {
+        return Ok(());
+    }
+    let named = |name: Option<&String>| name.map_or("none".to_owned(), |name| format!("`{name}`"));
+    Err(unfit(&format!(
+        "its {kind} is {}, this run's is {}",
+        named(then),
+        named(now)
+    )))
+}
+
+fn keep(
+    kind: &str,
+    name: &str,
+    saved: dynalora_plugin_api::Result<Vec<u8>>,
+) -> Result<PluginState> {
+    let state =
+        saved.map_err(|error| failed(kind, name, "could not save its state".to_owned(), error))?;
+    Ok(PluginState {
+        name: name.to_owned(),
+        state,
+    })
+}
+
+fn failed(kind: &str, name: &str, what: String, error: dynalora_plugin_api::Error) -> Error {
+    Error::user(format!("the {kind} `{name}` {what}")).because(error).help(format!(
+        "check the parameters in [{kind}] and the plugin itself (`dynalora plugins check`); the run can \
+         go on from its last checkpoint"
+    ))
+}
+
+fn unfit(why: &str) -> Error {
+    Error::user(format!(
+        "the checkpoint's allocation does not fit this run: {why}"
+    ))
+    .help("resume with the recipe and the plugins the run was started with, or start a new run")
+}
+
+#[cfg(test)]
+mod tests;

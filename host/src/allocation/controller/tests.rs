@@ -1,0 +1,443 @@
+use std::sync::{Arc, Mutex};
+
+use dynalora_plugin_api::{Allocation, Result as PluginResult};
+
+use super::*;
+use crate::allocation::unit::Unit;
+use crate::allocation::unit::tests::encoder;
+
+/// Scores a module by the number of steps it was observed in, plus its position.
+#[derive(Default)]
+struct Counting {
+    needs: Needs,
+    observed: u64,
+    answer: Option<Vec<f64>>,
+}
+
+impl Scorer for Counting {
+    fn needs(&self) -> Needs {
+        self.needs.clone()
+    }
+
+    fn wants_raw(&self, step: u64) -> bool {
+        step.is_multiple_of(2)
+    }
+
+    fn observe(&mut self, _: &Observation) -> PluginResult<()> {
+        self.observed += 1;
+        Ok(())
+    }
+
+    fn scores(&mut self) -> PluginResult<Vec<f64>> {
+        let own = (0..5).map(|at| (self.observed * 10 + at) as f64).collect();
+        Ok(self.answer.clone().unwrap_or(own))
+    }
+
+    fn reallocated(&mut self) -> PluginResult<()> {
+        self.observed = 0;
+        Ok(())
+    }
+
+    fn save(&self) -> PluginResult<Vec<u8>> {
+        Ok(self.observed.to_le_bytes().to_vec())
+    }
+
+    fn load(&mut self, state: &[u8]) -> PluginResult<()> {
+        let bytes = state
+            .try_into()
+            .map_err(|_| "eight bytes, please".to_owned())?;
+        self.observed = u64::from_le_bytes(bytes);
+        Ok(())
+    }
+}
+
+/// Gives the answers it was made with, in turn, and keeps what it was asked.
+struct Scripted {
+    answers: Vec<Allocation>,
+    asked: Arc<Mutex<Vec<AllocationRequest>>>,
+}
+
+impl Allocator for Scripted {
+    fn allocate(&mut self, request: &AllocationRequest) -> PluginResult<Allocation> {
+        self.asked.lock().unwrap().push(request.clone());
+        let next = self.answers.get(request.reallocation as usize);
+        next.cloned().ok_or_else(|| "out of answers".into())
+    }
+}
+
+type Asked = Arc<Mutex<Vec<AllocationRequest>>>;
+
+fn settings(schedule: Schedule) -> Settings {
+    Settings {
+        schedule,
+        initial_count: None,
+        probe_steps: 1,
+        seed: 3,
+        total_steps: 10,
+    }
+}
+
+fn scorer(counting: Counting) -> Option<Named<dyn Scorer>> {
+    Some(Named {
+        name: "counting".to_owned(),
+        plugin: Box::new(counting),
+    })
+}
+
+fn allocator(answers: &[Allocation]) -> (Option<Named<dyn Allocator>>, Asked) {
+    let asked = Asked::default();
+    let plugin = Box::new(Scripted {
+        answers: answers.to_vec(),
+        asked: asked.clone(),
+    });
+    (
+        Some(Named {
+            name: "scripted".to_owned(),
+            plugin,
+        }),
+        asked,
+    )
+}
+
+fn controller(unit: Unit, counting: Counting, answers: &[Allocation]) -> (Controller, Asked) {
+    let (allocator, asked) = allocator(answers);
+    let units = Units::new(unit, encoder());
+    let settings = settings(Schedule::Periodic { every: 2 });
+    (
+        Controller::new(settings, units, scorer(counting), allocator).unwrap(),
+        asked,
+    )
+}
+
+fn advance(controller: &mut Controller) -> Result<Option<Reallocation>> {
+    let active = controller.active().to_vec();
+    controller.after_step(&Observation {
+        step: controller.step() + 1,
+        active,
+        ..Default::default()
+    })
+}
+
+#[test]
+fn without_reallocations_it_needs_no_plugins_and_only_keeps_the_ledger() {
+    let units = Units::new(Unit::Module, encoder());
+    let mut controller = Controller::new(settings(Schedule::Never {}), units, None, None).unwrap();
+    assert_eq!(*controller.needs(), Needs::default());
+    for _ in 0..10 {
+        assert_eq!(advance(&mut controller).unwrap(), None);
+    }
+    assert!(
+        controller
+            .ledger()
+            .iter()
+            .all(|entry| entry.steps_active == 10 && entry.times_chosen == 0)
+    );
+    assert_eq!(controller.ranks(), [8; 5]);
+}
+
+#[test]
+fn a_schedule_that_comes_due_asks_for_both_plugins() {
+    let build = |scorer, allocator| {
+        let units = Units::new(Unit::Module, encoder());
+        Controller::new(
+            settings(Schedule::Once { after: 5 }),
+            units,
+            scorer,
+            allocator,
+        )
+    };
+    let error = build(None, allocator(&[]).0).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "the schedule reallocates, but there is no scorer"
+    );
+    let error = build(scorer(Counting::default()), None).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "the schedule reallocates, but there is no allocator"
+    );
+    let none = Units::new(Unit::Module, vec![]);
+    assert!(Controller::new(settings(Schedule::Never {}), none, None, None).is_err());
+}
+
+#[test]
+fn asks_when_due_switches_and_reports_what_changed() {
+    let answers = [
+        Allocation::of([0, 4], 5),
+        Allocation {
+            active: vec![true, true, false, false, false],
+            ranks: Some(vec![4, 8, 0, 0, 0]),
+        },
+    ];
+    let (mut controller, asked) = controller(Unit::Module, Counting::default(), &answers);
+    assert_eq!(advance(&mut controller).unwrap(), None);
+    let first = advance(&mut controller).unwrap().unwrap();
+    assert_eq!((first.step, first.index), (2, 0));
+    assert_eq!(first.scores, [20.0, 21.0, 22.0, 23.0, 24.0]);
+    assert_eq!(first.active, [true, false, false, false, true]);
+    assert_eq!(first.ranks, [8, 0, 0, 0, 8]);
+    assert_eq!(
+        (first.activated, first.deactivated),
+        (vec![], vec![1, 2, 3])
+    );
+    advance(&mut controller).unwrap();
+    let second = advance(&mut controller).unwrap().unwrap();
+    // Told of the first reallocation, the scorer counted anew.
+    assert_eq!(second.scores, [20.0, 21.0, 22.0, 23.0, 24.0]);
+    assert_eq!((second.activated, second.deactivated), (vec![1], vec![4]));
+    assert_eq!(controller.ranks(), [4, 8, 0, 0, 0]);
+    let entry = |steps_active, times_chosen, last_chosen| LedgerEntry {
+        steps_active,
+        times_chosen,
+        last_chosen,
+    };
+    assert_eq!(
+        second.ledger[..3],
+        [
+            entry(4, 2, Some(4)),
+            entry(2, 1, Some(4)),
+            entry(2, 0, None)
+        ]
+    );
+
+    let asked = asked.lock().unwrap();
+    assert_eq!(
+        (asked[1].step, asked[1].total_steps, asked[1].reallocation),
+        (4, 10, 1)
+    );
+    assert_eq!(asked[1].ranks, [8, 0, 0, 0, 8]);
+    assert_eq!(asked[1].ledger[0], entry(4, 1, Some(2)));
+    assert_eq!(asked[1].seed, reallocation_seed(3, 1));
+    assert_ne!(asked[0].seed, asked[1].seed);
+}
+
+#[test]
+fn layers_are_chosen_whole() {
+    let answer = Allocation {
+        active: vec![false, true, false],
+        ranks: Some(vec![0, 3, 0]),
+    };
+    let (mut controller, asked) = controller(Unit::Layer, Counting::default(), &[answer]);
+    advance(&mut controller).unwrap();
+    let reallocation = advance(&mut controller).unwrap().unwrap();
+    assert_eq!(reallocation.ranks, [0, 0, 3, 3, 0]);
+    assert_eq!(reallocation.scores.len(), 5);
+    let asked = asked.lock().unwrap();
+    assert_eq!(asked[0].scores, [41.0, 45.0, 24.0]);
+    assert_eq!(asked[0].modules[1].path, "encoder.layer.1");
+    assert_eq!(asked[0].ledger.len(), 3);
+}
+
+#[test]
+fn the_initial_draw_is_by_unit() {
+    let half = Settings {
+        initial_count: Some(Count::Exactly(1)),
+        ..settings(Schedule::Never {})
+    };
+    for seed in 0..20 {
+        let units = Units::new(Unit::Layer, encoder());
+        let controller = Controller::new(
+            Settings {
+                seed,
+                ..half.clone()
+            },
+            units,
+            None,
+            None,
+        )
+        .unwrap();
+        let active = controller.active();
+        assert_eq!((active[0], active[2]), (active[1], active[3]));
+        assert_eq!(
+            [active[0], active[2], active[4]]
+                .iter()
+                .filter(|active| **active)
+                .count(),
+            1
+        );
+    }
+}
+
+#[test]
+fn bad_answers_name_plugin_and_step() {
+    let scores = Counting {
+        answer: Some(vec![1.0, -1.0, 0.0, 0.0, 0.0]),
+        ..Default::default()
+    };
+    let nothing = [Allocation::of([], 5)];
+    for (counting, answers, wanted) in [
+        (
+            scores,
+            &[][..],
+            "the scorer `counting` broke a rule at the reallocation after step 2",
+        ),
+        (
+            Counting::default(),
+            &nothing[..],
+            "the allocator `scripted` broke a rule at the reallocation after step 2",
+        ),
+        (
+            Counting::default(),
+            &[][..],
+            "the allocator `scripted` could not allocate after step 2",
+        ),
+    ] {
+        let (mut controller, _) = controller(Unit::Module, counting, answers);
+        advance(&mut controller).unwrap();
+        let error = advance(&mut controller).unwrap_err();
+        assert!(error.to_string().starts_with(wanted), "{error}");
+        assert_eq!(error.exit_code(), 2);
+        assert_eq!(controller.active(), [true; 5]);
+    }
+}
+
+#[test]
+fn a_step_out_of_turn_is_a_failure() {
+    let (mut controller, _) = controller(Unit::Module, Counting::default(), &[]);
+    let active = vec![true; 5];
+    let skipped = Observation {
+        step: 2,
+        active,
+        ..Default::default()
+    };
+    assert_eq!(controller.after_step(&skipped).unwrap_err().exit_code(), 1);
+    let other_mask = Observation {
+        step: 1,
+        active: vec![false; 5],
+        ..Default::default()
+    };
+    assert_eq!(
+        controller.after_step(&other_mask).unwrap_err().exit_code(),
+        1
+    );
+}
+
+#[test]
+fn probes_measures_and_copies_only_where_asked() {
+    let needs = Needs {
+        signals: vec![Signal::GradientL2],
+        raw: vec![RawValue::Weight],
+    };
+    let answers = vec![Allocation::of([0], 5); 4];
+    let (mut gradient, _) = controller(
+        Unit::Module,
+        Counting {
+            needs,
+            ..Default::default()
+        },
+        &answers,
+    );
+    // All modules are active before the first reallocation, so there is nothing to probe.
+    assert!(!gradient.probing(2));
+    assert!(!gradient.wants_raw(1) && gradient.wants_raw(2));
+    for _ in 0..2 {
+        advance(&mut gradient).unwrap();
+    }
+    assert!(!gradient.probing(3) && gradient.probing(4));
+    // Of ten steps the last reallocation follows step 8.
+    assert!(gradient.measuring(8) && !gradient.measuring(9));
+    assert!(!gradient.wants_raw(10) && !gradient.probing(10));
+
+    let needs = Needs {
+        signals: vec![Signal::ActivationL2],
+        raw: vec![],
+    };
+    let (mut activation, _) = controller(
+        Unit::Module,
+        Counting {
+            needs,
+            ..Default::default()
+        },
+        &answers,
+    );
+    for _ in 0..2 {
+        advance(&mut activation).unwrap();
+    }
+    assert!(!activation.probing(4) && !activation.wants_raw(4));
+}
+
+#[test]
+fn a_restored_controller_goes_on_as_if_it_had_never_stopped() {
+    let answers = [
+        Allocation::of([0, 4], 5),
+        Allocation::of([1], 5),
+        Allocation::of([2], 5),
+        Allocation::of([3], 5),
+    ];
+    let run = |interrupted_after: Option<u64>| {
+        let (mut controller, _) = self::controller(Unit::Module, Counting::default(), &answers);
+        let mut reallocations = Vec::new();
+        for step in 1..=10 {
+            reallocations.extend(advance(&mut controller).unwrap());
+            if interrupted_after == Some(step) {
+                let text = serde_json::to_string(&controller.state().unwrap()).unwrap();
+                controller = self::controller(Unit::Module, Counting::default(), &answers).0;
+                controller
+                    .restore(serde_json::from_str(&text).unwrap())
+                    .unwrap();
+            }
+        }
+        (reallocations, controller.state().unwrap())
+    };
+    let whole = run(None);
+    assert_eq!(whole.0.len(), 4);
+    for step in 1..=10 {
+        assert_eq!(run(Some(step)), whole, "interrupted after step {step}");
+    }
+}
+
+#[test]
+fn a_state_of_another_run_is_refused() {
+    let (mut first, _) = controller(Unit::Module, Counting::default(), &[Allocation::of([0], 5)]);
+    advance(&mut first).unwrap();
+    advance(&mut first).unwrap();
+    let good = first.state().unwrap();
+    let broken = |change: &dyn Fn(&mut State)| {
+        let mut state = good.clone();
+        change(&mut state);
+        state
+    };
+    for (state, why) in [
+        (
+            broken(&|state| state.modules.truncate(3)),
+            "3 modules, this run 5",
+        ),
+        (
+            broken(&|state| state.modules[4] = "x".to_owned()),
+            "its module x is pooler.dense",
+        ),
+        (
+            broken(&|state| state.active.truncate(3)),
+            "differ in length",
+        ),
+        (broken(&|state| state.ranks[0] = 0), "contradict"),
+        (broken(&|state| state.ranks[0] = 9), "contradict"),
+        (broken(&|state| state.step = 11), "at step 11"),
+        (
+            broken(&|state| state.scorer = None),
+            "its scorer is none, this run's is `counting`",
+        ),
+        (
+            broken(&|state| state.scorer.as_mut().unwrap().state.clear()),
+            "the scorer refused its state",
+        ),
+        (
+            broken(&|state| state.allocator.as_mut().unwrap().state.push(1)),
+            "the allocator refused its state",
+        ),
+    ] {
+        let (mut fresh, _) = controller(Unit::Module, Counting::default(), &[]);
+        let error = fresh.restore(state).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+        assert_eq!(error.exit_code(), 2);
+    }
+    let (mut layers, _) = controller(Unit::Layer, Counting::default(), &[]);
+    assert!(
+        layers
+            .restore(good.clone())
+            .unwrap_err()
+            .to_string()
+            .contains("`unit` has changed")
+    );
+    assert_eq!(first.restore(good).unwrap_err().exit_code(), 1);
+}

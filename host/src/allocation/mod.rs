@@ -1,0 +1,19 @@
+//! Which modules are active, and when that changes: schedule, units, ledger and the controller that
+//! asks the scorer and the allocator and checks what they answer.
+
+mod check;
+mod controller;
+mod initial;
+mod ledger;
+mod schedule;
+mod seed;
+mod state;
+mod unit;
+
+pub use controller::{Controller, Named, Reallocation, Settings};
+pub use initial::{Initial, initial_count};
+pub use ledger::Ledger;
+pub use schedule::Schedule;
+pub use seed::{initial_seed, reallocation_seed};
+pub use state::{PluginState, State};
+pub use unit::{Unit, Units};

@@ -1,0 +1,77 @@
+//! The controller's part of a checkpoint.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::ledger::Ledger;
+
+/// Everything the controller needs to go on as if it had never stopped; plain JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Optimiser steps finished.
+    pub step: u64,
+    /// Reallocations made: the index of the next one.
+    pub reallocations: u64,
+    /// Paths of the modules, in forward order: what the lists below speak of.
+    pub modules: Vec<String>,
+    /// Which modules are active.
+    pub active: Vec<bool>,
+    /// The rank of each module, 0 where inactive.
+    pub ranks: Vec<u32>,
+    /// The history of each module.
+    pub ledger: Ledger,
+    /// The scorer's state, where there is a scorer.
+    pub scorer: Option<PluginState>,
+    /// The allocator's state, where there is an allocator.
+    pub allocator: Option<PluginState>,
+}
+
+/// What a plugin gave to be kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PluginState {
+    /// The plugin's manifest name.
+    pub name: String,
+    /// Its state, in base64.
+    #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
+    pub state: Vec<u8>,
+}
+
+fn to_base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&STANDARD.encode(bytes))
+}
+
+fn from_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    STANDARD
+        .decode(text)
+        .map_err(|error| de::Error::custom(format!("plugin state: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn survives_json() {
+        let state = State {
+            step: 12,
+            reallocations: 2,
+            modules: vec!["a".to_owned(), "b".to_owned()],
+            active: vec![true, false],
+            ranks: vec![8, 0],
+            ledger: Ledger::new(2),
+            scorer: Some(PluginState {
+                name: "activation".to_owned(),
+                state: vec![0, 255, 7],
+            }),
+            allocator: None,
+        };
+        let text = serde_json::to_string(&state).unwrap();
+        assert!(text.contains(r#""state":"AP8H""#), "{text}");
+        assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);
+        assert!(serde_json::from_str::<State>(&text.replace("AP8H", "!")).is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! The command line: one file per subcommand.
+
+mod evaluate;
+mod plan;
+mod plugins;
+mod predict;
+mod quickstart;
+mod session;
+mod train;
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::error::{Error, Result};
+
+/// Fine-tunes pretrained models with dynamic low-rank module allocation: LoRA where only a part of the
+/// modules trains at a time.
+#[derive(Debug, Parser)]
+#[command(name = "dynalora", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, clap::Args)]
+struct Common {
+    /// A folder with plugins, searched before all others; may be given several times
+    #[arg(long, global = true, value_name = "DIR")]
+    plugin_dir: Vec<PathBuf>,
+    /// Say nothing but errors and results
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Say more: -v for what is decided, -vv for every step (RUST_LOG overrides it)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train what a recipe describes
+    Train(train::Arguments),
+    /// Score a trained run or a PEFT adapter
+    Evaluate(evaluate::Arguments),
+    /// Label texts with a trained run or a PEFT adapter
+    Predict(predict::Arguments),
+    /// Show what a recipe would train: modules, parameters, FLOPs and memory
+    Plan(plan::Arguments),
+    /// List, describe and check plugins
+    Plugins(plugins::Arguments),
+    /// Fetch a small model and compare dynamic allocation with plain LoRA on it, in minutes
+    Quickstart(quickstart::Arguments),
+}
+
+/// Parses the command line and does what it says.
+pub fn run() -> Result<()> {
+    let Arguments { command, common } = Arguments::parse();
+    start_tracing(&common)?;
+    match command {
+        Command::Train(arguments) => train::run(&arguments, &common),
+        Command::Evaluate(arguments) => evaluate::run(&arguments, &common),
+        Command::Predict(arguments) => predict::run(&arguments, &common),
+        Command::Plan(arguments) => plan::run(&arguments, &common),
+        Command::Plugins(arguments) => plugins::run(&arguments, &common),
+        Command::Quickstart(arguments) => quickstart::run(&arguments, &common),
+    }
+}
+
+fn start_tracing(common: &Common) -> Result<()> {
+    let level = match (common.quiet, common.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "dynalora=info,warn",
+        (false, 2) => "dynalora=debug,info",
+        (false, _) => "trace",
+    };
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(directives) => EnvFilter::try_new(&directives).map_err(|error| {
+            Error::user(format!("RUST_LOG=\"{directives}\": {error}"))
+                .help("an example of valid directives: RUST_LOG=dynalora=debug")
+        })?,
+        Err(_) => EnvFilter::new(level),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+    Ok(())
+}
+
+/// Prints a JSON value on standard output.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::failure(format!("cannot write the answer as JSON: {error}")))?;
+    print(&text)
+}
+
+/// Prints a text on standard output. A reader that has gone away (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::failure(
+            format!("cannot write to standard output: {error}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// A table without frames, columns apart by spaces.
+fn table(header: &[&str]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table
+        .load_style(comfy_table::TableStyle::new())
+        .set_header(header);
+    table
+}

@@ -1,0 +1,173 @@
+//! `dynalora plugins`
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::{Common, print, print_json, table};
+use crate::error::{Error, Result};
+use crate::plugin::{self, PluginPath};
+
+/// Arguments of `dynalora plugins`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the plugins on the search path
+    List {
+        /// Print the list as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Describe a plugin and its parameters
+    Info {
+        /// Its name, or the path of its library
+        name: String,
+        /// Print the manifest as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check that a plugin keeps the rules of the boundary
+    Check {
+        /// The path of its library
+        path: PathBuf,
+        /// Parameters to check it with, as a JSON object; made up from its schema by default
+        #[arg(long)]
+        parameters: Option<String>,
+        /// Print the report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Does what the subcommand says.
+pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
+    match &arguments.command {
+        Command::List { json } => list(*json, common),
+        Command::Info { name, json } => info(name, *json, common),
+        Command::Check {
+            path,
+            parameters,
+            json,
+        } => check(path, parameters.as_deref(), *json),
+    }
+}
+
+fn list(as_json: bool, common: &Common) -> Result<()> {
+    let path = PluginPath::new(&common.plugin_dir, &[])?;
+    let (found, broken) = path.discover();
+    if as_json {
+        let broken: Vec<String> = broken.iter().map(ToString::to_string).collect();
+        let answer = json!({"plugins": found, "broken": broken, "searched": path.folders()});
+        return print_json(&answer);
+    }
+    for error in broken {
+        eprintln!("not usable: {error}");
+    }
+    let mut table = table(&["name", "kind", "version", "description", "library"]);
+    for plugin in found {
+        let manifest = plugin.manifest;
+        table.add_row([
+            manifest.name,
+            manifest.kind.to_string(),
+            manifest.version,
+            manifest.description,
+            plugin.path.display().to_string(),
+        ]);
+    }
+    print(&table.trim_fmt())
+}
+
+fn info(name: &str, as_json: bool, common: &Common) -> Result<()> {
+    let found = plugin::describe(&PluginPath::new(&common.plugin_dir, &[])?, name)?;
+    if as_json {
+        return print_json(&found);
+    }
+    let manifest = &found.manifest;
+    let mut text = format!(
+        "{} {} ({})\n{}\n{}\n{}\n",
+        manifest.name,
+        manifest.version,
+        manifest.kind,
+        manifest.description,
+        manifest.reference,
+        found.path.display()
+    );
+    if let Some(needs) = &manifest.needs {
+        text.push_str(&format!("\nmeasures {:?}", needs.signals));
+        if !needs.raw.is_empty() {
+            text.push_str(&format!(
+                "\ncopies {:?} from the device, which is slower",
+                needs.raw
+            ));
+        }
+        text.push('\n');
+    }
+    let mut table = table(&["parameter", "default", "description"]);
+    let required = manifest.parameters["required"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    for (key, schema) in manifest.parameters["properties"]
+        .as_object()
+        .into_iter()
+        .flatten()
+    {
+        let default = match &schema["default"] {
+            Value::Null if required.contains(&json!(key)) => "required".to_owned(),
+            Value::Null => String::new(),
+            default => default.to_string(),
+        };
+        let description = schema["description"]
+            .as_str()
+            .unwrap_or_default()
+            .replace('\n', " ");
+        table.add_row([key.clone(), default, description]);
+    }
+    print(&format!("{text}\n{}", table.trim_fmt()))
+}
+
+fn check(path: &std::path::Path, parameters: Option<&str>, as_json: bool) -> Result<()> {
+    let parameters = parameters
+        .map(|text| {
+            serde_json::from_str::<Value>(text)
+                .ok()
+                .filter(Value::is_object)
+                .ok_or_else(|| {
+                    Error::user(format!("--parameters {text}: not a JSON object"))
+                        .help("an example: --parameters '{\"k\": \"50%\"}'")
+                })
+        })
+        .transpose()?;
+    let report = plugin::check(path, parameters)?;
+    if as_json {
+        print_json(&report)?;
+    } else {
+        let mut table = table(&["", "rule", "what was found"]);
+        for check in &report.checks {
+            let mark = if check.passed { "ok" } else { "BROKEN" };
+            table.add_row([mark, check.name, &check.detail]);
+        }
+        print(&format!(
+            "{} {} ({}), checked with {}\n\n{}",
+            report.manifest.name,
+            report.manifest.version,
+            report.manifest.kind,
+            report.parameters,
+            table.trim_fmt()
+        ))?;
+    }
+    let broken = report.checks.iter().filter(|check| !check.passed).count();
+    if broken > 0 {
+        return Err(
+            Error::user(format!("{} breaks {broken} rule(s)", path.display()))
+                .help("docs/plugins.md explains the rules of the boundary"),
+        );
+    }
+    Ok(())
+}

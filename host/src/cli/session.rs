@@ -1,0 +1,112 @@
+//! From the recipe's device to code that is generic over the backend.
+
+use burn_flex::Flex;
+
+use super::Common;
+use crate::device::{self, Chosen};
+use crate::error::{Error, Result};
+use crate::kernel::Kernels;
+use crate::recipe::Device;
+use crate::run::{Checkpoint, Summary, Writer};
+use crate::train::{self, Display, Prepared, Verbosity};
+
+/// Sets the number of threads of the whole process; the first call counts.
+pub fn use_threads(threads: Option<usize>) -> Result<()> {
+    let Some(threads) = threads else {
+        return Ok(());
+    };
+    let set = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global();
+    if set.is_err() && rayon::current_num_threads() != threads {
+        return Err(Error::failure(format!(
+            "the process already runs on {} threads and cannot change to {threads}",
+            rayon::current_num_threads()
+        )));
+    }
+    Ok(())
+}
+
+/// A device settled on, and how much is shown.
+pub struct Session {
+    device: Chosen,
+    name: String,
+    verbosity: Verbosity,
+}
+
+/// Something to do on whichever backend the device has.
+pub trait OnDevice {
+    /// What comes out of it.
+    type Output;
+    /// Does it.
+    fn run<B: Kernels>(self, device: &B::Device) -> Result<Self::Output>;
+}
+
+impl Session {
+    /// Settles on a device and says which and why.
+    pub fn start(wanted: Device, common: &Common) -> Result<Self> {
+        let (device, why) = device::choose(wanted)?;
+        let verbosity = if common.quiet {
+            Verbosity::Quiet
+        } else {
+            Verbosity::Normal
+        };
+        if verbosity == Verbosity::Normal {
+            eprintln!("device: {why}");
+        }
+        let name = match device {
+            Chosen::Cpu => "cpu".to_owned(),
+            Chosen::Cuda(index) => format!("cuda:{index}"),
+        };
+        Ok(Session {
+            device,
+            name,
+            verbosity,
+        })
+    }
+
+    /// Does `task` on the device's backend.
+    pub fn on_device<T: OnDevice>(&self, task: T) -> Result<T::Output> {
+        match self.device {
+            Chosen::Cpu => task.run::<Flex>(&burn_flex::FlexDevice),
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(index) => task.run::<burn_cuda::Cuda>(&burn_cuda::CudaDevice::new(index)),
+            #[cfg(not(feature = "cuda"))]
+            Chosen::Cuda(_) => Err(Error::failure("a CUDA device without the `cuda` feature")),
+        }
+    }
+
+    /// Trains on the device.
+    pub fn train(
+        &self,
+        prepared: Prepared,
+        writer: Writer,
+        from: Option<Checkpoint>,
+    ) -> Result<Summary> {
+        struct Train<'a> {
+            prepared: Prepared,
+            writer: Writer,
+            from: Option<Checkpoint>,
+            session: &'a Session,
+        }
+        impl OnDevice for Train<'_> {
+            type Output = Summary;
+            fn run<B: Kernels>(self, device: &B::Device) -> Result<Summary> {
+                let Train {
+                    prepared,
+                    writer,
+                    from,
+                    session,
+                } = self;
+                let mut display = Display::new(session.verbosity);
+                train::train::<B>(prepared, writer, from, &session.name, device, &mut display)
+            }
+        }
+        self.on_device(Train {
+            prepared,
+            writer,
+            from,
+            session: self,
+        })
+    }
+}

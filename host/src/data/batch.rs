@@ -1,0 +1,249 @@
+//! Packed batches, and the order of an epoch.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::{Encoded, Label};
+use crate::recipe::{BatchLimit, Order, TrainConfig};
+
+/// Examples end to end, without padding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Vocabulary indices.
+    pub ids: Vec<u32>,
+    /// Token types.
+    pub type_ids: Vec<u32>,
+    /// Position of each token in its example, from 0.
+    pub positions: Vec<u32>,
+    /// `offsets[i]..offsets[i + 1]` are the tokens of the batch's example `i`.
+    pub offsets: Vec<usize>,
+    /// Labels, where the data has any.
+    pub labels: Vec<Label>,
+    /// Which examples these are.
+    pub indices: Vec<usize>,
+}
+
+impl Encoded {
+    /// The examples at `indices`, packed.
+    pub fn batch(&self, indices: &[usize]) -> Batch {
+        let tokens = indices.iter().map(|index| self.length(*index)).sum();
+        let mut batch = Batch {
+            ids: Vec::with_capacity(tokens),
+            type_ids: Vec::with_capacity(tokens),
+            positions: Vec::with_capacity(tokens),
+            offsets: vec![0],
+            labels: Vec::new(),
+            indices: indices.to_vec(),
+        };
+        for index in indices {
+            let range = self.offsets[*index]..self.offsets[index + 1];
+            batch.ids.extend(&self.ids[range.clone()]);
+            batch.type_ids.extend(&self.type_ids[range.clone()]);
+            batch.positions.extend(0..range.len() as u32);
+            batch.offsets.push(batch.ids.len());
+        }
+        if !self.labels.is_empty() {
+            batch.labels = indices.iter().map(|index| self.labels[*index]).collect();
+        }
+        batch
+    }
+}
+
+/// The batches of one epoch, a function of the data, the recipe, the seed and the epoch alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EpochPlan {
+    batches: Vec<Vec<usize>>,
+}
+
+/// Batches that are sorted by length together under `length-grouped`, as in Transformers'
+/// `LengthGroupedSampler`.
+const MEGABATCH: usize = 50;
+
+impl EpochPlan {
+    /// Plans epoch `epoch` (from 0). Every epoch has the same number of batches: under a token budget the
+    /// batches are formed once for the whole run, and only their order changes.
+    pub fn new(data: &Encoded, train: &TrainConfig, seed: u64, epoch: u64) -> Self {
+        let forming = match train.batch_limit() {
+            BatchLimit::Examples(_) => epoch,
+            BatchLimit::Tokens(_) => 0,
+        };
+        let mut random = stream(seed, 2 * forming);
+        let mut order: Vec<usize> = (0..data.len()).collect();
+        if train.order != Order::Sequential {
+            shuffle(&mut order, &mut random);
+        }
+        if train.order == Order::LengthGrouped {
+            let about = match train.batch_limit() {
+                BatchLimit::Examples(examples) => examples,
+                // As many examples as fit on average.
+                BatchLimit::Tokens(tokens) => {
+                    (tokens * data.len()).div_ceil(data.ids.len().max(1)).max(1)
+                }
+            };
+            for mega in order.chunks_mut(MEGABATCH * about) {
+                // Stable, so that equal lengths stay shuffled.
+                mega.sort_by_key(|index| std::cmp::Reverse(data.length(*index)));
+            }
+        }
+        let mut batches = match train.batch_limit() {
+            BatchLimit::Examples(examples) => {
+                order.chunks(examples).map(<[usize]>::to_vec).collect()
+            }
+            BatchLimit::Tokens(tokens) => by_tokens(data, &order, tokens),
+        };
+        let reorder = match train.order {
+            Order::Sequential => false,
+            Order::LengthGrouped => true,
+            Order::Shuffle => matches!(train.batch_limit(), BatchLimit::Tokens(_)),
+        };
+        if reorder {
+            shuffle(&mut batches, &mut stream(seed, 2 * epoch + 1));
+        }
+        EpochPlan { batches }
+    }
+
+    /// Batches of the epoch.
+    pub fn batches(&self) -> &[Vec<usize>] {
+        &self.batches
+    }
+
+    /// The micro-batches of each optimiser step; the last step of an epoch may have fewer.
+    pub fn steps(&self, accumulation: usize) -> impl Iterator<Item = &[Vec<usize>]> {
+        self.batches.chunks(accumulation)
+    }
+}
+
+/// All examples, longest first, in batches of at most `tokens` tokens, or one example where it is longer.
+pub fn evaluation_batches(data: &Encoded, tokens: usize) -> impl Iterator<Item = Batch> + '_ {
+    let mut order: Vec<usize> = (0..data.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(data.length(*index)));
+    by_tokens(data, &order, tokens)
+        .into_iter()
+        .map(|indices| data.batch(&indices))
+}
+
+fn by_tokens(data: &Encoded, order: &[usize], budget: usize) -> Vec<Vec<usize>> {
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut tokens = 0;
+    for &index in order {
+        let length = data.length(index);
+        match batches.last_mut() {
+            Some(batch) if tokens + length <= budget => {
+                batch.push(index);
+                tokens += length;
+            }
+            _ => {
+                batches.push(vec![index]);
+                tokens = length;
+            }
+        }
+    }
+    batches
+}
+
+fn stream(seed: u64, stream: u64) -> ChaCha8Rng {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    random.set_stream(stream);
+    random
+}
+
+/// Fisher and Yates' shuffle, here so that a library's new version never changes a run's order.
+fn shuffle<T>(items: &mut [T], random: &mut ChaCha8Rng) {
+    for last in (1..items.len()).rev() {
+        // The upper half of a 128-bit product is uniform on 0..=last but for a bias below 2⁻³².
+        let other = (u128::from(random.next_u64()) * (last as u128 + 1)) >> 64;
+        items.swap(last, other as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(lengths: &[usize]) -> Encoded {
+        let mut data = Encoded {
+            offsets: vec![0],
+            ..Encoded::default()
+        };
+        for (index, length) in lengths.iter().enumerate() {
+            data.ids.extend((0..*length).map(|_| index as u32));
+            data.offsets.push(data.ids.len());
+        }
+        data.type_ids = vec![0; data.ids.len()];
+        data
+    }
+
+    fn recipe(order: Order, examples: Option<usize>, tokens: Option<usize>) -> TrainConfig {
+        TrainConfig {
+            order,
+            batch_size: examples,
+            tokens_per_batch: tokens,
+            ..TrainConfig::default()
+        }
+    }
+
+    fn lengths() -> Vec<usize> {
+        (0..103).map(|i| 3 + (i * 7) % 23).collect()
+    }
+
+    #[test]
+    fn an_epoch_has_every_example_once_in_an_order_of_its_own() {
+        let data = data(&lengths());
+        for order in [Order::Shuffle, Order::LengthGrouped, Order::Sequential] {
+            for train in [recipe(order, Some(8), None), recipe(order, None, Some(64))] {
+                let plan = |epoch| EpochPlan::new(&data, &train, 7, epoch);
+                for epoch in 0..3 {
+                    let mut all: Vec<usize> = plan(epoch).batches.concat();
+                    all.sort_unstable();
+                    assert_eq!(all, (0..103).collect::<Vec<_>>());
+                    assert!(plan(epoch).batches.iter().all(|batch| !batch.is_empty()));
+                    assert_eq!(plan(epoch).batches.len(), plan(0).batches.len());
+                }
+                assert_eq!(plan(1), plan(1));
+                assert_eq!(plan(0) == plan(1), order == Order::Sequential);
+                assert_eq!(
+                    plan(0) == EpochPlan::new(&data, &train, 8, 0),
+                    order == Order::Sequential
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_budget_is_kept_and_grouping_brings_lengths_together() {
+        let data = data(&lengths());
+        let spread = |order| {
+            let plan = EpochPlan::new(&data, &recipe(order, None, Some(64)), 7, 0);
+            let mut sum = 0;
+            for batch in &plan.batches {
+                let lengths: Vec<usize> = batch.iter().map(|index| data.length(*index)).collect();
+                assert!(lengths.iter().sum::<usize>() <= 64);
+                sum += lengths.iter().max().expect("not empty")
+                    - lengths.iter().min().expect("not empty");
+            }
+            sum
+        };
+        assert!(spread(Order::LengthGrouped) * 4 < spread(Order::Shuffle));
+    }
+
+    #[test]
+    fn evaluation_goes_from_long_to_short_and_keeps_track() {
+        let data = data(&[3, 70, 5, 9]);
+        let batches: Vec<Batch> = evaluation_batches(&data, 16).collect();
+        let indices: Vec<_> = batches.iter().map(|batch| batch.indices.clone()).collect();
+        assert_eq!(indices, [vec![1], vec![3, 2], vec![0]]);
+        assert_eq!(batches[1].offsets, [0, 9, 14]);
+        assert_eq!(batches[1].positions[9..], [0, 1, 2, 3, 4]);
+        assert_eq!(batches[1].ids[..10], [3, 3, 3, 3, 3, 3, 3, 3, 3, 2]);
+    }
+
+    #[test]
+    fn micro_batches_make_steps() {
+        let data = data(&[2; 10]);
+        let plan = EpochPlan::new(&data, &recipe(Order::Shuffle, Some(2), None), 0, 0);
+        assert_eq!(
+            plan.steps(2).map(<[Vec<usize>]>::len).collect::<Vec<_>>(),
+            [2, 2, 1]
+        );
+    }
+}

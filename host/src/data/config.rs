@@ -1,0 +1,378 @@
+//! The recipe's `[data]` table.
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::task::Task;
+use crate::error::{Error, Result};
+use crate::train::metrics::Metric;
+
+/// Where the examples come from: a known `task`, or files of one's own.
+///
+/// Exactly one of `task` and `train` is given. Relative paths are relative to the recipe's folder.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// A task by name: a GLUE task, read from `dir`, or the embedded `minimal-pairs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
+    /// The folder of a GLUE task, or the folder above it, in the published layout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// Examples to train on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<PathBuf>,
+    /// Labelled examples to evaluate on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<PathBuf>,
+    /// Examples to predict, with or without labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<PathBuf>,
+    /// How the files are written; by default what their extension says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// The character between columns; by default a comma in CSV and a tab in TSV.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delimiter: Option<char>,
+    /// Whether the first line of a CSV or TSV names the columns; by default it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header: Option<bool>,
+    /// Whether `"` encloses fields (and `""` stands for one quote inside); by default it does in
+    /// CSV and is an ordinary character in TSV.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quote: Option<bool>,
+    /// Which columns hold what, for files of one's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Columns>,
+    /// The classes in the order of the head's outputs; by default the distinct labels of `train`,
+    /// sorted (as numbers where all are whole numbers). The files hold these names, or, where no
+    /// name is itself a whole number, their positions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
+    /// What is predicted; by default a class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
+    /// What is measured in an evaluation, the deciding one first; by default the task's own, or
+    /// `accuracy` for classes and `pearson`, `spearman` for values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Vec<Metric>>,
+    /// At most this many examples of each split, from its start: for a quick try.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+/// The columns of a file of one's own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Columns {
+    /// The text, or the first text of a pair.
+    pub text: Column,
+    /// The second text of a pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_pair: Option<Column>,
+    /// The class or value to learn.
+    #[serde(default = "label_column")]
+    pub label: Column,
+}
+
+fn label_column() -> Column {
+    Column::Name("label".into())
+}
+
+/// A column by its name in the header, or by its position from 0 in a file without one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a column's name, or its position from 0")]
+pub enum Column {
+    /// By name.
+    Name(String),
+    /// By position, from 0.
+    Index(usize),
+}
+
+impl std::fmt::Display for Column {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Column::Name(name) => write!(f, "`{name}`"),
+            Column::Index(index) => write!(f, "number {index} (from 0)"),
+        }
+    }
+}
+
+/// How a data file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Lines of fields with commas between them.
+    Csv,
+    /// Lines of fields with tabs between them.
+    Tsv,
+    /// One JSON object a line.
+    Jsonl,
+    /// Apache Parquet.
+    Parquet,
+}
+
+impl Format {
+    /// The format that the extension of `path` stands for.
+    pub fn of(path: &Path) -> Result<Self> {
+        let extension = path
+            .extension()
+            .and_then(|e| e.to_str())
+            .unwrap_or_default();
+        match extension.to_ascii_lowercase().as_str() {
+            "csv" => Ok(Format::Csv),
+            "tsv" | "tab" => Ok(Format::Tsv),
+            "jsonl" | "ndjson" | "json" => Ok(Format::Jsonl),
+            "parquet" | "pq" => Ok(Format::Parquet),
+            _ => Err(Error::user(format!(
+                "{}: the extension does not say how the file is written",
+                path.display()
+            ))
+            .help("Known extensions: csv, tsv, jsonl, parquet. Or name the format in the recipe: `data.format = \"csv\"`.")),
+        }
+    }
+}
+
+/// What the head predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Problem {
+    /// One of several classes.
+    Classification,
+    /// One real number.
+    Regression,
+}
+
+impl DataConfig {
+    /// The same table with every path joined to `base`, for use from another folder.
+    pub fn resolved(&self, base: &Path) -> Self {
+        let join = |path: &Option<PathBuf>| path.as_ref().map(|path| base.join(path));
+        DataConfig {
+            dir: join(&self.dir),
+            train: join(&self.train),
+            validation: join(&self.validation),
+            test: join(&self.test),
+            ..self.clone()
+        }
+    }
+
+    /// Refuses keys that contradict each other or cannot mean anything.
+    pub fn validate(&self) -> Result<()> {
+        match (self.task, &self.train) {
+            (Some(task), Some(_)) => {
+                return Err(Error::user(format!(
+                    "`data.task = \"{task}\"` and `data.train` are both given: a run learns one of them"
+                ))
+                .help("Keep `task` and `dir` for a known task, or `train` and `columns` for files of your own."));
+            }
+            (None, None) => {
+                return Err(Error::user("[data] does not say what to learn").help(
+                    "Give `task = \"cola\"` and `dir`, or `train = \"train.csv\"` with [data.columns].",
+                ));
+            }
+            (Some(task), None) => self.validate_task(task)?,
+            (None, Some(_)) => self.validate_files()?,
+        }
+        if self.limit == Some(0) {
+            return Err(Error::user("`data.limit = 0` leaves no example")
+                .help("Give a number of examples, or leave `limit` out to use them all."));
+        }
+        self.validate_metrics()
+    }
+
+    fn validate_task(&self, task: Task) -> Result<()> {
+        let own: [(&str, bool); 9] = [
+            ("validation", self.validation.is_some()),
+            ("test", self.test.is_some()),
+            ("format", self.format.is_some()),
+            ("delimiter", self.delimiter.is_some()),
+            ("header", self.header.is_some()),
+            ("quote", self.quote.is_some()),
+            ("columns", self.columns.is_some()),
+            ("labels", self.labels.is_some()),
+            ("problem", self.problem.is_some()),
+        ];
+        if let Some((key, _)) = own.iter().find(|(_, given)| *given) {
+            return Err(Error::user(format!(
+                "`data.{key}` is for files of your own; `data.task = \"{task}\"` decides it itself"
+            ))
+            .help(format!(
+                "Take out `{key}`, or replace `task` and `dir` by `train = …` and [data.columns]."
+            )));
+        }
+        match (task, &self.dir) {
+            (Task::MinimalPairs, Some(_)) => Err(Error::user(
+                "`data.dir` means nothing for `task = \"minimal-pairs\"`: its sentences are generated",
+            )
+            .help("Take `dir` out.")),
+            (Task::MinimalPairs, None) | (_, Some(_)) => Ok(()),
+            (_, None) => Err(Error::user(format!("`data.dir` is missing: where are the files of `{task}`?"))
+                .help("Give the folder with the task's train and dev files: `dir = \"glue/cola\"`.")),
+        }
+    }
+
+    fn validate_files(&self) -> Result<()> {
+        if self.dir.is_some() {
+            return Err(Error::user("`data.dir` is only for `data.task`")
+                .help("Take `dir` out: `train`, `validation` and `test` are paths of their own."));
+        }
+        let Some(columns) = &self.columns else {
+            return Err(Error::user("[data.columns] is missing: which column is the text?").help(
+                "Add [data.columns] with `text = \"sentence\"` and `label = \"label\"`, and `text_pair` for pairs.",
+            ));
+        };
+        let named = [
+            Some(&columns.text),
+            columns.text_pair.as_ref(),
+            Some(&columns.label),
+        ];
+        if self.header == Some(false)
+            && let Some(Column::Name(name)) = named
+                .iter()
+                .flatten()
+                .find(|c| matches!(c, Column::Name(_)))
+        {
+            return Err(Error::user(format!(
+                "[data.columns] names the column `{name}`, but `data.header = false` says that columns have no names"
+            ))
+            .help("Give positions instead, from 0: `text = 3`, `label = 1`."));
+        }
+        if let Some(delimiter) = self.delimiter
+            && (!delimiter.is_ascii() || matches!(delimiter, '"' | '\n' | '\r'))
+        {
+            return Err(Error::user(format!(
+                "`data.delimiter = {delimiter:?}` cannot divide columns"
+            ))
+            .help("Use one ASCII character such as \",\", \";\", \"|\" or \"\\t\"."));
+        }
+        if let Some(labels) = &self.labels {
+            self.validate_labels(labels)?;
+        }
+        Ok(())
+    }
+
+    fn validate_labels(&self, labels: &[String]) -> Result<()> {
+        if self.problem == Some(Problem::Regression) {
+            return Err(Error::user(
+                "`data.labels` names classes, but `data.problem = \"regression\"` has none",
+            )
+            .help("Take one of the two out."));
+        }
+        let twice = (1..labels.len()).find(|&i| labels[..i].contains(&labels[i]));
+        if let Some(twice) = twice {
+            return Err(
+                Error::user(format!("`data.labels` names {:?} twice", labels[twice]))
+                    .help("Name every class once."),
+            );
+        }
+        if labels.len() < 2 {
+            return Err(Error::user(format!(
+                "`data.labels` has {} class(es): there is nothing to decide",
+                labels.len()
+            ))
+            .help("Name at least two classes, or leave `labels` out to take them from `train`."));
+        }
+        Ok(())
+    }
+
+    fn validate_metrics(&self) -> Result<()> {
+        let Some(metrics) = &self.metrics else {
+            return Ok(());
+        };
+        if metrics.is_empty() {
+            return Err(Error::user("`data.metrics` is empty").help(
+                "Name at least one, the deciding one first, or leave it out for the task's own.",
+            ));
+        }
+        let classes = match self.task {
+            Some(task) => task.problem() == Problem::Classification,
+            None => self.problem != Some(Problem::Regression),
+        };
+        if let Some(metric) = metrics
+            .iter()
+            .find(|metric| metric.is_for_classes() != classes)
+        {
+            let (kind, fitting) = match classes {
+                true => ("classes", "accuracy, f1, macro_f1, matthews"),
+                false => ("values", "pearson, spearman"),
+            };
+            return Err(Error::user(format!(
+                "`data.metrics` names `{metric}`, which does not measure {kind}"
+            ))
+            .help(format!("For {kind}: {fitting}.")));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(recipe: &str) -> String {
+        let config: DataConfig = toml::from_str(recipe).unwrap();
+        config
+            .validate()
+            .map_or_else(|error| error.to_string(), |()| "fine".into())
+    }
+
+    #[test]
+    fn contradictions_are_refused_by_key() {
+        assert_eq!(message("task = 'cola'\ndir = 'x'"), "fine");
+        assert_eq!(message("task = 'minimal-pairs'"), "fine");
+        assert_eq!(
+            message("train = 'a.csv'\n[columns]\ntext = 'sentence'"),
+            "fine"
+        );
+        assert_eq!(
+            message("train = 'a.csv'\nheader = false\n[columns]\ntext = 3\nlabel = 1"),
+            "fine"
+        );
+        for (recipe, part) in [
+            ("", "does not say what to learn"),
+            ("task = 'cola'\ndir = 'x'\ntrain = 'y.csv'", "both given"),
+            ("task = 'cola'", "`data.dir` is missing"),
+            (
+                "task = 'cola'\ndir = 'x'\nlabels = ['a', 'b']",
+                "`data.labels` is for files of your own",
+            ),
+            ("train = 'a.csv'", "[data.columns] is missing"),
+            (
+                "train = 'a.csv'\nheader = false\n[columns]\ntext = 'sentence'",
+                "columns have no names",
+            ),
+            (
+                "train = 'a.csv'\ndelimiter = 'é'\n[columns]\ntext = 't'",
+                "cannot divide",
+            ),
+            (
+                "train = 'a.csv'\nlabels = ['a', 'b', 'a']\n[columns]\ntext = 't'",
+                "\"a\" twice",
+            ),
+            ("task = 'cola'\ndir = 'x'\nlimit = 0", "leaves no example"),
+            (
+                "task = 'stsb'\ndir = 'x'\nmetrics = ['accuracy']",
+                "does not measure values",
+            ),
+        ] {
+            let found = message(recipe);
+            assert!(found.contains(part), "{recipe:?} gave {found:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_and_the_rest_survives_a_round_trip() {
+        assert!(toml::from_str::<DataConfig>("taks = 'cola'").is_err());
+        assert!(toml::from_str::<DataConfig>("[columns]\ntext = 'a'\nlable = 'b'").is_err());
+        let recipe =
+            "train = 'a.csv'\ndelimiter = \"\\t\"\nlimit = 5\n[columns]\ntext = 3\ntext_pair = 'b'";
+        let config: DataConfig = toml::from_str(recipe).unwrap();
+        let again: DataConfig = toml::from_str(&toml::to_string(&config).unwrap()).unwrap();
+        assert_eq!(config, again);
+        let resolved = config.resolved(Path::new("/recipes"));
+        assert_eq!(resolved.train.as_deref(), Some(Path::new("/recipes/a.csv")));
+        assert_eq!(resolved.resolved(Path::new("/elsewhere")), resolved);
+    }
+}

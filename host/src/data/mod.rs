@@ -1,0 +1,62 @@
+//! Tasks, formats, tokenising and batching.
+
+mod batch;
+pub mod config;
+mod encode;
+mod load;
+pub mod minimal_pairs;
+mod problems;
+mod table;
+mod task;
+
+pub use batch::{Batch, EpochPlan, evaluation_batches};
+pub use config::{DataConfig, Problem};
+pub use encode::{Encoded, tokenize};
+pub use load::{Data, labels_of, load};
+pub use task::{Part, Task};
+
+/// One text, or pair of texts, of a data set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Example {
+    /// The text.
+    pub text: String,
+    /// The second text of a pair.
+    pub text_pair: Option<String>,
+    /// What it is trained towards; none where the data does not say.
+    pub label: Option<Label>,
+}
+
+/// What an example is trained towards.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Label {
+    /// The index of a class.
+    Class(u32),
+    /// A value.
+    Value(f32),
+}
+
+impl Label {
+    /// All of `labels` as classes; none if one is a value, or there are none.
+    pub fn classes(labels: &[Label]) -> Option<Vec<u32>> {
+        if labels.is_empty() {
+            return None;
+        }
+        let classes = labels.iter().map(|label| match label {
+            Label::Class(class) => Some(*class),
+            Label::Value(_) => None,
+        });
+        classes.collect()
+    }
+
+    /// All of `labels` as values; none if one is a class, or there are none.
+    pub fn values(labels: &[Label]) -> Option<Vec<f32>> {
+        if labels.is_empty() {
+            return None;
+        }
+        let values = labels.iter().map(|label| match label {
+            Label::Value(value) => Some(*value),
+            Label::Class(_) => None,
+        });
+        values.collect()
+    }
+}

@@ -1,0 +1,407 @@
+//! The tasks known by name: what they are about, how their published files are laid out.
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::config::{Column, Format, Problem};
+use super::table::{Header, Layout, Positions};
+use crate::error::{Error, Result};
+use crate::train::metrics::Metric;
+
+/// A task known by name: the nine of GLUE (Wang et al. 2018) and the embedded corpus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Acceptability of a sentence (Warstadt et al. 2019).
+    Cola,
+    /// Sentiment of a sentence (Socher et al. 2013).
+    Sst2,
+    /// Paraphrase (Dolan & Brockett 2005).
+    Mrpc,
+    /// Similarity of two sentences, a value from 0 to 5 (Cer et al. 2017).
+    Stsb,
+    /// Duplicate questions from Quora.
+    Qqp,
+    /// Inference in several genres; validated on matched and mismatched ones (Williams et al. 2018).
+    Mnli,
+    /// Whether a sentence answers a question (from SQuAD, Rajpurkar et al. 2016).
+    Qnli,
+    /// Inference (the RTE challenges, 2005 to 2009).
+    Rte,
+    /// Inference on pronouns (Levesque et al. 2012).
+    Wnli,
+    /// The acceptability corpus that the program generates itself.
+    MinimalPairs,
+}
+
+/// What is fixed about a task.
+pub(super) struct Facts {
+    /// The name in recipes.
+    pub(super) name: &'static str,
+    /// The folder's name in GLUE's own archives.
+    pub(super) folder: &'static str,
+    /// Classes in the order of their numbers in the files; empty for a regression.
+    pub(super) labels: &'static [&'static str],
+    /// What the task is judged by, the deciding one first.
+    pub(super) metrics: &'static [Metric],
+    /// Names the text's column has in one layout or another.
+    text: &'static [&'static str],
+    /// The same for the second text; empty for tasks of one.
+    text_pair: &'static [&'static str],
+    /// The same for the label.
+    label: &'static [&'static str],
+    /// Where the columns are in a file without a header, if there is such a layout.
+    headerless: Option<Positions>,
+}
+
+const ENTAILMENT: &[&str] = &["entailment", "not_entailment"];
+
+const fn facts_of(task: Task) -> Facts {
+    match task {
+        Task::Cola => Facts {
+            name: "cola",
+            folder: "CoLA",
+            labels: &["unacceptable", "acceptable"],
+            metrics: &[Metric::Matthews, Metric::Accuracy],
+            text: &["sentence"],
+            text_pair: &[],
+            label: &["label"],
+            // Source, label, the author's mark, sentence.
+            headerless: Some(Positions {
+                text: 3,
+                text_pair: None,
+                label: 1,
+                least: 4,
+                most: 4,
+            }),
+        },
+        Task::Sst2 => Facts {
+            name: "sst2",
+            folder: "SST-2",
+            labels: &["negative", "positive"],
+            metrics: &[Metric::Accuracy],
+            text: &["sentence"],
+            text_pair: &[],
+            label: &["label"],
+            headerless: None,
+        },
+        Task::Mrpc => Facts {
+            name: "mrpc",
+            folder: "MRPC",
+            labels: &["not_equivalent", "equivalent"],
+            metrics: &[Metric::Accuracy, Metric::F1],
+            text: &["#1 String", "sentence1"],
+            text_pair: &["#2 String", "sentence2"],
+            label: &["Quality", "label"],
+            headerless: None,
+        },
+        Task::Stsb => Facts {
+            name: "stsb",
+            folder: "STS-B",
+            labels: &[],
+            metrics: &[Metric::Pearson, Metric::Spearman],
+            text: &["sentence1"],
+            text_pair: &["sentence2"],
+            label: &["score", "label"],
+            // Genre, file, year, number, score, two sentences, and in some rows their two sources.
+            headerless: Some(Positions {
+                text: 5,
+                text_pair: Some(6),
+                label: 4,
+                least: 7,
+                most: 9,
+            }),
+        },
+        Task::Qqp => Facts {
+            name: "qqp",
+            folder: "QQP",
+            labels: &["not_duplicate", "duplicate"],
+            metrics: &[Metric::Accuracy, Metric::F1],
+            text: &["question1"],
+            text_pair: &["question2"],
+            label: &["is_duplicate", "label"],
+            headerless: None,
+        },
+        Task::Mnli => Facts {
+            name: "mnli",
+            folder: "MNLI",
+            labels: &["entailment", "neutral", "contradiction"],
+            metrics: &[Metric::Accuracy],
+            text: &["sentence1", "premise"],
+            text_pair: &["sentence2", "hypothesis"],
+            label: &["gold_label", "label"],
+            headerless: None,
+        },
+        Task::Qnli => Facts {
+            name: "qnli",
+            folder: "QNLI",
+            labels: ENTAILMENT,
+            metrics: &[Metric::Accuracy],
+            text: &["question"],
+            text_pair: &["sentence"],
+            label: &["label"],
+            headerless: None,
+        },
+        Task::Rte => Facts {
+            name: "rte",
+            folder: "RTE",
+            labels: ENTAILMENT,
+            metrics: &[Metric::Accuracy],
+            text: &["sentence1"],
+            text_pair: &["sentence2"],
+            label: &["label"],
+            headerless: None,
+        },
+        Task::Wnli => Facts {
+            name: "wnli",
+            folder: "WNLI",
+            labels: &["not_entailment", "entailment"],
+            metrics: &[Metric::Accuracy],
+            text: &["sentence1"],
+            text_pair: &["sentence2"],
+            label: &["label"],
+            headerless: None,
+        },
+        Task::MinimalPairs => Facts {
+            name: "minimal-pairs",
+            folder: "",
+            labels: &["unacceptable", "acceptable"],
+            metrics: &[Metric::Matthews, Metric::Accuracy],
+            text: &[],
+            text_pair: &[],
+            label: &[],
+            headerless: None,
+        },
+    }
+}
+
+/// A part of a task's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Learnt from.
+    Train,
+    /// Evaluated on while training.
+    Validation,
+    /// Predicted.
+    Test,
+}
+
+impl Part {
+    /// The name in recipes and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Train => "train",
+            Part::Validation => "validation",
+            Part::Test => "test",
+        }
+    }
+}
+
+/// The files of one split: its name in reports, then every file, in order.
+pub(super) struct Found {
+    pub(super) name: String,
+    pub(super) files: Vec<PathBuf>,
+}
+
+impl Task {
+    pub(super) fn facts(self) -> Facts {
+        facts_of(self)
+    }
+
+    /// What the task's head predicts.
+    pub fn problem(self) -> Problem {
+        match self {
+            Task::Stsb => Problem::Regression,
+            _ => Problem::Classification,
+        }
+    }
+
+    /// How a file of this task is read. `part` decides whether it must have labels.
+    pub(super) fn layout(self, file: &Path, part: Part) -> Layout {
+        let facts = self.facts();
+        let columns = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| Column::Name((*name).to_owned()))
+                .collect()
+        };
+        Layout {
+            // STS-B's files are called csv but have tabs.
+            format: match Format::of(file) {
+                Ok(format @ (Format::Parquet | Format::Jsonl)) => format,
+                _ => Format::Tsv,
+            },
+            delimiter: b'\t',
+            quote: false,
+            header: Header::Detect(facts.headerless),
+            text: columns(facts.text),
+            text_pair: columns(facts.text_pair),
+            label: columns(facts.label),
+            needs_label: part != Part::Test,
+            // Quora's published file has a few rows cut short and a few empty questions. Everyone
+            // drops the former and keeps the latter, so that results can be compared.
+            skip_short: self == Task::Qqp,
+            allow_empty: self == Task::Qqp,
+        }
+    }
+
+    /// The files of `part` in `dir`, one entry per split (MNLI validates on two); none where the
+    /// published data lacks the part, an error where it should be there.
+    pub(super) fn files(self, dir: &Path, part: Part) -> Result<Vec<Found>> {
+        let facts = self.facts();
+        if !dir.is_dir() {
+            return Err(Error::user(format!("{}: there is no such folder", dir.display())).help(format!(
+                "`data.dir` is the folder with the files of `{}`; a relative path starts at the recipe's folder.",
+                facts.name
+            )));
+        }
+        let folders = [dir.to_owned(), dir.join(facts.folder), dir.join(facts.name)];
+        let mut looked_for = Vec::new();
+        let mut found = Vec::new();
+        for (split, names) in self.names(part) {
+            let files = folders
+                .iter()
+                .find_map(|folder| first_match(folder, &names));
+            match files {
+                Some(files) => found.push(Found {
+                    name: split.to_owned(),
+                    files,
+                }),
+                None => looked_for.push(names.join(", ")),
+            }
+        }
+        // A test split is optional, and so is one of MNLI's two validation splits.
+        if found.is_empty() && part != Part::Test {
+            return Err(Error::user(format!(
+                "{}: no {} file of `{}`",
+                dir.display(),
+                part.name(),
+                facts.name
+            ))
+            .help(format!(
+                "Looked for {} here and in {}/ and {}/. The folder holds: {}.",
+                looked_for.join("; "),
+                facts.folder,
+                facts.name,
+                listing(dir)
+            )));
+        }
+        Ok(found)
+    }
+
+    /// The file names a part may have, the preferred ones first, per split.
+    fn names(self, part: Part) -> Vec<(&'static str, Vec<&'static str>)> {
+        match (self, part) {
+            (Task::Mnli, Part::Validation) => vec![
+                (
+                    "validation_matched",
+                    vec![
+                        "dev_matched.tsv",
+                        "validation_matched.tsv",
+                        "validation_matched-*.parquet",
+                    ],
+                ),
+                (
+                    "validation_mismatched",
+                    vec![
+                        "dev_mismatched.tsv",
+                        "validation_mismatched.tsv",
+                        "validation_mismatched-*.parquet",
+                    ],
+                ),
+            ],
+            (Task::Mnli, Part::Test) => vec![
+                (
+                    "test_matched",
+                    vec!["test_matched.tsv", "test_matched-*.parquet"],
+                ),
+                (
+                    "test_mismatched",
+                    vec!["test_mismatched.tsv", "test_mismatched-*.parquet"],
+                ),
+            ],
+            (_, Part::Train) => vec![(
+                "train",
+                vec![
+                    "train.tsv",
+                    "train.csv",
+                    "sts-train.csv",
+                    "msr_paraphrase_train.txt",
+                    "train-*.parquet",
+                ],
+            )],
+            // Microsoft's own MRPC has no dev split: its test split has labels and stands in.
+            (Task::Mrpc, Part::Validation) => vec![(
+                "validation",
+                vec![
+                    "dev.tsv",
+                    "validation-*.parquet",
+                    "msr_paraphrase_test.txt",
+                    "test.tsv",
+                ],
+            )],
+            (_, Part::Validation) => vec![(
+                "validation",
+                vec!["dev.tsv", "dev.csv", "sts-dev.csv", "validation-*.parquet"],
+            )],
+            (_, Part::Test) => vec![(
+                "test",
+                vec![
+                    "test.tsv",
+                    "test.csv",
+                    "sts-test.csv",
+                    "msr_paraphrase_test.txt",
+                    "test-*.parquet",
+                ],
+            )],
+        }
+    }
+}
+
+impl std::fmt::Display for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.facts().name)
+    }
+}
+
+/// The files in `folder` under the first of `names` that is there. A `*` stands for anything: the
+/// shards of a Parquet export, which come in the order of their names.
+fn first_match(folder: &Path, names: &[&str]) -> Option<Vec<PathBuf>> {
+    names.iter().find_map(|name| match name.split_once('*') {
+        None => Some(folder.join(name))
+            .filter(|path| path.is_file())
+            .map(|path| vec![path]),
+        Some((start, end)) => {
+            let mut shards: Vec<PathBuf> = std::fs::read_dir(folder)
+                .ok()?
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .filter(|path| {
+                    let name = path
+                        .file_name()
+                        .and_then(|name| name.to_str())
+                        .unwrap_or_default();
+                    name.starts_with(start) && name.ends_with(end)
+                })
+                .collect();
+            shards.sort();
+            Some(shards).filter(|shards| !shards.is_empty())
+        }
+    })
+}
+
+/// The first names in a folder, for an error.
+fn listing(dir: &Path) -> String {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .collect();
+    names.sort();
+    match names.len() {
+        0 => "nothing".into(),
+        1..=12 => names.join(", "),
+        more => format!("{} and {} more", names[..12].join(", "), more - 12),
+    }
+}

@@ -1,0 +1,5 @@
+//! Trained adapters as files that other tools read.
+
+mod peft;
+
+pub use peft::{Peft, read, write};

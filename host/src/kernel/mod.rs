@@ -1,0 +1,169 @@
+//! Fused operations, one file each: hand-written CPU code, and burn's own composition for every other
+//! backend. Nothing outside this folder touches a raw buffer.
+//!
+//! Two kinds of tensor meet here, and the types keep them apart: frozen weights are tensors of the plain
+//! backend `B` and can never be tracked; what flows through the model is a tensor of [`Ad<B>`], recorded
+//! only above the lowest active module. Activations are packed, `[tokens, features]`, with no padding.
+
+mod activation;
+mod adamw;
+mod attention;
+mod cpu;
+mod dropout;
+mod gemm;
+mod linear;
+mod measure;
+mod norm;
+mod record;
+pub mod simd;
+#[cfg(test)]
+mod tests;
+
+use burn::tensor::Tensor;
+use burn_autodiff::Autodiff;
+use burn_backend::Backend;
+use burn_flex::Flex;
+
+pub use activation::Activation;
+pub use adamw::{AdamWStep, Moments};
+pub use attention::{AttentionShape, Sequences};
+pub use dropout::Dropout;
+pub use linear::Lora;
+pub use record::is_tracked;
+
+/// The backend that records what is needed for gradients.
+pub type Ad<B> = Autodiff<B>;
+
+/// A backend with dynalora's fused operations. Every method has a default composed of burn's own
+/// operations, which serves GPUs, where burn fuses it; the CPU overrides all of them.
+pub trait Kernels: Backend {
+    /// `y = x·Wᵀ + b`: `x [tokens, in]`, `W [out, in]`, `b [out]`.
+    fn frozen_linear(
+        x: Tensor<Ad<Self>, 2>,
+        weight: &Tensor<Self, 2>,
+        bias: Option<&Tensor<Self, 1>>,
+    ) -> Tensor<Ad<Self>, 2> {
+        linear::composed(x, weight, bias)
+    }
+
+    /// `y = x·Wᵀ + b + s·(dropout(x)·Aᵀ)·Bᵀ` (Hu et al. 2021, eq. 3), as a side path: `W + s·BA` is never
+    /// formed. Also `dropout(x)·Aᵀ`, `[tokens, rank]`, detached, for the signals.
+    fn lora(
+        x: Tensor<Ad<Self>, 2>,
+        weight: &Tensor<Self, 2>,
+        bias: Option<&Tensor<Self, 1>>,
+        lora: Lora<Self>,
+    ) -> (Tensor<Ad<Self>, 2>, Tensor<Self, 2>) {
+        linear::composed_lora(x, weight, bias, lora)
+    }
+
+    /// The activation function, element by element.
+    fn activation(x: Tensor<Ad<Self>, 2>, function: Activation) -> Tensor<Ad<Self>, 2> {
+        activation::composed(x, function)
+    }
+
+    /// `LayerNorm(x + residual)·γ + β` over the features of each token (Ba et al. 2016). γ and β are frozen.
+    fn add_layer_norm(
+        x: Tensor<Ad<Self>, 2>,
+        residual: Option<Tensor<Ad<Self>, 2>>,
+        gamma: &Tensor<Self, 1>,
+        beta: &Tensor<Self, 1>,
+        epsilon: f32,
+    ) -> Tensor<Ad<Self>, 2> {
+        norm::composed(x, residual, gamma, beta, epsilon)
+    }
+
+    /// Multi-head softmax attention within each packed sequence: `q`, `k`, `v` `[tokens, heads · head size]`.
+    fn packed_attention(
+        q: Tensor<Ad<Self>, 2>,
+        k: Tensor<Ad<Self>, 2>,
+        v: Tensor<Ad<Self>, 2>,
+        sequences: &Sequences,
+        shape: AttentionShape,
+        dropout: Dropout,
+    ) -> Tensor<Ad<Self>, 2> {
+        attention::composed(q, k, v, sequences, shape, dropout)
+    }
+
+    /// Inverted dropout (Srivastava et al. 2014): zero with probability p, else `x / (1 - p)`.
+    fn dropout(x: Tensor<Ad<Self>, 2>, dropout: Dropout) -> Tensor<Ad<Self>, 2> {
+        dropout::composed(x, dropout)
+    }
+
+    /// `[Σ|x|, Σx²]` over all elements.
+    fn sums(x: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        measure::composed(x)
+    }
+
+    /// One AdamW update of a parameter and its moments.
+    fn adamw(
+        parameter: Moments<Self>,
+        gradient: Tensor<Self, 2>,
+        step: AdamWStep,
+    ) -> Moments<Self> {
+        adamw::composed(parameter, gradient, step)
+    }
+}
+
+impl Kernels for Flex {
+    fn frozen_linear(
+        x: Tensor<Ad<Self>, 2>,
+        weight: &Tensor<Self, 2>,
+        bias: Option<&Tensor<Self, 1>>,
+    ) -> Tensor<Ad<Self>, 2> {
+        linear::cpu(x, weight, bias)
+    }
+
+    fn lora(
+        x: Tensor<Ad<Self>, 2>,
+        weight: &Tensor<Self, 2>,
+        bias: Option<&Tensor<Self, 1>>,
+        lora: Lora<Self>,
+    ) -> (Tensor<Ad<Self>, 2>, Tensor<Self, 2>) {
+        linear::cpu_lora(x, weight, bias, lora)
+    }
+
+    fn activation(x: Tensor<Ad<Self>, 2>, function: Activation) -> Tensor<Ad<Self>, 2> {
+        activation::cpu(x, function)
+    }
+
+    fn add_layer_norm(
+        x: Tensor<Ad<Self>, 2>,
+        residual: Option<Tensor<Ad<Self>, 2>>,
+        gamma: &Tensor<Self, 1>,
+        beta: &Tensor<Self, 1>,
+        epsilon: f32,
+    ) -> Tensor<Ad<Self>, 2> {
+        norm::cpu(x, residual, gamma, beta, epsilon)
+    }
+
+    fn packed_attention(
+        q: Tensor<Ad<Self>, 2>,
+        k: Tensor<Ad<Self>, 2>,
+        v: Tensor<Ad<Self>, 2>,
+        sequences: &Sequences,
+        shape: AttentionShape,
+        dropout: Dropout,
+    ) -> Tensor<Ad<Self>, 2> {
+        attention::cpu(q, k, v, sequences, shape, dropout)
+    }
+
+    fn dropout(x: Tensor<Ad<Self>, 2>, dropout: Dropout) -> Tensor<Ad<Self>, 2> {
+        dropout::cpu(x, dropout)
+    }
+
+    fn sums(x: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        measure::cpu(x)
+    }
+
+    fn adamw(
+        parameter: Moments<Self>,
+        gradient: Tensor<Self, 2>,
+        step: AdamWStep,
+    ) -> Moments<Self> {
+        adamw::cpu(parameter, gradient, step)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Kernels for burn_cuda::Cuda {}

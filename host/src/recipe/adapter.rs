@@ -1,0 +1,322 @@
+//! `[adapter]`: what is trained beside which modules.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use globset::{GlobBuilder, GlobMatcher};
+use regex::Regex;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::document::Document;
+use crate::error::{Error, Result};
+
+/// The adapter of every target module. PEFT's names for the keys (`r`, `lora_alpha`, `lora_dropout`,
+/// `target_modules`) are understood too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdapterConfig {
+    /// The method.
+    pub kind: AdapterKind,
+    /// Width of the bottleneck: rows of `A: [rank, in]`, columns of `B: [out, rank]`.
+    #[serde(alias = "r")]
+    pub rank: usize,
+    /// The adapter's share is scaled by `alpha / rank`.
+    #[serde(alias = "lora_alpha")]
+    pub alpha: f64,
+    /// Dropout on the adapter's input.
+    #[serde(alias = "lora_dropout")]
+    pub dropout: f64,
+    /// The modules that get an adapter: one target or a list of them.
+    #[serde(alias = "target_modules")]
+    pub targets: Targets,
+}
+
+/// The methods there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AdapterKind {
+    /// `ΔW = (alpha / rank) · B·A` (Hu et al. 2021).
+    #[default]
+    Lora,
+}
+
+impl Default for AdapterConfig {
+    fn default() -> Self {
+        AdapterConfig {
+            kind: AdapterKind::Lora,
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            targets: Targets(vec![
+                Target::Name("query".into()),
+                Target::Name("value".into()),
+            ]),
+        }
+    }
+}
+
+impl AdapterConfig {
+    pub(super) fn validate(&self, at: &Document) -> Result<()> {
+        let key =
+            |ours: &'static str, pefts: &'static str| if at.has(pefts) { pefts } else { ours };
+        let rank = self.rank;
+        let rank_key = key("adapter.rank", "adapter.r");
+        at.check(
+            rank_key,
+            (1..=65_536).contains(&rank),
+            rank,
+            "a rank from 1 to 65536",
+        )?;
+        let positive = self.alpha.is_finite() && self.alpha > 0.0;
+        at.check(
+            key("adapter.alpha", "adapter.lora_alpha"),
+            positive,
+            self.alpha,
+            "a number above 0",
+        )?;
+        at.check_dropout(key("adapter.dropout", "adapter.lora_dropout"), self.dropout)?;
+
+        let key = key("adapter.targets", "adapter.target_modules");
+        if self.targets.0.is_empty() {
+            return Err(at
+                .error(
+                    key,
+                    "no modules are targeted",
+                    "expected at least one target",
+                )
+                .help("name the modules to adapt: [\"query\", \"value\"], or \"all-linear\""));
+        }
+        for target in &self.targets.0 {
+            if let Err(reason) = target.compile() {
+                return Err(at
+                    .error(key, format!("the target \"{target}\" cannot be used"), reason)
+                    .help("a target is the last part of a module's path (\"query\"), \"all-linear\", \"glob:…\" or \"regex:…\""));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One or more targets; a module is adapted if any of them matches it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Targets(
+    /// In the recipe's order.
+    pub Vec<Target>,
+);
+
+/// A way to name modules by their path in the base model, such as
+/// `encoder.layer.3.attention.self.query`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `all-linear`: every linear layer except the head's.
+    AllLinear,
+    /// The whole path or the last parts of it: `query`, `attention.output.dense`. As in PEFT.
+    Name(String),
+    /// `glob:encoder.layer.[345].**`: over the whole path; `*` stays within one part of it, `**` crosses parts.
+    Glob(String),
+    /// `regex:.*\.(query|value)`: over the whole path, as in PEFT.
+    Regex(String),
+}
+
+impl Target {
+    /// A matcher for module paths; an error for a pattern that cannot be read.
+    pub fn matcher(&self) -> Result<Matcher> {
+        self.compile().map_err(|reason| {
+            Error::user(format!("the target \"{self}\" cannot be used: {reason}"))
+        })
+    }
+
+    fn compile(&self) -> Result<Matcher, String> {
+        match self {
+            Target::AllLinear => Ok(Matcher::All),
+            Target::Name(name) => {
+                let plain = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
+                if name
+                    .split('.')
+                    .all(|part| !part.is_empty() && part.chars().all(plain))
+                {
+                    Ok(Matcher::Name(name.clone()))
+                } else {
+                    Err("not part of a module's path, and neither a glob nor a regex".to_owned())
+                }
+            }
+            // globset knows parts of a path by their slashes.
+            Target::Glob(pattern) => GlobBuilder::new(&pattern.replace('.', "/"))
+                .literal_separator(true)
+                .build()
+                .map(|glob| Matcher::Glob(glob.compile_matcher()))
+                .map_err(|error| error.kind().to_string()),
+            Target::Regex(pattern) => Regex::new(&format!("^(?:{pattern})$"))
+                .map(Matcher::Regex)
+                .map_err(|error| last_line(&error.to_string())),
+        }
+    }
+}
+
+/// regex draws its errors over several lines; the last says what is wrong.
+fn last_line(text: &str) -> String {
+    text.lines()
+        .last()
+        .unwrap_or_default()
+        .trim_start_matches("error: ")
+        .to_owned()
+}
+
+/// A [`Target`] made ready.
+#[derive(Clone, Debug)]
+pub enum Matcher {
+    /// Every path.
+    All,
+    /// Paths that end with these parts.
+    Name(String),
+    /// Paths a glob matches, with `/` between the parts.
+    Glob(GlobMatcher),
+    /// Paths a regex matches as a whole.
+    Regex(Regex),
+}
+
+impl Matcher {
+    /// Whether the module at `path` is meant.
+    pub fn is_match(&self, path: &str) -> bool {
+        match self {
+            Matcher::All => true,
+            Matcher::Name(name) => path
+                .strip_suffix(name.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.')),
+            Matcher::Glob(glob) => glob.is_match(path.replace('.', "/")),
+            Matcher::Regex(regex) => regex.is_match(path),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::AllLinear => f.write_str("all-linear"),
+            Target::Name(name) => f.write_str(name),
+            Target::Glob(pattern) => write!(f, "glob:{pattern}"),
+            Target::Regex(pattern) => write!(f, "regex:{pattern}"),
+        }
+    }
+}
+
+impl From<&str> for Target {
+    fn from(text: &str) -> Self {
+        if text == "all-linear" {
+            return Target::AllLinear;
+        }
+        match text.split_once(':') {
+            Some(("glob", pattern)) => Target::Glob(pattern.to_owned()),
+            Some(("regex", pattern)) => Target::Regex(pattern.to_owned()),
+            _ => Target::Name(text.to_owned()),
+        }
+    }
+}
+
+impl Serialize for Targets {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [only] => serializer.collect_str(only),
+            many => serializer.collect_seq(many.iter().map(Target::to_string)),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Targets {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TargetsVisitor)
+    }
+}
+
+struct TargetsVisitor;
+
+impl<'de> de::Visitor<'de> for TargetsVisitor {
+    type Value = Targets;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a target in quotes, or a list of them")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Targets, E> {
+        Ok(Targets(vec![text.into()]))
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Targets, A::Error> {
+        let mut targets = Vec::new();
+        while let Some(text) = list.next_element::<String>()? {
+            targets.push(text.as_str().into());
+        }
+        Ok(Targets(targets))
+    }
+}
+
+impl JsonSchema for Targets {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Targets".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "oneOf": [
+                { "type": "string" },
+                { "type": "array", "items": { "type": "string" }, "minItems": 1 },
+            ],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(target: &str, path: &str) -> bool {
+        Target::from(target).matcher().expect(target).is_match(path)
+    }
+
+    #[test]
+    fn targets_match_paths_as_peft_does() {
+        let query = "encoder.layer.3.attention.self.query";
+        for target in [
+            "all-linear",
+            "query",
+            "self.query",
+            query,
+            "glob:**.query",
+            "glob:encoder.layer.[3-5].**",
+            "glob:encoder.layer.{2,3}.*.*.query",
+            r"regex:.*\.(query|value)",
+        ] {
+            assert!(matches(target, query), "{target}");
+        }
+        for target in [
+            "uery",
+            "key",
+            "glob:*.query",
+            "glob:encoder.layer.[4-5].**",
+            "regex:query",
+            "glob:query",
+        ] {
+            assert!(!matches(target, query), "{target}");
+        }
+        assert!(matches(
+            "attention.output.dense",
+            "encoder.layer.0.attention.output.dense"
+        ));
+        assert!(!matches(
+            "attention.output.dense",
+            "encoder.layer.0.output.dense"
+        ));
+    }
+
+    #[test]
+    fn patterns_that_cannot_be_read_are_refused() {
+        for target in ["", "query,value", "a..b", "glob:[", "regex:(", "regx:query"] {
+            assert!(Target::from(target).matcher().is_err(), "{target}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! `[allocation]`: when modules are chosen anew, and among what.
+
+use dynalora_plugin_api::Count;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::document::Document;
+use super::plugin::PluginConfig;
+use crate::allocation::initial_count;
+pub use crate::allocation::{Initial, Schedule, Unit};
+use crate::error::Result;
+
+/// Which modules are active, and when that changes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AllocationConfig {
+    /// What the allocator chooses among.
+    pub unit: Unit,
+    /// The units active until the first reallocation.
+    pub initial: Initial,
+    /// How many of them `initial = "random"` draws: a count or a share such as "50%". Left out: the
+    /// allocator's `k`.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "count_as_written"
+    )]
+    pub initial_k: Option<Count>,
+    /// What becomes of the optimiser's state of a module that goes inactive.
+    pub optimizer_state: OptimizerState,
+    /// For so many steps before a reallocation the inactive modules' gradients are measured too,
+    /// where the scorer asks for gradients.
+    pub probe_steps: u64,
+    /// When to reallocate.
+    pub schedule: Schedule,
+}
+
+/// What becomes of the optimiser's state of a module that goes inactive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerState {
+    /// One AdamW for all: moments are kept and the step count runs on.
+    #[default]
+    Global,
+    /// Each module has its own moments, step count and learning-rate schedule, paused while inactive.
+    Local,
+    /// Dropped on deactivation, which frees its memory; the module starts afresh when chosen again.
+    Reset,
+}
+
+impl Default for AllocationConfig {
+    fn default() -> Self {
+        AllocationConfig {
+            unit: Unit::default(),
+            initial: Initial::default(),
+            initial_k: None,
+            optimizer_state: OptimizerState::default(),
+            probe_steps: 1,
+            schedule: Schedule::default(),
+        }
+    }
+}
+
+impl AllocationConfig {
+    /// Whether modules are ever chosen anew, which takes a scorer and an allocator.
+    pub fn is_dynamic(&self) -> bool {
+        self.schedule != Schedule::Never {}
+    }
+
+    pub(super) fn validate(&self, allocator: Option<&PluginConfig>, at: &Document) -> Result<()> {
+        self.schedule
+            .validate()
+            .map_err(|error| at.adopt("allocation.schedule", error))?;
+        let key = if self.initial_k.is_some() {
+            "allocation.initial_k"
+        } else {
+            "allocation.initial"
+        };
+        let parameters = allocator.map(PluginConfig::parameters_json);
+        initial_count(self.initial, self.initial_k, parameters.as_ref())
+            .map_err(|error| at.adopt(key, error))?;
+        Ok(())
+    }
+}
+
+fn count_as_written<S: Serializer>(
+    count: &Option<Count>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match count {
+        None => serializer.serialize_none(),
+        Some(Count::Exactly(count)) => serializer.serialize_u64(*count),
+        Some(Count::Percent(percent)) => serializer.collect_str(&format_args!("{percent}%")),
+    }
+}

@@ -1,0 +1,311 @@
+//! The recipe: a TOML file that describes a run completely. One struct per table, one file per struct.
+
+mod adapter;
+mod allocation;
+mod document;
+mod model;
+mod plugin;
+mod train;
+mod words;
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use adapter::{AdapterConfig, AdapterKind, Matcher, Target, Targets};
+pub use allocation::{AllocationConfig, Initial, OptimizerState, Schedule, Unit};
+pub use document::{Document, nearest};
+pub use model::ModelConfig;
+pub use plugin::PluginConfig;
+pub use train::{BatchLimit, CheckpointConfig, EvaluationConfig, Length, Order, TrainConfig};
+pub use words::{Device, Every};
+
+use crate::data::config::DataConfig;
+use crate::error::{Error, Result};
+
+/// Everything that decides a run, checked, with its paths made absolute.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The one source of every random choice: data order, dropout, new weights, allocations.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// The run directory, relative to the current directory.
+    pub output: PathBuf,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[serde(default)]
+    pub device: Device,
+    /// Threads to compute with on the CPU; left out: one per core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Folders with plugins, relative to the recipe; searched after those of `--plugin-dir`.
+    #[serde(default)]
+    pub plugin_dirs: Vec<PathBuf>,
+    /// The pretrained model.
+    pub model: ModelConfig,
+    /// What it learns from.
+    pub data: DataConfig,
+    /// What is trained beside which modules.
+    #[serde(default)]
+    pub adapter: AdapterConfig,
+    /// When modules are chosen anew.
+    #[serde(default)]
+    pub allocation: AllocationConfig,
+    /// The plugin that scores modules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scorer: Option<PluginConfig>,
+    /// The plugin that chooses modules by their scores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocator: Option<PluginConfig>,
+    /// How to train.
+    #[serde(default)]
+    pub train: TrainConfig,
+    /// When to evaluate.
+    #[serde(default)]
+    pub evaluation: EvaluationConfig,
+    /// When to save.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+}
+
+fn default_seed() -> u64 {
+    42
+}
+
+impl Recipe {
+    /// Reads the recipe at `path` with each of `sets` (`table.key=value`) applied in order.
+    pub fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
+        Recipe::load_with_document(path, sets).map(|(recipe, _)| recipe)
+    }
+
+    /// As [`load`](Recipe::load), with the places of its keys, to point at when one of them is found
+    /// wrong later on.
+    pub fn load_with_document(path: &Path, sets: &[String]) -> Result<(Recipe, Document)> {
+        let bytes = std::fs::read(path).map_err(|error| {
+            let help = match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    "check the path; recipes to start from lie in configs/"
+                }
+                std::io::ErrorKind::IsADirectory => {
+                    "give the recipe file itself, such as configs/cola.toml"
+                }
+                _ => "check that the file may be read",
+            };
+            Error::user(format!("cannot read the recipe {}", path.display()))
+                .because(error)
+                .help(help)
+        })?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            let line = error.as_bytes()[..at]
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count()
+                + 1;
+            Error::user(format!("{}, line {line}: not UTF-8", path.display()))
+                .help("save the recipe in the UTF-8 encoding, which TOML requires")
+        })?;
+        Recipe::parse(path, &text, sets)
+    }
+
+    /// As [`load_with_document`](Recipe::load_with_document), for a recipe whose `text` is at hand;
+    /// relative paths in it are taken as if it lay at `path`.
+    pub fn parse(path: &Path, text: &str, sets: &[String]) -> Result<(Recipe, Document)> {
+        let (mut recipe, document): (Recipe, _) =
+            Document::read(path, text, sets, &Recipe::keys())?;
+        recipe.validate(&document)?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        recipe.make_absolute(base)?;
+        recipe.train.fill();
+        Ok((recipe, document))
+    }
+
+    /// The recipe with every default written out and every path absolute: loaded back from anywhere,
+    /// it is equal to this one.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self)
+            .map_err(|error| Error::failure("the resolved recipe cannot be written").because(error))
+    }
+
+    /// The JSON Schema of a recipe, for editors.
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Recipe).to_value()
+    }
+
+    /// What is odd about the recipe but no mistake, one sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.allocation.is_dynamic() {
+            for (table, plugin) in [("scorer", &self.scorer), ("allocator", &self.allocator)] {
+                if let Some(plugin) = plugin {
+                    warnings.push(format!(
+                        "[{table}] names \"{}\", which is not used: the schedule is \"never\"",
+                        plugin.plugin
+                    ));
+                }
+            }
+        }
+        warnings
+    }
+
+    /// Every dotted key that a recipe can have, plugins' parameters aside.
+    fn keys() -> Vec<String> {
+        fn collect(
+            prefix: &str,
+            schema: &serde_json::Value,
+            root: &serde_json::Value,
+            keys: &mut Vec<String>,
+        ) {
+            let target = schema
+                .get("$ref")
+                .and_then(|r| r.as_str())
+                .and_then(|r| r.strip_prefix('#'));
+            if let Some(target) = target.and_then(|pointer| root.pointer(pointer)) {
+                collect(prefix, target, root, keys);
+            }
+            for union in ["anyOf", "oneOf", "allOf"] {
+                for part in schema
+                    .get(union)
+                    .and_then(|u| u.as_array())
+                    .into_iter()
+                    .flatten()
+                {
+                    collect(prefix, part, root, keys);
+                }
+            }
+            for (key, inner) in schema
+                .get("properties")
+                .and_then(|p| p.as_object())
+                .into_iter()
+                .flatten()
+            {
+                let key = if prefix.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{prefix}.{key}")
+                };
+                collect(&key, inner, root, keys);
+                if !keys.contains(&key) {
+                    keys.push(key);
+                }
+            }
+        }
+        let schema = Recipe::schema();
+        let mut keys = Vec::new();
+        collect("", &schema, &schema, &mut keys);
+        keys
+    }
+
+    fn validate(&self, at: &Document) -> Result<()> {
+        // TOML's integers end there, and the resolved recipe must be one.
+        at.check(
+            "seed",
+            i64::try_from(self.seed).is_ok(),
+            self.seed as f64,
+            "a seed below 2^63",
+        )?;
+        at.check(
+            "output",
+            !self.output.as_os_str().is_empty(),
+            &self.output,
+            "a folder",
+        )?;
+        at.check_count("threads", self.threads.unwrap_or(1) as u64)?;
+        self.model.validate(at)?;
+        self.data
+            .validate()
+            .map_err(|error| at.adopt("data", error))?;
+        self.adapter.validate(at)?;
+        self.allocation.validate(self.allocator.as_ref(), at)?;
+        for (table, plugin) in [("scorer", &self.scorer), ("allocator", &self.allocator)] {
+            match plugin {
+                Some(plugin) => plugin.validate(table, at)?,
+                None if self.allocation.is_dynamic() => {
+                    let example = if table == "scorer" {
+                        "activation"
+                    } else {
+                        "top-k"
+                    };
+                    return Err(at
+                        .error(
+                            "allocation.schedule",
+                            format!("the recipe reallocates, but has no [{table}]"),
+                            format!("this schedule needs a {table}"),
+                        )
+                        .help(format!(
+                            "add `[{table}]` with `plugin = \"{example}\"`, or set `schedule = {{ kind = \"never\" }}` for plain LoRA"
+                        )));
+                }
+                None => {}
+            }
+        }
+        let max_length = self.model.max_length;
+        self.train.validate(max_length, at)?;
+        self.evaluation.validate(max_length, at)
+    }
+
+    /// Makes every path absolute: `output` from the current directory, all others from `base`.
+    fn make_absolute(&mut self, base: &Path) -> Result<()> {
+        self.output = absolute(Path::new(""), &self.output)?;
+        for folder in &mut self.plugin_dirs {
+            *folder = absolute(base, folder)?;
+        }
+        for plugin in [&mut self.scorer, &mut self.allocator]
+            .into_iter()
+            .flatten()
+        {
+            if plugin.is_path() {
+                plugin.plugin = absolute_text(base, &plugin.plugin)?;
+            }
+        }
+        // A name is a Hub id unless it can only be a path or a folder of that name is there.
+        let name = Path::new(&self.model.name);
+        let only_a_path = name.is_absolute() || name.starts_with(".") || name.starts_with("..");
+        if only_a_path || base.join(name).is_dir() {
+            self.model.name = absolute_text(base, &self.model.name)?;
+        }
+        for path in [
+            &mut self.data.dir,
+            &mut self.data.train,
+            &mut self.data.validation,
+            &mut self.data.test,
+        ]
+        .into_iter()
+        .flatten()
+        {
+            *path = absolute(base, path)?;
+        }
+        Ok(())
+    }
+}
+
+/// `path` seen from `base`, absolute, and without `..` where the folders are there to be asked.
+pub(crate) fn absolute(base: &Path, path: &Path) -> Result<PathBuf> {
+    let joined = base.join(path);
+    let absolute = std::path::absolute(&joined).map_err(|error| {
+        Error::failure(format!(
+            "cannot make the path {} absolute",
+            joined.display()
+        ))
+        .because(error)
+    })?;
+    if absolute
+        .components()
+        .any(|part| part == std::path::Component::ParentDir)
+    {
+        return Ok(absolute.canonicalize().unwrap_or(absolute));
+    }
+    Ok(absolute)
+}
+
+fn absolute_text(base: &Path, path: &str) -> Result<String> {
+    absolute(base, Path::new(path))?
+        .into_os_string()
+        .into_string()
+        .map_err(|path| {
+            Error::user(format!("the path {} is not UTF-8", path.display())).help(
+                "move the recipe to a folder whose name is plain text: TOML can hold no other",
+            )
+        })
+}

@@ -1,0 +1,72 @@
+//! `[model]`: the pretrained model that is adapted.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::document::Document;
+use crate::error::Result;
+
+/// The pretrained model, and how it differs from its own `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A Hugging Face folder, relative to the recipe, or a Hub id such as
+    /// `sentence-transformers/all-MiniLM-L6-v2`. A folder of that name wins over the Hub.
+    pub name: String,
+    /// The branch, tag or commit to take from the Hub.
+    #[serde(default = "main_branch")]
+    pub revision: String,
+    /// The longest input in tokens, special tokens included; what is longer is cut off.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// Dropout after embeddings and sublayers, in place of the `config.json`'s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_dropout: Option<f64>,
+    /// Dropout of attention weights, in place of the `config.json`'s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention_dropout: Option<f64>,
+    /// Dropout before the head, in place of the `config.json`'s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classifier_dropout: Option<f64>,
+    /// Whether the pooler below the head trains fully, as the head does. Left out: only where the
+    /// checkpoint has no weights for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_pooler: Option<bool>,
+}
+
+fn main_branch() -> String {
+    "main".to_owned()
+}
+
+fn default_max_length() -> usize {
+    128
+}
+
+impl ModelConfig {
+    pub(super) fn validate(&self, at: &Document) -> Result<()> {
+        at.check(
+            "model.name",
+            !self.name.trim().is_empty(),
+            &self.name,
+            "a folder or a Hub id",
+        )?;
+        let revision = !self.revision.trim().is_empty();
+        at.check(
+            "model.revision",
+            revision,
+            &self.revision,
+            "a branch, a tag or a commit",
+        )?;
+        // Two of the tokens are special ones.
+        let length = self.max_length;
+        at.check("model.max_length", length >= 3, length, "at least 3 tokens")?;
+        for (key, dropout) in [
+            ("model.hidden_dropout", self.hidden_dropout),
+            ("model.attention_dropout", self.attention_dropout),
+            ("model.classifier_dropout", self.classifier_dropout),
+        ] {
+            at.check_dropout(key, dropout.unwrap_or(0.0))?;
+        }
+        Ok(())
+    }
+}

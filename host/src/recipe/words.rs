@@ -1,0 +1,146 @@
+//! Small value types of the recipe that are written as a word or a number.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Where a run computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// A CUDA device where a usable one exists, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The CUDA device of this index; `cuda` alone means the first, 0.
+    Cuda(usize),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let index = text
+            .strip_prefix("cuda:")
+            .and_then(|index| index.parse().ok());
+        match (text, index) {
+            ("auto", _) => Ok(Device::Auto),
+            ("cpu", _) => Ok(Device::Cpu),
+            ("cuda", _) => Ok(Device::Cuda(0)),
+            (_, Some(index)) => Ok(Device::Cuda(index)),
+            _ => Err(format!(
+                "there is no device \"{text}\": give auto, cpu, cuda or cuda:N"
+            )),
+        }
+    }
+}
+
+impl Serialize for Device {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Device {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for Device {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Device".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^(auto|cpu|cuda(:[0-9]+)?)$" })
+    }
+}
+
+/// How often something is done during training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Every {
+    /// After each pass over the training data, and at the end of the run.
+    #[default]
+    Epoch,
+    /// After each so many optimiser steps (at least 1), and at the end of the run.
+    Steps(u64),
+    /// Only at the end of the run.
+    Never,
+}
+
+impl Serialize for Every {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Every::Epoch => serializer.serialize_str("epoch"),
+            Every::Steps(steps) => serializer.serialize_u64(*steps),
+            Every::Never => serializer.serialize_str("never"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Every {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(EveryVisitor)
+    }
+}
+
+struct EveryVisitor;
+
+impl de::Visitor<'_> for EveryVisitor {
+    type Value = Every;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"epoch\", \"never\" or a number of steps, at least 1")
+    }
+
+    fn visit_i64<E: de::Error>(self, steps: i64) -> Result<Every, E> {
+        match u64::try_from(steps) {
+            Ok(steps) if steps > 0 => Ok(Every::Steps(steps)),
+            _ => Err(E::invalid_value(de::Unexpected::Signed(steps), &self)),
+        }
+    }
+
+    fn visit_str<E: de::Error>(self, word: &str) -> Result<Every, E> {
+        match word {
+            "epoch" => Ok(Every::Epoch),
+            "never" => Ok(Every::Never),
+            _ => Err(E::invalid_value(de::Unexpected::Str(word), &self)),
+        }
+    }
+}
+
+impl JsonSchema for Every {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Every".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "oneOf": [{ "enum": ["epoch", "never"] }, { "type": "integer", "minimum": 1 }],
+        })
+    }
+}

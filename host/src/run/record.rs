@@ -1,0 +1,231 @@
+//! The records a run leaves behind. Numbers that are not finite are written as `null`, which is all
+//! JSON has for them, and read back as NaN.
+
+use std::collections::BTreeMap;
+
+use dynalora_plugin_api::LedgerEntry;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::allocation::Reallocation;
+
+/// One line of `metrics.jsonl`, tagged by its `kind`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum MetricRecord {
+    /// Training, every `log_every` steps.
+    Step(StepRecord),
+    /// An evaluation.
+    Evaluation(EvalRecord),
+}
+
+/// Where training stands after one optimiser step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Optimiser steps finished.
+    pub step: u64,
+    /// Epochs finished, as a fraction: 1.5 is the middle of the second.
+    pub epoch: f64,
+    /// Mean loss over the steps since the record before.
+    #[serde(deserialize_with = "number")]
+    pub loss: f64,
+    /// The learning rate of the step.
+    pub learning_rate: f64,
+    /// Euclidean norm of the whole gradient before clipping.
+    #[serde(deserialize_with = "number")]
+    pub grad_norm: f64,
+    /// Modules that received a gradient update.
+    pub active_modules: usize,
+    /// Adapter parameters that received a gradient update.
+    pub active_parameters: u64,
+    /// Real tokens seen since the start of the run, padding excluded.
+    pub tokens: u64,
+    /// Seconds of training since the start of the run, evaluation included, interruptions excluded.
+    pub seconds: f64,
+    /// Largest memory the process has taken, in bytes, where the system tells.
+    pub peak_memory: Option<u64>,
+}
+
+/// What an evaluation found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvalRecord {
+    /// Optimiser steps finished.
+    pub step: u64,
+    /// Epochs finished, as a fraction.
+    pub epoch: f64,
+    /// What was evaluated on: `validation`, or `validation_mismatched` beside it.
+    pub split: String,
+    /// Examples evaluated.
+    pub examples: u64,
+    /// Mean loss per example.
+    #[serde(deserialize_with = "number")]
+    pub loss: f64,
+    /// Each metric by its name.
+    #[serde(deserialize_with = "numbers")]
+    pub metrics: BTreeMap<String, f64>,
+    /// Seconds the evaluation took.
+    pub seconds: f64,
+}
+
+/// One line of `allocations.jsonl`: the choice in force after `step`, per module in forward order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AllocationRecord {
+    /// The optimiser step after which it came into force: 0 for the initial choice.
+    pub step: u64,
+    /// Which reallocation it is, from 0; none for the initial choice.
+    pub index: Option<u64>,
+    /// Paths of the modules; in the record of the initial choice alone, the first of the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub modules: Vec<String>,
+    /// The scorer's answer; empty for the initial choice, which rests on none.
+    pub scores: Vec<f64>,
+    /// Which modules are active from now on.
+    pub active: Vec<bool>,
+    /// Their ranks, 0 where inactive.
+    pub ranks: Vec<u32>,
+    /// The ledger, this choice included.
+    pub ledger: Vec<LedgerEntry>,
+}
+
+impl From<&Reallocation> for AllocationRecord {
+    fn from(reallocation: &Reallocation) -> Self {
+        AllocationRecord {
+            step: reallocation.step,
+            index: Some(reallocation.index),
+            modules: Vec::new(),
+            scores: reallocation.scores.clone(),
+            active: reallocation.active.clone(),
+            ranks: reallocation.ranks.clone(),
+            ledger: reallocation.ledger.clone(),
+        }
+    }
+}
+
+impl AllocationRecord {
+    /// The record of the choice a run starts with.
+    pub fn initial(modules: Vec<String>, active: &[bool], ranks: &[u32]) -> Self {
+        AllocationRecord {
+            ledger: vec![LedgerEntry::default(); modules.len()],
+            modules,
+            active: active.to_vec(),
+            ranks: ranks.to_vec(),
+            ..Self::default()
+        }
+    }
+}
+
+/// The closing account of a run, `summary.json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Optimiser steps made.
+    pub steps: u64,
+    /// Epochs made, as a fraction.
+    pub epochs: f64,
+    /// The checkpoint that judged best, if any evaluation took place.
+    pub best: Option<Best>,
+    /// Every metric of the last evaluation, by name.
+    #[serde(deserialize_with = "numbers")]
+    pub metrics: BTreeMap<String, f64>,
+    /// Adapted modules.
+    pub modules: usize,
+    /// Parameters of all adapters, active or not.
+    pub adapter_parameters: u64,
+    /// Parameters of the head, which always trains.
+    pub head_parameters: u64,
+    /// Active adapter parameters, mean over the steps.
+    pub active_parameters_mean: f64,
+    /// Active adapter parameters, most at any step.
+    pub active_parameters_peak: u64,
+    /// Reallocations made.
+    pub reallocations: u64,
+    /// Largest memory the process has taken, in bytes, where the system tells.
+    pub peak_memory: Option<u64>,
+    /// Seconds of training, evaluation included.
+    pub seconds: f64,
+    /// Real tokens trained on.
+    pub tokens: u64,
+    /// The device, as it was named at the start.
+    pub device: String,
+}
+
+/// The best value of the metric that decides.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Optimiser steps finished when it was measured.
+    pub step: u64,
+    /// The metric's name.
+    pub metric: String,
+    /// Its value.
+    #[serde(deserialize_with = "number")]
+    pub value: f64,
+}
+
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let values = BTreeMap::<String, Option<f64>>::deserialize(deserializer)?;
+    Ok(values
+        .into_iter()
+        .map(|(name, value)| (name, value.unwrap_or(f64::NAN)))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metric_records_are_tagged_and_read_back() {
+        let step = MetricRecord::Step(StepRecord {
+            step: 3,
+            loss: 0.5,
+            ..Default::default()
+        });
+        let text = serde_json::to_string(&step).unwrap();
+        assert!(text.starts_with(r#"{"kind":"step","step":3,"#), "{text}");
+        assert_eq!(serde_json::from_str::<MetricRecord>(&text).unwrap(), step);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_null_and_comes_back_as_nan() {
+        let metrics = BTreeMap::from([("matthews".to_owned(), f64::INFINITY)]);
+        let record = EvalRecord {
+            loss: f64::NAN,
+            metrics,
+            ..Default::default()
+        };
+        let text = serde_json::to_string(&MetricRecord::Evaluation(record)).unwrap();
+        assert!(
+            text.contains(r#""loss":null,"metrics":{"matthews":null}"#),
+            "{text}"
+        );
+        match serde_json::from_str(&text).unwrap() {
+            MetricRecord::Evaluation(read) => {
+                assert!(read.loss.is_nan() && read.metrics["matthews"].is_nan())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_initial_record_alone_names_the_modules() {
+        let initial = AllocationRecord::initial(vec!["a".to_owned()], &[true], &[8]);
+        assert!(
+            serde_json::to_string(&initial)
+                .unwrap()
+                .contains(r#""index":null,"modules":["a"]"#)
+        );
+        let later = AllocationRecord {
+            modules: vec![],
+            index: Some(0),
+            ..initial
+        };
+        let text = serde_json::to_string(&later).unwrap();
+        assert!(!text.contains("modules"), "{text}");
+        assert_eq!(
+            serde_json::from_str::<AllocationRecord>(&text).unwrap(),
+            later
+        );
+    }
+}

@@ -1,0 +1,89 @@
+//! Evaluation: every example once, longest first, in batches of a token budget.
+
+use super::metrics::{self, Answers, Metric};
+use super::step::{Trainee, read, upload};
+use crate::adapter::Pass;
+use crate::data::{Encoded, Label, evaluation_batches};
+use crate::error::{Error, Result};
+use crate::kernel::Kernels;
+
+/// The logits of every example, `[examples][outputs]`, in the order of the data.
+pub fn logits<B: Kernels>(
+    trainee: &Trainee<B>,
+    data: &Encoded,
+    batch_tokens: usize,
+    device: &B::Device,
+) -> Result<Vec<Vec<f32>>> {
+    let mut logits = vec![Vec::new(); data.len()];
+    for batch in evaluation_batches(data, batch_tokens) {
+        let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+        let input = upload::<B>(&batch, device);
+        let output = trainee.model.forward(&input, &mut pass).inner();
+        let width = output.dims()[1];
+        let values = read(output)?;
+        for (index, row) in batch.indices.iter().zip(values.chunks_exact(width)) {
+            logits[*index] = row.to_vec();
+        }
+    }
+    Ok(logits)
+}
+
+/// The class with the largest logit; the first of equals.
+pub fn class(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (class, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = class;
+        }
+    }
+    best as u32
+}
+
+/// Mean loss and `metrics` over `data`, which must be labelled.
+pub fn evaluate<B: Kernels>(
+    trainee: &Trainee<B>,
+    data: &Encoded,
+    metrics: &[Metric],
+    batch_tokens: usize,
+    device: &B::Device,
+) -> Result<(f64, Vec<(Metric, f64)>)> {
+    let logits = logits(trainee, data, batch_tokens, device)?;
+    if let Some(expected) = Label::values(&data.labels) {
+        let predicted: Vec<f32> = logits.iter().map(|row| row[0]).collect();
+        let squares = predicted
+            .iter()
+            .zip(&expected)
+            .map(|(p, e)| f64::from(p - e) * f64::from(p - e));
+        let loss = squares.sum::<f64>() / expected.len().max(1) as f64;
+        let answers = Answers::Values {
+            predicted: &predicted,
+            expected: &expected,
+        };
+        return Ok((loss, metrics::compute(metrics, answers)?));
+    }
+    let expected = Label::classes(&data.labels).ok_or_else(|| {
+        Error::user("the evaluation data has examples without a label")
+            .help("evaluate on a labelled split, or use `dynalora predict`")
+    })?;
+    let loss = logits
+        .iter()
+        .zip(&expected)
+        .map(|(row, class)| cross_entropy(row, *class));
+    let loss = loss.sum::<f64>() / expected.len().max(1) as f64;
+    let predicted: Vec<u32> = logits.iter().map(|row| class(row)).collect();
+    let answers = Answers::Classes {
+        predicted: &predicted,
+        expected: &expected,
+    };
+    Ok((loss, metrics::compute(metrics, answers)?))
+}
+
+/// `log Σ exp(logits) - logits[class]`.
+fn cross_entropy(logits: &[f32], class: u32) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits
+        .iter()
+        .map(|logit| f64::from(logit - max).exp())
+        .sum();
+    sum.ln() + f64::from(max) - f64::from(logits[class as usize])
+}

@@ -1,0 +1,154 @@
+//! From a recipe to everything a run needs before it meets a device.
+
+use std::path::PathBuf;
+
+use dynalora_plugin_api::{Count, ModuleInfo};
+
+use crate::allocation::{Controller, Named, Settings, Units, initial_count};
+use crate::data::{self, Data};
+use crate::error::{Error, Result};
+use crate::model::{ModelFolder, Pretrained, fetch};
+use crate::plugin::{self, PluginPath};
+use crate::recipe::{Length, Recipe};
+
+/// A run before its first step, not yet on a device.
+pub struct Prepared {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Which modules are active, and who decides about it.
+    pub controller: Controller,
+    /// Optimiser steps of the whole run.
+    pub total_steps: u64,
+    /// What the run only reads.
+    pub rest: Rest,
+}
+
+/// The read-only part.
+pub struct Rest {
+    /// The base model.
+    pub pretrained: Pretrained,
+    /// The data, tokenised.
+    pub data: Data,
+    /// The adapted modules in forward order.
+    pub modules: Vec<ModuleInfo>,
+    /// Where the base model lies.
+    pub folder: ModelFolder,
+}
+
+impl Prepared {
+    /// Opens the model, reads the data and makes the plugins; `plugin_dirs` are the command line's.
+    pub fn new(recipe: Recipe, plugin_dirs: &[PathBuf]) -> Result<Self> {
+        let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
+        let pretrained = Pretrained::open(&folder, &recipe.model)?;
+        let modules = pretrained.modules(&recipe.adapter.targets, recipe.adapter.rank as u32)?;
+        // Before the data, which can take long: a misspelt plugin is found out at once.
+        let plugins = Plugins::load(&recipe, &modules, plugin_dirs)?;
+        let data = data::load(&recipe, &folder, pretrained.config.max_length())?;
+        let trains = data.train.labels.len() == data.train.len() && !data.train.is_empty();
+        if !trains {
+            return Err(Error::user("the training data has no labelled examples")
+                .help("check `train` or `dir` in [data]"));
+        }
+        let total_steps = match recipe.train.length() {
+            Length::Steps(steps) => steps,
+            Length::Epochs(epochs) => epochs * data.steps_per_epoch(&recipe.train),
+        };
+        let controller = plugins.controller(&recipe, total_steps)?;
+        Ok(Prepared {
+            recipe,
+            controller,
+            total_steps,
+            rest: Rest {
+                pretrained,
+                data,
+                modules,
+                folder,
+            },
+        })
+    }
+}
+
+/// The plugins of a recipe, made for its modules.
+struct Plugins {
+    units: Units,
+    scorer: Option<plugin::Loaded<dyn dynalora_plugin_api::Scorer>>,
+    allocator: Option<plugin::Loaded<dyn dynalora_plugin_api::Allocator>>,
+    initial: Option<Count>,
+}
+
+impl Plugins {
+    fn load(recipe: &Recipe, modules: &[ModuleInfo], plugin_dirs: &[PathBuf]) -> Result<Self> {
+        let allocation = &recipe.allocation;
+        let units = Units::new(allocation.unit, modules.to_vec());
+        let parameters = recipe
+            .allocator
+            .as_ref()
+            .map(|allocator| allocator.parameters_json());
+        let initial = initial_count(
+            allocation.initial,
+            allocation.initial_k,
+            parameters.as_ref(),
+        )?;
+        if !allocation.is_dynamic() {
+            return Ok(Plugins {
+                units,
+                scorer: None,
+                allocator: None,
+                initial,
+            });
+        }
+        let path = PluginPath::new(plugin_dirs, &recipe.plugin_dirs)?;
+        let scorer = recipe.scorer.as_ref().map(|scorer| {
+            plugin::load_scorer(
+                &path,
+                &scorer.plugin,
+                &scorer.parameters_json(),
+                units.modules(),
+            )
+        });
+        let allocator = recipe.allocator.as_ref().map(|allocator| {
+            let parameters = allocator.parameters_json();
+            plugin::load_allocator(&path, &allocator.plugin, &parameters, units.infos())
+        });
+        let (scorer, allocator) = (scorer.transpose()?, allocator.transpose()?);
+        Ok(Plugins {
+            units,
+            scorer,
+            allocator,
+            initial,
+        })
+    }
+
+    fn controller(self, recipe: &Recipe, total_steps: u64) -> Result<Controller> {
+        let settings = Settings {
+            schedule: recipe.allocation.schedule.clone(),
+            initial_count: self.initial,
+            probe_steps: recipe.allocation.probe_steps,
+            seed: recipe.seed,
+            total_steps,
+        };
+        let scorer = self.scorer.map(|scorer| {
+            tracing::info!(
+                "scorer {} from {}",
+                scorer.manifest.name,
+                scorer.path.display()
+            );
+            Named {
+                name: scorer.manifest.name,
+                plugin: scorer.plugin,
+            }
+        });
+        let allocator = self.allocator.map(|allocator| {
+            tracing::info!(
+                "allocator {} from {}",
+                allocator.manifest.name,
+                allocator.path.display()
+            );
+            Named {
+                name: allocator.manifest.name,
+                plugin: allocator.plugin,
+            }
+        });
+        Controller::new(settings, self.units, scorer, allocator)
+    }
+}

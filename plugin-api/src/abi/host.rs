@@ -1,0 +1,215 @@
+//! The host's half: a plugin in another library as a plain [`Scorer`] or [`Allocator`].
+
+use abi_stable::std_types::{ROption, RResult, RSlice};
+
+use super::{
+    AllocatorBox, EntryView, Make, ObservationView, RawView, Reply, RequestView, Root, ScorerBox,
+    SignalView,
+};
+use crate::{
+    Allocation, AllocationRequest, Allocator, Kind, LedgerEntry, Manifest, ModuleInfo, Needs,
+    Observation, Result, Scorer,
+};
+
+/// The manifest of a loaded library's plugin.
+pub fn manifest(root: Root) -> Result<Manifest> {
+    let json = answer(root.describe()())?;
+    let mut manifest: Manifest = serde_json::from_str(&json)
+        .map_err(|error| format!("its manifest cannot be read: {error}"))?;
+    manifest.version = root.version().as_str().to_owned();
+    Ok(manifest)
+}
+
+/// A scorer in another library.
+pub struct RemoteScorer {
+    scorer: ScorerBox,
+    needs: Needs,
+    /// One buffer per signal, filled anew at every step.
+    values: Vec<Vec<f32>>,
+}
+
+impl RemoteScorer {
+    /// Makes one over `modules`, with `parameters` as a JSON object.
+    pub fn new(root: Root, parameters: &str, modules: &[ModuleInfo]) -> Result<Self> {
+        let Make::Scorer(make) = root.make() else {
+            return Err(not_a(Kind::Scorer));
+        };
+        let scorer = answer(make(
+            parameters.into(),
+            write_modules(modules)?.as_str().into(),
+        ))?;
+        let needs = answer(scorer.needs())?;
+        let needs = serde_json::from_str(&needs)
+            .map_err(|error| format!("what it needs cannot be read: {error}"))?;
+        Ok(RemoteScorer {
+            scorer,
+            needs,
+            values: Vec::new(),
+        })
+    }
+}
+
+impl Scorer for RemoteScorer {
+    fn needs(&self) -> Needs {
+        self.needs.clone()
+    }
+
+    fn wants_raw(&self, step: u64) -> bool {
+        // A plugin that panics here says so at the observation that follows.
+        !self.needs.raw.is_empty() && answer(self.scorer.wants_raw(step)).unwrap_or(false)
+    }
+
+    fn observe(&mut self, observation: &Observation) -> Result<()> {
+        self.values.resize_with(observation.signals.len(), Vec::new);
+        for (values, measured) in self.values.iter_mut().zip(&observation.signals) {
+            values.clear();
+            values.extend(
+                measured
+                    .values
+                    .iter()
+                    .map(|value| value.unwrap_or(f32::NAN)),
+            );
+        }
+        let signals: Vec<SignalView<'_>> = observation
+            .signals
+            .iter()
+            .zip(&self.values)
+            .map(|(measured, values)| SignalView {
+                signal: measured.signal,
+                values: values.as_slice().into(),
+            })
+            .collect();
+        let buffers: Vec<Vec<RSlice<'_, f32>>> = observation
+            .raw
+            .iter()
+            .map(|raw| {
+                raw.buffers
+                    .iter()
+                    .map(|buffer| buffer.as_slice().into())
+                    .collect()
+            })
+            .collect();
+        let raw: Vec<RawView<'_>> = observation
+            .raw
+            .iter()
+            .zip(&buffers)
+            .map(|(raw, buffers)| RawView {
+                value: raw.value,
+                buffers: buffers.as_slice().into(),
+            })
+            .collect();
+        answer(self.scorer.observe(ObservationView {
+            step: observation.step,
+            tokens: observation.tokens,
+            active: observation.active.as_slice().into(),
+            signals: signals.as_slice().into(),
+            raw: raw.as_slice().into(),
+        }))
+    }
+
+    fn scores(&mut self) -> Result<Vec<f64>> {
+        answer(self.scorer.scores()).map(Vec::from)
+    }
+
+    fn reallocated(&mut self) -> Result<()> {
+        answer(self.scorer.reallocated())
+    }
+
+    fn save(&self) -> Result<Vec<u8>> {
+        answer(self.scorer.save()).map(Vec::from)
+    }
+
+    fn load(&mut self, state: &[u8]) -> Result<()> {
+        answer(self.scorer.load(state.into()))
+    }
+}
+
+/// An allocator in another library.
+pub struct RemoteAllocator {
+    allocator: AllocatorBox,
+    modules: Vec<ModuleInfo>,
+    /// Filled anew at every call.
+    ledger: Vec<EntryView>,
+}
+
+impl RemoteAllocator {
+    /// Makes one over `modules`, with `parameters` as a JSON object.
+    pub fn new(root: Root, parameters: &str, modules: &[ModuleInfo]) -> Result<Self> {
+        let Make::Allocator(make) = root.make() else {
+            return Err(not_a(Kind::Allocator));
+        };
+        let allocator = answer(make(
+            parameters.into(),
+            write_modules(modules)?.as_str().into(),
+        ))?;
+        Ok(RemoteAllocator {
+            allocator,
+            modules: modules.to_vec(),
+            ledger: Vec::new(),
+        })
+    }
+}
+
+impl Allocator for RemoteAllocator {
+    fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
+        // The modules crossed when the allocator was made and are not sent again.
+        if request.modules != self.modules {
+            return Err("the request's modules are not the ones the allocator was made for".into());
+        }
+        self.ledger.clear();
+        self.ledger.extend(request.ledger.iter().map(|entry| {
+            let LedgerEntry {
+                steps_active,
+                times_chosen,
+                last_chosen,
+            } = *entry;
+            EntryView {
+                steps_active,
+                times_chosen,
+                last_chosen: ROption::from(last_chosen),
+            }
+        }));
+        let chosen = answer(self.allocator.allocate(RequestView {
+            scores: request.scores.as_slice().into(),
+            ledger: self.ledger.as_slice().into(),
+            active: request.active.as_slice().into(),
+            ranks: request.ranks.as_slice().into(),
+            step: request.step,
+            total_steps: request.total_steps,
+            reallocation: request.reallocation,
+            seed: request.seed,
+        }))?;
+        Ok(Allocation {
+            active: chosen.active.into(),
+            ranks: chosen.ranks.into_option().map(Vec::from),
+        })
+    }
+
+    fn save(&self) -> Result<Vec<u8>> {
+        answer(self.allocator.save()).map(Vec::from)
+    }
+
+    fn load(&mut self, state: &[u8]) -> Result<()> {
+        answer(self.allocator.load(state.into()))
+    }
+}
+
+fn answer<T>(reply: Reply<T>) -> Result<T> {
+    match reply {
+        RResult::ROk(answer) => Ok(answer),
+        RResult::RErr(message) => Err(message.into_string().into()),
+    }
+}
+
+fn not_a(kind: Kind) -> crate::Error {
+    let other = match kind {
+        Kind::Scorer => "it is an allocator, not a scorer",
+        Kind::Allocator => "it is a scorer, not an allocator",
+    };
+    other.into()
+}
+
+fn write_modules(modules: &[ModuleInfo]) -> Result<String> {
+    serde_json::to_string(modules)
+        .map_err(|error| format!("the modules cannot be written as JSON: {error}").into())
+}

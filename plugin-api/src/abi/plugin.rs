@@ -1,0 +1,367 @@
+//! The plugin's half: an author's type behind the functions the host calls.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use abi_stable::library::{CheckTypeLayout, LibHeader, RootModuleResult};
+use abi_stable::prefix_type::PrefixTypeTrait;
+use abi_stable::sabi_trait::prelude::TD_Opaque;
+use abi_stable::std_types::{ROption, RResult, RSlice, RStr, RString, RVec};
+
+use serde_json::Value;
+
+use super::{
+    API_VERSION, AllocatorBox, AllocatorObject, AllocatorObject_TO, Answer, Make, ObservationView,
+    Reply, RequestView, Root, RootFields, ScorerBox, ScorerObject, ScorerObject_TO,
+};
+use crate::{
+    Allocation, AllocationRequest, Allocator, Error, Kind, LedgerEntry, Manifest, Measured,
+    ModuleInfo, Needs, Observation, Plugin, Raw, Result, Scorer,
+};
+
+/// Exports a type as the plugin of this library: `export_plugin!(scorer MyScorer);` or
+/// `export_plugin!(allocator MyAllocator);`, once per crate, at the end of its `lib.rs`.
+///
+/// The type implements [`Plugin`](crate::Plugin) and [`Scorer`](crate::Scorer) or
+/// [`Allocator`](crate::Allocator), and the crate is built with `crate-type = ["cdylib"]`.
+#[macro_export]
+macro_rules! export_plugin {
+    (scorer $plugin:ty) => {
+        $crate::export_plugin!(@ scorer_root, $plugin);
+    };
+    (allocator $plugin:ty) => {
+        $crate::export_plugin!(@ allocator_root, $plugin);
+    };
+    (@ $root:ident, $plugin:ty) => {
+        const _: () = {
+            extern "C" fn root() -> $crate::abi::plugin::RootResult {
+                $crate::abi::plugin::$root::<$plugin>(env!("CARGO_PKG_VERSION"))
+            }
+
+            // The name abi_stable looks for, which has to be written out here: a test compares them.
+            #[allow(non_upper_case_globals)]
+            #[unsafe(no_mangle)]
+            pub static _1as_0lib_1header_0root_bmodule_bloader: $crate::abi::plugin::Header =
+                $crate::abi::plugin::header(root);
+        };
+    };
+}
+
+#[doc(hidden)]
+pub type RootResult = RootModuleResult;
+#[doc(hidden)]
+pub type Header = LibHeader;
+
+#[doc(hidden)]
+pub const fn header(root: extern "C" fn() -> RootResult) -> Header {
+    // SAFETY: `root` is `export_plugin!`'s, which returns what `erased` below made: a `Root`.
+    unsafe { LibHeader::from_constructor::<Root>(root, CheckTypeLayout::Yes) }
+}
+
+#[doc(hidden)]
+pub fn scorer_root<S: Plugin + Scorer + 'static>(version: &'static str) -> RootResult {
+    erased(local_scorer::<S>(version))
+}
+
+#[doc(hidden)]
+pub fn allocator_root<A: Plugin + Allocator + 'static>(version: &'static str) -> RootResult {
+    erased(local_allocator::<A>(version))
+}
+
+/// What a library with this scorer exports, for tests that call it without a library.
+pub fn local_scorer<S: Plugin + Scorer + 'static>(version: &'static str) -> Root {
+    let make = Make::Scorer(make_scorer::<S>);
+    RootFields {
+        version: version.into(),
+        describe: describe_scorer::<S>,
+        make,
+    }
+    .leak_into_prefix()
+}
+
+/// What a library with this allocator exports, for tests that call it without a library.
+pub fn local_allocator<A: Plugin + Allocator + 'static>(version: &'static str) -> Root {
+    let make = Make::Allocator(make_allocator::<A>);
+    RootFields {
+        version: version.into(),
+        describe: describe_allocator::<A>,
+        make,
+    }
+    .leak_into_prefix()
+}
+
+fn erased(root: Root) -> RootResult {
+    // SAFETY: `header` declares the module to be a `Root`, whose prefix this is.
+    RResult::ROk(unsafe { root.0.cast() })
+}
+
+extern "C" fn describe_scorer<S: Plugin + Scorer>() -> Reply<RString> {
+    // What it measures can depend on its parameters: the manifest shows the defaults'. A panic here
+    // is the constructor's to report, when it is asked for in earnest.
+    let needs = || {
+        let scorer: S = construct("{}", &[example_module()]).ok()?;
+        Some(scorer.needs())
+    };
+    describe::<S>(Kind::Scorer, catch_unwind(needs).ok().flatten())
+}
+
+extern "C" fn describe_allocator<A: Plugin + Allocator>() -> Reply<RString> {
+    describe::<A>(Kind::Allocator, None)
+}
+
+extern "C" fn make_scorer<S: Plugin + Scorer + 'static>(
+    parameters: RStr<'_>,
+    modules: RStr<'_>,
+) -> Reply<ScorerBox> {
+    guard(|| {
+        let modules = read_modules(&modules)?;
+        let instance = Instance::new(
+            construct::<S>(&parameters, &modules)?,
+            Observation::default(),
+        );
+        Ok(ScorerObject_TO::from_value(instance, TD_Opaque))
+    })
+}
+
+extern "C" fn make_allocator<A: Plugin + Allocator + 'static>(
+    parameters: RStr<'_>,
+    modules: RStr<'_>,
+) -> Reply<AllocatorBox> {
+    guard(|| {
+        let modules = read_modules(&modules)?;
+        let plugin = construct::<A>(&parameters, &modules)?;
+        let request = AllocationRequest {
+            modules,
+            scores: Vec::new(),
+            ledger: Vec::new(),
+            active: Vec::new(),
+            ranks: Vec::new(),
+            step: 0,
+            total_steps: 0,
+            reallocation: 0,
+            seed: 0,
+        };
+        Ok(AllocatorObject_TO::from_value(
+            Instance::new(plugin, request),
+            TD_Opaque,
+        ))
+    })
+}
+
+fn describe<P: Plugin>(kind: Kind, needs: Option<Needs>) -> Reply<RString> {
+    guard(|| {
+        let manifest = Manifest {
+            name: P::NAME.to_owned(),
+            kind,
+            version: String::new(),
+            api_version: API_VERSION.to_owned(),
+            description: P::DESCRIPTION.to_owned(),
+            reference: P::REFERENCE.to_owned(),
+            needs,
+            parameters: schemars::schema_for!(P::Parameters).to_value(),
+        };
+        match serde_json::to_string(&manifest) {
+            Ok(json) => Ok(json.into()),
+            Err(error) => Err(format!("its manifest cannot be written as JSON: {error}").into()),
+        }
+    })
+}
+
+/// A plugin from its parameters as JSON, with an error that says which parameter is wrong.
+pub fn construct<P: Plugin>(parameters: &str, modules: &[ModuleInfo]) -> Result<P> {
+    let table: Value = serde_json::from_str(parameters)
+        .map_err(|error| format!("the parameters are not JSON: {error}"))?;
+    // serde would read a list as the fields in order.
+    if !table.is_object() {
+        return Err(format!("the parameters are a table, but {table} was given").into());
+    }
+    let parameters = serde_path_to_error::deserialize(&table).map_err(|error| {
+        let (path, cause) = (error.path().to_string(), error.inner());
+        Error::from(match path.as_str() {
+            "." => cause.to_string(),
+            path => format!("parameter `{path}`: {cause}"),
+        })
+    })?;
+    P::new(parameters, modules)
+}
+
+fn read_modules(json: &str) -> Result<Vec<ModuleInfo>> {
+    serde_json::from_str(json)
+        .map_err(|error| format!("the host's list of modules cannot be read: {error}").into())
+}
+
+fn example_module() -> ModuleInfo {
+    ModuleInfo {
+        path: "layer.0.query".into(),
+        layer: Some(0),
+        role: "query".into(),
+        in_features: 8,
+        out_features: 8,
+        rank: 1,
+        parameters: 16,
+        forward_flops: 160,
+        backward_flops: 320,
+    }
+}
+
+/// Runs an author's code so that a panic becomes an error with the panic's message.
+pub fn guard<T>(call: impl FnOnce() -> Result<T>) -> Reply<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(answer)) => RResult::ROk(answer),
+        Ok(Err(error)) => RResult::RErr(error.to_string().into()),
+        Err(panic) => RResult::RErr(format!("it panicked: {}", panic_message(&*panic)).into()),
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no message)")
+}
+
+/// An author's plugin with the one request or observation that is filled anew for every call.
+struct Instance<P, Q> {
+    plugin: RefCell<Option<P>>,
+    input: Q,
+    /// Set by the first panic. Whatever the plugin holds may be half-changed then, so it is asked
+    /// nothing more: a checkpoint must not keep such a state.
+    panicked: RefCell<Option<RString>>,
+}
+
+impl<P, Q> Instance<P, Q> {
+    fn new(plugin: P, input: Q) -> Self {
+        Instance {
+            plugin: RefCell::new(Some(plugin)),
+            input,
+            panicked: RefCell::new(None),
+        }
+    }
+
+    fn call<T>(&self, call: impl FnOnce(&mut P, &Q) -> Result<T>) -> Reply<T> {
+        if let Some(message) = &*self.panicked.borrow() {
+            return RResult::RErr(message.clone());
+        }
+        let mut panicked = true;
+        let reply = guard(|| {
+            let mut plugin = self.plugin.borrow_mut();
+            let plugin = plugin.as_mut().ok_or("the plugin is gone")?;
+            let answer = call(plugin, &self.input);
+            panicked = false;
+            answer
+        });
+        if panicked && let RResult::RErr(message) = &reply {
+            *self.panicked.borrow_mut() = Some(message.clone());
+        }
+        reply
+    }
+}
+
+impl<P, Q> Drop for Instance<P, Q> {
+    fn drop(&mut self) {
+        // A panic in the author's own `Drop` would end the process at the boundary.
+        let plugin = self.plugin.take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(plugin)));
+    }
+}
+
+impl<S: Scorer> ScorerObject for Instance<S, Observation> {
+    fn needs(&self) -> Reply<RString> {
+        self.call(|scorer, _| match serde_json::to_string(&scorer.needs()) {
+            Ok(json) => Ok(json.into()),
+            Err(error) => Err(error.to_string().into()),
+        })
+    }
+
+    fn wants_raw(&self, step: u64) -> Reply<bool> {
+        self.call(|scorer, _| Ok(scorer.wants_raw(step)))
+    }
+
+    fn observe(&mut self, view: ObservationView<'_>) -> Reply<()> {
+        self.input.step = view.step;
+        self.input.tokens = view.tokens;
+        refill(&mut self.input.active, view.active.iter().copied());
+        self.input
+            .signals
+            .resize_with(view.signals.len(), || Measured {
+                signal: crate::Signal::ActivationL2,
+                values: Vec::new(),
+            });
+        for (measured, view) in self.input.signals.iter_mut().zip(view.signals.iter()) {
+            measured.signal = view.signal;
+            refill(
+                &mut measured.values,
+                view.values.iter().map(|v| Some(*v).filter(|v| !v.is_nan())),
+            );
+        }
+        self.input.raw = view
+            .raw
+            .iter()
+            .map(|raw| Raw {
+                value: raw.value,
+                buffers: raw.buffers.iter().map(|buffer| buffer.to_vec()).collect(),
+            })
+            .collect();
+        self.call(|scorer, observation| scorer.observe(observation))
+    }
+
+    fn scores(&mut self) -> Reply<RVec<f64>> {
+        self.call(|scorer, _| scorer.scores().map(RVec::from))
+    }
+
+    fn reallocated(&mut self) -> Reply<()> {
+        self.call(|scorer, _| scorer.reallocated())
+    }
+
+    fn save(&self) -> Reply<RVec<u8>> {
+        self.call(|scorer, _| scorer.save().map(RVec::from))
+    }
+
+    fn load(&mut self, state: RSlice<'_, u8>) -> Reply<()> {
+        self.call(|scorer, _| scorer.load(state.as_slice()))
+    }
+}
+
+impl<A: Allocator> AllocatorObject for Instance<A, AllocationRequest> {
+    fn allocate(&mut self, view: RequestView<'_>) -> Reply<Answer> {
+        let request = &mut self.input;
+        refill(&mut request.scores, view.scores.iter().copied());
+        refill(
+            &mut request.ledger,
+            view.ledger.iter().map(|entry| LedgerEntry {
+                steps_active: entry.steps_active,
+                times_chosen: entry.times_chosen,
+                last_chosen: entry.last_chosen.into(),
+            }),
+        );
+        refill(&mut request.active, view.active.iter().copied());
+        refill(&mut request.ranks, view.ranks.iter().copied());
+        request.step = view.step;
+        request.total_steps = view.total_steps;
+        request.reallocation = view.reallocation;
+        request.seed = view.seed;
+        self.call(|allocator, request| {
+            let Allocation { active, ranks } = allocator.allocate(request)?;
+            Ok(Answer {
+                active: active.into(),
+                ranks: ROption::from(ranks.map(RVec::from)),
+            })
+        })
+    }
+
+    fn save(&self) -> Reply<RVec<u8>> {
+        self.call(|allocator, _| allocator.save().map(RVec::from))
+    }
+
+    fn load(&mut self, state: RSlice<'_, u8>) -> Reply<()> {
+        self.call(|allocator, _| allocator.load(state.as_slice()))
+    }
+}
+
+/// Replaces what is in `buffer`, in the memory it has.
+fn refill<T>(buffer: &mut Vec<T>, values: impl Iterator<Item = T>) {
+    buffer.clear();
+    buffer.extend(values);
+}

@@ -1,0 +1,85 @@
+//! Allocators: from scores, history and a budget to the modules that train next.
+
+use serde::{Deserialize, Serialize};
+
+use crate::scorer::refuse_state;
+use crate::{LedgerEntry, ModuleInfo, Result};
+
+/// Everything an allocator may base its choice on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AllocationRequest {
+    /// The modules to choose from, in forward order.
+    pub modules: Vec<ModuleInfo>,
+    /// The scorer's answer, one per module, as it came: finite and not negative, not normalised.
+    pub scores: Vec<f64>,
+    /// History, one entry per module.
+    pub ledger: Vec<LedgerEntry>,
+    /// Which modules are active now.
+    pub active: Vec<bool>,
+    /// The rank of each module now (0 where inactive).
+    pub ranks: Vec<u32>,
+    /// Optimiser steps finished.
+    pub step: u64,
+    /// Optimiser steps the whole run will take.
+    pub total_steps: u64,
+    /// Which reallocation this is, from 0.
+    pub reallocation: u64,
+    /// A function of the run's seed and [`reallocation`](Self::reallocation) alone, so that a resumed
+    /// run draws the same modules. The only source of randomness an allocator may use.
+    pub seed: u64,
+}
+
+impl AllocationRequest {
+    /// `ŷ`: the scores divided by their sum; equal shares where every score is zero.
+    pub fn normalised_scores(&self) -> Vec<f64> {
+        // Dividing by the largest first keeps the sum finite for huge scores and non-zero for
+        // subnormal ones.
+        let largest = self.scores.iter().copied().fold(0.0, f64::max);
+        if largest <= 0.0 {
+            return vec![1.0 / self.scores.len().max(1) as f64; self.scores.len()];
+        }
+        let scaled: Vec<f64> = self.scores.iter().map(|score| score / largest).collect();
+        let sum: f64 = scaled.iter().sum();
+        scaled.iter().map(|score| score / sum).collect()
+    }
+}
+
+/// An allocator's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocation {
+    /// One flag per module; at least one is true.
+    pub active: Vec<bool>,
+    /// One rank per module, from 0 to its `r_max`, 0 exactly where inactive; none to give every
+    /// active module its `r_max`.
+    pub ranks: Option<Vec<u32>>,
+}
+
+impl Allocation {
+    /// An allocation of the modules at `indices`, out of `modules`, each at full rank.
+    pub fn of(indices: impl IntoIterator<Item = usize>, modules: usize) -> Self {
+        let mut active = vec![false; modules];
+        for index in indices {
+            active[index] = true;
+        }
+        Allocation {
+            active,
+            ranks: None,
+        }
+    }
+}
+
+/// Chooses which modules receive gradient updates until the next reallocation.
+pub trait Allocator: Send {
+    /// The choice. The host checks it and refuses one that breaks a rule of [`Allocation`].
+    fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation>;
+
+    /// The state to keep in a checkpoint; empty where there is none.
+    fn save(&self) -> Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    /// Takes back what [`save`](Allocator::save) gave. Called on a fresh allocator, before any request.
+    fn load(&mut self, state: &[u8]) -> Result<()> {
+        refuse_state(state)
+    }
+}

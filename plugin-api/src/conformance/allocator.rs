@@ -1,0 +1,158 @@
+//! Rules of allocators.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use super::{Checks, ensure, kept};
+use crate::testing::request;
+use crate::{Allocation, AllocationRequest, Allocator, LedgerEntry, ModuleInfo, Random, Result};
+
+type Make<'a> = &'a dyn Fn(&[ModuleInfo]) -> Result<Box<dyn Allocator>>;
+
+pub fn check(checks: &mut Checks, make: Make<'_>) {
+    let plain = || varied(24, 7, 0);
+    checks.check("answers a request", || {
+        let allocation = fresh(make, &plain())?;
+        let active = allocation.active.iter().filter(|active| **active).count();
+        Ok(format!("{active} of 24 modules"))
+    });
+    checks.check("same request, same answer", || {
+        let (one, other) = (fresh(make, &plain())?, fresh(make, &plain())?);
+        ensure(one == other, || {
+            "two fresh allocators answer the same request differently".into()
+        })?;
+        kept()
+    });
+    checks.check("seeds", || {
+        let mut answers = HashSet::new();
+        for seed in 0..20 {
+            answers.insert(fresh(make, &varied(24, 7, seed))?.active);
+        }
+        Ok(match answers.len() {
+            1 => "does not depend on the seed".to_owned(),
+            answers => format!("{answers} different answers to 20 seeds"),
+        })
+    });
+    checks.check("state comes back", || state_comes_back(make));
+    checks.check("refuses a damaged state", || {
+        let mut used = make(&plain().modules)?;
+        checked(&mut *used, &plain())?;
+        let state = used.save()?;
+        for bad in [b"\xff\x00 no state".as_slice(), &state[..state.len() / 2]] {
+            // Half of nothing is nothing, which a plugin without a state takes.
+            let refused = bad.is_empty() || make(&plain().modules)?.load(bad).is_err();
+            ensure(refused, || {
+                format!("takes {} bytes that are no state of its", bad.len())
+            })?;
+        }
+        kept()
+    });
+    for (name, scores) in [
+        ("equal scores", vec![0.25; 24]),
+        ("all scores zero", vec![0.0; 24]),
+        ("one score above zero", [vec![0.0; 23], vec![1.0]].concat()),
+        ("one module", vec![0.5]),
+        ("one module of score zero", vec![0.0]),
+        ("huge scores", vec![f64::MAX; 24]),
+        ("subnormal scores", vec![5e-324; 24]),
+        (
+            "huge and subnormal scores",
+            [f64::MAX, 5e-324, 0.0, 1.0].repeat(6),
+        ),
+    ] {
+        checks.check(name, || {
+            for seed in 0..5 {
+                let request = AllocationRequest {
+                    seed,
+                    ..request(&scores)
+                };
+                fresh(make, &request)?;
+            }
+            kept()
+        });
+    }
+    checks.check("10,000 modules", || {
+        let request = varied(10_000, 7, 0);
+        let mut allocator = make(&request.modules)?;
+        let start = Instant::now();
+        checked(&mut *allocator, &request)?;
+        Ok(format!("{:.1} ms", start.elapsed().as_secs_f64() * 1e3))
+    });
+}
+
+/// A request in the middle of a run, with scores and history that differ from module to module.
+fn varied(modules: usize, reallocation: u64, seed: u64) -> AllocationRequest {
+    let mut random = Random::new(modules as u64 + 1000 * reallocation);
+    let scores: Vec<f64> = (0..modules).map(|_| random.uniform() * 10.0).collect();
+    let mut request = AllocationRequest {
+        step: 50 * reallocation,
+        total_steps: 1000,
+        reallocation,
+        seed,
+        ..request(&scores)
+    };
+    for index in 0..modules {
+        let times_chosen = random.bits() % (reallocation + 1);
+        let active = random.bits() & 1 == 1;
+        request.ledger[index] = LedgerEntry {
+            steps_active: 50 * times_chosen,
+            times_chosen,
+            last_chosen: (times_chosen > 0).then_some(50 * times_chosen),
+        };
+        request.active[index] = active;
+        request.ranks[index] *= u32::from(active);
+    }
+    request
+}
+
+fn fresh(make: Make<'_>, request: &AllocationRequest) -> Result<Allocation> {
+    checked(&mut *make(&request.modules)?, request)
+}
+
+/// The answer, or the rule of [`Allocation`] it breaks.
+fn checked(allocator: &mut dyn Allocator, request: &AllocationRequest) -> Result<Allocation> {
+    let allocation = allocator.allocate(request)?;
+    let (active, modules) = (&allocation.active, &request.modules);
+    ensure(active.len() == modules.len(), || {
+        format!("{} flags for {} modules", active.len(), modules.len())
+    })?;
+    ensure(active.contains(&true), || "no module is active".into())?;
+    if let Some(ranks) = &allocation.ranks {
+        ensure(ranks.len() == modules.len(), || {
+            format!("{} ranks for {} modules", ranks.len(), modules.len())
+        })?;
+        for ((module, rank), active) in modules.iter().zip(ranks).zip(active) {
+            ensure(*rank <= module.rank && (*rank > 0) == *active, || {
+                format!(
+                    "rank {rank} (of {}) for a module with active = {active}",
+                    module.rank
+                )
+            })?;
+        }
+    }
+    Ok(allocation)
+}
+
+fn state_comes_back(make: Make<'_>) -> Result<String> {
+    let requests: Vec<_> = (0..6).map(|index| varied(24, index, 100 + index)).collect();
+    let mut first = make(&requests[0].modules)?;
+    for request in &requests[..3] {
+        checked(&mut *first, request)?;
+    }
+    let state = first.save()?;
+    let mut second = make(&requests[0].modules)?;
+    second.load(&state)?;
+    ensure(second.save()? == state, || {
+        "what is saved after loading is not what was loaded".into()
+    })?;
+    for request in &requests[3..] {
+        let same = checked(&mut *first, request)? == checked(&mut *second, request)?;
+        ensure(same, || {
+            "after loading its state it answers differently".into()
+        })?;
+    }
+    Ok(match state.len() {
+        0 => "keeps no state".to_owned(),
+        bytes => format!("{bytes} bytes"),
+    })
+}

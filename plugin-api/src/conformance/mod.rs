@@ -1,0 +1,174 @@
+//! The conformance kit: whether a plugin keeps the rules of [`Scorer`] and [`Allocator`].
+//!
+//! The same checks run in a plugin's own tests ([`scorer`], [`allocator`]) and on a compiled library
+//! (`dynalora plugins check`).
+
+mod allocator;
+mod common;
+mod parameters;
+mod scorer;
+
+use serde_json::Value;
+
+use crate::abi::host::{self, RemoteAllocator, RemoteScorer};
+use crate::abi::plugin::{local_allocator, local_scorer};
+use crate::testing::text;
+use crate::{Allocator, Error, Manifest, ModuleInfo, Plugin, Result, Scorer};
+
+/// One rule and whether the plugin keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Check {
+    /// The rule, in a few words.
+    pub name: &'static str,
+    /// Whether it is kept.
+    pub passed: bool,
+    /// How it is broken; where it is kept, what there is to say about it, or nothing.
+    pub detail: String,
+}
+
+/// What the checks found.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Report {
+    /// The plugin.
+    pub manifest: Manifest,
+    /// The parameters it was checked with: given, or made up from the schema.
+    pub parameters: Value,
+    /// The rules, in the order they were checked.
+    pub checks: Vec<Check>,
+}
+
+impl Report {
+    /// Whether every rule is kept.
+    pub fn passed(&self) -> bool {
+        self.checks.iter().all(|check| check.passed)
+    }
+
+    /// Panics with the rules that are broken, if there are any: the last line of a unit test.
+    #[track_caller]
+    pub fn assert(&self) {
+        let broken: Vec<String> = self
+            .checks
+            .iter()
+            .filter(|check| !check.passed)
+            .map(|check| format!("  {}: {}", check.name, check.detail))
+            .collect();
+        assert!(
+            broken.is_empty(),
+            "`{}` breaks rules:\n{}",
+            self.manifest.name,
+            broken.join("\n")
+        );
+    }
+}
+
+/// Makes a fresh plugin from parameters.
+pub type Make<'a, T> = &'a dyn Fn(&Value, &[ModuleInfo]) -> Result<Box<T>>;
+
+/// Checks a scorer type, with `parameters` made up from its schema.
+pub fn scorer<S: Plugin + Scorer + 'static>() -> Report {
+    let root = local_scorer::<S>("0.0.0");
+    checked(host::manifest(root), |manifest| {
+        check_scorer(manifest, None, &|parameters, modules| {
+            Ok(Box::new(RemoteScorer::new(
+                root,
+                &text(parameters),
+                modules,
+            )?))
+        })
+    })
+}
+
+/// Checks an allocator type, with `parameters` made up from its schema.
+pub fn allocator<A: Plugin + Allocator + 'static>() -> Report {
+    let root = local_allocator::<A>("0.0.0");
+    checked(host::manifest(root), |manifest| {
+        check_allocator(manifest, None, &|parameters, modules| {
+            Ok(Box::new(RemoteAllocator::new(
+                root,
+                &text(parameters),
+                modules,
+            )?))
+        })
+    })
+}
+
+#[track_caller]
+fn checked(manifest: Result<Manifest>, check: impl FnOnce(Manifest) -> Report) -> Report {
+    match manifest {
+        Ok(manifest) => check(manifest),
+        // Only in a unit test, whose failure this is.
+        Err(error) => panic!("no manifest: {error}"),
+    }
+}
+
+/// Checks the scorer that `make` makes, with these parameters or with some made up from the schema.
+pub fn check_scorer(
+    manifest: Manifest,
+    parameters: Option<Value>,
+    make: Make<'_, dyn Scorer>,
+) -> Report {
+    let parameters = parameters.unwrap_or_else(|| parameters::example(&manifest.parameters));
+    let mut checks = Checks::default();
+    let try_make = |p: &Value, modules: &[ModuleInfo]| make(p, modules).map(drop);
+    if common::check(&mut checks, &manifest, &parameters, &try_make) {
+        scorer::check(&mut checks, &|modules| make(&parameters, modules));
+    }
+    Report {
+        manifest,
+        parameters,
+        checks: checks.0,
+    }
+}
+
+/// Checks the allocator that `make` makes, with these parameters or with some made up from the schema.
+pub fn check_allocator(
+    manifest: Manifest,
+    parameters: Option<Value>,
+    make: Make<'_, dyn Allocator>,
+) -> Report {
+    let parameters = parameters.unwrap_or_else(|| parameters::example(&manifest.parameters));
+    let mut checks = Checks::default();
+    let try_make = |p: &Value, modules: &[ModuleInfo]| make(p, modules).map(drop);
+    if common::check(&mut checks, &manifest, &parameters, &try_make) {
+        allocator::check(&mut checks, &|modules| make(&parameters, modules));
+    }
+    Report {
+        manifest,
+        parameters,
+        checks: checks.0,
+    }
+}
+
+/// The checks made so far.
+#[derive(Default)]
+struct Checks(Vec<Check>);
+
+impl Checks {
+    /// Makes one; the answer is what there is to say about a rule kept.
+    fn check(&mut self, name: &'static str, check: impl FnOnce() -> Result<String>) -> bool {
+        let (passed, detail) = match check() {
+            Ok(remark) => (true, remark),
+            Err(error) => (false, error.to_string()),
+        };
+        self.0.push(Check {
+            name,
+            passed,
+            detail,
+        });
+        passed
+    }
+}
+
+/// An error unless `rule` holds.
+fn ensure(rule: bool, broken: impl FnOnce() -> String) -> Result<()> {
+    if rule {
+        Ok(())
+    } else {
+        Err(Error::from(broken()))
+    }
+}
+
+/// Nothing to remark.
+fn kept() -> Result<String> {
+    Ok(String::new())
+}

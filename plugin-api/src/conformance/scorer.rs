@@ -1,0 +1,230 @@
+//! Rules of scorers.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use super::{Checks, ensure, kept};
+use crate::testing::modules;
+use crate::{Measured, ModuleInfo, Needs, Observation, Random, Raw, Result, Scorer, Signal};
+
+type Make<'a> = &'a dyn Fn(&[ModuleInfo]) -> Result<Box<dyn Scorer>>;
+
+const MODULES: usize = 24;
+
+pub fn check(checks: &mut Checks, make: Make<'_>) {
+    let fresh = || make(&modules(MODULES));
+    checks.check("needs", || needs_are_sane(&fresh()?.needs()));
+    checks.check("scores before the first step", || {
+        checked(&mut *fresh()?, MODULES)?;
+        kept()
+    });
+    checks.check("scores after some steps", || {
+        let mut scorer = fresh()?;
+        run(&mut *scorer, MODULES, 1..=6, &varied)?;
+        let scores = checked(&mut *scorer, MODULES)?;
+        ensure(scores.iter().any(|score| *score > 0.0), || {
+            "every score is zero".into()
+        })?;
+        kept()
+    });
+    checks.check("same steps, same scores", || {
+        let mut scores = Vec::new();
+        for _ in 0..2 {
+            let mut scorer = fresh()?;
+            run(&mut *scorer, MODULES, 1..=6, &varied)?;
+            scores.push(bits(&checked(&mut *scorer, MODULES)?));
+        }
+        ensure(scores[0] == scores[1], || {
+            "two fresh scorers answer the same steps differently".into()
+        })?;
+        kept()
+    });
+    checks.check("asking twice changes nothing", || {
+        let mut scorer = fresh()?;
+        run(&mut *scorer, MODULES, 1..=3, &varied)?;
+        let first = bits(&checked(&mut *scorer, MODULES)?);
+        let second = bits(&checked(&mut *scorer, MODULES)?);
+        ensure(first == second, || {
+            "the second answer differs from the first".into()
+        })?;
+        kept()
+    });
+    checks.check("state comes back", || state_comes_back(make));
+    checks.check("refuses a damaged state", || {
+        let mut used = fresh()?;
+        run(&mut *used, MODULES, 1..=3, &varied)?;
+        let state = used.save()?;
+        for bad in [b"\xff\x00 no state".as_slice(), &state[..state.len() / 2]] {
+            // Half of nothing is nothing, which a plugin without a state takes.
+            let refused = bad.is_empty() || fresh()?.load(bad).is_err();
+            ensure(refused, || {
+                format!("takes {} bytes that are no state of its", bad.len())
+            })?;
+        }
+        kept()
+    });
+    let measurements: [(&'static str, usize, Measure<'_>); 8] = [
+        ("nothing measured", MODULES, &|_, _| None),
+        ("most modules never measured", MODULES, &|_, module| {
+            (module == 3).then_some(1.0)
+        }),
+        ("equal measurements", MODULES, &|_, _| Some(0.5)),
+        ("all measurements zero", MODULES, &|_, _| Some(0.0)),
+        ("one module", 1, &varied),
+        ("huge measurements", MODULES, &|_, _| Some(f32::MAX)),
+        ("subnormal measurements", MODULES, &|_, _| Some(1e-45)),
+        ("huge and subnormal measurements", MODULES, &|_, module| {
+            Some([f32::MAX, 1e-45, 0.0, 1.0][module % 4])
+        }),
+    ];
+    for (name, count, measure) in measurements {
+        checks.check(name, || {
+            let mut scorer = make(&modules(count))?;
+            run(&mut *scorer, count, 1..=4, measure)?;
+            checked(&mut *scorer, count)?;
+            scorer.reallocated()?;
+            run(&mut *scorer, count, 5..=6, measure)?;
+            checked(&mut *scorer, count)?;
+            kept()
+        });
+    }
+    checks.check("10,000 modules", || {
+        let mut scorer = make(&modules(10_000))?;
+        let observation = observe(&*scorer, 10_000, 1, &varied);
+        let start = Instant::now();
+        scorer.observe(&observation)?;
+        let step = start.elapsed();
+        checked(&mut *scorer, 10_000)?;
+        Ok(format!("{:.1} ms a step", step.as_secs_f64() * 1e3))
+    });
+}
+
+/// What is measured of a module at a step.
+type Measure<'a> = &'a dyn Fn(u64, usize) -> Option<f32>;
+
+/// Values that differ from module to module and step to step, with some missing.
+fn varied(step: u64, module: usize) -> Option<f32> {
+    let mut random = Random::new(step * 1_000_003 + module as u64);
+    (random.uniform() > 0.1).then(|| (random.uniform() * 10.0) as f32)
+}
+
+fn observe(scorer: &dyn Scorer, count: usize, step: u64, measure: Measure<'_>) -> Observation {
+    let Needs { signals, raw } = scorer.needs();
+    let active: Vec<bool> = (0..count)
+        .map(|module| (module as u64 + step) % 3 > 0)
+        .collect();
+    let value = |signal: Signal, module: usize| {
+        let gradient = matches!(signal, Signal::GradientL1 | Signal::GradientL2);
+        // A gradient is missing wherever the module is inactive, all else wherever the case says.
+        (!gradient || active[module] || count == 1)
+            .then(|| measure(step, module))
+            .flatten()
+    };
+    let signals = signals
+        .into_iter()
+        .map(|signal| Measured {
+            signal,
+            values: (0..count).map(|m| value(signal, m)).collect(),
+        })
+        .collect();
+    let raw = if scorer.wants_raw(step) {
+        raw
+    } else {
+        Vec::new()
+    };
+    let buffer = |module| measure(step, module).map_or(Vec::new(), |value| vec![value; 16]);
+    let raw = raw
+        .into_iter()
+        .map(|value| Raw {
+            value,
+            buffers: (0..count).map(buffer).collect(),
+        })
+        .collect();
+    Observation {
+        step,
+        tokens: 128,
+        active,
+        signals,
+        raw,
+    }
+}
+
+fn run(
+    scorer: &mut dyn Scorer,
+    count: usize,
+    steps: std::ops::RangeInclusive<u64>,
+    measure: Measure<'_>,
+) -> Result<()> {
+    for step in steps {
+        let observation = observe(scorer, count, step, measure);
+        scorer.observe(&observation)?;
+    }
+    Ok(())
+}
+
+/// The scores, or the rule they break.
+fn checked(scorer: &mut dyn Scorer, count: usize) -> Result<Vec<f64>> {
+    let scores = scorer.scores()?;
+    ensure(scores.len() == count, || {
+        format!("{} scores for {count} modules", scores.len())
+    })?;
+    for (module, score) in scores.iter().enumerate() {
+        ensure(score.is_finite() && *score >= 0.0, || {
+            format!("the score of module {module} is {score}, expected finite and not negative")
+        })?;
+    }
+    Ok(scores)
+}
+
+fn bits(scores: &[f64]) -> Vec<u64> {
+    scores.iter().map(|score| score.to_bits()).collect()
+}
+
+fn needs_are_sane(needs: &Needs) -> Result<String> {
+    ensure(!(needs.signals.is_empty() && needs.raw.is_empty()), || {
+        "it asks for nothing".into()
+    })?;
+    let signals: HashSet<_> = needs.signals.iter().collect();
+    let raw: HashSet<_> = needs.raw.iter().collect();
+    ensure(
+        signals.len() == needs.signals.len() && raw.len() == needs.raw.len(),
+        || "it asks for the same thing twice".into(),
+    )?;
+    let mut named: Vec<String> = needs
+        .signals
+        .iter()
+        .map(|signal| signal.to_string())
+        .collect();
+    named.extend(needs.raw.iter().map(|raw| format!("raw {raw}")));
+    Ok(named.join(", "))
+}
+
+fn state_comes_back(make: Make<'_>) -> Result<String> {
+    let mut first = make(&modules(MODULES))?;
+    run(&mut *first, MODULES, 1..=5, &varied)?;
+    let state = first.save()?;
+    let mut second = make(&modules(MODULES))?;
+    second.load(&state)?;
+    ensure(second.save()? == state, || {
+        "what is saved after loading is not what was loaded".into()
+    })?;
+    for scorer in [&mut first, &mut second] {
+        run(&mut **scorer, MODULES, 6..=8, &varied)?;
+    }
+    let same = bits(&checked(&mut *first, MODULES)?) == bits(&checked(&mut *second, MODULES)?);
+    ensure(same, || {
+        "after loading its state it scores differently".into()
+    })?;
+    for scorer in [&mut first, &mut second] {
+        scorer.reallocated()?;
+        run(&mut **scorer, MODULES, 9..=10, &varied)?;
+    }
+    let same = bits(&checked(&mut *first, MODULES)?) == bits(&checked(&mut *second, MODULES)?);
+    ensure(same, || {
+        "after a reallocation a loaded scorer scores differently".into()
+    })?;
+    Ok(match state.len() {
+        0 => "keeps no state".to_owned(),
+        bytes => format!("{bytes} bytes"),
+    })
+}

@@ -1,0 +1,69 @@
+//! What a dynalora plugin is written against: plain data, two traits and one macro.
+
+pub mod abi;
+mod allocator;
+pub mod conformance;
+mod count;
+mod manifest;
+mod module;
+mod sample;
+mod scorer;
+mod state;
+pub mod testing;
+mod window;
+
+pub use allocator::{Allocation, AllocationRequest, Allocator};
+pub use count::Count;
+pub use manifest::{Kind, Manifest};
+pub use module::{LedgerEntry, ModuleInfo};
+pub use sample::{Random, draw_without_replacement};
+pub use scorer::{Measured, Needs, Observation, Raw, RawValue, Scorer, Signal};
+pub use state::{load_state, save_state};
+pub use window::{Accumulated, Norm, Window};
+
+// A plugin's parameters are derived with these; the crates it sees are then the ones seen here.
+pub use {schemars, serde};
+
+/// Why a plugin could not do what it was asked: a sentence for the person who runs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error(String);
+
+/// The result of every call into a plugin.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<String> for Error {
+    fn from(message: String) -> Self {
+        Error(message)
+    }
+}
+
+impl From<&str> for Error {
+    fn from(message: &str) -> Self {
+        Error(message.to_owned())
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// How a plugin is made: its name, its parameters and its constructor.
+pub trait Plugin: Sized {
+    /// The parameters a recipe may give, with their defaults and docs. Derive
+    /// `serde::Deserialize` (with `deny_unknown_fields`) and `schemars::JsonSchema`.
+    type Parameters: serde::de::DeserializeOwned + schemars::JsonSchema;
+
+    /// The name a recipe uses, in kebab case: `top-k`.
+    const NAME: &'static str;
+    /// One sentence on what it does.
+    const DESCRIPTION: &'static str;
+    /// Where it comes from: paper and equation.
+    const REFERENCE: &'static str;
+
+    /// A plugin ready for its first step over `modules`, or what is wrong with the parameters.
+    fn new(parameters: Self::Parameters, modules: &[ModuleInfo]) -> Result<Self>;
+}

@@ -1,0 +1,214 @@
+//! Randomness for allocators: the same seed draws the same modules on every machine and, as far as
+//! the API's version stays, in every release.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+/// A stream of random numbers, a function of its seed alone.
+#[derive(Clone, Debug)]
+pub struct Random(ChaCha8Rng);
+
+impl Random {
+    /// The stream of `seed`, such as [`AllocationRequest::seed`](crate::AllocationRequest::seed).
+    pub fn new(seed: u64) -> Self {
+        // The key is written out here rather than through `seed_from_u64`, whose expansion is the
+        // rand crates' to change.
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&seed.to_le_bytes());
+        Random(ChaCha8Rng::from_seed(key))
+    }
+
+    /// 64 random bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
+    /// A number drawn uniformly from the 2⁵³ evenly spaced ones in [0, 1).
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+/// `count` different positions of `weights`, in the order drawn: each draw takes one of the positions
+/// left with a probability in proportion to its weight. Positions of weight zero (and any that is
+/// negative or not finite) come after all others, with equal chances.
+///
+/// Exact successive sampling in O((n + count) log n); `count` beyond the length draws everything.
+pub fn draw_without_replacement(weights: &[f64], count: usize, random: &mut Random) -> Vec<usize> {
+    let mut left: Vec<usize> = (0..weights.len()).collect();
+    let mut drawn = Vec::with_capacity(count.min(weights.len()));
+    while drawn.len() < count && !left.is_empty() {
+        // One round draws until the weights in the tree are used up. Weights too small to be seen
+        // beside the round's largest wait for the next round; the last round has only zeros.
+        let mut tree = Tree::new(&relative(weights, &left));
+        while drawn.len() < count
+            && let Some(leaf) = tree.take(random.uniform())
+        {
+            drawn.push(left[leaf]);
+            left[leaf] = usize::MAX;
+        }
+        left.retain(|index| *index != usize::MAX);
+    }
+    drawn
+}
+
+/// The weights at `positions`, the largest scaled to 1, so that their sum neither overflows nor
+/// vanishes; all 1 where none is positive.
+fn relative(weights: &[f64], positions: &[usize]) -> Vec<f64> {
+    let weight = |index: &usize| Some(weights[*index]).filter(|w| w.is_finite() && *w > 0.0);
+    let largest = positions.iter().filter_map(weight).fold(0.0, f64::max);
+    if largest == 0.0 {
+        return vec![1.0; positions.len()];
+    }
+    positions
+        .iter()
+        .map(|index| weight(index).unwrap_or(0.0) / largest)
+        .collect()
+}
+
+/// A binary tree of partial sums over the weights: node `i` is the sum of `2i` and `2i + 1`, the
+/// leaves fill the upper half. A sum is always made anew from its two children, so that taking
+/// leaves out leaves no rounding error behind.
+struct Tree {
+    sums: Vec<f64>,
+    leaves: usize,
+}
+
+impl Tree {
+    fn new(weights: &[f64]) -> Self {
+        let leaves = weights.len().next_power_of_two();
+        let mut sums = vec![0.0; 2 * leaves];
+        sums[leaves..leaves + weights.len()].copy_from_slice(weights);
+        for node in (1..leaves).rev() {
+            sums[node] = sums[2 * node] + sums[2 * node + 1];
+        }
+        Tree { sums, leaves }
+    }
+
+    /// Takes out the leaf in which the share `at` (from [0, 1)) of the total falls; none where the
+    /// total is zero.
+    fn take(&mut self, at: f64) -> Option<usize> {
+        if self.sums[1] <= 0.0 {
+            return None;
+        }
+        let mut rest = at * self.sums[1];
+        let mut node = 1;
+        while node < self.leaves {
+            let (left, right) = (self.sums[2 * node], self.sums[2 * node + 1]);
+            // Rounding may put `rest` at or past the end: never walk into an empty half.
+            if rest < left || right <= 0.0 {
+                node *= 2;
+            } else {
+                rest -= left;
+                node = 2 * node + 1;
+            }
+        }
+        let leaf = node - self.leaves;
+        self.sums[node] = 0.0;
+        while node > 1 {
+            node /= 2;
+            self.sums[node] = self.sums[2 * node] + self.sums[2 * node + 1];
+        }
+        Some(leaf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// The exact probability of every ordered draw of `count` out of `weights`.
+    fn enumerate(weights: &[f64], count: usize) -> HashMap<Vec<usize>, f64> {
+        let mut draws = HashMap::from([(Vec::new(), 1.0)]);
+        for _ in 0..count {
+            let mut longer = HashMap::new();
+            for (draw, chance) in draws {
+                let left: Vec<usize> = (0..weights.len()).filter(|i| !draw.contains(i)).collect();
+                let total: f64 = left.iter().map(|&i| weights[i]).sum();
+                for i in left {
+                    let next = [draw.as_slice(), &[i]].concat();
+                    longer.insert(next, chance * weights[i] / total);
+                }
+            }
+            draws = longer;
+        }
+        draws
+    }
+
+    #[test]
+    fn draws_follow_the_exact_distribution_of_successive_sampling() {
+        let trials = 60_000;
+        // Degrees of freedom with the 99.99 % quantile of chi-square; the seeds are fixed, so this
+        // passes or fails the same way every time.
+        for (weights, count, limit) in [
+            (vec![0.5, 0.3, 0.15, 0.05], 2, 37.4),       // 11
+            (vec![1e-3, 1.0, 2.0, 3.0, 4.0], 1, 23.5),   // 4
+            (vec![1.0, 1.0, 1.0, 1.0, 1.0], 3, 107.6),   // 59
+            (vec![3e300, 2e300, 1e300, 2e300], 3, 55.0), // 23
+        ] {
+            let exact = enumerate(&weights, count);
+            let mut seen: HashMap<Vec<usize>, u32> = HashMap::new();
+            for seed in 0..trials {
+                let draw = draw_without_replacement(&weights, count, &mut Random::new(seed));
+                *seen.entry(draw).or_default() += 1;
+            }
+            let chi_square: f64 = exact
+                .iter()
+                .map(|(draw, chance)| {
+                    let expected = chance * trials as f64;
+                    let difference = f64::from(*seen.get(draw).unwrap_or(&0)) - expected;
+                    difference * difference / expected
+                })
+                .sum();
+            assert!(
+                chi_square < limit,
+                "{weights:?}, {count}: chi-square {chi_square}"
+            );
+            assert!(seen.keys().all(|draw| exact.contains_key(draw)));
+        }
+    }
+
+    #[test]
+    fn zero_weights_come_last_and_evenly() {
+        let weights = [0.0, 2.0, 0.0, f64::NAN, 1.0];
+        let mut third = [0; 5];
+        for seed in 0..3000 {
+            let draw = draw_without_replacement(&weights, 3, &mut Random::new(seed));
+            assert!(draw[..2].contains(&1) && draw[..2].contains(&4), "{draw:?}");
+            third[draw[2]] += 1;
+        }
+        assert!(
+            [0, 2, 3].iter().all(|&i| (900..1100).contains(&third[i])),
+            "{third:?}"
+        );
+    }
+
+    #[test]
+    fn extremes_are_drawn_once_each() {
+        let weights = [f64::MAX, 5e-324, 0.0, 1.0, f64::MAX];
+        for seed in 0..50 {
+            let mut draw = draw_without_replacement(&weights, 9, &mut Random::new(seed));
+            assert!(draw[0] == 0 || draw[0] == 4, "{draw:?}");
+            assert_eq!(draw[2..], [3, 1, 2]);
+            draw.sort_unstable();
+            assert_eq!(draw, [0, 1, 2, 3, 4]);
+        }
+        assert!(draw_without_replacement(&[], 3, &mut Random::new(0)).is_empty());
+    }
+
+    /// ChaCha8 with a key of zeros starts with these bytes (the eSTREAM test vector, 256-bit key,
+    /// set 1 with IV 0 has 3e 00 ef 2f 89 5f 40 d6).
+    #[test]
+    fn the_stream_is_chacha8_as_published() {
+        let first = Random::new(0).bits();
+        assert_eq!(
+            first.to_le_bytes(),
+            [0x3e, 0x00, 0xef, 0x2f, 0x89, 0x5f, 0x40, 0xd6]
+        );
+        let uniform = Random::new(0).uniform();
+        assert!((0.0..1.0).contains(&uniform));
+        assert_ne!(Random::new(0).bits(), Random::new(1).bits());
+    }
+}

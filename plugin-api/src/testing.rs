@@ -1,0 +1,115 @@
+//! For a plugin's own unit tests: calls into it as the host makes them, through the boundary, with
+//! its panic guard, but without a library.
+
+use serde_json::Value;
+
+use crate::abi::host::{RemoteAllocator, RemoteScorer};
+use crate::abi::plugin::{local_allocator, local_scorer};
+use crate::{
+    Allocation, AllocationRequest, Allocator, LedgerEntry, Measured, ModuleInfo, Needs,
+    Observation, Plugin, Result, Scorer,
+};
+
+/// So many modules, six to a layer, of plausible and not all equal sizes.
+pub fn modules(count: usize) -> Vec<ModuleInfo> {
+    const ROLES: [&str; 6] = ["query", "key", "value", "output", "up", "down"];
+    (0..count)
+        .map(|index| {
+            let (layer, role) = (index / ROLES.len(), ROLES[index % ROLES.len()]);
+            let (inputs, outputs) = match role {
+                "up" => (64, 256),
+                "down" => (256, 64),
+                _ => (64, 64),
+            };
+            let (rank, parameters) = (8, 8 * (inputs + outputs));
+            ModuleInfo {
+                path: format!("encoder.layer.{layer}.{role}"),
+                layer: u32::try_from(layer).ok(),
+                role: role.to_owned(),
+                in_features: inputs,
+                out_features: outputs,
+                rank,
+                parameters,
+                forward_flops: 2 * (inputs * outputs + parameters),
+                backward_flops: 2 * (inputs * outputs + 2 * parameters),
+            }
+        })
+        .collect()
+}
+
+/// A request over [`modules`] with these scores: the first reallocation of a run in which every
+/// module is active and none has been updated.
+pub fn request(scores: &[f64]) -> AllocationRequest {
+    let modules = modules(scores.len());
+    AllocationRequest {
+        scores: scores.to_vec(),
+        ledger: vec![LedgerEntry::default(); modules.len()],
+        active: vec![true; modules.len()],
+        ranks: modules.iter().map(|module| module.rank).collect(),
+        modules,
+        step: 100,
+        total_steps: 1000,
+        reallocation: 0,
+        seed: 1,
+    }
+}
+
+/// The scorer made from `parameters` (a JSON object) over so many [`modules`].
+pub fn scorer<S: Plugin + Scorer + 'static>(parameters: &str, count: usize) -> Result<impl Scorer> {
+    RemoteScorer::new(local_scorer::<S>("0.0.0"), parameters, &modules(count))
+}
+
+/// The allocator made from `parameters` (a JSON object) over so many [`modules`].
+pub fn allocator<A: Plugin + Allocator + 'static>(
+    parameters: &str,
+    count: usize,
+) -> Result<impl Allocator> {
+    RemoteAllocator::new(local_allocator::<A>("0.0.0"), parameters, &modules(count))
+}
+
+/// What a scorer made from `parameters` asks the host to measure.
+pub fn needs<S: Plugin + Scorer + 'static>(parameters: &str) -> Result<Needs> {
+    Ok(scorer::<S>(parameters, 1)?.needs())
+}
+
+/// The scores after these steps, each of which gives every signal the scorer needs the same values,
+/// one per module.
+pub fn score<S: Plugin + Scorer + 'static>(
+    parameters: &str,
+    steps: &[impl AsRef<[Option<f32>]>],
+) -> Result<Vec<f64>> {
+    let count = steps.first().map_or(0, |step| step.as_ref().len());
+    let mut scorer = scorer::<S>(parameters, count)?;
+    let needs = scorer.needs();
+    for (step, values) in (1..).zip(steps) {
+        let values = values.as_ref();
+        let measured = |&signal| Measured {
+            signal,
+            values: values.to_vec(),
+        };
+        scorer.observe(&Observation {
+            step,
+            tokens: 128,
+            active: vec![true; count],
+            signals: needs.signals.iter().map(measured).collect(),
+            raw: Vec::new(),
+        })?;
+    }
+    scorer.scores()
+}
+
+/// A fresh allocator's answer to [`request`] with these scores, after `change` has been made to it.
+pub fn allocate<A: Plugin + Allocator + 'static>(
+    parameters: &str,
+    scores: &[f64],
+    change: impl FnOnce(&mut AllocationRequest),
+) -> Result<Allocation> {
+    let mut request = request(scores);
+    change(&mut request);
+    allocator::<A>(parameters, scores.len())?.allocate(&request)
+}
+
+/// Parameters as the boundary takes them.
+pub(crate) fn text(parameters: &Value) -> String {
+    parameters.to_string()
+}

@@ -1,0 +1,141 @@
+//! The scorer `activation`: how much comes out of a module, added up over the run's steps.
+//!
+//! Dynamic Low-Rank Module Allocation, section 3.2, and, with `target = "delta"`, LoRA-drop (Zhou et
+//! al. 2024, equation 3), over the steps t of the window and the real tokens of each:
+//!
+//! ```text
+//! output:  yᵢ = Σ_t ‖(Wᵢ + ΔWᵢ) x_t‖
+//! delta:   yᵢ = Σ_t ‖ΔWᵢ x_t‖²
+//! ```
+
+use dynalora_plugin_api::schemars::{self, JsonSchema};
+use dynalora_plugin_api::serde::Deserialize;
+use dynalora_plugin_api::{
+    Accumulated, ModuleInfo, Needs, Norm, Observation, Plugin, Result, Scorer, Signal, Window,
+    export_plugin,
+};
+
+/// Parameters of `activation`.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(crate = "dynalora_plugin_api::serde", deny_unknown_fields, default)]
+pub struct Parameters {
+    /// The norm that is added up.
+    norm: Norm,
+    /// What is measured.
+    target: Target,
+    /// Over which steps it is added up.
+    window: Window,
+}
+
+/// What comes out of a module.
+#[derive(Clone, Copy, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(crate = "dynalora_plugin_api::serde", rename_all = "snake_case")]
+pub enum Target {
+    /// The whole output `(W + ΔW)x`, by its norm.
+    #[default]
+    Output,
+    /// The adapter's share `ΔW·x`, by its squared l2 norm, as in LoRA-drop.
+    Delta,
+}
+
+/// The plugin.
+pub struct Activation {
+    signal: Signal,
+    squared: bool,
+    total: Accumulated,
+}
+
+impl Plugin for Activation {
+    type Parameters = Parameters;
+
+    const NAME: &'static str = "activation";
+    const DESCRIPTION: &'static str = "Adds up the norm of each module's output, or the squared norm of its adapter's share of it.";
+    const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2; target = \"delta\": LoRA-drop, Zhou et al. 2024, eq. 3";
+
+    fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
+        let signal = match (parameters.target, parameters.norm) {
+            (Target::Output, Norm::L1) => Signal::ActivationL1,
+            (Target::Output, Norm::L2) => Signal::ActivationL2,
+            (Target::Delta, Norm::L2) => Signal::DeltaL2,
+            (Target::Delta, Norm::L1) => {
+                return Err("parameter `norm`: target = \"delta\" is measured in l2 only".into());
+            }
+        };
+        Ok(Activation {
+            signal,
+            squared: parameters.target == Target::Delta,
+            total: Accumulated::new(parameters.window, modules.len())?,
+        })
+    }
+}
+
+impl Scorer for Activation {
+    fn needs(&self) -> Needs {
+        Needs {
+            signals: vec![self.signal],
+            raw: Vec::new(),
+        }
+    }
+
+    fn observe(&mut self, observation: &Observation) -> Result<()> {
+        let values = observation.signal(self.signal)?.iter();
+        let squared = self.squared;
+        self.total.add(values.map(|value| {
+            let value = f64::from((*value)?);
+            Some(if squared { value * value } else { value })
+        }))
+    }
+
+    fn scores(&mut self) -> Result<Vec<f64>> {
+        Ok(self.total.scores())
+    }
+
+    fn reallocated(&mut self) -> Result<()> {
+        self.total.reallocated();
+        Ok(())
+    }
+
+    fn save(&self) -> Result<Vec<u8>> {
+        self.total.save()
+    }
+
+    fn load(&mut self, state: &[u8]) -> Result<()> {
+        self.total.load(state)
+    }
+}
+
+export_plugin!(scorer Activation);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dynalora_plugin_api::{conformance, testing};
+
+    fn scores(parameters: &str, steps: &[[Option<f32>; 2]]) -> Vec<f64> {
+        testing::score::<Activation>(parameters, steps).unwrap()
+    }
+
+    const STEPS: [[Option<f32>; 2]; 2] = [[Some(1.0), Some(3.0)], [Some(2.0), Some(0.5)]];
+
+    #[test]
+    fn outputs_add_up_by_norm_and_deltas_by_squared_norm() {
+        assert_eq!(scores("{}", &STEPS), [3.0, 3.5]);
+        assert_eq!(scores(r#"{"norm": "l1"}"#, &STEPS), [3.0, 3.5]);
+        assert_eq!(scores(r#"{"target": "delta"}"#, &STEPS), [5.0, 9.25]);
+        assert_eq!(scores(r#"{"window": {"ema": 0.5}}"#, &STEPS), [1.5, 1.75]);
+    }
+
+    #[test]
+    fn asks_for_the_signal_it_reads() {
+        let signal = |parameters| testing::needs::<Activation>(parameters).unwrap().signals;
+        assert_eq!(signal("{}"), [Signal::ActivationL2]);
+        assert_eq!(signal(r#"{"norm": "l1"}"#), [Signal::ActivationL1]);
+        assert_eq!(signal(r#"{"target": "delta"}"#), [Signal::DeltaL2]);
+        assert!(testing::needs::<Activation>(r#"{"target": "delta", "norm": "l1"}"#).is_err());
+    }
+
+    #[test]
+    fn conforms() {
+        conformance::scorer::<Activation>().assert();
+    }
+}

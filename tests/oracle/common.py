@@ -1,0 +1,115 @@
+"""What every oracle script shares: determinism, sentences, batches, heads, files."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+SEED = 20240
+
+# Every name under which a family's config keeps a dropout probability.
+DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "dropout",
+    "attention_dropout",
+    "seq_classif_dropout",
+)
+
+
+def be_deterministic():
+    torch.set_num_threads(2)
+    torch.manual_seed(SEED)
+    torch.use_deterministic_algorithms(True)
+
+
+def sentences():
+    return (FIXTURES / "sentences.txt").read_text(encoding="utf-8").splitlines()
+
+
+def pairs():
+    lines = (FIXTURES / "pairs.tsv").read_text(encoding="utf-8").splitlines()
+    return [tuple(line.split("\t")) for line in lines]
+
+
+class Encoder:
+    """A folder's tokenizer, giving batches that are padded on the right."""
+
+    def __init__(self, folder, max_length):
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.max_length = max_length
+
+    def __call__(self, texts):
+        first, second = texts, None
+        if isinstance(texts[0], tuple):
+            first, second = map(list, zip(*texts))
+        return self.tokenizer(
+            list(first),
+            second,
+            truncation="longest_first",
+            max_length=self.max_length,
+            padding="longest",
+            return_tensors="pt",
+        )
+
+    def packed(self, texts):
+        """Ids and type ids of all texts end to end; text i is offsets[i]..offsets[i + 1]."""
+        ids, types, offsets = [], [], [0]
+        for text in texts:
+            one = self([text])
+            ids.append(one["input_ids"][0])
+            types.append(one.get("token_type_ids", torch.zeros_like(one["input_ids"]))[0])
+            offsets.append(offsets[-1] + len(ids[-1]))
+        int32 = lambda tensor: tensor.to(torch.int32)
+        return int32(torch.cat(ids)), int32(torch.cat(types)), torch.tensor(offsets, dtype=torch.int32)
+
+
+def classifier(folder, labels=2, head=None):
+    """The folder's model with a sequence-classification head, in f32, without any dropout.
+
+    `head` maps parameter names to values; without it the head stays as Transformers drew it.
+    """
+    config = AutoConfig.from_pretrained(folder, num_labels=labels)
+    for name in DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="eager"
+    )
+    if head is not None:
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in head.items():
+                parameters[name].copy_(value)
+    return model.eval()
+
+
+def draw_head(folder, labels, scale):
+    """A head drawn from a normal distribution: every parameter outside the base model."""
+    model = classifier(folder, labels)
+    generator = torch.Generator().manual_seed(SEED + labels)
+    base = model.base_model_prefix + "."
+    return {
+        name: torch.randn(parameter.shape, generator=generator) * scale
+        for name, parameter in model.named_parameters()
+        if not name.startswith(base)
+    }
+
+
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    # A list of plain values reads better on one line.
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match[0].split()), text)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_tensors(path, tensors):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={"format": "pt"})

@@ -1,0 +1,167 @@
+"""Writes every golden file under tests/fixtures, or checks that they still come out the same.
+
+    python tests/oracle/golden.py --minilm DIR            writes
+    python tests/oracle/golden.py --minilm DIR --check    compares with what is committed
+
+Without --minilm only the tiny models and their goldens are made.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import platform
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import peft
+import safetensors
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import forward
+import tiny
+import training
+from common import FIXTURES, SEED, Encoder, be_deterministic, draw_head, write_json
+
+MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+# Another processor sums in another order; more than this is another result.
+TOLERANCE = 2e-5
+
+
+def write_minilm(out, folder):
+    encoder = Encoder(folder, max_length=128)
+    head = draw_head(folder, labels=2, scale=0.02)
+    forward.write_tokens(out / "minilm" / "tokens.safetensors", folder, encoder)
+    worst = forward.write_minilm(out / "minilm", folder, encoder, head)
+    training.write_minilm(training.Setup(folder, encoder, head, MINILM_NAME), out / "minilm")
+    return worst
+
+
+def write_tiny(out):
+    tiny.write_all(out)
+    short = dict(steps=20, rank=4, alpha=8)
+    worst = 0.0
+    for name, max_length, targets, head_modules in (
+        ("tiny-bert", 64, ["query", "value"], ("classifier",)),
+        ("tiny-roberta", 62, ["query", "value"], ("classifier",)),
+        ("tiny-distilbert", 64, ["q_lin", "v_lin"], ("pre_classifier", "classifier")),
+    ):
+        folder = out / name
+        encoder = Encoder(folder, max_length)
+        head = draw_head(folder, labels=2, scale=0.2)
+        forward.write_tokens(folder / "golden" / "tokens.safetensors", folder, encoder)
+        worst = max(worst, forward.write_tiny(folder / "golden", folder, encoder, head))
+        setup = training.Setup(
+            folder, encoder, head, name, targets=targets, head_modules=head_modules, **short
+        )
+        indices = forward.short_sentences(encoder)
+        training.write_tiny(setup, folder / "golden" / "query-value", indices)
+        if name == "tiny-bert":
+            setup = training.Setup(folder, encoder, head, name, targets="all-linear", **short)
+            training.write_tiny(setup, folder / "golden" / "all-linear", indices)
+            regression = draw_head(folder, labels=1, scale=0.2)
+            setup = training.Setup(folder, encoder, regression, name, labels=1, **short)
+            training.write_tiny(setup, folder / "golden" / "regression", indices)
+            for suffix in ("-sharded", "-pretraining"):
+                forward.check_same(folder, out / (name + suffix), encoder, head)
+            for suffix in ("-f16", "-bf16"):
+                half = out / (name + suffix)
+                forward.write_tiny(half / "golden", half, encoder, head)
+    return worst
+
+
+def write_all(out, minilm):
+    worst = {"tiny": write_tiny(out)}
+    if minilm is not None:
+        worst["minilm"] = write_minilm(out, minilm)
+    return worst
+
+
+def write_manifest(out, minilm, worst):
+    if minilm is None:
+        # MiniLM's goldens stay as they are, and so does what is said of them.
+        before = json.loads((out / "manifest.json").read_text())
+        checksum = before["minilm"]["model.safetensors"]
+        worst = {**before["padding_difference"], **worst}
+    else:
+        checksum = hashlib.sha256((minilm / "model.safetensors").read_bytes()).hexdigest()
+    files = sorted(p for p in out.rglob("*") if p.is_file() and p.name != "manifest.json")
+    manifest = {
+        "written_by": "tests/oracle/golden.py",
+        "versions": {
+            "python": platform.python_version(),
+            **{m.__name__: m.__version__ for m in (torch, transformers, peft, tokenizers, safetensors)},
+        },
+        "seed": SEED,
+        "minilm": {"name": MINILM_NAME, "model.safetensors": checksum},
+        "padding_difference": worst,
+        "sha256": {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+    }
+    write_json(out / "manifest.json", manifest)
+
+
+def same(old, new):
+    """Whether two JSON values agree, numbers within the tolerance."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old.keys() == new.keys() and all(same(old[key], new[key]) for key in old)
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(same, old, new))
+    if isinstance(old, (int, float)) and isinstance(new, (int, float)):
+        return math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return old == new
+
+
+def same_file(old, new):
+    if not old.is_file():
+        return False
+    if new.suffix == ".json":
+        return same(json.loads(old.read_text()), json.loads(new.read_text()))
+    if new.suffix == ".safetensors":
+        old, new = load_file(old), load_file(new)
+        return old.keys() == new.keys() and all(
+            old[key].dtype == new[key].dtype
+            and old[key].shape == new[key].shape
+            and torch.allclose(old[key].double(), new[key].double(), rtol=TOLERANCE, atol=TOLERANCE)
+            for key in old
+        )
+    return old.read_bytes() == new.read_bytes()
+
+
+def check(minilm):
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        write_all(scratch, minilm)
+        names = sorted(p.relative_to(scratch) for p in scratch.rglob("*") if p.is_file())
+        changed = [name for name in names if not same_file(FIXTURES / name, scratch / name)]
+    for name in changed:
+        print(f"differs: {name}", file=sys.stderr)
+    print(f"{len(names) - len(changed)} of {len(names)} golden files come out the same")
+    return 1 if changed else 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--minilm", type=Path, metavar="DIR", help=f"the Hugging Face folder of {MINILM_NAME}")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    arguments = parser.parse_args()
+    if arguments.minilm is not None and not (arguments.minilm / "model.safetensors").is_file():
+        parser.error(f"--minilm: {arguments.minilm} holds no model.safetensors")
+    be_deterministic()
+    # A deprecation inside PEFT, said at every save.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if arguments.check:
+        return check(arguments.minilm)
+    worst = write_all(FIXTURES, arguments.minilm)
+    write_manifest(FIXTURES, arguments.minilm, worst)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Three tiny random models as complete Hugging Face folders, and the variants of their storage."""
+
+import shutil
+from collections import Counter
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+from common import SEED, sentences, write_json
+
+SHAPE = {"hidden": 32, "layers": 2, "heads": 4, "intermediate": 64, "positions": 64}
+WORDPIECE_VOCABULARY = 200
+# 256 bytes, five special tokens and a few merges.
+BPE_VOCABULARY = 320
+
+
+def commonest(counter, count):
+    """The `count` most frequent keys, ties in alphabetical order."""
+    return sorted(counter, key=lambda key: (-counter[key], key))[:count]
+
+
+def wordpiece():
+    """A lower-casing WordPiece tokenizer: every letter, the commonest words, the commonest endings.
+
+    Its vocabulary is chosen here because that of `WordPieceTrainer` is another at every run.
+    """
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words, endings = Counter(), Counter()
+    for sentence in sentences():
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(sentence)):
+            words[word] += 1
+            for length in (2, 3):
+                if len(word) > length:
+                    endings["##" + word[-length:]] += 1
+    letters = sorted({letter for word in words for letter in word})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    vocabulary += ["##" + letter for letter in letters if letter.isalnum()]
+    for letter in letters:
+        words.pop(letter, None)
+    room = WORDPIECE_VOCABULARY - len(vocabulary)
+    vocabulary += commonest(words, room // 2)
+    vocabulary += commonest(endings, room - room // 2)
+
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.add_special_tokens(vocabulary[:5])
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[(name, ids[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer
+
+
+def byte_level_bpe():
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=BPE_VOCABULARY,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences(), trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", tokenizer.token_to_id("</s>")),
+        ("<s>", tokenizer.token_to_id("<s>")),
+        trim_offsets=True,
+        add_prefix_space=False,
+    )
+    return tokenizer
+
+
+def randomise(model):
+    """Gives every parameter its own noise, biases and norms too, so that none can be mistaken for another."""
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            norm_weight = "norm" in name.lower() and name.endswith("weight")
+            scale = 0.1 if parameter.ndim == 1 else 0.2
+            noise = torch.randn(parameter.shape, generator=generator) * scale
+            parameter.copy_(noise + 1.0 if norm_weight else noise)
+
+
+def write_folder(folder, model, tokenizer, tokenizer_config):
+    folder.mkdir(parents=True, exist_ok=True)
+    randomise(model)
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", tokenizer_config)
+
+
+def bert_tokenizer_config(name):
+    specials = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+    return {
+        "tokenizer_class": name,
+        "do_lower_case": True,
+        "model_max_length": SHAPE["positions"],
+        **{f"{role}_token": token for role, token in specials.items()},
+    }
+
+
+def write_bert(folder):
+    tokenizer = wordpiece()
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=SHAPE["hidden"],
+        num_hidden_layers=SHAPE["layers"],
+        num_attention_heads=SHAPE["heads"],
+        intermediate_size=SHAPE["intermediate"],
+        max_position_embeddings=SHAPE["positions"],
+    )
+    model = BertModel(config)
+    write_folder(folder, model, tokenizer, bert_tokenizer_config("BertTokenizer"))
+    return model
+
+
+def write_bert_variants(folder, model):
+    """The same model in two shards, in half precision, and under the names of the first BERT release."""
+
+    def beside(suffix):
+        variant = folder.with_name(folder.name + suffix)
+        variant.mkdir(parents=True, exist_ok=True)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(folder / name, variant / name)
+        return variant
+
+    model.save_pretrained(beside("-sharded"), max_shard_size="64KB")
+
+    legacy = beside("-pretraining")
+    shutil.copy(folder / "config.json", legacy / "config.json")
+    generator = torch.Generator().manual_seed(SEED)
+    tensors = {"cls.predictions.bias": torch.randn(model.config.vocab_size, generator=generator)}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        tensors[f"bert.{name}"] = tensor
+    save_file(tensors, legacy / "model.safetensors", metadata={"format": "pt"})
+
+    # Last, because `to` changes the model itself.
+    for suffix, dtype in (("-bf16", torch.bfloat16), ("-f16", torch.float16)):
+        half = BertModel.from_pretrained(folder, dtype=torch.float32).to(dtype)
+        half.save_pretrained(beside(suffix))
+
+
+def write_roberta(folder):
+    tokenizer = byte_level_bpe()
+    config = RobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=SHAPE["hidden"],
+        num_hidden_layers=SHAPE["layers"],
+        num_attention_heads=SHAPE["heads"],
+        intermediate_size=SHAPE["intermediate"],
+        max_position_embeddings=SHAPE["positions"],
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+    specials = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>"}
+    tokenizer_config = {
+        "tokenizer_class": "RobertaTokenizer",
+        "add_prefix_space": False,
+        # Positions count from pad_token_id + 1, so the table has two rows that no token uses.
+        "model_max_length": SHAPE["positions"] - 2,
+        "mask_token": "<mask>",
+        **{f"{role}_token": token for role, token in specials.items()},
+    }
+    write_folder(folder, RobertaForMaskedLM(config), tokenizer, tokenizer_config)
+
+
+def write_distilbert(folder):
+    tokenizer = wordpiece()
+    config = DistilBertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        dim=SHAPE["hidden"],
+        n_layers=SHAPE["layers"],
+        n_heads=SHAPE["heads"],
+        hidden_dim=SHAPE["intermediate"],
+        max_position_embeddings=SHAPE["positions"],
+    )
+    model = DistilBertForMaskedLM(config)
+    write_folder(folder, model, tokenizer, bert_tokenizer_config("DistilBertTokenizer"))
+
+
+def write_all(out):
+    write_bert_variants(out / "tiny-bert", write_bert(out / "tiny-bert"))
+    write_roberta(out / "tiny-roberta")
+    write_distilbert(out / "tiny-distilbert")

@@ -1,0 +1,294 @@
+"""Golden values of training with PEFT's LoRA: gradients, loss curves, signals."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
+from transformers import get_linear_schedule_with_warmup
+
+from common import SEED, classifier, sentences, write_json, write_tensors
+
+SIGNAL_STEPS = 5
+
+
+@dataclass
+class Setup:
+    """One model with one way of adapting it."""
+
+    folder: Path
+    encoder: object
+    head: dict
+    # What adapter_config.json calls the base model.
+    name: str
+    targets: object = field(default_factory=lambda: ["query", "value"])
+    head_modules: tuple = ("classifier",)
+    labels: int = 2
+    rank: int = 8
+    alpha: int = 16
+    b_scale: float = 0.05
+    steps: int = 50
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    betas: tuple = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    warmup_steps: int = 5
+    max_grad_norm: float = 1.0
+
+    def targets_of_sentences(self):
+        """What each of the sentences is trained towards: a class, or a number where `labels` is 1."""
+        count = len(sentences())
+        return [index % 11 / 2 for index in range(count)] if self.labels == 1 else [i % 2 for i in range(count)]
+
+    def batches(self):
+        """One shuffle of all sentences, cut into batches and repeated for as many steps as there are."""
+        generator = torch.Generator().manual_seed(SEED)
+        order = torch.randperm(len(sentences()), generator=generator).tolist()
+        epoch = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        return [epoch[step % len(epoch)] for step in range(self.steps)]
+
+    def encode(self, batch):
+        texts, targets = sentences(), self.targets_of_sentences()
+        dtype = torch.float32 if self.labels == 1 else torch.int64
+        labels = torch.tensor([targets[index] for index in batch], dtype=dtype)
+        return {**self.encoder([texts[index] for index in batch]), "labels": labels}
+
+    def describe(self):
+        return {
+            "base_model": self.name,
+            "max_length": self.encoder.max_length,
+            "target_modules": self.targets,
+            "head_modules": list(self.head_modules),
+            "num_labels": self.labels,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "dropout": 0.0,
+            "optimiser": "torch.optim.AdamW",
+            "learning_rate": self.learning_rate,
+            "betas": list(self.betas),
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "schedule": "linear",
+            "warmup_steps": self.warmup_steps,
+            "steps": self.steps,
+            "max_grad_norm": self.max_grad_norm,
+        }
+
+
+def build(setup, random_b):
+    """The adapted model. A is drawn by PEFT itself; B is PEFT's zeros, or small noise so that A has a gradient."""
+    model = classifier(setup.folder, setup.labels, setup.head)
+    torch.manual_seed(SEED)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=setup.rank,
+        lora_alpha=setup.alpha,
+        lora_dropout=0.0,
+        target_modules=setup.targets,
+        modules_to_save=list(setup.head_modules),
+    )
+    peft = get_peft_model(model, config)
+    if random_b:
+        generator = torch.Generator().manual_seed(SEED + 1)
+        with torch.no_grad():
+            for name, parameter in peft.named_parameters():
+                if ".lora_B." in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * setup.b_scale)
+    return peft.train()
+
+
+def save_adapter(setup, model, folder):
+    peft_config = model.peft_config["default"]
+    # A machine's path has no place in a fixture, nor has a set's order, which changes with every run.
+    peft_config.base_model_name_or_path = setup.name
+    chosen = peft_config.target_modules
+    peft_config.target_modules = sorted(chosen) if isinstance(chosen, (set, list)) else chosen
+    peft_config.modules_to_save = list(setup.head_modules)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def saved_name(name):
+    """A trainable parameter's name as `save_pretrained` writes it."""
+    return name.replace(".modules_to_save.default", "").replace(".default", "")
+
+
+def trainable(model):
+    return {saved_name(name): p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def modules(model):
+    """The adapted linears in forward order, named by their path in the base model."""
+    base = model.get_base_model()
+    prefix = base.base_model_prefix + "."
+    return {n.removeprefix(prefix): m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
+
+
+def norms(tensor):
+    tensor = tensor.detach().double()
+    return tensor.abs().sum().item(), tensor.norm().item()
+
+
+class Signals:
+    """Measures every module during one step, over real tokens only."""
+
+    def __init__(self, model):
+        self.modules = modules(model)
+        self.outputs, self.deltas = {}, {}
+        self.hooks = []
+        for path, module in self.modules.items():
+            self.hooks.append(module.register_forward_hook(self.keep(self.outputs, path)))
+            self.hooks.append(module.lora_B["default"].register_forward_hook(self.keep(self.deltas, path)))
+
+    @staticmethod
+    def keep(where, path):
+        def hook(_module, _inputs, output):
+            where[path] = output.detach()
+
+        return hook
+
+    def read(self, step, mask):
+        """To be called after `backward` and before the gradients are clipped."""
+        for hook in self.hooks:
+            hook.remove()
+        record = {"step": step, "tokens": int(mask.sum())}
+        names = ("activation_l1", "activation_l2", "delta_l2", "gradient_l1", "gradient_l2", "weight_l2")
+        record |= {name: [] for name in names}
+        for path, module in self.modules.items():
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            scale = module.scaling["default"]
+            # A pooler sees one token a sentence, so there is nothing to leave out.
+            real = mask.bool() if self.outputs[path].ndim == 3 else slice(None)
+            l1, l2 = norms(self.outputs[path][real])
+            record["activation_l1"].append(l1)
+            record["activation_l2"].append(l2)
+            record["delta_l2"].append(norms(self.deltas[path][real] * scale)[1])
+            l1, l2 = norms(torch.cat([a.grad.flatten(), b.grad.flatten()]))
+            record["gradient_l1"].append(l1)
+            record["gradient_l2"].append(l2)
+            record["weight_l2"].append(norms(b.detach().double() @ a.detach().double() * scale)[1])
+        return record
+
+
+def layer_of(path):
+    """The index of the transformer layer a module lies in; None outside the layers."""
+    numbers = [part for part in path.split(".") if part.isdigit()]
+    return int(numbers[0]) if numbers else None
+
+
+def train(setup, random_b, active_layers=None):
+    """A whole run. `active_layers(step)` gives the layers whose modules are active, None for all of them."""
+    model = build(setup, random_b)
+    parameters = trainable(model)
+    optimiser = torch.optim.AdamW(
+        parameters.values(),
+        lr=setup.learning_rate,
+        betas=setup.betas,
+        eps=setup.eps,
+        weight_decay=setup.weight_decay,
+        foreach=False,
+    )
+    schedule = get_linear_schedule_with_warmup(optimiser, setup.warmup_steps, setup.steps)
+    log = {"losses": [], "learning_rates": [], "gradient_norms": []}
+    signals = []
+    for step, batch in enumerate(setup.batches(), start=1):
+        if active_layers is not None:
+            layers = active_layers(step)
+            for path, module in modules(model).items():
+                active = layers is None or layer_of(path) in layers
+                module.lora_A["default"].weight.requires_grad_(active)
+                module.lora_B["default"].weight.requires_grad_(active)
+        measured = Signals(model) if active_layers is None and step <= SIGNAL_STEPS else None
+        inputs = setup.encode(batch)
+        # None, not zero: AdamW leaves out parameters without a gradient, weight decay included.
+        optimiser.zero_grad(set_to_none=True)
+        loss = model(**inputs).loss
+        loss.backward()
+        if measured is not None:
+            signals.append(measured.read(step, inputs["attention_mask"]))
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), setup.max_grad_norm, foreach=False)
+        log["losses"].append(loss.item())
+        log["learning_rates"].append(optimiser.param_groups[0]["lr"])
+        log["gradient_norms"].append(norm.item())
+        optimiser.step()
+        schedule.step()
+    log["final_l2"] = {name: norms(parameter)[1] for name, parameter in sorted(parameters.items())}
+    if signals:
+        log["signals"] = signals
+    return model, log
+
+
+def gradients(setup, random_b, micro_batches=1):
+    """Gradients of the first step, accumulated over `micro_batches` batches of mean losses."""
+    model = build(setup, random_b)
+    losses = []
+    for batch in setup.batches()[:micro_batches]:
+        loss = model(**setup.encode(batch)).loss
+        (loss / micro_batches).backward()
+        losses.append(loss.item())
+    return {name: parameter.grad for name, parameter in trainable(model).items()}, losses
+
+
+@torch.no_grad()
+def trained_logits(setup, model, indices):
+    model.eval()
+    texts = sentences()
+    return torch.stack([model(**setup.encoder([texts[index]])).logits[0] for index in indices])
+
+
+def write_run(setup, out, name, random_b):
+    """One initialisation: its adapter in PEFT's format, its step-1 gradients and its curve."""
+    save_adapter(setup, build(setup, random_b), out / name)
+    grads, losses = gradients(setup, random_b)
+    # With B at zero every gradient of A is exactly zero: left out, as there is nothing to keep.
+    write_tensors(out / name / "gradients.safetensors", {n: g for n, g in grads.items() if g.any()})
+    model, log = train(setup, random_b)
+    if log["losses"][0] != losses[0]:
+        raise SystemExit(f"{out / name}: the first loss came out {losses[0]}, then {log['losses'][0]}")
+    return model, log
+
+
+def header(setup):
+    model = build(setup, random_b=False)
+    return {
+        "config": setup.describe(),
+        "targets": setup.targets_of_sentences(),
+        "batches": setup.batches(),
+        "modules": list(modules(model)),
+        "module_parameters": sum(p.numel() for n, p in trainable(model).items() if ".lora_" in n),
+        "trainable_parameters": sum(p.numel() for p in trainable(model).values()),
+    }
+
+
+def write_minilm(setup, out):
+    runs = {}
+    for name, random_b in (("zero_b", False), ("random_b", True)):
+        runs[name] = write_run(setup, out, name, random_b)[1]
+
+    upper = lambda step: None if step <= 10 else {3, 4, 5}
+    rotate = lambda step: {3, 4, 5} if 11 <= step <= 20 else {0, 1, 2} if 21 <= step <= 30 else None
+    for name, layers in (("upper_layers", upper), ("rotating_layers", rotate)):
+        log = train(setup, random_b=True, active_layers=layers)[1]
+        log["active_layers"] = [sorted(layers(step) or range(6)) for step in range(1, setup.steps + 1)]
+        runs[name] = log
+
+    grads, losses = gradients(setup, random_b=True, micro_batches=2)
+    write_tensors(out / "random_b" / "gradients_accumulated.safetensors", grads)
+    runs["random_b"]["accumulated"] = {"micro_batches": 2, "losses": losses}
+    write_json(out / "training.json", {**header(setup), "runs": runs})
+
+
+def write_tiny(setup, out, indices):
+    """A tiny model's adapter with random B: start, step-1 gradients, curve, end and the end's logits."""
+    model, log = write_run(setup, out, "random_b", random_b=True)
+    save_adapter(setup, model, out / "trained")
+    write_tensors(
+        out / "trained" / "logits.safetensors",
+        {
+            "sentences": torch.tensor(indices, dtype=torch.int32),
+            "logits": trained_logits(setup, model, indices),
+        },
+    )
+    write_json(out / "training.json", {**header(setup), "runs": {"random_b": log}})

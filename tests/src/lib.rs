@@ -1,0 +1,93 @@
+//! What the end-to-end suites share: fixtures, golden values and the built program with its plugins.
+
+mod golden;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use dynalora::model::{ModelFolder, fetch};
+pub use golden::{Golden, Run, Signals, Training};
+
+/// The folder of this package.
+pub fn package() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A committed fixture.
+pub fn fixture(path: &str) -> PathBuf {
+    package().join("fixtures").join(path)
+}
+
+/// The real data that some tests use; none, and a line that says so, where it is absent.
+pub fn shared_data(path: &str) -> Option<PathBuf> {
+    let found = package().join("../../shared/data").join(path);
+    if found.exists() {
+        return Some(found);
+    }
+    eprintln!("skipped: {} is not here", found.display());
+    None
+}
+
+/// The folder with the built program and the plugins, after building what is stale. `cargo test` alone
+/// builds neither the program nor the plugins' libraries.
+pub fn built() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let mut build = Command::new(env!("CARGO"));
+        build.args([
+            "build",
+            "--quiet",
+            "--workspace",
+            "--exclude",
+            "dynalora-tests",
+        ]);
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        if !cfg!(feature = "cuda") {
+            build.args(["--no-default-features", "--features", "dynalora/cpu"]);
+        }
+        let status = build
+            .current_dir(package().join(".."))
+            .status()
+            .expect("cargo runs");
+        assert!(
+            status.success(),
+            "cargo could not build the program and the plugins"
+        );
+        // A test's own program lies in `deps` beneath the folder that has the rest.
+        let test = std::env::current_exe().expect("a test knows its own path");
+        test.ancestors()
+            .nth(2)
+            .expect("target/release/deps/test")
+            .to_owned()
+    })
+}
+
+/// The built program, ready for arguments.
+pub fn dynalora() -> Command {
+    let mut command = Command::new(built().join("dynalora"));
+    command
+        .env_remove("DYNALORA_PLUGIN_PATH")
+        .env_remove("RUST_LOG");
+    command
+}
+
+/// A local model folder.
+pub fn model_folder(path: &Path) -> ModelFolder {
+    ModelFolder::local(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The MiniLM checkpoint, fetched once; none, and a line that says so, where it cannot be had.
+pub fn minilm() -> Option<PathBuf> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| match fetch::quickstart_model() {
+        Ok(folder) => Some(folder.dir),
+        Err(error) => {
+            eprintln!("skipped: the MiniLM checkpoint cannot be had: {error}");
+            None
+        }
+    });
+    found.clone()
+}

@@ -1,0 +1,595 @@
+//! The model, the training step and the signals against PyTorch, Transformers and PEFT.
+
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use burn_flex::{Flex, FlexDevice};
+use dynalora::adapter::{Adapters, Pass};
+use dynalora::data::{Batch, Label};
+use dynalora::export;
+use dynalora::model::{Model, Pretrained};
+use dynalora::recipe::{ModelConfig, OptimizerState};
+use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
+use dynalora::train::schedule::LearningRateSchedule;
+use dynalora::train::step::{self, StepPlan, StepResult, Trainee, upload};
+use dynalora_plugin_api::{Needs, Signal};
+use dynalora_tests::{Golden, Run, Training, fixture, minilm, model_folder};
+
+const DEVICE: FlexDevice = FlexDevice;
+
+/// The tokens of a golden file, cut into sentences.
+struct Tokens {
+    ids: Vec<u32>,
+    type_ids: Vec<u32>,
+    offsets: Vec<u32>,
+}
+
+impl Tokens {
+    fn open(path: &Path, of: &str) -> Self {
+        let golden = Golden::open(path);
+        Tokens {
+            ids: golden.integers(&format!("{of}.ids")),
+            type_ids: golden.integers(&format!("{of}.type_ids")),
+            offsets: golden.integers(&format!("{of}.offsets")),
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// The texts at `indices`, packed.
+    fn batch(&self, indices: &[usize], labels: Vec<Label>) -> Batch {
+        let mut batch = Batch {
+            ids: Vec::new(),
+            type_ids: Vec::new(),
+            positions: Vec::new(),
+            offsets: vec![0],
+            labels,
+            indices: indices.to_vec(),
+        };
+        for index in indices {
+            let range = self.offsets[*index] as usize..self.offsets[index + 1] as usize;
+            batch.ids.extend(&self.ids[range.clone()]);
+            batch.type_ids.extend(&self.type_ids[range.clone()]);
+            batch.positions.extend(0..range.len() as u32);
+            batch.offsets.push(batch.ids.len());
+        }
+        batch
+    }
+}
+
+/// The goldens do without dropout.
+fn no_dropout() -> ModelConfig {
+    ModelConfig {
+        name: String::new(),
+        revision: "main".to_owned(),
+        max_length: 128,
+        hidden_dropout: Some(0.0),
+        attention_dropout: Some(0.0),
+        classifier_dropout: Some(0.0),
+        train_pooler: None,
+    }
+}
+
+fn pretrained(folder: &Path) -> Pretrained {
+    Pretrained::open(&model_folder(folder), &no_dropout()).expect("the fixture is a whole model")
+}
+
+/// A model without adapters under the head of a golden file.
+fn bare(pretrained: &Pretrained, golden: &Golden) -> Trainee<Flex> {
+    let model = Model::<Flex>::load(pretrained, &[], 2, &DEVICE).expect("the fixture loads");
+    let head = model.head.tensors().into_iter().map(|tensor| {
+        let values = burn::tensor::TensorData::new(
+            golden.floats(&tensor.name),
+            match tensor.shape[..] {
+                [rows, columns] => [rows, columns],
+                _ => [1, tensor.shape[0]],
+            },
+        );
+        Tensor::from_data(values, &DEVICE)
+    });
+    let lora = dynalora::adapter::LoraConfig {
+        rank: 1,
+        alpha: 1.0,
+        dropout: 0.0,
+    };
+    let head = head.collect();
+    Trainee {
+        model,
+        adapters: Adapters::new(lora, vec![], 0, &DEVICE),
+        head,
+    }
+}
+
+fn logits(trainee: &Trainee<Flex>, batch: &Batch) -> Vec<f32> {
+    let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+    let output = trainee
+        .model
+        .forward(&upload::<Flex>(batch, &DEVICE), &mut pass);
+    step::read(output.inner()).expect("f32 values")
+}
+
+fn hidden(trainee: &Trainee<Flex>, batch: &Batch) -> Vec<f32> {
+    let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+    let output = trainee
+        .model
+        .encoder
+        .forward(&upload::<Flex>(batch, &DEVICE), &mut pass);
+    step::read(output.inner()).expect("f32 values")
+}
+
+fn largest_difference(ours: &[f32], theirs: &[f32]) -> f32 {
+    assert_eq!(ours.len(), theirs.len());
+    ours.iter()
+        .zip(theirs)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
+}
+
+fn assert_close(what: &str, ours: &[f32], theirs: &[f32], tolerance: f32) {
+    let difference = largest_difference(ours, theirs);
+    assert!(
+        difference <= tolerance,
+        "{what}: off by {difference}, {tolerance} allowed"
+    );
+}
+
+#[test]
+fn tiny_models_of_every_family_and_precision_match_transformers() {
+    // Half-precision weights are read exactly, so the tolerance is the same for all.
+    for (folder, golden) in [
+        ("tiny-bert", "tiny-bert"),
+        ("tiny-bert-sharded", "tiny-bert"),
+        ("tiny-bert-pretraining", "tiny-bert"),
+        ("tiny-bert-f16", "tiny-bert-f16"),
+        ("tiny-bert-bf16", "tiny-bert-bf16"),
+        ("tiny-roberta", "tiny-roberta"),
+        ("tiny-distilbert", "tiny-distilbert"),
+    ] {
+        let tokens_of = if golden.starts_with("tiny-bert") {
+            "tiny-bert"
+        } else {
+            golden
+        };
+        let tokens = fixture(&format!("{tokens_of}/golden/tokens.safetensors"));
+        let golden = Golden::open(&fixture(&format!("{golden}/golden/forward.safetensors")));
+        let trainee = bare(&pretrained(&fixture(folder)), &golden);
+        let sentences: Vec<usize> = golden
+            .integers("sentences")
+            .into_iter()
+            .map(|index| index as usize)
+            .collect();
+        let texts = Tokens::open(&tokens, "sentences");
+        let batch = texts.batch(&sentences, vec![]);
+        assert_close(
+            folder,
+            &logits(&trainee, &batch),
+            &golden.floats("logits"),
+            1e-4,
+        );
+        for index in sentences {
+            let alone = hidden(&trainee, &texts.batch(&[index], vec![]));
+            assert_close(
+                folder,
+                &alone,
+                &golden.floats(&format!("hidden.{index}")),
+                1e-4,
+            );
+        }
+        let pairs = Tokens::open(&tokens, "pairs");
+        let all: Vec<usize> = (0..pairs.count()).collect();
+        let ours = logits(&trainee, &pairs.batch(&all, vec![]));
+        assert_close(folder, &ours, &golden.floats("pairs.logits"), 1e-4);
+    }
+}
+
+#[test]
+fn minilm_matches_transformers_on_64_sentences() {
+    let Some(folder) = minilm() else { return };
+    let golden = Golden::open(&fixture("minilm/forward.safetensors"));
+    let trainee = bare(&pretrained(&folder), &golden);
+    let tokens = fixture("minilm/tokens.safetensors");
+    let texts = Tokens::open(&tokens, "sentences");
+    let all: Vec<usize> = (0..texts.count()).collect();
+    assert_eq!(all.len(), 64);
+    let ours = logits(&trainee, &texts.batch(&all, vec![]));
+    let theirs = golden.floats("logits");
+    println!(
+        "MiniLM logits: off by {:e}",
+        largest_difference(&ours, &theirs)
+    );
+    assert_close("logits", &ours, &theirs, 1e-4);
+    for index in [0, 3, 17, 31] {
+        let alone = hidden(&trainee, &texts.batch(&[index], vec![]));
+        assert_close(
+            "hidden states",
+            &alone,
+            &golden.floats(&format!("hidden.{index}")),
+            1e-4,
+        );
+    }
+    let pairs = Tokens::open(&tokens, "pairs");
+    let all: Vec<usize> = (0..pairs.count()).collect();
+    let ours = logits(&trainee, &pairs.batch(&all, vec![]));
+    assert_close("pairs", &ours, &golden.floats("pairs.logits"), 1e-4);
+}
+
+/// A model with the adapter and the head that PEFT saved.
+fn adapted(pretrained: &Pretrained, adapter: &Path, outputs: usize) -> Trainee<Flex> {
+    let family = pretrained.config.family;
+    let peft = export::read(adapter, family).expect("an adapter that PEFT wrote");
+    let modules = peft
+        .modules(&pretrained.linears())
+        .expect("modules of this model");
+    let model = Model::<Flex>::load(pretrained, &modules, outputs, &DEVICE).expect("a whole model");
+    let head = peft
+        .head(&model.head.tensors(), &DEVICE)
+        .expect("a whole head");
+    let adapters = peft
+        .adapters(family, modules, &DEVICE)
+        .expect("a whole adapter");
+    Trainee {
+        model,
+        adapters,
+        head,
+    }
+}
+
+/// One golden training: a model, its folder of goldens and its tokens.
+struct Case {
+    pretrained: Pretrained,
+    training: Training,
+    folder: std::path::PathBuf,
+    tokens: Tokens,
+    outputs: usize,
+}
+
+impl Case {
+    fn open(model: &Path, goldens: &str, tokens: &str) -> Self {
+        let folder = fixture(goldens);
+        let training = Training::open(&folder);
+        let outputs = training.config["num_labels"].as_u64().expect("a number") as usize;
+        let tokens = Tokens::open(&fixture(tokens), "sentences");
+        Case {
+            pretrained: pretrained(model),
+            training,
+            folder,
+            tokens,
+            outputs,
+        }
+    }
+
+    fn batch(&self, step: usize) -> Batch {
+        let indices = &self.training.batches[step];
+        let label = |index: &usize| match self.outputs {
+            1 => Label::Value(self.training.targets[*index] as f32),
+            _ => Label::Class(self.training.targets[*index] as u32),
+        };
+        self.tokens
+            .batch(indices, indices.iter().map(label).collect())
+    }
+
+    fn trainee(&self, run: &str) -> Trainee<Flex> {
+        // The runs with a mask start as `random_b` does.
+        let start = if run == "zero_b" {
+            "zero_b"
+        } else {
+            "random_b"
+        };
+        adapted(&self.pretrained, &self.folder.join(start), self.outputs)
+    }
+
+    fn step(&self, trainee: &Trainee<Flex>, number: usize, active: &[bool]) -> StepResult<Flex> {
+        let needs = Needs {
+            signals: vec![
+                Signal::ActivationL1,
+                Signal::ActivationL2,
+                Signal::DeltaL2,
+                Signal::GradientL1,
+                Signal::GradientL2,
+                Signal::WeightL2,
+            ],
+            raw: vec![],
+        };
+        let plan = StepPlan {
+            step: number as u64,
+            active,
+            probing: false,
+            needs: &needs,
+            raw: false,
+            seed: 0,
+        };
+        step::run(trainee, &[self.batch(number - 1)], &plan, &DEVICE).expect("a step")
+    }
+
+    fn optimizer(&self, modules: usize) -> Optimizer<Flex> {
+        let number = |key: &str| self.training.config[key].as_f64().expect("a number");
+        let config = OptimizerConfig {
+            rate: number("learning_rate"),
+            head_rate: number("learning_rate"),
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: number("eps"),
+            weight_decay: number("weight_decay"),
+            schedule: LearningRateSchedule::Linear,
+            warmup_steps: number("warmup_steps") as u64,
+            total_steps: number("steps") as u64,
+            state: OptimizerState::Global,
+        };
+        Optimizer::new(config, modules)
+    }
+
+    /// Gradients of step 1 by PEFT's names, against the golden file: 1e-4 of each tensor's norm.
+    fn check_gradients(&self, trainee: &Trainee<Flex>, result: &StepResult<Flex>, file: &str) {
+        let golden = Golden::open(&self.folder.join(file));
+        let prefix = self.pretrained.config.family.names().prefix;
+        let mut ours: Vec<(String, Vec<f32>)> = Vec::new();
+        for (module, pair) in trainee.adapters.modules.iter().zip(&result.gradients) {
+            let pair = pair.clone().expect("every module is active");
+            for (part, gradient) in ["lora_A", "lora_B"].into_iter().zip(pair) {
+                let name = format!("base_model.model.{prefix}.{}.{part}.weight", module.path);
+                ours.push((name, step::read(gradient).expect("f32 values")));
+            }
+        }
+        for (tensor, gradient) in trainee
+            .model
+            .head
+            .tensors()
+            .iter()
+            .zip(&result.head_gradients)
+        {
+            let values = step::read(gradient.clone()).expect("f32 values");
+            ours.push((format!("base_model.model.{}", tensor.name), values));
+        }
+        let names = golden.names();
+        for (name, values) in &ours {
+            let norm = |values: &[f32]| {
+                values
+                    .iter()
+                    .map(|value| f64::from(*value).powi(2))
+                    .sum::<f64>()
+                    .sqrt()
+            };
+            if !names.contains(name) {
+                // B is zero, and so is A's gradient.
+                assert_eq!(norm(values), 0.0, "{name}");
+                continue;
+            }
+            let theirs = golden.floats(name);
+            let difference: Vec<f32> = values.iter().zip(&theirs).map(|(a, b)| a - b).collect();
+            let relative = norm(&difference) / norm(&theirs);
+            assert!(relative <= 1e-4, "{name}: off by {relative:e} of its norm");
+        }
+        assert!(
+            names
+                .iter()
+                .all(|name| ours.iter().any(|(own, _)| own == name)),
+            "{names:?}"
+        );
+    }
+
+    /// A whole run with PEFT's start and batches: losses, norms and the final parameters.
+    fn check_run(&self, name: &str) {
+        let golden: &Run = &self.training.runs[name];
+        let mut trainee = self.trainee(name);
+        let modules = trainee.adapters.modules.len();
+        let mut optimizer = self.optimizer(modules);
+        let mut furthest = 0f64;
+        for number in 1..=golden.losses.len() {
+            let active: Vec<bool> = match golden.active_layers.get(number - 1) {
+                Some(layers) => {
+                    let modules = trainee.adapters.modules.iter();
+                    modules
+                        .map(|m| m.layer.is_some_and(|layer| layers.contains(&layer)))
+                        .collect()
+                }
+                None => vec![true; modules],
+            };
+            let result = self.step(&trainee, number, &active);
+            let expected = golden.losses[number - 1];
+            furthest = furthest.max((result.loss - expected).abs() / expected.abs().max(1.0));
+            let norm = golden.gradient_norms[number - 1];
+            let off = (result.gradient_norm - norm).abs() / norm;
+            assert!(
+                off < 1e-3,
+                "{name}, step {number}: gradient norm off by {off:e}"
+            );
+            if number == 1
+                && self
+                    .folder
+                    .join(name)
+                    .join("gradients.safetensors")
+                    .exists()
+            {
+                assert!((result.loss - expected).abs() <= 1e-4 * expected.abs());
+                self.check_gradients(&trainee, &result, &format!("{name}/gradients.safetensors"));
+            }
+            if let Some(signals) = golden.signals.get(number - 1) {
+                check_signals(name, &result, signals);
+            }
+            let clip = (1.0 / (result.gradient_norm + 1e-6)).min(1.0) as f32;
+            let at = number as u64 - 1;
+            for (module, gradients) in result.gradients.into_iter().enumerate() {
+                if let Some(gradients) = gradients {
+                    let rank = trainee.adapters.config.rank as usize;
+                    let pair = &mut trainee.adapters.pairs[module];
+                    optimizer.update_module(module, at, rank, pair, gradients, clip);
+                }
+            }
+            optimizer.update_head(at, &mut trainee.head, result.head_gradients, clip);
+        }
+        println!(
+            "{} {name}: losses off by {furthest:e} at most",
+            self.folder.display()
+        );
+        assert!(furthest <= 1e-3, "{name}: losses off by {furthest:e}");
+        self.check_final(&trainee, golden);
+    }
+
+    fn check_final(&self, trainee: &Trainee<Flex>, golden: &Run) {
+        let prefix = self.pretrained.config.family.names().prefix;
+        let mut ours: Vec<(String, Tensor<Flex, 2>)> = Vec::new();
+        for (module, pair) in trainee.adapters.modules.iter().zip(&trainee.adapters.pairs) {
+            for (part, tensor) in ["lora_A", "lora_B"].iter().zip(pair) {
+                let name = format!("base_model.model.{prefix}.{}.{part}.weight", module.path);
+                ours.push((name, tensor.clone()));
+            }
+        }
+        for (tensor, value) in trainee.model.head.tensors().iter().zip(&trainee.head) {
+            ours.push((format!("base_model.model.{}", tensor.name), value.clone()));
+        }
+        assert_eq!(ours.len(), golden.final_l2.len());
+        for (name, tensor) in ours {
+            let values = step::read(tensor).expect("f32 values");
+            let norm = values
+                .iter()
+                .map(|value| f64::from(*value).powi(2))
+                .sum::<f64>()
+                .sqrt();
+            let expected = golden.final_l2[&name];
+            let off = (norm - expected).abs() / expected;
+            assert!(off < 1e-4, "{name}: final norm off by {off:e}");
+        }
+    }
+}
+
+fn check_signals(run: &str, result: &StepResult<Flex>, golden: &dynalora_tests::Signals) {
+    let observation = &result.observation;
+    assert_eq!(
+        (observation.step, observation.tokens),
+        (golden.step, golden.tokens)
+    );
+    for (signal, expected) in [
+        (Signal::ActivationL1, &golden.activation_l1),
+        (Signal::ActivationL2, &golden.activation_l2),
+        (Signal::DeltaL2, &golden.delta_l2),
+        (Signal::GradientL1, &golden.gradient_l1),
+        (Signal::GradientL2, &golden.gradient_l2),
+        (Signal::WeightL2, &golden.weight_l2),
+    ] {
+        let values = observation.signal(signal).expect("it was asked for");
+        assert_eq!(values.len(), expected.len());
+        for (module, (value, expected)) in values.iter().zip(expected).enumerate() {
+            let value = f64::from(value.expect("every module is active"));
+            let off = (value - expected).abs();
+            assert!(
+                off <= 2e-4 * expected.abs() + 1e-7,
+                "{run}, step {}: {signal:?} of module {module} is {value}, not {expected}",
+                golden.step
+            );
+        }
+    }
+}
+
+#[test]
+fn tiny_models_train_as_peft_does() {
+    for (model, task) in [
+        ("tiny-bert", "query-value"),
+        ("tiny-bert", "all-linear"),
+        ("tiny-bert", "regression"),
+        ("tiny-roberta", "query-value"),
+        ("tiny-distilbert", "query-value"),
+    ] {
+        let tokens = format!("{model}/golden/tokens.safetensors");
+        Case::open(&fixture(model), &format!("{model}/golden/{task}"), &tokens)
+            .check_run("random_b");
+    }
+}
+
+#[test]
+fn an_adapter_that_peft_trained_gives_its_logits_here() {
+    for (model, task, outputs) in [
+        ("tiny-bert", "all-linear", 2),
+        ("tiny-bert", "regression", 1),
+        ("tiny-roberta", "query-value", 2),
+        ("tiny-distilbert", "query-value", 2),
+    ] {
+        let trained = fixture(&format!("{model}/golden/{task}/trained"));
+        let trainee = adapted(&pretrained(&fixture(model)), &trained, outputs);
+        let golden = Golden::open(&trained.join("logits.safetensors"));
+        let tokens = fixture(&format!("{model}/golden/tokens.safetensors"));
+        let sentences = golden
+            .integers("sentences")
+            .into_iter()
+            .map(|index| index as usize);
+        let batch =
+            Tokens::open(&tokens, "sentences").batch(&sentences.collect::<Vec<_>>(), vec![]);
+        assert_close(
+            task,
+            &logits(&trainee, &batch),
+            &golden.floats("logits"),
+            1e-4,
+        );
+    }
+}
+
+#[test]
+fn minilm_trains_as_peft_does_for_50_steps() {
+    let Some(folder) = minilm() else { return };
+    let case = Case::open(&folder, "minilm", "minilm/tokens.safetensors");
+    for run in ["zero_b", "random_b", "upper_layers", "rotating_layers"] {
+        case.check_run(run);
+    }
+}
+
+#[test]
+fn gradients_accumulate_over_micro_batches_as_in_peft() {
+    let Some(folder) = minilm() else { return };
+    let case = Case::open(&folder, "minilm", "minilm/tokens.safetensors");
+    let trainee = case.trainee("random_b");
+    let needs = Needs::default();
+    let active = vec![true; trainee.adapters.modules.len()];
+    let plan = StepPlan {
+        step: 1,
+        active: &active,
+        probing: false,
+        needs: &needs,
+        raw: false,
+        seed: 0,
+    };
+    let batches = [case.batch(0), case.batch(1)];
+    let result = step::run(&trainee, &batches, &plan, &DEVICE).expect("a step");
+    let losses = &case.training.runs["random_b"]
+        .accumulated
+        .as_ref()
+        .expect("goldens")
+        .losses;
+    assert!((result.loss - (losses[0] + losses[1]) / 2.0).abs() < 1e-4);
+    case.check_gradients(
+        &trainee,
+        &result,
+        "random_b/gradients_accumulated.safetensors",
+    );
+}
+
+#[test]
+fn an_inactive_module_costs_no_gradient_and_nothing_below_is_recorded() {
+    let tokens = "tiny-bert/golden/tokens.safetensors";
+    let case = Case::open(
+        &fixture("tiny-bert"),
+        "tiny-bert/golden/query-value",
+        tokens,
+    );
+    let trainee = case.trainee("random_b");
+    let modules = &trainee.adapters.modules;
+    let upper: Vec<bool> = modules
+        .iter()
+        .map(|module| module.layer == Some(1))
+        .collect();
+    let result = case.step(&trainee, 1, &upper);
+    for (active, gradients) in upper.iter().zip(&result.gradients) {
+        assert_eq!(*active, gradients.is_some());
+    }
+    // With the head alone nothing of the encoder is recorded.
+    let mut pass = Pass::train(
+        &trainee.adapters,
+        &trainee.head,
+        &vec![false; modules.len()],
+        Default::default(),
+        0,
+    );
+    let input = upload::<Flex>(&case.batch(0), &DEVICE);
+    let hidden = trainee.model.encoder.forward(&input, &mut pass);
+    assert!(!dynalora::kernel::is_tracked(&hidden));
+}
