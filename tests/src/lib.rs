@@ -1,12 +1,14 @@
 //! What the end-to-end suites share: fixtures, golden values and the built program with its plugins.
 
 mod golden;
+mod scene;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
 use dynalora::model::{ModelFolder, fetch};
+pub use scene::Scene;
 pub use golden::{Golden, Run, Signals, Training};
 
 /// The folder of this package.

@@ -309,3 +309,6 @@ fn absolute_text(base: &Path, path: &str) -> Result<String> {
             )
         })
 }
+
+#[cfg(test)]
+mod tests;

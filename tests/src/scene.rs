@@ -1,0 +1,142 @@
+//! A temporary folder with a tiny model, a small task and a recipe: what most suites start from.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+use crate::{dynalora, fixture};
+
+/// The folder, and how the program is run in it.
+pub struct Scene {
+    folder: TempDir,
+}
+
+impl Default for Scene {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Scene {
+    /// A fresh folder with `train.csv`, `dev.csv` and `recipe.toml`.
+    pub fn new() -> Self {
+        let scene = Scene { folder: tempfile::tempdir().expect("a temporary folder") };
+        let sentences = std::fs::read_to_string(fixture("sentences.txt")).expect("a fixture");
+        // The label is what the text says: whether it has a comma.
+        let rows = |lines: &[&str]| {
+            let mut text = "id,sentence,label\n".to_owned();
+            for (id, line) in lines.iter().enumerate() {
+                let label = if line.contains(',') { "comma" } else { "none" };
+                text.push_str(&format!("{id},\"{}\",{label}\n", line.replace('"', "\"\"")));
+            }
+            text
+        };
+        let lines: Vec<&str> = sentences.lines().collect();
+        scene.write("train.csv", &rows(&lines[..48]));
+        scene.write("dev.csv", &rows(&lines[48..]));
+        scene.write("recipe.toml", &scene.recipe());
+        scene
+    }
+
+    fn recipe(&self) -> String {
+        format!(
+            r#"seed = 3
+output = "{output}"
+device = "cpu"
+threads = 2
+
+[model]
+name = "{model}"
+max_length = 64
+
+[data]
+train = "train.csv"
+validation = "dev.csv"
+[data.columns]
+text = "sentence"
+
+[adapter]
+rank = 4
+targets = ["query", "value", "dense"]
+
+[allocation]
+schedule = {{ kind = "periodic", every = 4 }}
+
+[scorer]
+plugin = "activation"
+
+[allocator]
+plugin = "top-k"
+k = "50%"
+
+[train]
+steps = 12
+batch_size = 8
+learning_rate = 5e-3
+log_every = 1
+
+[checkpoint]
+every = 4
+"#,
+            output = self.path("run").display(),
+            model = fixture("tiny-bert").display(),
+        )
+    }
+
+    /// A path in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a file in the folder.
+    pub fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).expect("a temporary file");
+    }
+
+    /// Replaces a part of the recipe, which must be there.
+    pub fn edit(&self, from: &str, to: &str) {
+        let recipe = self.recipe();
+        assert!(recipe.contains(from), "{from:?} is not in the recipe");
+        self.write("recipe.toml", &recipe.replace(from, to));
+    }
+
+    /// The program with these arguments, its cache in the folder.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = dynalora();
+        command.args(arguments).current_dir(self.folder.path());
+        command.env("DYNALORA_CACHE", self.path("cache")).env("HF_HUB_OFFLINE", "1");
+        command
+    }
+
+    /// Runs the program.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("the program starts")
+    }
+
+    /// Runs the program, which must succeed, and returns what it printed.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?} failed:\n{said}");
+        String::from_utf8(output.stdout).expect("UTF-8 output")
+    }
+
+    /// Trains the recipe with `--set`s into the run `name` and returns its folder.
+    pub fn train(&self, name: &str, sets: &[&str]) -> PathBuf {
+        let output = self.path(name);
+        let set = format!("output={}", output.display());
+        let mut arguments = vec!["train", "recipe.toml", "--quiet", "--set", &set];
+        for set in sets {
+            arguments.extend(["--set", set]);
+        }
+        self.ok(&arguments);
+        output
+    }
+
+    /// The records of a JSON-lines file of a run.
+    pub fn records(&self, run: &str, file: &str) -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(self.path(run).join(file)).expect("a run's file");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect()
+    }
+}

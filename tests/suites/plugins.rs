@@ -1,0 +1,219 @@
+//! The plugin boundary with real libraries: the shipped ones, one from outside, and damaged ones.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use dynalora_tests::{Scene, built, package};
+use serde_json::Value;
+
+fn shipped(name: &str) -> PathBuf {
+    built().join(format!(
+        "{}dynalora_{}{}",
+        std::env::consts::DLL_PREFIX,
+        name.replace('-', "_"),
+        std::env::consts::DLL_SUFFIX
+    ))
+}
+
+const SHIPPED: [&str; 7] = [
+    "allocator-discounted",
+    "allocator-multinomial",
+    "allocator-threshold",
+    "allocator-top-k",
+    "allocator-uniform",
+    "scorer-activation",
+    "scorer-gradient",
+];
+
+#[test]
+fn the_shipped_plugins_are_listed_and_conform() {
+    let scene = Scene::new();
+    let list: Value = serde_json::from_str(&scene.ok(&["plugins", "list", "--json"])).expect("JSON");
+    let plugins = list["plugins"].as_array().expect("a list");
+    let names: Vec<_> = plugins.iter().filter_map(|p| p["manifest"]["name"].as_str()).collect();
+    assert_eq!(
+        names,
+        ["activation", "discounted", "gradient", "multinomial", "threshold", "top-k", "uniform"]
+    );
+    for name in SHIPPED {
+        let path = shipped(name);
+        let report = scene.ok(&["plugins", "check", path.to_str().expect("UTF-8"), "--json"]);
+        let report: Value = serde_json::from_str(&report).expect("JSON");
+        let checks = report["checks"].as_array().expect("a list");
+        assert!(checks.len() >= 8, "{name} was hardly checked: {checks:?}");
+    }
+    for name in names {
+        assert!(scene.ok(&["plugins", "info", name]).contains(name));
+    }
+}
+
+/// Writes and builds a plugin crate that depends on plugin-api alone, outside the workspace.
+fn outside(scene: &Scene) -> PathBuf {
+    let api = package().join("../plugin-api").canonicalize().expect("it is there");
+    std::fs::create_dir_all(scene.path("lowest/src")).expect("a temporary folder");
+    scene.write(
+        "lowest/Cargo.toml",
+        &format!(
+            "[package]\nname = \"lowest\"\nversion = \"0.3.0\"\nedition = \"2024\"\n\n[workspace]\n\n\
+             [lib]\ncrate-type = [\"cdylib\"]\n\n[dependencies]\n\
+             dynalora-plugin-api = {{ path = {api:?} }}\n"
+        ),
+    );
+    scene.write(
+        "lowest/src/lib.rs",
+        r#"use dynalora_plugin_api::schemars::{self, JsonSchema};
+use dynalora_plugin_api::serde::Deserialize;
+use dynalora_plugin_api::{
+    Allocation, AllocationRequest, Allocator, ModuleInfo, Plugin, Result, export_plugin,
+};
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(crate = "dynalora_plugin_api::serde", deny_unknown_fields)]
+pub struct Parameters {
+    /// How many of the lowest modules to activate.
+    #[serde(default = "one")]
+    count: usize,
+    /// Panics at the first reallocation.
+    #[serde(default)]
+    panics: bool,
+}
+
+fn one() -> usize {
+    1
+}
+
+pub struct Lowest(Parameters);
+
+impl Plugin for Lowest {
+    type Parameters = Parameters;
+    const NAME: &'static str = "lowest";
+    const DESCRIPTION: &'static str = "Activates the lowest modules.";
+    const REFERENCE: &'static str = "a test";
+
+    fn new(parameters: Parameters, _: &[ModuleInfo]) -> Result<Self> {
+        Ok(Lowest(parameters))
+    }
+}
+
+impl Allocator for Lowest {
+    fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
+        if self.0.panics {
+            panic!("out of order");
+        }
+        let count = self.0.count.min(request.scores.len());
+        Ok(Allocation::of(0..count, request.scores.len()))
+    }
+}
+
+export_plugin!(allocator Lowest);
+"#,
+    );
+    // The workspace's lock, so that nothing new is fetched; a target folder that is kept between tests.
+    std::fs::copy(package().join("../Cargo.lock"), scene.path("lowest/Cargo.lock")).expect("a lock");
+    let target = built().join("outside");
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--release", "--quiet", "--manifest-path"])
+        .arg(scene.path("lowest/Cargo.toml"))
+        .env("CARGO_TARGET_DIR", &target)
+        .status()
+        .expect("cargo runs");
+    assert!(status.success(), "the outside plugin does not build");
+    let name = format!("{}lowest{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    std::fs::create_dir_all(scene.path("plugins")).expect("a temporary folder");
+    let library = scene.path("plugins").join(&name);
+    std::fs::copy(target.join("release").join(&name), &library).expect("the built library");
+    library
+}
+
+fn refused(scene: &Scene, arguments: &[&str], parts: &[&str]) {
+    let output = scene.run(arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for part in parts {
+        let flat = |text: &str| text.split_whitespace().filter(|word| *word != "│").collect::<String>();
+        assert!(flat(&said).contains(&flat(part)), "{part:?} is missing:\n{said}");
+    }
+}
+
+#[test]
+fn a_plugin_from_outside_is_found_by_name_checked_and_used() {
+    let scene = Scene::new();
+    let library = outside(&scene);
+    scene.ok(&["plugins", "check", library.to_str().expect("UTF-8")]);
+    scene.edit("plugin = \"top-k\"\nk = \"50%\"", "plugin = \"lowest\"\ncount = 2");
+    // Not on the path yet.
+    refused(&scene, &["train", "recipe.toml"], &["lowest", "searched"]);
+    let folder = scene.path("plugins");
+    let folder = folder.to_str().expect("UTF-8");
+    scene.ok(&["train", "recipe.toml", "--quiet", "--plugin-dir", folder]);
+    let last = scene.records("run", "allocations.jsonl").pop().expect("records");
+    let active = last["active"].as_array().expect("a mask");
+    let chosen: Vec<usize> = (0..active.len()).filter(|i| active[*i] == true).collect();
+    assert_eq!(chosen, [0, 1]);
+
+    // By the environment, and by its path in the recipe.
+    let run = |name: &str, plugin: &str, variable: Option<&str>| {
+        let output = format!("output={}", scene.path(name).display());
+        let plugin = format!("allocator.plugin={plugin}");
+        let arguments = ["train", "recipe.toml", "--quiet", "--set", &output, "--set", &plugin];
+        let mut command = scene.command(&arguments);
+        if let Some(variable) = variable {
+            command.env("DYNALORA_PLUGIN_PATH", variable);
+        }
+        let output = command.output().expect("it starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    run("by-variable", "lowest", Some(folder));
+    run("by-path", library.to_str().expect("UTF-8"), None);
+
+    // A panic in a plugin is an error that names it, and the run's state is not lost.
+    refused(
+        &scene,
+        &[
+            "train", "recipe.toml", "--quiet", "--plugin-dir", folder, "--set", "allocator.panics=true",
+            "--set", &format!("output={}", scene.path("panics").display()),
+        ],
+        &["lowest", "out of order", "step 4"],
+    );
+    // The same name twice.
+    std::fs::create_dir(scene.path("twice")).expect("a temporary folder");
+    std::fs::copy(&library, scene.path("twice").join(library.file_name().expect("a name"))).expect("a copy");
+    let twice = scene.path("twice");
+    let twice = twice.to_str().expect("UTF-8");
+    refused(
+        &scene,
+        &["plugins", "info", "lowest", "--plugin-dir", folder, "--plugin-dir", twice],
+        &["two plugins", folder, twice],
+    );
+}
+
+#[test]
+fn what_is_no_plugin_is_refused_with_a_reason() {
+    let scene = Scene::new();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = scene.path(&format!(
+            "{}{name}{}",
+            std::env::consts::DLL_PREFIX,
+            std::env::consts::DLL_SUFFIX
+        ));
+        std::fs::write(&path, bytes).expect("it writes");
+        path.display().to_string()
+    };
+    let whole = std::fs::read(shipped("allocator-top-k")).expect("it is built");
+    let text = file("text", b"not a library");
+    refused(&scene, &["plugins", "check", &text], &["cannot be loaded"]);
+    let cut = file("cut", &whole[..whole.len() / 2]);
+    refused(&scene, &["plugins", "check", &cut], &["cannot be loaded"]);
+    refused(&scene, &["plugins", "check", "none.so"], &["none.so"]);
+    // A library of the system that is no plugin.
+    for library in ["/usr/lib/x86_64-linux-gnu/libm.so.6", "/lib/x86_64-linux-gnu/libm.so.6"] {
+        if Path::new(library).exists() {
+            refused(&scene, &["plugins", "check", library], &["no dynalora plugin"]);
+            break;
+        }
+    }
+    // Damaged files on the path do not hide the good ones.
+    let folder = scene.path(".");
+    let folder = folder.to_str().expect("UTF-8");
+    assert!(scene.ok(&["plugins", "info", "top-k", "--plugin-dir", folder]).contains("top-k"));
+}
