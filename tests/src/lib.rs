@@ -8,8 +8,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use dynalora::model::{ModelFolder, fetch};
-pub use scene::Scene;
 pub use golden::{Golden, Run, Signals, Training};
+pub use scene::Scene;
 
 /// The folder of this package.
 pub fn package() -> &'static Path {

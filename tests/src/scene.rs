@@ -21,7 +21,9 @@ impl Default for Scene {
 impl Scene {
     /// A fresh folder with `train.csv`, `dev.csv` and `recipe.toml`.
     pub fn new() -> Self {
-        let scene = Scene { folder: tempfile::tempdir().expect("a temporary folder") };
+        let scene = Scene {
+            folder: tempfile::tempdir().expect("a temporary folder"),
+        };
         let sentences = std::fs::read_to_string(fixture("sentences.txt")).expect("a fixture");
         // The label is what the text says: whether it has a comma.
         let rows = |lines: &[&str]| {
@@ -105,13 +107,17 @@ every = 4
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = dynalora();
         command.args(arguments).current_dir(self.folder.path());
-        command.env("DYNALORA_CACHE", self.path("cache")).env("HF_HUB_OFFLINE", "1");
+        command
+            .env("DYNALORA_CACHE", self.path("cache"))
+            .env("HF_HUB_OFFLINE", "1");
         command
     }
 
     /// Runs the program.
     pub fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().expect("the program starts")
+        self.command(arguments)
+            .output()
+            .expect("the program starts")
     }
 
     /// Runs the program, which must succeed, and returns what it printed.
@@ -137,6 +143,8 @@ every = 4
     /// The records of a JSON-lines file of a run.
     pub fn records(&self, run: &str, file: &str) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(self.path(run).join(file)).expect("a run's file");
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("JSON lines"))
+            .collect()
     }
 }

@@ -10,9 +10,16 @@ fn refused(scene: &Scene, arguments: &[&str], parts: &[&str]) {
     assert!(said.lines().count() <= 40, "more than a screen:\n{said}");
     assert!(!said.contains("panicked"), "{said}");
     // Long lines are wrapped wherever they end.
-    let flat = |text: &str| text.split_whitespace().filter(|word| *word != "│").collect::<String>();
+    let flat = |text: &str| {
+        text.split_whitespace()
+            .filter(|word| *word != "│")
+            .collect::<String>()
+    };
     for part in parts {
-        assert!(flat(&said).contains(&flat(part)), "{part:?} is missing:\n{said}");
+        assert!(
+            flat(&said).contains(&flat(part)),
+            "{part:?} is missing:\n{said}"
+        );
     }
 }
 
@@ -21,20 +28,48 @@ const TRAIN: &[&str] = &["train", "recipe.toml"];
 #[test]
 fn bad_recipes() {
     for (from, to, parts) in [
-        ("rank = 4", "rnak = 4", &["rnak", "rank", "recipe.toml:"][..]),
+        (
+            "rank = 4",
+            "rnak = 4",
+            &["rnak", "rank", "recipe.toml:"][..],
+        ),
         ("rank = 4", "rank = 0", &["rank", "recipe.toml:"][..]),
         ("rank = 4", "rank = \"four\"", &["rank", "recipe.toml:"][..]),
         ("rank = 4", "rank = ", &["not valid TOML"][..]),
-        ("steps = 12", "steps = 12\nepochs = 3", &["steps", "epochs"][..]),
-        ("targets = [\"query\"", "targets = [\"qeury\"", &["qeury", "query"][..]),
-        ("plugin = \"top-k\"", "plugin = \"topk\"", &["topk", "top-k", "searched"][..]),
-        ("plugin = \"top-k\"", "plugin = \"gradient\"", &["a scorer", "an allocator"][..]),
+        (
+            "steps = 12",
+            "steps = 12\nepochs = 3",
+            &["steps", "epochs"][..],
+        ),
+        (
+            "targets = [\"query\"",
+            "targets = [\"qeury\"",
+            &["qeury", "query"][..],
+        ),
+        (
+            "plugin = \"top-k\"",
+            "plugin = \"topk\"",
+            &["topk", "top-k", "searched"][..],
+        ),
+        (
+            "plugin = \"top-k\"",
+            "plugin = \"gradient\"",
+            &["a scorer", "an allocator"][..],
+        ),
         ("k = \"50%\"", "k = 99", &["99", "11"][..]),
         ("k = \"50%\"", "k = \"none\"", &["top-k", "k"][..]),
         ("k = \"50%\"", "q = 3", &["top-k", "q"][..]),
-        ("text = \"sentence\"", "text = \"setnence\"", &["setnence", "sentence"][..]),
+        (
+            "text = \"sentence\"",
+            "text = \"setnence\"",
+            &["setnence", "sentence"][..],
+        ),
         ("device = \"cpu\"", "device = \"tpu\"", &["tpu"][..]),
-        ("plugin = \"top-k\"", "plugin = \"no/such.so\"", &["no/such.so"][..]),
+        (
+            "plugin = \"top-k\"",
+            "plugin = \"no/such.so\"",
+            &["no/such.so"][..],
+        ),
     ] {
         let scene = Scene::new();
         scene.edit(from, to);
@@ -47,8 +82,16 @@ fn bad_recipes() {
 fn a_recipe_that_is_not_there_and_bad_sets() {
     let scene = Scene::new();
     refused(&scene, &["train", "none.toml"], &["none.toml"]);
-    refused(&scene, &["train", "recipe.toml", "--set", "adapter.rnak=3"], &["rnak"]);
-    refused(&scene, &["train", "recipe.toml", "--set", "nothing"], &["nothing"]);
+    refused(
+        &scene,
+        &["train", "recipe.toml", "--set", "adapter.rnak=3"],
+        &["rnak"],
+    );
+    refused(
+        &scene,
+        &["train", "recipe.toml", "--set", "nothing"],
+        &["nothing"],
+    );
     refused(&scene, &["train"], &["RECIPE"]);
 }
 
@@ -65,9 +108,17 @@ fn damaged_models() {
     };
     let name = format!("model.name={}", model.display());
     let arguments = ["train", "recipe.toml", "--set", &name];
-    refused(&scene, &["train", "recipe.toml", "--set", "model.name=/no/such"], &["/no/such"]);
+    refused(
+        &scene,
+        &["train", "recipe.toml", "--set", "model.name=/no/such"],
+        &["/no/such"],
+    );
     // A Hub id, and no way to the Hub.
-    refused(&scene, &["train", "recipe.toml", "--set", "model.name=org/none"], &["org/none"]);
+    refused(
+        &scene,
+        &["train", "recipe.toml", "--set", "model.name=org/none"],
+        &["org/none"],
+    );
     for (file, parts) in [
         ("config.json", &["config.json"][..]),
         ("model.safetensors", &["model.safetensors"][..]),
@@ -83,10 +134,17 @@ fn damaged_models() {
     }
     copy();
     let config = std::fs::read_to_string(model.join("config.json")).expect("it is there");
-    std::fs::write(model.join("config.json"), config.replace("\"bert\"", "\"gpt2\"")).expect("it writes");
+    std::fs::write(
+        model.join("config.json"),
+        config.replace("\"bert\"", "\"gpt2\""),
+    )
+    .expect("it writes");
     refused(&scene, &arguments, &["gpt2", "roberta"]);
-    std::fs::write(model.join("config.json"), config.replace("\"hidden_size\": 32", "\"hidden_size\": 64"))
-        .expect("it writes");
+    std::fs::write(
+        model.join("config.json"),
+        config.replace("\"hidden_size\": 32", "\"hidden_size\": 64"),
+    )
+    .expect("it writes");
     refused(&scene, &arguments, &["shape", "config.json"]);
 }
 
@@ -95,8 +153,14 @@ fn bad_data() {
     for (rows, parts) in [
         ("", &["train.csv"][..]),
         ("id,sentence,label\n", &["train.csv"][..]),
-        ("id,sentence,label\n1,one,a\n2,two\n3,three,b\n", &["train.csv", "line 3"][..]),
-        ("id,sentence,label\n1,one,a\n2,,b\n", &["train.csv", "line 3"][..]),
+        (
+            "id,sentence,label\n1,one,a\n2,two\n3,three,b\n",
+            &["train.csv", "line 3"][..],
+        ),
+        (
+            "id,sentence,label\n1,one,a\n2,,b\n",
+            &["train.csv", "line 3"][..],
+        ),
         ("id,sentence,label\n1,one,a\n2,two,a\n", &["class"][..]),
     ] {
         let scene = Scene::new();
@@ -107,7 +171,11 @@ fn bad_data() {
     scene.write("dev.csv", "id,sentence,label\n1,one,comma\n2,two,unknown\n");
     refused(&scene, TRAIN, &["dev.csv", "line 3", "unknown"]);
     let scene = Scene::new();
-    std::fs::write(scene.path("train.csv"), b"id,sentence,label\n1,\xff\xfe,a\n").expect("it writes");
+    std::fs::write(
+        scene.path("train.csv"),
+        b"id,sentence,label\n1,\xff\xfe,a\n",
+    )
+    .expect("it writes");
     refused(&scene, TRAIN, &["train.csv", "UTF-8"]);
     std::fs::remove_file(scene.path("train.csv")).expect("it is there");
     refused(&scene, TRAIN, &["train.csv"]);
@@ -118,13 +186,29 @@ fn runs_that_are_taken_or_are_none() {
     let scene = Scene::new();
     let output = format!("output={}", scene.path("run").display());
     scene.ok(&["train", "recipe.toml", "--quiet", "--set", &output]);
-    refused(&scene, &["train", "recipe.toml", "--set", &output], &["run", "--resume"]);
     refused(
         &scene,
-        &["train", "recipe.toml", "--set", &output, "--set", "seed=9", "--resume"],
+        &["train", "recipe.toml", "--set", &output],
+        &["run", "--resume"],
+    );
+    refused(
+        &scene,
+        &[
+            "train",
+            "recipe.toml",
+            "--set",
+            &output,
+            "--set",
+            "seed=9",
+            "--resume",
+        ],
         &["seed = 9", "seed = 3"],
     );
     refused(&scene, &["evaluate", "."], &["not a run"]);
     refused(&scene, &["evaluate", "none"], &["none"]);
-    refused(&scene, &["evaluate", "run", "--split", "test"], &["test", "validation"]);
+    refused(
+        &scene,
+        &["evaluate", "run", "--split", "test"],
+        &["test", "validation"],
+    );
 }

@@ -28,12 +28,24 @@ const SHIPPED: [&str; 7] = [
 #[test]
 fn the_shipped_plugins_are_listed_and_conform() {
     let scene = Scene::new();
-    let list: Value = serde_json::from_str(&scene.ok(&["plugins", "list", "--json"])).expect("JSON");
+    let list: Value =
+        serde_json::from_str(&scene.ok(&["plugins", "list", "--json"])).expect("JSON");
     let plugins = list["plugins"].as_array().expect("a list");
-    let names: Vec<_> = plugins.iter().filter_map(|p| p["manifest"]["name"].as_str()).collect();
+    let names: Vec<_> = plugins
+        .iter()
+        .filter_map(|p| p["manifest"]["name"].as_str())
+        .collect();
     assert_eq!(
         names,
-        ["activation", "discounted", "gradient", "multinomial", "threshold", "top-k", "uniform"]
+        [
+            "activation",
+            "discounted",
+            "gradient",
+            "multinomial",
+            "threshold",
+            "top-k",
+            "uniform"
+        ]
     );
     for name in SHIPPED {
         let path = shipped(name);
@@ -49,7 +61,10 @@ fn the_shipped_plugins_are_listed_and_conform() {
 
 /// Writes and builds a plugin crate that depends on plugin-api alone, outside the workspace.
 fn outside(scene: &Scene) -> PathBuf {
-    let api = package().join("../plugin-api").canonicalize().expect("it is there");
+    let api = package()
+        .join("../plugin-api")
+        .canonicalize()
+        .expect("it is there");
     std::fs::create_dir_all(scene.path("lowest/src")).expect("a temporary folder");
     scene.write(
         "lowest/Cargo.toml",
@@ -109,7 +124,11 @@ export_plugin!(allocator Lowest);
 "#,
     );
     // The workspace's lock, so that nothing new is fetched; a target folder that is kept between tests.
-    std::fs::copy(package().join("../Cargo.lock"), scene.path("lowest/Cargo.lock")).expect("a lock");
+    std::fs::copy(
+        package().join("../Cargo.lock"),
+        scene.path("lowest/Cargo.lock"),
+    )
+    .expect("a lock");
     let target = built().join("outside");
     let status = Command::new(env!("CARGO"))
         .args(["build", "--release", "--quiet", "--manifest-path"])
@@ -118,7 +137,11 @@ export_plugin!(allocator Lowest);
         .status()
         .expect("cargo runs");
     assert!(status.success(), "the outside plugin does not build");
-    let name = format!("{}lowest{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let name = format!(
+        "{}lowest{}",
+        std::env::consts::DLL_PREFIX,
+        std::env::consts::DLL_SUFFIX
+    );
     std::fs::create_dir_all(scene.path("plugins")).expect("a temporary folder");
     let library = scene.path("plugins").join(&name);
     std::fs::copy(target.join("release").join(&name), &library).expect("the built library");
@@ -130,8 +153,15 @@ fn refused(scene: &Scene, arguments: &[&str], parts: &[&str]) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     for part in parts {
-        let flat = |text: &str| text.split_whitespace().filter(|word| *word != "│").collect::<String>();
-        assert!(flat(&said).contains(&flat(part)), "{part:?} is missing:\n{said}");
+        let flat = |text: &str| {
+            text.split_whitespace()
+                .filter(|word| *word != "│")
+                .collect::<String>()
+        };
+        assert!(
+            flat(&said).contains(&flat(part)),
+            "{part:?} is missing:\n{said}"
+        );
     }
 }
 
@@ -140,13 +170,19 @@ fn a_plugin_from_outside_is_found_by_name_checked_and_used() {
     let scene = Scene::new();
     let library = outside(&scene);
     scene.ok(&["plugins", "check", library.to_str().expect("UTF-8")]);
-    scene.edit("plugin = \"top-k\"\nk = \"50%\"", "plugin = \"lowest\"\ncount = 2");
+    scene.edit(
+        "plugin = \"top-k\"\nk = \"50%\"",
+        "plugin = \"lowest\"\ncount = 2",
+    );
     // Not on the path yet.
     refused(&scene, &["train", "recipe.toml"], &["lowest", "searched"]);
     let folder = scene.path("plugins");
     let folder = folder.to_str().expect("UTF-8");
     scene.ok(&["train", "recipe.toml", "--quiet", "--plugin-dir", folder]);
-    let last = scene.records("run", "allocations.jsonl").pop().expect("records");
+    let last = scene
+        .records("run", "allocations.jsonl")
+        .pop()
+        .expect("records");
     let active = last["active"].as_array().expect("a mask");
     let chosen: Vec<usize> = (0..active.len()).filter(|i| active[*i] == true).collect();
     assert_eq!(chosen, [0, 1]);
@@ -155,13 +191,25 @@ fn a_plugin_from_outside_is_found_by_name_checked_and_used() {
     let run = |name: &str, plugin: &str, variable: Option<&str>| {
         let output = format!("output={}", scene.path(name).display());
         let plugin = format!("allocator.plugin={plugin}");
-        let arguments = ["train", "recipe.toml", "--quiet", "--set", &output, "--set", &plugin];
+        let arguments = [
+            "train",
+            "recipe.toml",
+            "--quiet",
+            "--set",
+            &output,
+            "--set",
+            &plugin,
+        ];
         let mut command = scene.command(&arguments);
         if let Some(variable) = variable {
             command.env("DYNALORA_PLUGIN_PATH", variable);
         }
         let output = command.output().expect("it starts");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     };
     run("by-variable", "lowest", Some(folder));
     run("by-path", library.to_str().expect("UTF-8"), None);
@@ -170,19 +218,40 @@ fn a_plugin_from_outside_is_found_by_name_checked_and_used() {
     refused(
         &scene,
         &[
-            "train", "recipe.toml", "--quiet", "--plugin-dir", folder, "--set", "allocator.panics=true",
-            "--set", &format!("output={}", scene.path("panics").display()),
+            "train",
+            "recipe.toml",
+            "--quiet",
+            "--plugin-dir",
+            folder,
+            "--set",
+            "allocator.panics=true",
+            "--set",
+            &format!("output={}", scene.path("panics").display()),
         ],
         &["lowest", "out of order", "step 4"],
     );
     // The same name twice.
     std::fs::create_dir(scene.path("twice")).expect("a temporary folder");
-    std::fs::copy(&library, scene.path("twice").join(library.file_name().expect("a name"))).expect("a copy");
+    std::fs::copy(
+        &library,
+        scene
+            .path("twice")
+            .join(library.file_name().expect("a name")),
+    )
+    .expect("a copy");
     let twice = scene.path("twice");
     let twice = twice.to_str().expect("UTF-8");
     refused(
         &scene,
-        &["plugins", "info", "lowest", "--plugin-dir", folder, "--plugin-dir", twice],
+        &[
+            "plugins",
+            "info",
+            "lowest",
+            "--plugin-dir",
+            folder,
+            "--plugin-dir",
+            twice,
+        ],
         &["two plugins", folder, twice],
     );
 }
@@ -206,14 +275,25 @@ fn what_is_no_plugin_is_refused_with_a_reason() {
     refused(&scene, &["plugins", "check", &cut], &["cannot be loaded"]);
     refused(&scene, &["plugins", "check", "none.so"], &["none.so"]);
     // A library of the system that is no plugin.
-    for library in ["/usr/lib/x86_64-linux-gnu/libm.so.6", "/lib/x86_64-linux-gnu/libm.so.6"] {
+    for library in [
+        "/usr/lib/x86_64-linux-gnu/libm.so.6",
+        "/lib/x86_64-linux-gnu/libm.so.6",
+    ] {
         if Path::new(library).exists() {
-            refused(&scene, &["plugins", "check", library], &["no dynalora plugin"]);
+            refused(
+                &scene,
+                &["plugins", "check", library],
+                &["no dynalora plugin"],
+            );
             break;
         }
     }
     // Damaged files on the path do not hide the good ones.
     let folder = scene.path(".");
     let folder = folder.to_str().expect("UTF-8");
-    assert!(scene.ok(&["plugins", "info", "top-k", "--plugin-dir", folder]).contains("top-k"));
+    assert!(
+        scene
+            .ok(&["plugins", "info", "top-k", "--plugin-dir", folder])
+            .contains("top-k")
+    );
 }

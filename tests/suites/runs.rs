@@ -11,7 +11,12 @@ fn adapter(run: &Path) -> Vec<u8> {
 }
 
 fn active(record: &Value) -> Vec<bool> {
-    record["active"].as_array().expect("a mask").iter().map(|v| v == &Value::Bool(true)).collect()
+    record["active"]
+        .as_array()
+        .expect("a mask")
+        .iter()
+        .map(|v| v == &Value::Bool(true))
+        .collect()
 }
 
 #[test]
@@ -29,11 +34,17 @@ fn every_scorer_and_allocator_is_a_word_away() {
                 scene.edit("k = \"50%\"", "p = 0.5");
             }
             let name = format!("{scorer}-{allocator}");
-            let sets = [format!("scorer.plugin={scorer}"), format!("allocator.plugin={allocator}")];
+            let sets = [
+                format!("scorer.plugin={scorer}"),
+                format!("allocator.plugin={allocator}"),
+            ];
             scene.train(&name, &[&sets[0], &sets[1]]);
             let records = scene.records(&name, "allocations.jsonl");
             // The initial choice, and reallocations after steps 4 and 8; none after the last step.
-            let steps: Vec<_> = records.iter().map(|record| record["step"].as_u64()).collect();
+            let steps: Vec<_> = records
+                .iter()
+                .map(|record| record["step"].as_u64())
+                .collect();
             assert_eq!(steps, [Some(0), Some(4), Some(8)], "{name}");
             // query, value and two `dense` in each of two layers; the pooler, which is a `dense` too; and
             // the feed-forward's first.
@@ -47,11 +58,19 @@ fn every_scorer_and_allocator_is_a_word_away() {
                 } else {
                     assert!((1..modules).contains(&chosen), "{name}");
                 }
-                for (active, rank) in active(record).iter().zip(record["ranks"].as_array().expect("ranks")) {
+                for (active, rank) in active(record)
+                    .iter()
+                    .zip(record["ranks"].as_array().expect("ranks"))
+                {
                     assert_eq!(rank.as_u64() == Some(4), *active);
                 }
             }
-            assert!(scene.path(&name).join("adapter/adapter_config.json").is_file());
+            assert!(
+                scene
+                    .path(&name)
+                    .join("adapter/adapter_config.json")
+                    .is_file()
+            );
         }
         scene.edit("k = \"50%\"", "k = \"50%\"");
     }
@@ -61,21 +80,42 @@ fn every_scorer_and_allocator_is_a_word_away() {
 fn an_inactive_module_stays_as_it_is() {
     let scene = Scene::new();
     let set = "allocation.schedule={ kind = \"once\", after = 6 }";
-    let run = scene.train("run", &[set, "checkpoint.every=6", "allocation.unit=layer", "allocator.k=1"]);
+    let run = scene.train(
+        "run",
+        &[
+            set,
+            "checkpoint.every=6",
+            "allocation.unit=layer",
+            "allocator.k=1",
+        ],
+    );
     let records = scene.records("run", "allocations.jsonl");
     assert_eq!(records.len(), 2);
-    let modules: Vec<&str> =
-        records[0]["modules"].as_array().expect("paths").iter().filter_map(Value::as_str).collect();
+    let modules: Vec<&str> = records[0]["modules"]
+        .as_array()
+        .expect("paths")
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
     let chosen = active(&records[1]);
     // A whole unit: one layer's modules, or the pooler alone.
-    let layer = |path: &str| path.rsplit_once("layer.").map(|(_, rest)| rest[..1].to_owned());
-    let first = chosen.iter().position(|active| *active).expect("one is active");
+    let layer = |path: &str| {
+        path.rsplit_once("layer.")
+            .map(|(_, rest)| rest[..1].to_owned())
+    };
+    let first = chosen
+        .iter()
+        .position(|active| *active)
+        .expect("one is active");
     for (module, active) in modules.iter().zip(&chosen) {
         assert_eq!(*active, layer(module) == layer(modules[first]), "{module}");
     }
     // The ledger counts the updates: six for all, six more for the chosen.
     let metrics = scene.records("run", "metrics.jsonl");
-    let last = metrics.iter().rfind(|record| record["kind"] == "step").expect("steps");
+    let last = metrics
+        .iter()
+        .rfind(|record| record["kind"] == "step")
+        .expect("steps");
     let count = chosen.iter().filter(|active| **active).count() as u64;
     assert_eq!(last["active_modules"].as_u64(), Some(count));
     assert!(run.join("summary.json").is_file());
@@ -85,7 +125,11 @@ fn an_inactive_module_stays_as_it_is() {
 fn the_same_seed_gives_the_same_adapter_bit_for_bit() {
     let scene = Scene::new();
     // With every source of chance: dropout, sampling, a random start.
-    let sets = ["allocator.plugin=multinomial", "allocation.initial=random", "adapter.dropout=0.1"];
+    let sets = [
+        "allocator.plugin=multinomial",
+        "allocation.initial=random",
+        "adapter.dropout=0.1",
+    ];
     let first = adapter(&scene.train("first", &sets));
     assert!(first == adapter(&scene.train("second", &sets)));
     let mut other = sets.to_vec();
@@ -114,16 +158,25 @@ fn a_killed_run_resumes_to_the_same_adapter_bit_for_bit() {
         for set in &sets {
             arguments.extend(["--set", set]);
         }
-        let mut child = scene.command(&arguments).spawn().expect("the program starts");
+        let mut child = scene
+            .command(&arguments)
+            .spawn()
+            .expect("the program starts");
         let pointers = scene.path(&name).join("checkpoints/pointers.json");
         let started = Instant::now();
         while !pointers.exists() {
-            assert!(started.elapsed() < Duration::from_secs(60), "no checkpoint within a minute");
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "no checkpoint within a minute"
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
-        assert!(!scene.path(&name).join("summary.json").exists(), "it ended before it was killed");
+        assert!(
+            !scene.path(&name).join("summary.json").exists(),
+            "it ended before it was killed"
+        );
 
         arguments.push("--resume");
         scene.ok(&arguments);
@@ -150,12 +203,17 @@ fn a_killed_run_resumes_to_the_same_adapter_bit_for_bit() {
 #[test]
 fn a_run_is_evaluated_and_predicts() {
     let scene = Scene::new();
-    let run = scene.train("run", &["train.steps=60", "allocation.schedule={ kind = \"never\" }"]);
+    let run = scene.train(
+        "run",
+        &["train.steps=60", "allocation.schedule={ kind = \"never\" }"],
+    );
     let run = run.to_str().expect("a UTF-8 path");
-    let summary: Value =
-        serde_json::from_str(&std::fs::read_to_string(format!("{run}/summary.json")).expect("there"))
-            .expect("JSON");
-    let scores: Value = serde_json::from_str(&scene.ok(&["evaluate", run, "--json"])).expect("JSON");
+    let summary: Value = serde_json::from_str(
+        &std::fs::read_to_string(format!("{run}/summary.json")).expect("there"),
+    )
+    .expect("JSON");
+    let scores: Value =
+        serde_json::from_str(&scene.ok(&["evaluate", run, "--json"])).expect("JSON");
     // The adapter is the best checkpoint's, so evaluation finds the best value again.
     let accuracy = scores[0]["metrics"]["accuracy"].as_f64().expect("a number");
     assert_eq!(Some(accuracy), summary["best"]["value"].as_f64());
@@ -164,13 +222,18 @@ fn a_run_is_evaluated_and_predicts() {
     assert_eq!(serde_json::from_str::<Value>(&again).expect("JSON"), scores);
 
     let lines = scene.ok(&["predict", run, "One, two, three.", "Nothing", "--json"]);
-    let lines: Vec<Value> =
-        lines.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect();
+    let lines: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON lines"))
+        .collect();
     assert_eq!(lines.len(), 2);
     for line in &lines {
         assert!(["comma", "none"].contains(&line["label"].as_str().expect("a label")));
         let probabilities = line["probabilities"].as_array().expect("a list");
-        let sum: f64 = probabilities.iter().filter_map(|pair| pair[1].as_f64()).sum();
+        let sum: f64 = probabilities
+            .iter()
+            .filter_map(|pair| pair[1].as_f64())
+            .sum();
         assert!((sum - 1.0).abs() < 1e-6);
     }
 }
@@ -178,15 +241,20 @@ fn a_run_is_evaluated_and_predicts() {
 #[test]
 fn a_plan_counts_modules_and_parameters() {
     let scene = Scene::new();
-    let plan: Value = serde_json::from_str(&scene.ok(&["plan", "recipe.toml", "--json"])).expect("JSON");
+    let plan: Value =
+        serde_json::from_str(&scene.ok(&["plan", "recipe.toml", "--json"])).expect("JSON");
     let upper: Value =
-        serde_json::from_str(&scene.ok(&["plan", "recipe.toml", "--json", "--active", "3"])).expect("JSON");
+        serde_json::from_str(&scene.ok(&["plan", "recipe.toml", "--json", "--active", "3"]))
+            .expect("JSON");
     // Hidden 32, intermediate 64, rank 4: query, value, output projection 256 each, feed-forward 384
     // each, in two layers; the pooler 256.
     assert_eq!(plan["modules"].as_array().expect("a list").len(), 11);
     assert_eq!(plan["adapter_parameters"], 2 * (3 * 256 + 2 * 384) + 256);
     for part in ["activations", "gradients"] {
-        assert!(upper["memory"][part].as_u64() < plan["memory"][part].as_u64(), "{part}");
+        assert!(
+            upper["memory"][part].as_u64() < plan["memory"][part].as_u64(),
+            "{part}"
+        );
     }
     assert!(upper["backward_flops"].as_u64() < plan["backward_flops"].as_u64());
     // Nothing was trained.
@@ -197,7 +265,11 @@ fn a_plan_counts_modules_and_parameters() {
 fn a_diverged_run_stops_with_its_last_good_state() {
     let scene = Scene::new();
     let output = format!("output={}", scene.path("run").display());
-    let sets = ["train.learning_rate=1e30", "train.lr_schedule=constant", "train.warmup=0"];
+    let sets = [
+        "train.learning_rate=1e30",
+        "train.lr_schedule=constant",
+        "train.warmup=0",
+    ];
     let mut arguments = vec!["train", "recipe.toml", "--quiet", "--set", &output];
     for set in &sets {
         arguments.extend(["--set", set]);
@@ -205,7 +277,20 @@ fn a_diverged_run_stops_with_its_last_good_state() {
     let result = scene.run(&arguments);
     let said = String::from_utf8_lossy(&result.stderr);
     assert_eq!(result.status.code(), Some(1), "{said}");
-    assert!(said.contains("diverged") && said.contains("learning_rate"), "{said}");
-    assert!(scene.path("run").join("checkpoints/pointers.json").is_file());
-    assert!(scene.path("run").join("adapter/adapter_config.json").is_file());
+    assert!(
+        said.contains("diverged") && said.contains("learning_rate"),
+        "{said}"
+    );
+    assert!(
+        scene
+            .path("run")
+            .join("checkpoints/pointers.json")
+            .is_file()
+    );
+    assert!(
+        scene
+            .path("run")
+            .join("adapter/adapter_config.json")
+            .is_file()
+    );
 }

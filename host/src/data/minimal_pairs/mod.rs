@@ -43,7 +43,7 @@ pub struct Splits {
 /// One labelled sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sentence {
-    /// The sentence, 4 to 14 words, with its capital and its full stop or question mark.
+    /// The sentence, 3 to 14 words, with its capital and its full stop or question mark.
     pub text: String,
     /// Whether a native reader accepts it.
     pub acceptable: bool,

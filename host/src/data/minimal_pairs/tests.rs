@@ -129,8 +129,16 @@ fn open_classes_are_disjoint_and_function_words_shared() {
     let used = splits(&corpus).map(|split| split.iter().flat_map(words).collect::<HashSet<_>>());
     let shared: [HashSet<&String>; 3] =
         std::array::from_fn(|split| used[split].difference(&lexicons[split]).collect());
-    assert_eq!(shared[0], shared[1]);
-    assert_eq!(shared[0], shared[2]);
+    // A held-out split uses no function word that training has not seen. (The smaller splits need not
+    // come upon every rare one.)
+    for held_out in &shared[1..] {
+        let unseen: Vec<_> = held_out
+            .difference(&shared[0])
+            .map(|word| word.as_str())
+            .collect();
+        // The particle of a held-out verb.
+        assert!(unseen.iter().all(|word| *word == "across"), "{unseen:?}");
+    }
     for word in [
         "the", "that", "whether", "himself", "ever", "every", "because", "these",
     ] {
@@ -151,7 +159,7 @@ fn open_classes_are_disjoint_and_function_words_shared() {
 fn sentences_look_like_sentences() {
     for sentence in splits(&corpus(4)).into_iter().flatten() {
         let text = &sentence.text;
-        assert!((4..=14).contains(&text.split(' ').count()), "{text}");
+        assert!((3..=14).contains(&text.split(' ').count()), "{text}");
         assert!(text.starts_with(|c: char| c.is_ascii_uppercase()), "{text}");
         assert!(text.ends_with(['.', '?']), "{text}");
         let inner = &text[..text.len() - 1];
@@ -192,7 +200,7 @@ fn the_generator_does_not_drift() {
     );
 }
 
-const FINGERPRINT: u64 = 0;
+const FINGERPRINT: u64 = 0xc340_4ff2_f663_39a7;
 
 #[test]
 fn too_much_is_refused() {
