@@ -204,7 +204,8 @@ fn runs_that_are_taken_or_are_none() {
         ],
         &["seed = 9", "seed = 3"],
     );
-    refused(&scene, &["evaluate", "."], &["not a run"]);
+    std::fs::create_dir(scene.path("empty")).expect("a temporary folder");
+    refused(&scene, &["evaluate", "empty"], &["not a run"]);
     refused(&scene, &["evaluate", "none"], &["none"]);
     refused(
         &scene,

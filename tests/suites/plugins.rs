@@ -271,8 +271,11 @@ fn what_is_no_plugin_is_refused_with_a_reason() {
     let whole = std::fs::read(shipped("allocator-top-k")).expect("it is built");
     let text = file("text", b"not a library");
     refused(&scene, &["plugins", "check", &text], &["cannot be loaded"]);
-    let cut = file("cut", &whole[..whole.len() / 2]);
-    refused(&scene, &["plugins", "check", &cut], &["cannot be loaded"]);
+    // Short of a segment, and short of the table of segments.
+    for length in [65_536, 100] {
+        let cut = file("cut", &whole[..length]);
+        refused(&scene, &["plugins", "check", &cut], &["cannot be loaded"]);
+    }
     refused(&scene, &["plugins", "check", "none.so"], &["none.so"]);
     // A library of the system that is no plugin.
     for library in [

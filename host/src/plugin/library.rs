@@ -51,6 +51,15 @@ impl Library {
 
 /// Looks at a file without trusting it more than loading a library has to.
 pub fn look(path: &Path) -> Look {
+    if is_cut_short(path) {
+        return Look::Broken(
+            Error::user(format!(
+                "{} cannot be loaded as a library: the file is cut short",
+                path.display()
+            ))
+            .help("build or copy the plugin again"),
+        );
+    }
     let header = match lib_header_from_path(path) {
         Ok(header) => header,
         Err(LibraryError::GetSymbolError { .. }) => return Look::Stranger,
@@ -98,6 +107,35 @@ pub fn look(path: &Path) -> Look {
         root,
         manifest,
     })
+}
+
+/// Whether an ELF file ends before a segment that would be mapped: loading it would not fail but kill the
+/// process with SIGBUS.
+fn is_cut_short(path: &Path) -> bool {
+    let Ok(bytes) = std::fs::read(path) else {
+        return false;
+    };
+    // 64-bit little-endian ELF; others are left to the system's loader.
+    if !bytes.starts_with(b"\x7fELF\x02\x01") {
+        return false;
+    }
+    let number = |at: usize, len: usize| -> Option<u64> {
+        let mut value = [0; 8];
+        value[..len].copy_from_slice(bytes.get(at..at + len)?);
+        Some(u64::from_le_bytes(value))
+    };
+    let whole = || -> Option<bool> {
+        let (table, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
+        for index in 0..count {
+            let entry = usize::try_from(table.checked_add(index * size)?).ok()?;
+            let end = number(entry + 0x08, 8)?.checked_add(number(entry + 0x20, 8)?)?;
+            if end > bytes.len() as u64 {
+                return Some(false);
+            }
+        }
+        Some(true)
+    };
+    whole() != Some(true)
 }
 
 /// Major and minor number: what both sides must share.
