@@ -131,6 +131,7 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
 /// The error function, within 4 units in the last place: the odd rational minimax approximation of
 /// degree 13 over 8 on [-4, 4] that Eigen and XLA use; ±1 beyond.
 #[inline(always)]
+#[allow(clippy::excessive_precision)]
 pub fn erf<const FMA: bool>(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
     let x2 = x * x;

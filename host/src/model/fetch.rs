@@ -120,7 +120,7 @@ fn is_hub_id(name: &str) -> bool {
             && !part.starts_with('.')
             && !part.ends_with('.')
     };
-    parts.len() <= 2 && parts.iter().all(|part| valid(&part))
+    parts.len() <= 2 && parts.iter().all(valid)
 }
 
 /// How the Hub is reached.

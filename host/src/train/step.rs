@@ -124,7 +124,7 @@ pub fn run<B: Kernels>(
                 .map(|pair| pair.each_ref().map(|g| read.push(B::sums(g.clone()))))
         })
         .collect();
-    let observed_at: Vec<Vec<(Option<usize>, Option<usize>)>> = observed
+    let observed_at: Vec<Vec<Places>> = observed
         .iter()
         .map(|modules| {
             let at = modules.iter().map(|module| match module {
@@ -165,13 +165,12 @@ pub fn run<B: Kernels>(
             .map(|at| f64::from(values[at + 1]))
             .sum::<f64>();
     // Sums over the micro-batches of what was measured in each.
-    let total =
-        |module: usize, at: fn(&(Option<usize>, Option<usize>)) -> Option<usize>, i: usize| {
-            let parts = observed_at.iter().filter_map(|pass| at(&pass[module]));
-            parts
-                .map(|at| f64::from(values[at + i]))
-                .reduce(|a, b| a + b)
-        };
+    let total = |module: usize, at: fn(&Places) -> Option<usize>, i: usize| {
+        let parts = observed_at.iter().filter_map(|pass| at(&pass[module]));
+        parts
+            .map(|at| f64::from(values[at + i]))
+            .reduce(|a, b| a + b)
+    };
     let measured = |signal: Signal| Measured {
         signal,
         values: (0..modules)
@@ -215,6 +214,9 @@ pub fn run<B: Kernels>(
         observation,
     })
 }
+
+/// Where a module's activation sums and its delta's sum lie in the readout.
+type Places = (Option<usize>, Option<usize>);
 
 /// Small tensors gathered to be read together.
 struct Readout<B: Kernels> {

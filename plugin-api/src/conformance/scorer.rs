@@ -111,7 +111,7 @@ fn varied(step: u64, module: usize) -> Option<f32> {
 fn observe(scorer: &dyn Scorer, count: usize, step: u64, measure: Measure<'_>) -> Observation {
     let Needs { signals, raw } = scorer.needs();
     let active: Vec<bool> = (0..count)
-        .map(|module| (module as u64 + step) % 3 > 0)
+        .map(|module| !(module as u64 + step).is_multiple_of(3))
         .collect();
     let value = |signal: Signal, module: usize| {
         let gradient = matches!(signal, Signal::GradientL1 | Signal::GradientL2);
