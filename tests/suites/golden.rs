@@ -112,10 +112,9 @@ fn logits(trainee: &Trainee<Flex>, batch: &Batch) -> Vec<f32> {
 
 fn hidden(trainee: &Trainee<Flex>, batch: &Batch) -> Vec<f32> {
     let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
-    let output = trainee
-        .model
-        .encoder
-        .forward(&upload::<Flex>(batch, &DEVICE), &mut pass);
+    let encoder = &trainee.model.encoder;
+    let input = upload::<Flex>(batch, &DEVICE);
+    let output = encoder.prefix(&input, encoder.depth(), &mut pass);
     step::read(output.inner()).expect("f32 values")
 }
 
@@ -300,7 +299,7 @@ impl Case {
             raw: false,
             seed: 0,
         };
-        step::run(trainee, &[self.batch(number - 1)], &plan, &DEVICE).expect("a step")
+        step::run(trainee, &[self.batch(number - 1)], &plan, None, &DEVICE).expect("a step")
     }
 
     fn optimizer(&self, modules: usize) -> Optimizer<Flex> {
@@ -549,7 +548,7 @@ fn gradients_accumulate_over_micro_batches_as_in_peft() {
         seed: 0,
     };
     let batches = [case.batch(0), case.batch(1)];
-    let result = step::run(&trainee, &batches, &plan, &DEVICE).expect("a step");
+    let result = step::run(&trainee, &batches, &plan, None, &DEVICE).expect("a step");
     let losses = &case.training.runs["random_b"]
         .accumulated
         .as_ref()

@@ -1,9 +1,11 @@
 //! One forward pass through the adapted model: what trains in it, what is dropped, what is measured.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 
 use super::Adapters;
-use crate::kernel::{Ad, Dropout, Kernels, Lora};
+use crate::kernel::{Ad, Branch, Dropout, Frozen, Kernels, Lora, Outputs};
 
 /// Which reductions a pass takes of each module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,35 +112,70 @@ impl<B: Kernels> Pass<B> {
         }
     }
 
-    /// The output of adapted module `index`: the frozen layer and the pair beside it.
-    pub fn adapted(
+    /// Whether outputs of modules are measured in this pass, so that all tokens' are needed.
+    pub fn observes_outputs(&self) -> bool {
+        self.observe != Observe::default()
+    }
+
+    /// The outputs, side by side, of up to three layers that read the same `x`: each frozen layer, and its
+    /// pair beside it where it is a module.
+    pub fn linear(
         &mut self,
-        index: usize,
         x: Tensor<Ad<B>, 2>,
-        weight: &Tensor<B, 2>,
-        bias: Option<&Tensor<B, 1>>,
+        layers: &[(&Frozen<B>, Option<usize>)],
     ) -> Tensor<Ad<B>, 2> {
+        let branches = layers
+            .iter()
+            .map(|(frozen, module)| Branch {
+                frozen,
+                lora: module.map(|index| self.lora(index)),
+            })
+            .collect();
+        let Outputs { y, side } = B::linears(x, branches);
+        if self.observes_outputs() {
+            let mut first = 0;
+            for ((frozen, module), side) in layers.iter().zip(side) {
+                let outputs = frozen.weight.dims()[0];
+                if let Some(module) = module {
+                    self.measure(*module, y.clone().inner(), first..first + outputs, side);
+                }
+                first += outputs;
+            }
+        }
+        y
+    }
+
+    fn lora(&mut self, index: usize) -> Lora<B> {
         let [a, b] = self.pairs[index].clone();
-        let pair = b.clone().inner();
-        let lora = Lora {
+        Lora {
             a,
             b,
             scale: self.scale,
             dropout: self.dropout(self.lora_dropout),
-        };
-        let (y, xa) = B::lora(x, weight, bias, lora);
-        if self.observe != Observe::default() {
-            let output = || y.clone().inner();
-            self.observed[index] = Some(Observed {
-                activation: self.observe.activation.then(|| B::sums(output())),
-                delta: self
-                    .observe
-                    .delta
-                    .then(|| delta_squares(xa, pair, self.scale)),
-                raw_activation: self.observe.raw_activation.then(output),
-            });
         }
-        y
+    }
+
+    /// Takes the reductions of module `index`, whose output is in `columns` of `y`.
+    fn measure(
+        &mut self,
+        index: usize,
+        y: Tensor<B, 2>,
+        columns: Range<usize>,
+        side: Option<Tensor<B, 2>>,
+    ) {
+        let Observe {
+            activation,
+            delta,
+            raw_activation,
+        } = self.observe;
+        self.observed[index] = Some(Observed {
+            activation: activation.then(|| B::sums(y.clone(), columns.clone())),
+            delta: delta.then(|| match side {
+                Some(xa) => delta_squares(xa, self.pairs[index][1].clone().inner(), self.scale),
+                None => Tensor::zeros([1], &y.device()),
+            }),
+            raw_activation: raw_activation.then(|| y.slice_dim(1, columns)),
+        });
     }
 }
 

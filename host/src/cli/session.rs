@@ -27,6 +27,11 @@ pub fn use_threads(threads: Option<usize>) -> Result<()> {
     Ok(())
 }
 
+/// Runs `work` on one of the pool's own threads.
+fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}
+
 /// A device settled on, and how much is shown.
 pub struct Session {
     device: Chosen,
@@ -35,9 +40,9 @@ pub struct Session {
 }
 
 /// Something to do on whichever backend the device has.
-pub trait OnDevice {
+pub trait OnDevice: Send {
     /// What comes out of it.
-    type Output;
+    type Output: Send;
     /// Does it.
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Self::Output>;
 }
@@ -68,7 +73,8 @@ impl Session {
     /// Does `task` on the device's backend.
     pub fn on_device<T: OnDevice>(&self, task: T) -> Result<T::Output> {
         match self.device {
-            Chosen::Cpu => task.run::<Flex>(&burn_flex::FlexDevice),
+            // Inside the pool, so that its threads hand work to each other instead of waking up for each operation.
+            Chosen::Cpu => in_pool(|| task.run::<Flex>(&burn_flex::FlexDevice)),
             #[cfg(feature = "cuda")]
             Chosen::Cuda(index) => task.run::<burn_cuda::Cuda>(&burn_cuda::CudaDevice::new(index)),
             #[cfg(not(feature = "cuda"))]

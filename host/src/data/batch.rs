@@ -49,6 +49,28 @@ impl Encoded {
     }
 }
 
+impl Batch {
+    /// The examples at these positions of the batch, without their labels.
+    pub fn part(&self, positions: &[usize]) -> Batch {
+        let mut part = Batch {
+            ids: Vec::new(),
+            type_ids: Vec::new(),
+            positions: Vec::new(),
+            offsets: vec![0],
+            labels: Vec::new(),
+            indices: positions.iter().map(|at| self.indices[*at]).collect(),
+        };
+        for at in positions {
+            let range = self.offsets[*at]..self.offsets[at + 1];
+            part.ids.extend(&self.ids[range.clone()]);
+            part.type_ids.extend(&self.type_ids[range.clone()]);
+            part.positions.extend(&self.positions[range]);
+            part.offsets.push(part.ids.len());
+        }
+        part
+    }
+}
+
 /// The batches of one epoch, a function of the data, the recipe, the seed and the epoch alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EpochPlan {
@@ -235,6 +257,8 @@ mod tests {
         assert_eq!(batches[1].offsets, [0, 9, 14]);
         assert_eq!(batches[1].positions[9..], [0, 1, 2, 3, 4]);
         assert_eq!(batches[1].ids[..10], [3, 3, 3, 3, 3, 3, 3, 3, 3, 2]);
+        assert_eq!(batches[1].part(&[1]), data.batch(&[2]));
+        assert_eq!(batches[1].part(&[0, 1]), batches[1]);
     }
 
     #[test]

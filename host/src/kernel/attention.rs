@@ -1,18 +1,19 @@
 //! Softmax attention within packed sequences.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, TensorData, activation::softmax};
-use burn_backend::Backend;
 use burn_flex::Flex;
 use rayon::prelude::*;
 
-use super::Ad;
 use super::cpu::{Disjoint, View, tensor};
 use super::dropout::{self, Dropout, hash};
+use super::gemm::{Matrix, Segment, Start, narrowest, pack, panel_width, sweep};
 use super::record::{input, plain, record, unwrap};
-use super::simd::{LANES, exp, fma, max_of, sum_of, vectorised};
+use super::simd::{LANES, Level, exp, fma, level, max_of, sum_of, vectorised};
+use super::{Ad, Kernels};
 
 /// Where each sequence lies among the packed tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +32,13 @@ impl Sequences {
         }
     }
 
+    /// `count` sequences of one token each.
+    pub fn single(count: usize) -> Self {
+        Sequences {
+            offsets: (0..=count).collect(),
+        }
+    }
+
     /// Number of sequences.
     pub fn count(&self) -> usize {
         self.offsets.len() - 1
@@ -42,7 +50,7 @@ impl Sequences {
     }
 
     /// The tokens of sequence `i`.
-    pub fn range(&self, i: usize) -> std::ops::Range<usize> {
+    pub fn range(&self, i: usize) -> Range<usize> {
         self.offsets[i]..self.offsets[i + 1]
     }
 
@@ -63,406 +71,668 @@ impl Sequences {
 /// The sizes of multi-head attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
-    /// Number of heads.
+    /// Number of heads of the queries.
     pub heads: usize,
+    /// Number of heads of the keys and values, a divisor of `heads`: each serves a group of query heads
+    /// (Ainslie et al. 2023).
+    pub pair_heads: usize,
     /// Features of one head; scores are scaled by its inverse square root.
     pub head_size: usize,
+    /// Whether a token sees only itself and those before it. The queries are the last ones of their sequence.
+    pub causal: bool,
 }
 
 impl AttentionShape {
+    /// As many heads of keys as of queries, every token seeing every other.
+    pub fn full(heads: usize, head_size: usize) -> Self {
+        AttentionShape {
+            heads,
+            pair_heads: heads,
+            head_size,
+            causal: false,
+        }
+    }
+
     fn scale(self) -> f32 {
         1.0 / (self.head_size as f32).sqrt()
     }
+
+    fn query_width(self) -> usize {
+        self.heads * self.head_size
+    }
+
+    fn pair_width(self) -> usize {
+        self.pair_heads * self.head_size
+    }
+}
+
+/// Which queries meet which keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttentionLayout {
+    /// The queries of each sequence.
+    pub queries: Sequences,
+    /// Its keys and values.
+    pub pairs: Sequences,
+    /// Heads.
+    pub shape: AttentionShape,
+}
+
+/// What attention reads.
+#[derive(Clone, Debug)]
+pub enum Projected<B: Kernels> {
+    /// Queries, keys and values of every token, side by side: `[tokens, q | k | v]`.
+    Joint(Tensor<Ad<B>, 2>),
+    /// Queries of some tokens, `[queries, q]`, and keys and values of all, `[tokens, k | v]`.
+    Split {
+        /// The queries.
+        queries: Tensor<Ad<B>, 2>,
+        /// Keys and values.
+        pairs: Tensor<Ad<B>, 2>,
+    },
 }
 
 /// By burn's own operations: sequences padded into a rectangle, the padding masked, the result packed again.
-pub fn composed<B: Backend>(
-    q: Tensor<Ad<B>, 2>,
-    k: Tensor<Ad<B>, 2>,
-    v: Tensor<Ad<B>, 2>,
-    sequences: &Sequences,
-    shape: AttentionShape,
+pub fn composed<B: Kernels>(
+    projected: Projected<B>,
+    layout: &AttentionLayout,
     dropout: Dropout,
 ) -> Tensor<Ad<B>, 2> {
+    let shape = layout.shape;
+    let (q_width, kv_width) = (shape.query_width(), shape.pair_width());
+    let (q, kv) = match projected {
+        Projected::Joint(all) => (
+            all.clone().slice_dim(1, 0..q_width),
+            all.slice_dim(1, q_width..q_width + 2 * kv_width),
+        ),
+        Projected::Split { queries, pairs } => (queries, pairs),
+    };
+    let k = kv.clone().slice_dim(1, 0..kv_width);
+    let v = kv.slice_dim(1, kv_width..2 * kv_width);
     let device = q.device();
-    let (count, longest) = (sequences.count(), sequences.longest());
-    let AttentionShape { heads, head_size } = shape;
-    // Where each cell of the rectangle comes from (padding: token 0), where each token lies in it, and
-    // what is added to the scores of each key.
-    let mut padded = vec![0i64; count * longest];
-    let mut packed = Vec::with_capacity(sequences.tokens());
-    let mut bias = vec![-1e9f32; count * longest];
-    for i in 0..count {
-        for (position, token) in sequences.range(i).enumerate() {
-            let cell = i * longest + position;
-            padded[cell] = token as i64;
-            bias[cell] = 0.0;
-            packed.push(cell as i64);
-        }
-    }
+    let count = layout.pairs.count();
+    let (rows, columns) = (layout.queries.longest(), layout.pairs.longest());
+
     let indices = |values: Vec<i64>| {
         let len = values.len();
         Tensor::<Ad<B>, 1, Int>::from_data(TensorData::new(values, [len]), &device)
     };
-    let padded = indices(padded);
-    let split = |x: Tensor<Ad<B>, 2>| {
-        x.select(0, padded.clone())
-            .reshape([count, longest, heads, head_size])
-            .swap_dims(1, 2)
+    // Where each cell of a rectangle comes from (padding: token 0).
+    let padded = |sequences: &Sequences, longest: usize| {
+        let mut cells = vec![0i64; count * longest];
+        for i in 0..count {
+            for (position, token) in sequences.range(i).enumerate() {
+                cells[i * longest + position] = token as i64;
+            }
+        }
+        indices(cells)
     };
-    let bias =
-        Tensor::<Ad<B>, 4>::from_data(TensorData::new(bias, [count, 1, 1, longest]), &device);
-    let scores = split(q).matmul(split(k).transpose()) * shape.scale() + bias;
+    // What is added to each score.
+    let mut bias = vec![-1e9f32; count * rows * columns];
+    let mut packed = Vec::with_capacity(layout.queries.tokens());
+    for i in 0..count {
+        let (queries, keys) = (layout.queries.range(i).len(), layout.pairs.range(i).len());
+        for row in 0..queries {
+            let seen = if shape.causal {
+                keys - queries + row + 1
+            } else {
+                keys
+            };
+            bias[(i * rows + row) * columns..][..seen].fill(0.0);
+            packed.push((i * rows + row) as i64);
+        }
+    }
+    let bias = TensorData::new(bias, [count, 1, rows, columns]);
+    let bias = Tensor::<Ad<B>, 4>::from_data(bias, &device);
+    let split = |x: Tensor<Ad<B>, 2>, sequences: &Sequences, longest: usize, heads: usize| {
+        let x = x
+            .select(0, padded(sequences, longest))
+            .reshape([count, longest, heads, shape.head_size])
+            .swap_dims(1, 2);
+        let groups = shape.heads / heads;
+        if groups == 1 {
+            return x;
+        }
+        x.reshape([count, heads, 1, longest * shape.head_size])
+            .repeat_dim(2, groups)
+            .reshape([count, shape.heads, longest, shape.head_size])
+    };
+    let q = split(q, &layout.queries, rows, shape.heads);
+    let k = split(k, &layout.pairs, columns, shape.pair_heads);
+    let v = split(v, &layout.pairs, columns, shape.pair_heads);
+    let scores = q.matmul(k.transpose()) * shape.scale() + bias;
     let weights = dropout::composed(softmax(scores, 3), dropout);
-    let output = weights.matmul(split(v)).swap_dims(1, 2);
-    output
-        .reshape([count * longest, heads * head_size])
+    weights
+        .matmul(v)
+        .swap_dims(1, 2)
+        .reshape([count * rows, q_width])
         .select(0, indices(packed))
 }
 
-#[derive(Clone, Debug)]
-struct Saved {
-    q: Tensor<Flex, 2>,
-    k: Tensor<Flex, 2>,
-    v: Tensor<Flex, 2>,
-    sequences: Sequences,
-    shape: AttentionShape,
-    dropout: Dropout,
-}
-
-/// By hand: each sequence and head is a task of its own that reads its rows where they lie. The weights
-/// are computed again in the backward pass; only q, k and v are kept.
+/// By hand: each sequence and head is a task of its own that reads its rows where they lie, in products that
+/// end in the micro-kernel of [`gemm`](super::gemm). The weights are computed again in the backward pass;
+/// only queries, keys and values are kept.
 pub fn cpu(
-    q: Tensor<Ad<Flex>, 2>,
-    k: Tensor<Ad<Flex>, 2>,
-    v: Tensor<Ad<Flex>, 2>,
-    sequences: &Sequences,
-    shape: AttentionShape,
+    projected: Projected<Flex>,
+    layout: &AttentionLayout,
     dropout: Dropout,
 ) -> Tensor<Ad<Flex>, 2> {
-    let dims = q.dims();
+    let parts: Vec<Tensor<Flex, 2>> = match &projected {
+        Projected::Joint(all) => vec![all.clone().inner()],
+        Projected::Split { queries, pairs } => {
+            vec![queries.clone().inner(), pairs.clone().inner()]
+        }
+    };
     let saved = Saved {
-        q: q.clone().inner(),
-        k: k.clone().inner(),
-        v: v.clone().inner(),
-        sequences: sequences.clone(),
-        shape,
+        parts,
+        layout: layout.clone(),
         dropout,
     };
+    let dims = [layout.queries.tokens(), layout.shape.query_width()];
     let mut output = Vec::with_capacity(dims[0] * dims[1]);
     let out = Disjoint::new(output.as_mut_ptr());
-    for_each_head(&saved, |task, scratch| forward(task, scratch, out));
-    // SAFETY: the tasks wrote every head of every token.
+    let level = level();
+    saved.for_each_head(|head, scratch| forward(level, head, scratch, out));
+    // SAFETY: the tasks wrote every head of every query.
     unsafe { output.set_len(dims[0] * dims[1]) };
     let output = tensor(output, dims);
-    record(
-        [input(q), input(k), input(v)],
-        output,
-        || saved,
-        |saved, gradient, _| {
-            let dims = saved.q.dims();
-            let gradient = View::new(plain::<Flex, 2>(gradient));
-            let mut gradients: [Vec<f32>; 3] =
-                std::array::from_fn(|_| Vec::with_capacity(dims[0] * dims[1]));
-            let out = gradients
-                .each_mut()
-                .map(|values| Disjoint::new(values.as_mut_ptr()));
-            for_each_head(&saved, |task, scratch| {
-                backward(task, scratch, gradient.values(), out)
-            });
-            gradients.map(|mut values| {
-                // SAFETY: the tasks wrote every head of every token, in each of the three.
-                unsafe { values.set_len(dims[0] * dims[1]) };
-                Some(unwrap(tensor(values, dims)))
-            })
-        },
-    )
-}
-
-/// One head of one sequence.
-struct Task<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-    /// First token, number of tokens.
-    start: usize,
-    len: usize,
-    /// First column of the head, its size and the width of a row of all heads.
-    column: usize,
-    head_size: usize,
-    width: usize,
-    scale: f32,
-    dropout: Dropout,
-    /// Seed of the dropout of this head's weights.
-    seed: u32,
-}
-
-impl Task<'_> {
-    /// `len` rounded up to whole lanes.
-    fn padded(&self) -> usize {
-        self.len.next_multiple_of(LANES)
+    match projected {
+        Projected::Joint(all) => record([input(all)], output, || saved, backward::<1>),
+        Projected::Split { queries, pairs } => record(
+            [input(queries), input(pairs)],
+            output,
+            || saved,
+            backward::<2>,
+        ),
     }
 }
+
+/// What attention reads, joint or split.
+#[derive(Clone, Debug)]
+struct Saved {
+    parts: Vec<Tensor<Flex, 2>>,
+    layout: AttentionLayout,
+    dropout: Dropout,
+}
+
+type Primitive = burn_backend::tensor::FloatTensor<Flex>;
+
+fn backward<const N: usize>(
+    saved: Saved,
+    gradient: Primitive,
+    _: [bool; N],
+) -> [Option<Primitive>; N] {
+    let gradient = View::new(plain::<Flex, 2>(gradient));
+    let mut gradients: [Vec<f32>; N] =
+        std::array::from_fn(|i| Vec::with_capacity(saved.parts[i].shape().num_elements()));
+    let out: [Disjoint; N] = std::array::from_fn(|i| Disjoint::new(gradients[i].as_mut_ptr()));
+    let (level, out) = (level(), [out[0], out[N - 1], out[N - 1]]);
+    saved.for_each_head(|head, scratch| {
+        head_backward(level, head, scratch, gradient.values(), out);
+    });
+    let mut parts = saved.parts.iter();
+    gradients.map(|mut values| {
+        let dims = parts.next().expect("a gradient for each part").dims();
+        // SAFETY: the tasks wrote every head of every token, of all that the part holds.
+        unsafe { values.set_len(dims[0] * dims[1]) };
+        Some(unwrap(tensor(values, dims)))
+    })
+}
+
+/// One head's rows in a part: its first value, and how far apart its rows are.
+#[derive(Clone, Copy)]
+struct Place {
+    first: usize,
+    stride: usize,
+}
+
+/// One head of keys and values of one sequence, with the query heads that it serves.
+struct Head<'a> {
+    queries: &'a [f32],
+    pairs: &'a [f32],
+    /// Of the sequence's first query of the first query head, of its keys and its values.
+    places: [Place; 3],
+    /// The same of the output, which has the queries' columns alone.
+    output: Place,
+    query_count: usize,
+    len: usize,
+    group: usize,
+    size: usize,
+    scale: f32,
+    causal: bool,
+    dropout: Dropout,
+    /// Seeds the dropout of the first query head's weights.
+    index: u32,
+}
+
+/// Query rows handled at once: a multiple of every tile, few enough that their weights stay in the L2.
+const BLOCK: usize = 48;
 
 thread_local! {
     /// Working memory of one thread, kept between tasks.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-fn for_each_head(saved: &Saved, run: impl Fn(&Task<'_>, &mut Vec<f32>) + Sync) {
-    let [q, k, v] = [&saved.q, &saved.k, &saved.v].map(|x| View::new(x.clone()));
-    let AttentionShape { heads, head_size } = saved.shape;
-    (0..saved.sequences.count() * heads)
-        .into_par_iter()
-        .for_each(|index| {
-            let (sequence, head) = (index / heads, index % heads);
-            let range = saved.sequences.range(sequence);
-            let task = Task {
-                q: q.values(),
-                k: k.values(),
-                v: v.values(),
-                start: range.start,
-                len: range.len(),
-                column: head * head_size,
-                head_size,
-                width: heads * head_size,
-                scale: saved.shape.scale(),
-                dropout: saved.dropout,
-                seed: hash(saved.dropout.seed, index as u32).wrapping_mul(0x9e37_79b9),
-            };
-            SCRATCH.with_borrow_mut(|scratch| run(&task, scratch));
-        });
-}
-
-/// Query rows handled at once: with one vector of keys each, their sums stay in registers.
-const BLOCK: usize = 4;
-
-/// The head's columns of `values`, transposed into `out [head_size, padded]`, zeros behind the last token.
-#[inline(always)]
-fn transpose(task: &Task<'_>, values: &[f32], out: &mut [f32]) {
-    let padded = out.len() / task.head_size;
-    for row in out.chunks_exact_mut(padded) {
-        row[task.len..].fill(0.0);
-    }
-    for j in 0..task.len {
-        let from = (task.start + j) * task.width + task.column;
-        for (d, value) in values[from..from + task.head_size].iter().enumerate() {
-            out[d * padded + j] = *value;
-        }
-    }
-}
-
-/// `out[r][j] = Σ_d rows[r][d]·transposed[d][j]` for up to [`BLOCK`] rows of `values` from token `i`.
-#[inline(always)]
-fn row_products<const FMA: bool>(
-    task: &Task<'_>,
-    values: &[f32],
-    i: usize,
-    transposed: &[f32],
-    out: &mut [f32],
-) {
-    let padded = transposed.len() / task.head_size;
-    // Past the last row the last is repeated, and its result thrown away.
-    let rows: [&[f32]; BLOCK] = std::array::from_fn(|r| {
-        let row = (i + r).min(task.len - 1);
-        &values[(task.start + row) * task.width + task.column..][..task.head_size]
-    });
-    for j in (0..padded).step_by(LANES) {
-        let mut sums = [[0f32; LANES]; BLOCK];
-        for d in 0..task.head_size {
-            let column: &[f32; LANES] = transposed[d * padded + j..][..LANES]
-                .try_into()
-                .expect("whole lanes");
-            for (sums, row) in sums.iter_mut().zip(&rows) {
-                let value = row[d];
-                for (sum, other) in sums.iter_mut().zip(column) {
-                    *sum = fma::<FMA>(value, *other, *sum);
-                }
-            }
-        }
-        for (r, sums) in sums.iter().enumerate() {
-            out[r * padded + j..][..LANES].copy_from_slice(sums);
-        }
-    }
-}
-
-/// `out[r][d] = Σ_j weights[r][j]·rows[j][d]` over the tokens of the sequence, into the head's columns of
-/// rows `i..i + BLOCK` of `out`.
-#[inline(always)]
-fn weighted_rows<const FMA: bool>(
-    task: &Task<'_>,
-    weights: &[f32],
-    values: &[f32],
-    i: usize,
-    out: Disjoint,
-) {
-    let padded = weights.len() / BLOCK;
-    let rows = BLOCK.min(task.len - i);
-    let mut d = 0;
-    while d < task.head_size {
-        let lanes = LANES.min(task.head_size - d);
-        let mut sums = [[0f32; LANES]; BLOCK];
-        for j in 0..task.len {
-            let row = &values[(task.start + j) * task.width + task.column + d..][..lanes];
-            if lanes == LANES {
-                let row: &[f32; LANES] = row.try_into().expect("whole lanes");
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let weight = weights[r * padded + j];
-                    for (sum, value) in sums.iter_mut().zip(row) {
-                        *sum = fma::<FMA>(weight, *value, *sum);
-                    }
-                }
-            } else {
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let weight = weights[r * padded + j];
-                    for (sum, value) in sums.iter_mut().zip(row) {
-                        *sum = fma::<FMA>(weight, *value, *sum);
-                    }
-                }
-            }
-        }
-        for (r, sums) in sums.iter().enumerate().take(rows) {
-            // SAFETY: this head of this token belongs to this task alone.
-            let out =
-                unsafe { out.slice((task.start + i + r) * task.width + task.column + d, lanes) };
-            out.copy_from_slice(&sums[..lanes]);
-        }
-        d += lanes;
-    }
-}
-
-/// Softmax of scaled scores, row by row, in place; zeros in the padding.
-#[inline(always)]
-fn softmax_rows<const FMA: bool>(task: &Task<'_>, scores: &mut [f32]) {
-    let padded = scores.len() / BLOCK;
-    for row in scores.chunks_exact_mut(padded) {
-        let (row, padding) = row.split_at_mut(task.len);
-        padding.fill(0.0);
-        let max = max_of(row);
-        for score in row.iter_mut() {
-            *score = exp::<FMA>((*score - max) * task.scale);
-        }
-        let inverse = 1.0 / sum_of(row, |x| x);
-        for weight in row.iter_mut() {
-            *weight *= inverse;
-        }
-    }
-}
-
-/// Dropout of the weights of rows `i..i + BLOCK`.
-#[inline(always)]
-fn drop_weights(task: &Task<'_>, weights: &mut [f32], i: usize) {
-    let padded = weights.len() / BLOCK;
-    let (threshold, scale) = (task.dropout.threshold(), task.dropout.scale());
-    for (r, row) in weights.chunks_exact_mut(padded).enumerate() {
-        let first = ((i + r) * task.len) as u32;
-        for (j, weight) in row[..task.len].iter_mut().enumerate() {
-            let keep = hash(task.seed, first.wrapping_add(j as u32)) >= threshold;
-            *weight = if keep { *weight * scale } else { 0.0 };
-        }
-    }
-}
-
-vectorised! {
-    fn forward(task: &Task<'_>, scratch: &mut Vec<f32>, out: Disjoint) {
-        let padded = task.padded();
-        scratch.resize((task.head_size + BLOCK) * padded, 0.0);
-        let (keys, weights) = scratch.split_at_mut(task.head_size * padded);
-        transpose(task, task.k, keys);
-        for i in (0..task.len).step_by(BLOCK) {
-            row_products::<FMA>(task, task.q, i, keys, weights);
-            softmax_rows::<FMA>(task, weights);
-            if !task.dropout.is_none() {
-                drop_weights(task, weights, i);
-            }
-            weighted_rows::<FMA>(task, weights, task.v, i, out);
-        }
-    }
-}
-
-vectorised! {
-    /// dq, dk and dv of one head, into `out`.
-    fn backward(task: &Task<'_>, scratch: &mut Vec<f32>, gradient: &[f32], out: [Disjoint; 3]) {
-        let (padded, size) = (task.padded(), task.head_size);
-        scratch.resize(2 * size * padded + 3 * BLOCK * padded + 2 * size * task.len, 0.0);
-        let (keys, rest) = scratch.split_at_mut(size * padded);
-        let (values, rest) = rest.split_at_mut(size * padded);
-        let (weights, rest) = rest.split_at_mut(BLOCK * padded);
-        let (dropped, rest) = rest.split_at_mut(BLOCK * padded);
-        let (slopes, rest) = rest.split_at_mut(BLOCK * padded);
-        let (dk, dv) = rest[..2 * size * task.len].split_at_mut(size * task.len);
-        dk.fill(0.0);
-        dv.fill(0.0);
-        transpose(task, task.k, keys);
-        transpose(task, task.v, values);
-        for i in (0..task.len).step_by(BLOCK) {
-            // P, and P after dropout.
-            row_products::<FMA>(task, task.q, i, keys, weights);
-            softmax_rows::<FMA>(task, weights);
-            dropped.copy_from_slice(weights);
-            // dP = dO·Vᵀ, through the dropout.
-            row_products::<FMA>(task, gradient, i, values, slopes);
-            if !task.dropout.is_none() {
-                drop_weights(task, dropped, i);
-                drop_weights(task, slopes, i);
-            }
-            // dS = P ∘ (dP - Σ_j P·dP), scaled as the scores were.
-            for (weights, slopes) in weights.chunks_exact(padded).zip(slopes.chunks_exact_mut(padded)) {
-                let mut lanes = [0f32; LANES];
-                for (w, s) in weights.as_chunks::<LANES>().0.iter().zip(slopes.as_chunks::<LANES>().0) {
-                    for ((lane, w), s) in lanes.iter_mut().zip(w).zip(s) {
-                        *lane = fma::<FMA>(*w, *s, *lane);
-                    }
-                }
-                let mean: f32 = lanes.iter().sum();
-                for (slope, weight) in slopes.iter_mut().zip(weights) {
-                    *slope = *weight * (*slope - mean) * task.scale;
-                }
-            }
-            weighted_rows::<FMA>(task, slopes, task.k, i, out[0]);
-            // dK += dSᵀ·Q and dV += Pᵀ·dO, four query rows at once.
-            outer_sums::<FMA>(task, slopes, task.q, i, dk);
-            outer_sums::<FMA>(task, dropped, gradient, i, dv);
-        }
-        for j in 0..task.len {
-            let to = (task.start + j) * task.width + task.column;
-            for (out, sums) in [(out[1], &*dk), (out[2], &*dv)] {
-                // SAFETY: this head of this token belongs to this task alone.
-                unsafe { out.slice(to, size) }.copy_from_slice(&sums[j * size..][..size]);
-            }
-        }
-    }
-}
-
-/// `sums[j][d] += Σ_r weights[r][j]·rows[i + r][d]`.
-#[inline(always)]
-fn outer_sums<const FMA: bool>(
-    task: &Task<'_>,
-    weights: &[f32],
-    values: &[f32],
-    i: usize,
-    sums: &mut [f32],
-) {
-    let padded = weights.len() / BLOCK;
-    let size = task.head_size;
-    let rows = BLOCK.min(task.len - i);
-    let row = |r: usize| {
-        &values[(task.start + (i + r).min(task.len - 1)) * task.width + task.column..][..size]
-    };
-    let [r0, r1, r2, r3] = std::array::from_fn(row);
-    for (j, sum) in sums.chunks_exact_mut(size).enumerate() {
-        // The repeated rows past the last count for nothing.
-        let weight = |r: usize| {
-            if r < rows {
-                weights[r * padded + j]
-            } else {
-                0.0
-            }
+impl Saved {
+    fn for_each_head(&self, run: impl Fn(&Head<'_>, &mut Vec<f32>) + Sync) {
+        let views: Vec<View> = self.parts.iter().cloned().map(View::new).collect();
+        let AttentionLayout {
+            queries,
+            pairs,
+            shape,
+        } = &self.layout;
+        let (q_width, kv_width) = (shape.query_width(), shape.pair_width());
+        let joint = views.len() == 1;
+        let strides = if joint {
+            [q_width + 2 * kv_width; 2]
+        } else {
+            [q_width, 2 * kv_width]
         };
-        let [w0, w1, w2, w3] = std::array::from_fn(weight);
-        for ((((sum, a), b), c), d) in sum.iter_mut().zip(r0).zip(r1).zip(r2).zip(r3) {
-            let first = fma::<FMA>(w1, *b, fma::<FMA>(w0, *a, *sum));
-            *sum = fma::<FMA>(w3, *d, fma::<FMA>(w2, *c, first));
+        let keys_at = if joint { q_width } else { 0 };
+        let group = shape.heads / shape.pair_heads;
+        (0..pairs.count() * shape.pair_heads)
+            .into_par_iter()
+            .for_each(|index| {
+                let (sequence, pair_head) = (index / shape.pair_heads, index % shape.pair_heads);
+                let (query, key) = (queries.range(sequence), pairs.range(sequence));
+                let q_column = pair_head * group * shape.head_size;
+                let k_column = keys_at + pair_head * shape.head_size;
+                let place = |row: usize, stride: usize, column: usize| Place {
+                    first: row * stride + column,
+                    stride,
+                };
+                let head = Head {
+                    queries: views[0].values(),
+                    pairs: views[views.len() - 1].values(),
+                    places: [
+                        place(query.start, strides[0], q_column),
+                        place(key.start, strides[1], k_column),
+                        place(key.start, strides[1], k_column + kv_width),
+                    ],
+                    output: place(query.start, q_width, q_column),
+                    query_count: query.len(),
+                    len: key.len(),
+                    group,
+                    size: shape.head_size,
+                    scale: shape.scale(),
+                    causal: shape.causal,
+                    dropout: self.dropout,
+                    index: (sequence * shape.heads + pair_head * group) as u32,
+                };
+                SCRATCH.with_borrow_mut(|scratch| run(&head, scratch));
+            });
+    }
+}
+
+impl Head<'_> {
+    /// The rows of a matrix of this head in `values`, `rows × size`.
+    fn matrix<'v>(&self, values: &'v [f32], place: Place, rows: usize) -> Matrix<'v> {
+        Matrix::strided(&values[place.first..], rows, self.size, place.stride)
+    }
+
+    fn seed(&self, member: usize) -> u32 {
+        hash(self.dropout.seed, self.index + member as u32).wrapping_mul(0x9e37_79b9)
+    }
+
+    /// Keys that the query `i` sees.
+    fn seen(&self, i: usize) -> usize {
+        if self.causal {
+            self.len - self.query_count + i + 1
+        } else {
+            self.len
+        }
+    }
+}
+
+/// The place of member `member` of a group of query heads.
+fn member(place: Place, member: usize, size: usize) -> Place {
+    Place {
+        first: place.first + member * size,
+        ..place
+    }
+}
+
+/// A right-hand matrix as the panels that products read: in place where its rows fill whole panels,
+/// else copied into `room`.
+struct Panelled {
+    panel: *const f32,
+    /// Between the rows of a panel, and between panels.
+    strides: [usize; 2],
+    columns: usize,
+}
+
+/// Room for a copy of a `rows × columns` matrix in panels.
+fn panels_len(level: Level, rows: usize, columns: usize) -> usize {
+    rows * columns.next_multiple_of(panel_width(level))
+}
+
+/// `padded` makes the columns whole vectors, zeros behind the matrix's own.
+fn panelled(level: Level, matrix: Matrix<'_>, padded: bool, room: &mut [f32]) -> Panelled {
+    let width = panel_width(level);
+    let columns = matrix.width();
+    if let (true, Some(stride)) = (columns.is_multiple_of(width), matrix.row_major()) {
+        return Panelled {
+            panel: matrix.at(0, 0),
+            strides: [stride, width],
+            columns,
+        };
+    }
+    let rows = matrix.height();
+    assert!(room.len() >= panels_len(level, rows, columns));
+    let width = narrowest(level, columns);
+    for first in (0..columns).step_by(width) {
+        let part = matrix.columns(first, width.min(columns - first));
+        // SAFETY: `room` holds all panels.
+        unsafe { pack(level, part, 1.0, width, room.as_mut_ptr().add(first * rows)) };
+    }
+    Panelled {
+        panel: room.as_ptr(),
+        strides: [width, rows * width],
+        columns: if padded {
+            columns.next_multiple_of(level.lanes())
+        } else {
+            columns
+        },
+    }
+}
+
+/// `out (+)= left · right`; `left` in `rows` rows of `k` values with its two strides.
+///
+/// # Safety
+/// `left` can be read and `out` written, in rows `stride` apart.
+unsafe fn times(
+    level: Level,
+    left: (*const f32, usize, usize),
+    [rows, k]: [usize; 2],
+    right: &Panelled,
+    (out, stride): (*mut f32, usize),
+    start: Start<'_>,
+) {
+    let width = panel_width(level);
+    for (index, first) in (0..right.columns).step_by(width).enumerate() {
+        let segment = Segment {
+            left: left.0,
+            row_stride: left.1,
+            column_stride: left.2,
+            panel: right.panel.wrapping_add(index * right.strides[1]),
+            panel_stride: right.strides[0],
+            k,
+        };
+        let columns = width.min(right.columns - first);
+        // SAFETY: the caller's promise.
+        unsafe {
+            sweep(
+                level,
+                rows,
+                columns,
+                [segment, Segment::NONE],
+                out.add(first),
+                stride,
+                start,
+            );
+        }
+    }
+}
+
+vectorised! {
+    /// Softmax of scaled scores, row by row from the query `first` on, in place; zeros behind what a row sees.
+    fn softmax_rows(head: &Head<'_>, scores: &mut [f32], first: usize, width: usize) {
+        for (r, row) in scores.chunks_exact_mut(width).enumerate() {
+            let (row, hidden) = row.split_at_mut(head.seen(first + r));
+            hidden.fill(0.0);
+            let max = max_of(row);
+            for score in row.iter_mut() {
+                *score = exp::<FMA>((*score - max) * head.scale);
+            }
+            let inverse = 1.0 / sum_of(row, |x| x);
+            for weight in row.iter_mut() {
+                *weight *= inverse;
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Dropout of the weights of rows from the query `first` on.
+    fn drop_weights(head: &Head<'_>, seed: u32, weights: &mut [f32], first: usize, width: usize) {
+        let (threshold, scale) = (head.dropout.threshold(), head.dropout.scale());
+        for (r, row) in weights.chunks_exact_mut(width).enumerate() {
+            let position = ((first + r) * head.len) as u32;
+            for (j, weight) in row[..head.len].iter_mut().enumerate() {
+                let keep = hash(seed, position.wrapping_add(j as u32)) >= threshold;
+                *weight = if keep { *weight * scale } else { 0.0 };
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// `dS = P ∘ (dP - Σ_j P·dP)`, scaled as the scores were, over `slopes`, which holds dP.
+    fn score_slopes(head: &Head<'_>, weights: &[f32], slopes: &mut [f32], width: usize) {
+        let rows = weights.chunks_exact(width).zip(slopes.chunks_exact_mut(width));
+        for (weights, slopes) in rows {
+            slopes[head.len..].fill(0.0);
+            let pairs = weights.as_chunks::<LANES>().0.iter().zip(slopes.as_chunks::<LANES>().0);
+            let mut lanes = [0f32; LANES];
+            for (w, s) in pairs {
+                for ((lane, w), s) in lanes.iter_mut().zip(w).zip(s) {
+                    *lane = fma::<FMA>(*w, *s, *lane);
+                }
+            }
+            let mean: f32 = lanes.iter().sum();
+            for (slope, weight) in slopes.iter_mut().zip(weights) {
+                *slope = *weight * (*slope - mean) * head.scale;
+            }
+        }
+    }
+}
+
+/// The output of one head, into `out`.
+fn forward(level: Level, head: &Head<'_>, scratch: &mut Vec<f32>, out: Disjoint) {
+    let (len, size) = (head.len, head.size);
+    let width = len.next_multiple_of(LANES);
+    let [queries, keys, values] = head.places;
+    let lens = [
+        panels_len(level, size, len),
+        panels_len(level, len, size),
+        BLOCK * width,
+    ];
+    let [keys_room, values_room, weights] = cut(scratch, lens);
+    let keys = panelled(
+        level,
+        head.matrix(head.pairs, keys, len).t(),
+        true,
+        keys_room,
+    );
+    let values = panelled(
+        level,
+        head.matrix(head.pairs, values, len),
+        false,
+        values_room,
+    );
+    for of in 0..head.group {
+        let (queries, output) = (member(queries, of, size), member(head.output, of, size));
+        let seed = head.seed(of);
+        for first in (0..head.query_count).step_by(BLOCK) {
+            let rows = BLOCK.min(head.query_count - first);
+            let weights = &mut weights[..rows * width];
+            let left = head.queries[queries.first + first * queries.stride..].as_ptr();
+            // SAFETY: the block's rows of this head, which is nobody else's to write.
+            unsafe {
+                let to = (weights.as_mut_ptr(), width);
+                times(
+                    level,
+                    (left, queries.stride, 1),
+                    [rows, size],
+                    &keys,
+                    to,
+                    Start::Zero,
+                );
+            }
+            softmax_rows(head, weights, first, width);
+            if !head.dropout.is_none() {
+                drop_weights(head, seed, weights, first, width);
+            }
+            // SAFETY: as above.
+            unsafe {
+                let to = out.pointer(output.first + first * output.stride);
+                times(
+                    level,
+                    (weights.as_ptr(), width, 1),
+                    [rows, len],
+                    &values,
+                    (to, output.stride),
+                    Start::Zero,
+                );
+            }
+        }
+    }
+}
+
+/// `scratch` cut into parts of these lengths.
+fn cut<const N: usize>(scratch: &mut Vec<f32>, lens: [usize; N]) -> [&mut [f32]; N] {
+    let all: usize = lens.iter().sum();
+    if scratch.len() < all {
+        scratch.resize(all, 0.0);
+    }
+    let mut rest = scratch.as_mut_slice();
+    lens.map(|len| rest.split_off_mut(..len).expect("room for every part"))
+}
+
+/// The gradients of one head's queries, keys and values, into `out`.
+fn head_backward(
+    level: Level,
+    head: &Head<'_>,
+    scratch: &mut Vec<f32>,
+    gradient: &[f32],
+    out: [Disjoint; 3],
+) {
+    let (len, size) = (head.len, head.size);
+    let width = len.next_multiple_of(LANES);
+    let wide = panels_len(level, size, len);
+    let tall = panels_len(level, len, size);
+    let block = panels_len(level, BLOCK, size);
+    let weights_len = BLOCK * width;
+    let lens = [
+        wide,
+        wide,
+        tall,
+        block,
+        block,
+        weights_len,
+        weights_len,
+        weights_len,
+    ];
+    let [
+        keys_room,
+        values_room,
+        rows_room,
+        queries_room,
+        gradient_room,
+        weights,
+        dropped,
+        slopes,
+    ] = cut(scratch, lens);
+    let [queries, keys, values] = head.places;
+    let key_rows = head.matrix(head.pairs, keys, len);
+    let key_columns = panelled(level, key_rows.t(), true, keys_room);
+    let value_columns = panelled(
+        level,
+        head.matrix(head.pairs, values, len).t(),
+        true,
+        values_room,
+    );
+    let key_rows = panelled(level, key_rows, false, rows_room);
+    // SAFETY: this head's columns of the sequence's rows are nobody else's to write.
+    let to = |which: usize, place: Place, row: usize| unsafe {
+        (
+            out[which].pointer(place.first + row * place.stride),
+            place.stride,
+        )
+    };
+    let mut start = Start::Zero;
+    for of in 0..head.group {
+        let (queries, output) = (member(queries, of, size), member(head.output, of, size));
+        let seed = head.seed(of);
+        for first in (0..head.query_count).step_by(BLOCK) {
+            let rows = BLOCK.min(head.query_count - first);
+            let [weights, dropped, slopes] =
+                [&mut *weights, &mut *dropped, &mut *slopes].map(|part| &mut part[..rows * width]);
+            let query_at = queries.first + first * queries.stride;
+            let gradient_at = output.first + first * output.stride;
+            let query_block =
+                Matrix::strided(&head.queries[query_at..], rows, size, queries.stride);
+            let gradient_block =
+                Matrix::strided(&gradient[gradient_at..], rows, size, output.stride);
+            // P, and P after dropout; dP = dO·Vᵀ, through the dropout.
+            // SAFETY: here and below, the block's own rows, read and written within their parts.
+            unsafe {
+                times(
+                    level,
+                    (query_block.at(0, 0), queries.stride, 1),
+                    [rows, size],
+                    &key_columns,
+                    (weights.as_mut_ptr(), width),
+                    Start::Zero,
+                );
+                times(
+                    level,
+                    (gradient_block.at(0, 0), output.stride, 1),
+                    [rows, size],
+                    &value_columns,
+                    (slopes.as_mut_ptr(), width),
+                    Start::Zero,
+                );
+            }
+            softmax_rows(head, weights, first, width);
+            let dropped = if head.dropout.is_none() {
+                &*weights
+            } else {
+                dropped.copy_from_slice(weights);
+                drop_weights(head, seed, dropped, first, width);
+                drop_weights(head, seed, slopes, first, width);
+                &*dropped
+            };
+            score_slopes(head, weights, slopes, width);
+            let query_block = panelled(level, query_block, false, queries_room);
+            let gradient_block = panelled(level, gradient_block, false, gradient_room);
+            // dQ = dS·K; dK += dSᵀ·Q and dV += Pᵀ·dO.
+            // SAFETY: as above.
+            unsafe {
+                times(
+                    level,
+                    (slopes.as_ptr(), width, 1),
+                    [rows, len],
+                    &key_rows,
+                    to(0, queries, first),
+                    Start::Zero,
+                );
+                times(
+                    level,
+                    (slopes.as_ptr(), 1, width),
+                    [len, rows],
+                    &query_block,
+                    to(1, keys, 0),
+                    start,
+                );
+                times(
+                    level,
+                    (dropped.as_ptr(), 1, width),
+                    [len, rows],
+                    &gradient_block,
+                    to(2, values, 0),
+                    start,
+                );
+            }
+            start = Start::Sum;
+        }
+    }
+    if matches!(start, Start::Zero) {
+        // No query: its keys and values were read by nobody.
+        for (which, place) in [(1, keys), (2, values)] {
+            for row in 0..len {
+                // SAFETY: as above.
+                unsafe { std::slice::from_raw_parts_mut(to(which, place, row).0, size) }.fill(0.0);
+            }
         }
     }
 }

@@ -86,7 +86,7 @@ fn primitive<const D: usize>(tensor: Tensor<Flex, D>) -> FlexTensor {
 #[derive(Clone, Copy)]
 pub struct Disjoint(*mut f32);
 
-// SAFETY: the users of `Disjoint::slice` promise disjoint ranges.
+// SAFETY: whoever writes through `Disjoint::pointer` promises disjoint ranges.
 unsafe impl Send for Disjoint {}
 // SAFETY: as above.
 unsafe impl Sync for Disjoint {}
@@ -97,13 +97,12 @@ impl Disjoint {
         Disjoint(values)
     }
 
-    /// `len` values from `start`.
+    /// The address of the value at `start`.
     ///
     /// # Safety
-    /// In bounds, and no two threads hold overlapping ranges at once.
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
+    /// In bounds, or one past the end.
+    pub unsafe fn pointer(&self, start: usize) -> *mut f32 {
         // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+        unsafe { self.0.add(start) }
     }
 }

@@ -1,15 +1,35 @@
-//! Linear layers over frozen weights, plain and with a LoRA side path.
+//! Linear layers over frozen weights, with LoRA side paths where they carry one.
 
 use burn::tensor::Tensor;
 use burn_backend::Backend;
 use burn_flex::Flex;
-use rayon::prelude::*;
 
-use super::cpu::{View, into_values, tensor, written};
+use super::cpu::{Disjoint, View, tensor};
 use super::dropout::{self, Dropout};
-use super::gemm::{Into, Matrix, add_product, multiply, product};
+use super::gemm::{Matrix, Out, Panels, Start, Term, multiply, product};
 use super::record::{input, is_tracked, plain, record, unwrap};
 use super::{Ad, Kernels};
+
+/// A frozen linear layer `y = x·Wᵀ + b`, its weight laid out for the way the backend reads it.
+#[derive(Clone, Debug)]
+pub struct Frozen<B: Kernels> {
+    /// `W: [out, in]`.
+    pub weight: Tensor<B, 2>,
+    /// `b: [out]`.
+    pub bias: Option<Tensor<B, 1>>,
+    packed: B::Packed,
+}
+
+impl<B: Kernels> Frozen<B> {
+    /// Lays the weight out.
+    pub fn new(weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Self {
+        Frozen {
+            packed: B::pack(&weight),
+            weight,
+            bias,
+        }
+    }
+}
 
 /// A LoRA pair as it enters one forward pass; tracked where the module is active.
 #[derive(Clone, Debug)]
@@ -24,90 +44,69 @@ pub struct Lora<B: Backend> {
     pub dropout: Dropout,
 }
 
+/// One of the linear layers that read the same input.
+#[derive(Clone, Debug)]
+pub struct Branch<'a, B: Kernels> {
+    /// The layer.
+    pub frozen: &'a Frozen<B>,
+    /// Its adapter, if it carries one.
+    pub lora: Option<Lora<B>>,
+}
+
+/// What [`Kernels::linears`] computes.
+#[derive(Clone, Debug)]
+pub struct Outputs<B: Kernels> {
+    /// The branches' outputs side by side, `[tokens, Σ out]`.
+    pub y: Tensor<Ad<B>, 2>,
+    /// `dropout(x)·Aᵀ`, `[tokens, rank]`, of each adapter, detached, for the signals; none also where an
+    /// inactive pair's B is all zero, so that it adds nothing.
+    pub side: Vec<Option<Tensor<B, 2>>>,
+}
+
 /// By burn's own operations.
-pub fn composed<B: Backend>(
-    x: Tensor<Ad<B>, 2>,
-    weight: &Tensor<B, 2>,
-    bias: Option<&Tensor<B, 1>>,
-) -> Tensor<Ad<B>, 2> {
-    let y = x.matmul(Tensor::from_inner(weight.clone()).transpose());
-    match bias {
-        Some(bias) => y + Tensor::from_inner(bias.clone()).unsqueeze(),
-        None => y,
+pub fn composed<B: Kernels>(x: Tensor<Ad<B>, 2>, branches: Vec<Branch<'_, B>>) -> Outputs<B> {
+    let mut side = Vec::new();
+    let mut outputs = Vec::new();
+    for Branch { frozen, lora } in branches {
+        let weight = Tensor::from_inner(frozen.weight.clone());
+        let mut y = x.clone().matmul(weight.transpose());
+        if let Some(bias) = &frozen.bias {
+            y = y + Tensor::from_inner(bias.clone()).unsqueeze();
+        }
+        side.push(lora.map(|lora| {
+            let xa = dropout::composed(x.clone(), lora.dropout).matmul(lora.a.transpose());
+            y = y.clone() + xa.clone().matmul(lora.b.transpose()) * lora.scale;
+            xa.inner()
+        }));
+        outputs.push(y);
     }
-}
-
-/// By burn's own operations.
-pub fn composed_lora<B: Kernels>(
-    x: Tensor<Ad<B>, 2>,
-    weight: &Tensor<B, 2>,
-    bias: Option<&Tensor<B, 1>>,
-    lora: Lora<B>,
-) -> (Tensor<Ad<B>, 2>, Tensor<B, 2>) {
-    let y = composed(x.clone(), weight, bias);
-    let xa = dropout::composed(x, lora.dropout).matmul(lora.a.transpose());
-    let delta = xa.clone().matmul(lora.b.transpose()) * lora.scale;
-    (y + delta, xa.inner())
-}
-
-/// By hand. Keeps nothing but the frozen weight.
-pub fn cpu(
-    x: Tensor<Ad<Flex>, 2>,
-    weight: &Tensor<Flex, 2>,
-    bias: Option<&Tensor<Flex, 1>>,
-) -> Tensor<Ad<Flex>, 2> {
-    let output = forward(x.clone().inner(), weight, bias);
-    let state = || weight.clone();
-    record([input(x)], output, state, |weight, gradient, _| {
-        let gradient = View::new(plain::<Flex, 2>(gradient));
-        let [outputs, inputs] = weight.dims();
-        let tokens = gradient.values().len() / outputs;
-        let weight = View::new(weight);
-        let through = product(
-            1.0,
-            Matrix::new(gradient.values(), tokens, outputs),
-            Matrix::new(weight.values(), outputs, inputs),
-        );
-        [Some(unwrap(tensor(through, [tokens, inputs])))]
-    })
-}
-
-fn forward(
-    x: Tensor<Flex, 2>,
-    weight: &Tensor<Flex, 2>,
-    bias: Option<&Tensor<Flex, 1>>,
-) -> Tensor<Flex, 2> {
-    let [tokens, inputs] = x.dims();
-    let outputs = weight.dims()[0];
-    let (x, weight) = (View::new(x), View::new(weight.clone()));
-    let x = Matrix::new(x.values(), tokens, inputs);
-    let weight = Matrix::new(weight.values(), outputs, inputs);
-    let Some(bias) = bias else {
-        return tensor(product(1.0, x, weight.t()), [tokens, outputs]);
+    let y = if outputs.len() == 1 {
+        outputs.remove(0)
+    } else {
+        Tensor::cat(outputs, 1)
     };
-    let bias = View::new(bias.clone());
-    // The bias first, so that the product adds to it and the output is passed over once.
-    // SAFETY: every row is written with the bias.
-    let mut y = unsafe {
-        written(tokens * outputs, |y| {
-            y.par_chunks_mut(outputs * 64).for_each(|rows| {
-                for row in rows.chunks_exact_mut(outputs) {
-                    row.write_copy_of_slice(bias.values());
-                }
-            });
-        })
-    };
-    // SAFETY: `y` is `tokens × outputs` and initialised.
-    unsafe { multiply(y.as_mut_ptr(), Into::Sum, 1.0, x, weight.t()) };
-    tensor(y, [tokens, outputs])
+    Outputs { y, side }
 }
 
-/// What the backward pass of the side path needs.
+/// The panels of `Wᵀ`.
+pub fn pack(weight: &Tensor<Flex, 2>) -> std::sync::Arc<Panels> {
+    let [outputs, inputs] = weight.dims();
+    let weight = View::new(weight.clone());
+    std::sync::Arc::new(Panels::new(
+        Matrix::new(weight.values(), outputs, inputs).t(),
+    ))
+}
+
+/// What the backward pass needs.
 #[derive(Clone, Debug)]
 struct Saved {
-    /// The layer's input; only an active module needs it (for dA).
+    /// The layers' input; only an active module needs it (for dA).
     x: Option<Tensor<Flex, 2>>,
-    weight: Tensor<Flex, 2>,
+    branches: Vec<(Tensor<Flex, 2>, Option<SavedPair>)>,
+}
+
+#[derive(Clone, Debug)]
+struct SavedPair {
     a: Tensor<Flex, 2>,
     b: Tensor<Flex, 2>,
     /// `dropout(x)·Aᵀ`, `[tokens, rank]`.
@@ -117,91 +116,216 @@ struct Saved {
 }
 
 /// By hand. Of an active module the input is kept, of an inactive one the rank-wide `x·Aᵀ` alone.
-pub fn cpu_lora(
-    x: Tensor<Ad<Flex>, 2>,
-    weight: &Tensor<Flex, 2>,
-    bias: Option<&Tensor<Flex, 1>>,
-    lora: Lora<Flex>,
-) -> (Tensor<Ad<Flex>, 2>, Tensor<Flex, 2>) {
-    let [tokens, inputs] = x.dims();
-    let outputs = weight.dims()[0];
-    let rank = lora.a.dims()[0];
-    let inner = x.clone().inner();
-    let (a, b) = (lora.a.clone().inner(), lora.b.clone().inner());
+pub fn cpu(x: Tensor<Ad<Flex>, 2>, branches: Vec<Branch<'_, Flex>>) -> Outputs<Flex> {
+    // The graph's operations have a fixed number of inputs: x, and A and B of each branch.
+    match branches.len() {
+        1 => cpu_of::<3>(x, branches),
+        2 => cpu_of::<5>(x, branches),
+        3 => cpu_of::<7>(x, branches),
+        more => panic!("{more} linear layers over one input"),
+    }
+}
 
-    let y = forward(inner.clone(), weight, bias);
-    let dropped = View::new(dropout::drop_out_if_any(inner.clone(), lora.dropout));
-    let (a_view, b_view) = (View::new(a.clone()), View::new(b.clone()));
-    let xa = product(
-        1.0,
-        Matrix::new(dropped.values(), tokens, inputs),
-        Matrix::new(a_view.values(), rank, inputs).t(),
-    );
-    drop(dropped);
-    let mut y = into_values(y);
-    add_product(
-        y.values(),
-        lora.scale,
-        Matrix::new(&xa, tokens, rank),
-        Matrix::new(b_view.values(), outputs, rank).t(),
-    );
-    let xa = tensor(xa, [tokens, rank]);
-    let active = is_tracked(&lora.a) || is_tracked(&lora.b);
+fn cpu_of<const N: usize>(
+    x: Tensor<Ad<Flex>, 2>,
+    branches: Vec<Branch<'_, Flex>>,
+) -> Outputs<Flex> {
+    let [tokens, inputs] = x.dims();
+    let inner = x.clone().inner();
+    let view = View::new(inner.clone());
+    let left = Matrix::new(view.values(), tokens, inputs);
+    let widths = branches.iter().map(|branch| branch.frozen.weight.dims()[0]);
+    let width: usize = widths.sum();
+
+    let mut y: Vec<f32> = Vec::with_capacity(tokens * width);
+    let out = Disjoint::new(y.as_mut_ptr());
+    let nothing = Tensor::<Ad<Flex>, 2>::empty([0, 0], &x.device());
+    let mut graph_inputs = vec![input(x)];
+    let (mut saved, mut side, mut active) = (Vec::new(), Vec::new(), false);
+    let mut first = 0;
+    for Branch { frozen, lora } in branches {
+        let outputs = frozen.weight.dims()[0];
+        let bias = frozen.bias.clone().map(View::new);
+        let start = bias
+            .as_ref()
+            .map_or(Start::Zero, |bias| Start::Bias(bias.values()));
+        // SAFETY: the branch's own columns of every row lie within the capacity.
+        let out = Out::new(unsafe { out.pointer(first) }, width);
+        let frozen_term = Term::packed(left, &frozen.packed);
+        let [a, b] = lora.as_ref().map_or_else(
+            || [nothing.clone(), nothing.clone()],
+            |lora| [lora.a.clone(), lora.b.clone()],
+        );
+        let trains = is_tracked(&a) || is_tracked(&b);
+        active |= trains;
+        let pair = lora.and_then(|lora| {
+            let (a, b) = (lora.a.inner(), lora.b.inner());
+            let silent = View::new(b.clone()).values().iter().all(|b| *b == 0.0);
+            if silent && !trains {
+                return None;
+            }
+            let xa = project(inner.clone(), &a, lora.dropout);
+            Some(SavedPair {
+                a,
+                b,
+                xa,
+                scale: lora.scale,
+                dropout: lora.dropout,
+            })
+        });
+        // SAFETY: as above, and nobody else writes them.
+        match &pair {
+            Some(pair) => {
+                let (xa, b) = (View::new(pair.xa.clone()), View::new(pair.b.clone()));
+                let rank = pair.xa.dims()[1];
+                let xa = Matrix::new(xa.values(), tokens, rank);
+                let b = Matrix::new(b.values(), outputs, rank).t();
+                unsafe { multiply(out, start, &[frozen_term, Term::plain(pair.scale, xa, b)]) };
+            }
+            None => unsafe { multiply(out, start, &[frozen_term]) },
+        }
+        graph_inputs.extend([input(a), input(b)]);
+        side.push(pair.as_ref().map(|pair| pair.xa.clone()));
+        saved.push((frozen.weight.clone(), pair));
+        first += outputs;
+    }
+    // SAFETY: the branches wrote all columns of every row.
+    unsafe { y.set_len(tokens * width) };
+    let y = tensor(y, [tokens, width]);
     let state = || Saved {
         x: active.then_some(inner),
-        weight: weight.clone(),
-        a,
-        b,
-        xa: xa.clone(),
-        scale: lora.scale,
-        dropout: lora.dropout,
+        branches: saved,
     };
-    let inputs = [input(x), input(lora.a), input(lora.b)];
-    (record(inputs, y.close(), state, lora_backward), xa)
+    let graph_inputs: [_; N] = graph_inputs.try_into().expect("two inputs for each branch");
+    Outputs {
+        y: record(graph_inputs, y, state, backward),
+        side,
+    }
+}
+
+/// `dropout(x)·Aᵀ`.
+fn project(x: Tensor<Flex, 2>, a: &Tensor<Flex, 2>, dropout: Dropout) -> Tensor<Flex, 2> {
+    let ([tokens, inputs], [rank, _]) = (x.dims(), a.dims());
+    let x = View::new(dropout::drop_out_if_any(x, dropout));
+    let a = View::new(a.clone());
+    let x = Matrix::new(x.values(), tokens, inputs);
+    let a = Matrix::new(a.values(), rank, inputs);
+    let xa = product(Start::Zero, &[Term::plain(1.0, x, a.t())]);
+    tensor(xa, [tokens, rank])
 }
 
 type Primitive = burn_backend::tensor::FloatTensor<Flex>;
 
-fn lora_backward(saved: Saved, gradient: Primitive, wanted: [bool; 3]) -> [Option<Primitive>; 3] {
-    let [want_x, want_a, want_b] = wanted;
-    let [outputs, inputs] = saved.weight.dims();
-    let [tokens, rank] = saved.xa.dims();
-    let gradient = View::new(plain::<Flex, 2>(gradient));
-    let gradient = Matrix::new(gradient.values(), tokens, outputs);
-    let (a, b) = (View::new(saved.a), View::new(saved.b));
+fn backward<const N: usize>(
+    saved: Saved,
+    gradient: Primitive,
+    wanted: [bool; N],
+) -> [Option<Primitive>; N] {
+    let gradient = plain::<Flex, 2>(gradient);
+    let [tokens, width] = gradient.dims();
+    let gradient = View::new(gradient);
+    let all = Matrix::new(gradient.values(), tokens, width);
+    let inputs = saved.branches[0].0.dims()[1];
+    let mut found: [Option<Primitive>; N] = std::array::from_fn(|_| None);
 
-    let db = want_b.then(|| {
-        let xa = View::new(saved.xa);
-        let xa = Matrix::new(xa.values(), tokens, rank);
-        tensor(product(saved.scale, gradient.t(), xa), [outputs, rank])
-    });
-    // The gradient of x·Aᵀ, [tokens, rank].
-    let dxa = product(
-        saved.scale,
-        gradient,
-        Matrix::new(b.values(), outputs, rank),
-    );
-    let dxa = Matrix::new(&dxa, tokens, rank);
-    let da = want_a.then(|| {
-        let x = saved.x.expect("an active module kept its input");
-        let x = View::new(dropout::drop_out_if_any(x, saved.dropout));
-        let x = Matrix::new(x.values(), tokens, inputs);
-        tensor(product(1.0, dxa.t(), x), [rank, inputs])
-    });
-    let dx = want_x.then(|| {
-        let weight = View::new(saved.weight);
-        let weight = Matrix::new(weight.values(), outputs, inputs);
-        let a = Matrix::new(a.values(), rank, inputs);
-        if saved.dropout.is_none() {
-            let mut dx = product(1.0, gradient, weight);
-            add_product(&mut dx, 1.0, dxa, a);
-            return tensor(dx, [tokens, inputs]);
+    // What the input's gradient is the sum of, by branch.
+    let mut parts: Vec<Part<'_>> = Vec::new();
+    let mut first = 0;
+    for (index, (weight, pair)) in saved.branches.into_iter().enumerate() {
+        let outputs = weight.dims()[0];
+        let gradient = all.columns(first, outputs);
+        first += outputs;
+        let (want_a, want_b) = (wanted[1 + 2 * index], wanted[2 + 2 * index]);
+        let mut side = None;
+        if let Some(pair) = pair {
+            let rank = pair.xa.dims()[1];
+            if want_b {
+                let xa = View::new(pair.xa);
+                let xa = Matrix::new(xa.values(), tokens, rank);
+                found[2 + 2 * index] = Some(unwrap(gradient_of_b(gradient, xa, pair.scale)));
+            }
+            if want_a || wanted[0] {
+                // The gradient of dropout(x)·Aᵀ, [tokens, rank].
+                let b = View::new(pair.b);
+                let b = Matrix::new(b.values(), outputs, rank);
+                let dxa = product(Start::Zero, &[Term::plain(pair.scale, gradient, b)]);
+                if want_a {
+                    let x = saved.x.clone().expect("an active module kept its input");
+                    let x = View::new(dropout::drop_out_if_any(x, pair.dropout));
+                    let x = Matrix::new(x.values(), tokens, inputs);
+                    let dxa = Matrix::new(&dxa, tokens, rank);
+                    let da = product(Start::Zero, &[Term::plain(1.0, dxa.t(), x)]);
+                    found[1 + 2 * index] = Some(unwrap(tensor(da, [rank, inputs])));
+                }
+                side = Some((dxa, View::new(pair.a), pair.dropout));
+            }
         }
-        let side = tensor(product(1.0, dxa, a), [tokens, inputs]);
-        let side = View::new(dropout::drop_out(side, saved.dropout));
-        let mut dx = side.values().to_vec();
-        add_product(&mut dx, 1.0, gradient, weight);
-        tensor(dx, [tokens, inputs])
-    });
-    [dx.map(unwrap), da.map(unwrap), db.map(unwrap)]
+        parts.push(Part {
+            gradient,
+            weight: View::new(weight),
+            side,
+        });
+    }
+    if !wanted[0] {
+        return found;
+    }
+
+    let mut terms: Vec<Term<'_>> = Vec::new();
+    // A side path without dropout is a term like any other; with it, its part passes the mask first.
+    let mut masked: Option<Vec<f32>> = None;
+    for part in &parts {
+        let outputs = part.gradient.width();
+        let weight = Matrix::new(part.weight.values(), outputs, inputs);
+        terms.push(Term::plain(1.0, part.gradient, weight));
+        let Some((dxa, a, dropout)) = &part.side else {
+            continue;
+        };
+        let rank = dxa.len() / tokens.max(1);
+        let a = Matrix::new(a.values(), a.values().len() / inputs, inputs);
+        let side = Term::plain(1.0, Matrix::new(dxa, tokens, rank), a);
+        if dropout.is_none() {
+            terms.push(side);
+            continue;
+        }
+        let side = tensor(product(Start::Zero, &[side]), [tokens, inputs]);
+        let side = View::new(dropout::drop_out(side, *dropout));
+        match &mut masked {
+            Some(sum) => sum
+                .iter_mut()
+                .zip(side.values())
+                .for_each(|(sum, side)| *sum += side),
+            None => masked = Some(side.values().to_vec()),
+        }
+    }
+    let dx = match masked {
+        Some(mut sum) => {
+            // SAFETY: `sum` has the product's size and is initialised.
+            unsafe { multiply(Out::new(sum.as_mut_ptr(), inputs), Start::Sum, &terms) };
+            sum
+        }
+        None => product(Start::Zero, &terms),
+    };
+    found[0] = Some(unwrap(tensor(dx, [tokens, inputs])));
+    found
+}
+
+/// One branch's part in the gradient of the input.
+struct Part<'a> {
+    gradient: Matrix<'a>,
+    weight: View,
+    /// The gradient of `dropout(x)·Aᵀ`, A, and the dropout between.
+    side: Option<(Vec<f32>, View, Dropout)>,
+}
+
+/// `s·Gᵀ·XA`, `[out, rank]`, computed as its transpose, in which the long side runs along the vectors.
+fn gradient_of_b(gradient: Matrix<'_>, xa: Matrix<'_>, scale: f32) -> Tensor<Flex, 2> {
+    let (outputs, rank) = (gradient.width(), xa.width());
+    let transposed = product(Start::Zero, &[Term::plain(1.0, xa.t(), gradient)]);
+    let mut db = vec![0.0; outputs * rank];
+    for (r, row) in transposed.chunks_exact(outputs).enumerate() {
+        for (o, value) in row.iter().enumerate() {
+            db[o * rank + r] = scale * value;
+        }
+    }
+    tensor(db, [outputs, rank])
 }

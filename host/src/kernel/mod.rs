@@ -26,9 +26,9 @@ use burn_flex::Flex;
 
 pub use activation::Activation;
 pub use adamw::{AdamWStep, Moments};
-pub use attention::{AttentionShape, Sequences};
+pub use attention::{AttentionLayout, AttentionShape, Projected, Sequences};
 pub use dropout::Dropout;
-pub use linear::Lora;
+pub use linear::{Branch, Frozen, Lora, Outputs};
 pub use record::is_tracked;
 
 /// The backend that records what is needed for gradients.
@@ -37,24 +37,16 @@ pub type Ad<B> = Autodiff<B>;
 /// A backend with dynalora's fused operations. Every method has a default composed of burn's own
 /// operations, which serves GPUs, where burn fuses it; the CPU overrides all of them.
 pub trait Kernels: Backend {
-    /// `y = x·Wᵀ + b`: `x [tokens, in]`, `W [out, in]`, `b [out]`.
-    fn frozen_linear(
-        x: Tensor<Ad<Self>, 2>,
-        weight: &Tensor<Self, 2>,
-        bias: Option<&Tensor<Self, 1>>,
-    ) -> Tensor<Ad<Self>, 2> {
-        linear::composed(x, weight, bias)
-    }
+    /// A frozen weight laid out for the way products read it; nothing where the backend lays it out itself.
+    type Packed: Clone + std::fmt::Debug + Send + Sync + 'static;
 
-    /// `y = x·Wᵀ + b + s·(dropout(x)·Aᵀ)·Bᵀ` (Hu et al. 2021, eq. 3), as a side path: `W + s·BA` is never
-    /// formed. Also `dropout(x)·Aᵀ`, `[tokens, rank]`, detached, for the signals.
-    fn lora(
-        x: Tensor<Ad<Self>, 2>,
-        weight: &Tensor<Self, 2>,
-        bias: Option<&Tensor<Self, 1>>,
-        lora: Lora<Self>,
-    ) -> (Tensor<Ad<Self>, 2>, Tensor<Self, 2>) {
-        linear::composed_lora(x, weight, bias, lora)
+    /// Lays out a frozen weight `[out, in]`.
+    fn pack(weight: &Tensor<Self, 2>) -> Self::Packed;
+
+    /// `y = x·Wᵀ + b + s·(dropout(x)·Aᵀ)·Bᵀ` (Hu et al. 2021, eq. 3) of each of up to three layers that
+    /// read the same `x [tokens, in]`, side by side. The pair is a side path: `W + s·BA` is never formed.
+    fn linears(x: Tensor<Ad<Self>, 2>, branches: Vec<Branch<'_, Self>>) -> Outputs<Self> {
+        linear::composed(x, branches)
     }
 
     /// The activation function, element by element.
@@ -73,16 +65,13 @@ pub trait Kernels: Backend {
         norm::composed(x, residual, gamma, beta, epsilon)
     }
 
-    /// Multi-head softmax attention within each packed sequence: `q`, `k`, `v` `[tokens, heads · head size]`.
+    /// Multi-head softmax attention within each packed sequence, `[queries, heads · head size]`.
     fn packed_attention(
-        q: Tensor<Ad<Self>, 2>,
-        k: Tensor<Ad<Self>, 2>,
-        v: Tensor<Ad<Self>, 2>,
-        sequences: &Sequences,
-        shape: AttentionShape,
+        projected: Projected<Self>,
+        layout: &AttentionLayout,
         dropout: Dropout,
     ) -> Tensor<Ad<Self>, 2> {
-        attention::composed(q, k, v, sequences, shape, dropout)
+        attention::composed(projected, layout, dropout)
     }
 
     /// Inverted dropout (Srivastava et al. 2014): zero with probability p, else `x / (1 - p)`.
@@ -90,9 +79,9 @@ pub trait Kernels: Backend {
         dropout::composed(x, dropout)
     }
 
-    /// `[Σ|x|, Σx²]` over all elements.
-    fn sums(x: Tensor<Self, 2>) -> Tensor<Self, 1> {
-        measure::composed(x)
+    /// `[Σ|x|, Σx²]` over some columns of all rows.
+    fn sums(x: Tensor<Self, 2>, columns: std::ops::Range<usize>) -> Tensor<Self, 1> {
+        measure::composed(x, columns)
     }
 
     /// One AdamW update of a parameter and its moments.
@@ -106,21 +95,14 @@ pub trait Kernels: Backend {
 }
 
 impl Kernels for Flex {
-    fn frozen_linear(
-        x: Tensor<Ad<Self>, 2>,
-        weight: &Tensor<Self, 2>,
-        bias: Option<&Tensor<Self, 1>>,
-    ) -> Tensor<Ad<Self>, 2> {
-        linear::cpu(x, weight, bias)
+    type Packed = std::sync::Arc<gemm::Panels>;
+
+    fn pack(weight: &Tensor<Self, 2>) -> Self::Packed {
+        linear::pack(weight)
     }
 
-    fn lora(
-        x: Tensor<Ad<Self>, 2>,
-        weight: &Tensor<Self, 2>,
-        bias: Option<&Tensor<Self, 1>>,
-        lora: Lora<Self>,
-    ) -> (Tensor<Ad<Self>, 2>, Tensor<Self, 2>) {
-        linear::cpu_lora(x, weight, bias, lora)
+    fn linears(x: Tensor<Ad<Self>, 2>, branches: Vec<Branch<'_, Self>>) -> Outputs<Self> {
+        linear::cpu(x, branches)
     }
 
     fn activation(x: Tensor<Ad<Self>, 2>, function: Activation) -> Tensor<Ad<Self>, 2> {
@@ -138,22 +120,19 @@ impl Kernels for Flex {
     }
 
     fn packed_attention(
-        q: Tensor<Ad<Self>, 2>,
-        k: Tensor<Ad<Self>, 2>,
-        v: Tensor<Ad<Self>, 2>,
-        sequences: &Sequences,
-        shape: AttentionShape,
+        projected: Projected<Self>,
+        layout: &AttentionLayout,
         dropout: Dropout,
     ) -> Tensor<Ad<Self>, 2> {
-        attention::cpu(q, k, v, sequences, shape, dropout)
+        attention::cpu(projected, layout, dropout)
     }
 
     fn dropout(x: Tensor<Ad<Self>, 2>, dropout: Dropout) -> Tensor<Ad<Self>, 2> {
         dropout::cpu(x, dropout)
     }
 
-    fn sums(x: Tensor<Self, 2>) -> Tensor<Self, 1> {
-        measure::cpu(x)
+    fn sums(x: Tensor<Self, 2>, columns: std::ops::Range<usize>) -> Tensor<Self, 1> {
+        measure::cpu(x, columns)
     }
 
     fn adamw(
@@ -166,4 +145,8 @@ impl Kernels for Flex {
 }
 
 #[cfg(feature = "cuda")]
-impl Kernels for burn_cuda::Cuda {}
+impl Kernels for burn_cuda::Cuda {
+    type Packed = ();
+
+    fn pack(_: &Tensor<Self, 2>) {}
+}

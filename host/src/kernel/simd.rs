@@ -2,9 +2,12 @@
 //!
 //! Rust compiles for SSE2 unless told otherwise, so each kernel's body is compiled once per level
 //! and the CPU is asked which to run. The bodies are plain loops over fixed-size lanes that the
-//! compiler vectorises; nothing here is written in intrinsics.
+//! compiler vectorises, or, where registers must be held by hand (matrix products), generic over
+//! `pulp::Simd`; nothing here is written in intrinsics.
 
 use std::sync::atomic::{AtomicU8, Ordering};
+
+use pulp::{Simd, WithSimd};
 
 /// An instruction-set level, lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,8 +17,45 @@ pub enum Level {
     Portable = 1,
     /// AVX2 and FMA.
     Avx2 = 2,
-    /// AVX-512 F, BW, DQ and VL.
+    /// AVX-512 F, BW, CD, DQ and VL.
     Avx512 = 3,
+}
+
+impl Level {
+    /// Floats in one vector of [`run`](Self::run).
+    pub fn lanes(self) -> usize {
+        match self {
+            Level::Avx512 => 16,
+            Level::Avx2 => 8,
+            Level::Portable if cfg!(target_arch = "aarch64") => 4,
+            Level::Portable => 1,
+        }
+    }
+
+    /// Runs `work` with this level's vectors, which the CPU must have.
+    pub fn run<W: WithSimd>(self, work: W) -> W::Output {
+        #[cfg(target_arch = "x86_64")]
+        match self {
+            // `try_new` asks again, which is one load, so that nothing here is taken on trust.
+            Level::Avx512 => {
+                if let Some(simd) = pulp::x86::V4::try_new() {
+                    return Simd::vectorize(simd, work);
+                }
+            }
+            Level::Avx2 => {
+                if let Some(simd) = pulp::x86::V3::try_new() {
+                    return Simd::vectorize(simd, work);
+                }
+            }
+            Level::Portable => {}
+        }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(simd) = pulp::aarch64::Neon::try_new() {
+            return Simd::vectorize(simd, work);
+        }
+        assert_eq!(self.lanes(), 1, "the CPU lacks {self:?}");
+        Simd::vectorize(pulp::Scalar::new(), work)
+    }
 }
 
 /// 0 until the CPU has been asked.
@@ -39,15 +79,10 @@ pub fn level() -> Level {
 pub fn best() -> Level {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("fma")
-        {
+        if pulp::x86::V4::try_new().is_some() {
             return Level::Avx512;
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        if pulp::x86::V3::try_new().is_some() {
             return Level::Avx2;
         }
     }

@@ -99,67 +99,221 @@ fn layer_norm() {
     );
 }
 
+/// A branch whose pair, if any, is made of these.
+fn branch<'a>(frozen: &'a Frozen<Flex>, pair: Option<(&Wide, &Wide, Dropout)>) -> Branch<'a, Flex> {
+    let lora = pair.map(|(a, b, dropout)| Lora {
+        a: a.clone(),
+        b: b.clone(),
+        scale: 0.5,
+        dropout,
+    });
+    Branch { frozen, lora }
+}
+
+fn frozen(outputs: usize, inputs: usize) -> Frozen<Flex> {
+    let bias = plain_random(1, outputs).reshape([outputs]);
+    Frozen::new(plain_random(outputs, inputs), Some(bias))
+}
+
 #[test]
 fn linear_layers() {
-    let (weight, bias) = (plain_random(40, 24), plain_random(1, 40).reshape([40]));
-    compare(
-        [random(33, 24)],
-        |[x]| Flex::frozen_linear(x, &weight, Some(&bias)),
-        |[x]| linear::composed(x, &weight, Some(&bias)),
-    );
-    compare(
-        [random(1, 24)],
-        |[x]| Flex::frozen_linear(x, &weight, None),
-        |[x]| linear::composed(x, &weight, None),
-    );
-    let pair = |a: Wide, b: Wide| Lora {
-        a,
-        b,
-        scale: 0.5,
-        dropout: Dropout::NONE,
-    };
+    let layer = frozen(40, 24);
+    let no_bias = Frozen::new(plain_random(40, 24), None);
+    for (rows, layer) in [(33, &layer), (1, &no_bias)] {
+        compare(
+            [random(rows, 24)],
+            |[x]| Flex::linears(x, vec![branch(layer, None)]).y,
+            |[x]| linear::composed(x, vec![branch(layer, None)]).y,
+        );
+    }
+    let adapted = |a: Wide, b: Wide| vec![branch(&layer, Some((&a, &b, Dropout::NONE)))];
     compare(
         [random(33, 24), random(4, 24), random(40, 4)],
-        |[x, a, b]| Flex::lora(x, &weight, Some(&bias), pair(a, b)).0,
-        |[x, a, b]| linear::composed_lora(x, &weight, Some(&bias), pair(a, b)).0,
+        |[x, a, b]| Flex::linears(x, adapted(a, b)).y,
+        |[x, a, b]| linear::composed(x, adapted(a, b)).y,
     );
 }
 
 #[test]
-fn lora_with_dropout_masks_the_side_path_alone() {
-    let weight = plain_random(40, 24);
-    let site = Dropout {
-        probability: 0.4,
-        seed: 9,
-    };
-    let pair = |a: Wide, b: Wide, dropout| Lora {
-        a,
-        b,
-        scale: 2.0,
-        dropout,
+fn several_layers_read_one_input() {
+    // Wider than one panel and one stretch of the inner size, with rows for several tasks.
+    let [q, k, v] = [70, 33, 96].map(|outputs| frozen(outputs, 500));
+    let branches = |[qa, qb, va, vb]: [Wide; 4]| {
+        vec![
+            branch(&q, Some((&qa, &qb, Dropout::NONE))),
+            branch(&k, None),
+            branch(&v, Some((&va, &vb, Dropout::NONE))),
+        ]
     };
     compare(
-        [random(33, 24), random(4, 24), random(40, 4)],
-        |[x, a, b]| Flex::lora(x, &weight, None, pair(a, b, site)).0,
-        |[x, a, b]| {
-            let dropped = Flex::dropout(x.clone(), site);
-            linear::composed(x, &weight, None)
-                + dropped.matmul(a.transpose()).matmul(b.transpose()) * 2.0
+        [
+            random(230, 500) * 0.1,
+            random(8, 500) * 0.1,
+            random(70, 8),
+            random(3, 500) * 0.1,
+            random(96, 3),
+        ],
+        |[x, qa, qb, va, vb]| Flex::linears(x, branches([qa, qb, va, vb])).y,
+        |[x, qa, qb, va, vb]| linear::composed(x, branches([qa, qb, va, vb])).y,
+    );
+}
+
+#[test]
+fn a_pair_that_adds_nothing_is_left_out() {
+    let layer = frozen(40, 24);
+    let (x, a, zero) = (random(9, 24), random(4, 24), random(40, 4) * 0.0);
+    let silent = |b: Wide| {
+        let pair = Some((&a, &b, Dropout::NONE));
+        Flex::linears(x.clone(), vec![branch(&layer, pair)])
+    };
+    let inactive = silent(zero.clone());
+    assert!(inactive.side[0].is_none());
+    let alone = Flex::linears(x.clone(), vec![branch(&layer, None)]);
+    alone.y.into_data().assert_eq(&inactive.y.into_data(), true);
+    // An active one starts to learn from there.
+    let b = Tensor::from_inner(zero.inner()).require_grad();
+    let active = silent(b.clone());
+    assert!(active.side[0].is_some());
+    let gradients = active.y.sum().backward();
+    let gradient = b.grad(&gradients).expect("a gradient");
+    assert!(gradient.abs().sum().into_scalar() > 0.1);
+}
+
+#[test]
+fn lora_with_dropout_masks_the_side_path_alone() {
+    let layers = [frozen(40, 24), frozen(16, 24)];
+    let sites = [9, 10].map(|seed| Dropout {
+        probability: 0.4,
+        seed,
+    });
+    compare(
+        [
+            random(33, 24),
+            random(4, 24),
+            random(40, 4),
+            random(4, 24),
+            random(16, 4),
+        ],
+        |[x, a, b, c, d]| {
+            let branches = vec![
+                branch(&layers[0], Some((&a, &b, sites[0]))),
+                branch(&layers[1], Some((&c, &d, sites[1]))),
+            ];
+            Flex::linears(x, branches).y
+        },
+        |[x, a, b, c, d]| {
+            let parts = [(a, b), (c, d)].into_iter().enumerate().map(|(i, (a, b))| {
+                let dropped = Flex::dropout(x.clone(), sites[i]);
+                linear::composed(x.clone(), vec![branch(&layers[i], None)]).y
+                    + dropped.matmul(a.transpose()).matmul(b.transpose()) * 0.5
+            });
+            Tensor::cat(parts.collect(), 1)
         },
     );
 }
 
 #[test]
+fn products_reach_every_edge() {
+    // Around the tiles' rows, the panels' columns and the stretches of the inner size.
+    for (m, n, k) in [
+        (1, 1, 1),
+        (7, 16, 3),
+        (13, 31, 385),
+        (25, 33, 49),
+        (200, 65, 800),
+        (3, 40, 2048),
+    ] {
+        let [a, b] = [(m, k), (k, n)].map(|(rows, columns)| plain_random(rows, columns));
+        let expected = a.clone().matmul(b.clone()).into_data();
+        let read = |x: &Tensor<Flex, 2>| x.to_data().to_vec::<f32>().expect("f32 values");
+        let (at, bt) = (read(&a.clone().transpose()), read(&b.clone().transpose()));
+        let (a, b) = (read(&a), read(&b));
+        for level in LEVELS {
+            force(level);
+            let left = gemm::Matrix::new(&a, m, k);
+            let right = gemm::Matrix::new(&b, k, n);
+            let panels = gemm::Panels::new(right);
+            let terms = [
+                gemm::Term::packed(left, &panels),
+                gemm::Term::plain(1.0, left, right),
+                gemm::Term::plain(1.0, gemm::Matrix::new(&at, k, m).t(), right),
+                gemm::Term::plain(1.0, left, gemm::Matrix::new(&bt, n, k).t()),
+            ];
+            for term in terms {
+                let ours = gemm::product(gemm::Start::Zero, &[term]);
+                burn::tensor::TensorData::new(ours, [m, n])
+                    .assert_approx_eq(&expected, Tolerance::<f32>::rel_abs(1e-4, 1e-3));
+            }
+        }
+    }
+    force(Level::Avx512);
+}
+
+fn joint(q: Wide, k: Wide, v: Wide) -> Projected<Flex> {
+    Projected::Joint(Tensor::cat(vec![q, k, v], 1))
+}
+
+#[test]
 fn attention_within_sequences() {
-    // Lengths around the block of four rows and the sixteen lanes; head sizes whole and broken.
-    let sequences = Sequences::new(&[0, 1, 6, 22, 39, 60]);
-    for (heads, head_size) in [(3, 16), (2, 32), (1, 20), (2, 5)] {
-        let shape = AttentionShape { heads, head_size };
-        let width = heads * head_size;
+    // Lengths around the vectors and the block of rows; head sizes whole and broken; grouped heads.
+    let offsets = [0, 1, 6, 22, 39, 60, 160];
+    for (heads, pair_heads, head_size) in [
+        (3, 3, 16),
+        (2, 2, 32),
+        (1, 1, 20),
+        (2, 2, 5),
+        (4, 2, 32),
+        (6, 2, 12),
+    ] {
+        for causal in [false, true] {
+            let layout = AttentionLayout {
+                queries: Sequences::new(&offsets),
+                pairs: Sequences::new(&offsets),
+                shape: AttentionShape {
+                    heads,
+                    pair_heads,
+                    head_size,
+                    causal,
+                },
+            };
+            let (width, pair_width) = (heads * head_size, pair_heads * head_size);
+            compare(
+                [
+                    random(160, width),
+                    random(160, pair_width),
+                    random(160, pair_width),
+                ],
+                |[q, k, v]| Flex::packed_attention(joint(q, k, v), &layout, Dropout::NONE),
+                |[q, k, v]| attention::composed(joint(q, k, v), &layout, Dropout::NONE),
+            );
+        }
+    }
+}
+
+#[test]
+fn attention_of_some_queries() {
+    let pairs = Sequences::new(&[0, 7, 8, 48]);
+    for (queries, causal) in [
+        (Sequences::single(3), false),
+        (Sequences::new(&[0, 2, 2, 60]), false),
+        (Sequences::new(&[0, 3, 4, 20]), true),
+    ] {
+        let layout = AttentionLayout {
+            shape: AttentionShape {
+                causal,
+                ..AttentionShape::full(3, 8)
+            },
+            pairs: pairs.clone(),
+            queries,
+        };
+        let split = |q: Wide, kv: Wide| Projected::Split {
+            queries: q,
+            pairs: kv,
+        };
         compare(
-            [random(60, width), random(60, width), random(60, width)],
-            |[q, k, v]| Flex::packed_attention(q, k, v, &sequences, shape, Dropout::NONE),
-            |[q, k, v]| attention::composed(q, k, v, &sequences, shape, Dropout::NONE),
+            [random(layout.queries.tokens(), 24), random(48, 48)],
+            |[q, kv]| Flex::packed_attention(split(q, kv), &layout, Dropout::NONE),
+            |[q, kv]| attention::composed(split(q, kv), &layout, Dropout::NONE),
         );
     }
 }
@@ -169,9 +323,10 @@ fn attention_within_sequences() {
 #[test]
 fn attention_dropout_has_the_gradient_of_its_output() {
     let sequences = Sequences::new(&[0, 7]);
-    let shape = AttentionShape {
-        heads: 2,
-        head_size: 4,
+    let layout = AttentionLayout {
+        queries: sequences.clone(),
+        pairs: sequences,
+        shape: AttentionShape::full(2, 4),
     };
     let site = Dropout {
         probability: 0.3,
@@ -181,7 +336,7 @@ fn attention_dropout_has_the_gradient_of_its_output() {
     let weights = random(7, 8);
     let run = |inputs: [Wide; 3]| {
         let [q, k, v] = inputs;
-        (Flex::packed_attention(q, k, v, &sequences, shape, site) * weights.clone()).sum()
+        (Flex::packed_attention(joint(q, k, v), &layout, site) * weights.clone()).sum()
     };
     let tracked = inputs
         .clone()
@@ -236,25 +391,24 @@ fn dropout_drops_its_share_and_keeps_the_mean() {
 #[test]
 fn sums_of_absolute_values_and_squares() {
     let x = plain_random(300, 70);
-    let expected = measure::composed(x.clone()).into_data();
-    for level in LEVELS {
-        force(level);
-        Flex::sums(x.clone())
-            .into_data()
-            .assert_approx_eq(&expected, Tolerance::<f32>::relative(1e-4));
+    for columns in [0..70, 13..40] {
+        let expected = measure::composed(x.clone(), columns.clone()).into_data();
+        for level in LEVELS {
+            force(level);
+            Flex::sums(x.clone(), columns.clone())
+                .into_data()
+                .assert_approx_eq(&expected, Tolerance::<f32>::relative(1e-4));
+        }
     }
 }
 
 #[test]
 fn nothing_is_recorded_below_the_lowest_active_module() {
     let x = random(5, 24);
-    let weight = plain_random(40, 24);
-    assert!(!is_tracked(&Flex::frozen_linear(x.clone(), &weight, None)));
-    assert!(is_tracked(&Flex::frozen_linear(
-        x.require_grad(),
-        &weight,
-        None
-    )));
+    let layer = frozen(40, 24);
+    let tracked = |x: Wide| is_tracked(&Flex::linears(x, vec![branch(&layer, None)]).y);
+    assert!(!tracked(x.clone()));
+    assert!(tracked(x.require_grad()));
 }
 
 #[test]

@@ -119,10 +119,7 @@ impl EncoderConfig {
 
     /// The sizes of attention.
     pub fn attention(&self) -> AttentionShape {
-        AttentionShape {
-            heads: self.heads,
-            head_size: self.hidden / self.heads,
-        }
+        AttentionShape::full(self.heads, self.hidden / self.heads)
     }
 
     /// The longest sequence there are positions for.

@@ -1,11 +1,11 @@
 //! The encoder: embeddings and post-norm transformer layers (Vaswani et al. 2017, Devlin et al. 2019).
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use super::{EncoderConfig, Linear, Weights};
 use crate::adapter::{LinearInfo, Pass};
 use crate::error::Result;
-use crate::kernel::{Ad, Kernels, Sequences};
+use crate::kernel::{Ad, AttentionLayout, Kernels, Projected, Sequences};
 
 /// Packed token ids of a batch, on the device.
 #[derive(Clone, Debug)]
@@ -66,6 +66,7 @@ struct Layer<B: Kernels> {
 }
 
 impl<B: Kernels> Layer<B> {
+    /// All tokens' hidden states from all tokens'.
     fn forward(
         &self,
         x: Tensor<Ad<B>, 2>,
@@ -73,20 +74,74 @@ impl<B: Kernels> Layer<B> {
         config: &EncoderConfig,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
-        let q = self.query.forward(x.clone(), pass);
-        let k = self.key.forward(x.clone(), pass);
-        let v = self.value.forward(x.clone(), pass);
-        let dropout = pass.dropout(config.attention_dropout);
-        let attended = B::packed_attention(q, k, v, sequences, config.attention(), dropout);
-        let attended = self.projection.forward(attended, pass);
-        let attended = B::dropout(attended, pass.dropout(config.hidden_dropout));
-        let x = self.attention_norm.forward(attended, Some(x));
+        let layers = [&self.query, &self.key, &self.value].map(Linear::parts);
+        let projected = Projected::Joint(pass.linear(x.clone(), &layers));
+        self.finish(projected, x, sequences.clone(), sequences, config, pass)
+    }
 
-        let inner = B::activation(self.up.forward(x.clone(), pass), config.activation);
-        let inner = self.down.forward(inner, pass);
+    /// The first tokens' hidden states, `[sequences, hidden]`, from all tokens': queries, output and
+    /// feed-forward of the others are nowhere read. What a scorer measures is read of all of them, though.
+    fn firsts(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        sequences: &Sequences,
+        config: &EncoderConfig,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let firsts = first_tokens::<B>(sequences, &x.device());
+        let rest = [&self.projection, &self.up, &self.down];
+        if pass.observes_outputs() && rest.iter().any(|linear| linear.module.is_some()) {
+            return self.forward(x, sequences, config, pass).select(0, firsts);
+        }
+        let residual = x.clone().select(0, firsts.clone());
+        let queries = if pass.observes_outputs() && self.query.module.is_some() {
+            pass.linear(x.clone(), &[self.query.parts()])
+                .select(0, firsts)
+        } else {
+            pass.linear(residual.clone(), &[self.query.parts()])
+        };
+        let projected = Projected::Split {
+            queries,
+            pairs: pass.linear(x, &[&self.key, &self.value].map(Linear::parts)),
+        };
+        let queries = Sequences::single(sequences.count());
+        self.finish(projected, residual, queries, sequences, config, pass)
+    }
+
+    /// From queries, keys and values to the hidden states of the queries' tokens, whose input is `residual`.
+    fn finish(
+        &self,
+        projected: Projected<B>,
+        residual: Tensor<Ad<B>, 2>,
+        queries: Sequences,
+        pairs: &Sequences,
+        config: &EncoderConfig,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let layout = AttentionLayout {
+            queries,
+            pairs: pairs.clone(),
+            shape: config.attention(),
+        };
+        let dropout = pass.dropout(config.attention_dropout);
+        let attended = B::packed_attention(projected, &layout, dropout);
+        let attended = pass.linear(attended, &[self.projection.parts()]);
+        let attended = B::dropout(attended, pass.dropout(config.hidden_dropout));
+        let x = self.attention_norm.forward(attended, Some(residual));
+
+        let inner = pass.linear(x.clone(), &[self.up.parts()]);
+        let inner = B::activation(inner, config.activation);
+        let inner = pass.linear(inner, &[self.down.parts()]);
         let inner = B::dropout(inner, pass.dropout(config.hidden_dropout));
         self.output_norm.forward(inner, Some(x))
     }
+}
+
+/// The positions of the first tokens, on the device.
+fn first_tokens<B: Kernels>(sequences: &Sequences, device: &B::Device) -> Tensor<Ad<B>, 1, Int> {
+    let firsts = sequences.firsts().iter().map(|token| *token as i64);
+    let firsts = TensorData::new(firsts.collect::<Vec<i64>>(), [sequences.count()]);
+    Tensor::from_data(firsts, device)
 }
 
 /// Embeddings and layers, all frozen; what trains comes in with the [`Pass`].
@@ -152,8 +207,53 @@ impl<B: Kernels> Encoder<B> {
         })
     }
 
-    /// The hidden states of the last layer, `[tokens, hidden]`.
-    pub fn forward(&self, input: &Input<B>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
+    /// Number of layers.
+    pub fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The hidden states of all tokens after the first `depth` layers, `[tokens, hidden]`.
+    pub fn prefix(&self, input: &Input<B>, depth: usize, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
+        let x = self.embed(input, pass);
+        self.run(x, 0..depth, &input.sequences, pass)
+    }
+
+    /// The last layer's hidden states of the first token of each sequence, `[sequences, hidden]`, from all
+    /// tokens' after the first `depth` layers: what a head over them reads, and nothing else is computed.
+    pub fn firsts(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        depth: usize,
+        sequences: &Sequences,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        match self.layers.split_last() {
+            Some((last, below)) if depth <= below.len() => {
+                let x = self.run(x, depth..below.len(), sequences, pass);
+                last.firsts(x, sequences, &self.config, pass)
+            }
+            _ => {
+                let firsts = first_tokens::<B>(sequences, &x.device());
+                x.select(0, firsts)
+            }
+        }
+    }
+
+    fn run(
+        &self,
+        mut x: Tensor<Ad<B>, 2>,
+        layers: std::ops::Range<usize>,
+        sequences: &Sequences,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        for layer in &self.layers[layers] {
+            x = layer.forward(x, sequences, &self.config, pass);
+        }
+        x
+    }
+
+    /// The normalised sum of the embeddings, `[tokens, hidden]`.
+    fn embed(&self, input: &Input<B>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
         let config = &self.config;
         let first = config.first_position as i64;
         let words = self.words.clone().select(0, input.ids.clone());
@@ -166,10 +266,6 @@ impl<B: Kernels> Encoder<B> {
         }
         let rest = Some(Tensor::from_inner(rest));
         let x = self.embedding_norm.forward(Tensor::from_inner(words), rest);
-        let mut x = B::dropout(x, pass.dropout(config.hidden_dropout));
-        for layer in &self.layers {
-            x = layer.forward(x, &input.sequences, config, pass);
-        }
-        x
+        B::dropout(x, pass.dropout(config.hidden_dropout))
     }
 }

@@ -1,13 +1,13 @@
 //! The head over the first token's hidden state: it trains fully.
 
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::{Tensor, TensorData, activation};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
 use super::{EncoderConfig, Family, Linear};
 use crate::adapter::{Pass, stream};
-use crate::kernel::{Ad, Kernels, Sequences};
+use crate::kernel::{Ad, Kernels};
 
 /// A tensor of the head that trains. One-dimensional ones are kept as `[1, n]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,27 +106,15 @@ impl<B: Kernels> Head<B> {
         values.collect()
     }
 
-    /// Logits `[sequences, outputs]` from the hidden states of all tokens.
-    pub fn forward(
-        &self,
-        hidden: Tensor<Ad<B>, 2>,
-        sequences: &Sequences,
-        pass: &mut Pass<B>,
-    ) -> Tensor<Ad<B>, 2> {
-        let firsts: Vec<i64> = sequences
-            .firsts()
-            .iter()
-            .map(|token| *token as i64)
-            .collect();
-        let firsts = TensorData::new(firsts, [sequences.count()]);
-        let firsts = Tensor::<Ad<B>, 1, Int>::from_data(firsts, &hidden.device());
-        let mut x = hidden.select(0, firsts);
+    /// Logits `[sequences, outputs]` from the hidden states of the first tokens, `[sequences, hidden]`.
+    pub fn forward(&self, firsts: Tensor<Ad<B>, 2>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
+        let mut x = firsts;
         let layer = |index: usize, x: Tensor<Ad<B>, 2>, pass: &Pass<B>| {
             x.matmul(pass.head[2 * index].clone().transpose()) + pass.head[2 * index + 1].clone()
         };
         match (self.family, &self.pooler) {
             (Family::Bert, Some(pooler)) => {
-                x = pooler.forward(x, pass).tanh();
+                x = pass.linear(x, &[pooler.parts()]).tanh();
                 x = B::dropout(x, pass.dropout(self.dropout));
                 layer(0, x, pass)
             }

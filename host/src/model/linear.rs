@@ -1,21 +1,18 @@
 //! The one type every linear layer goes through.
 
-use burn::tensor::Tensor;
-
 use super::Weights;
-use crate::adapter::{LinearInfo, Pass};
+use crate::adapter::LinearInfo;
 use crate::error::Result;
-use crate::kernel::{Ad, Kernels};
+use crate::kernel::{Frozen, Kernels};
 
-/// A frozen linear layer, with an adapter beside it if it is a module.
+/// A frozen linear layer, and which module it is. Run by [`Pass::linear`](crate::adapter::Pass::linear), which
+/// has the adapters.
 #[derive(Clone, Debug)]
 pub struct Linear<B: Kernels> {
-    /// `W: [out, in]`.
-    weight: Tensor<B, 2>,
-    /// `b: [out]`.
-    bias: Tensor<B, 1>,
+    /// Weight and bias.
+    pub frozen: Frozen<B>,
     /// Its index among the adapted modules.
-    module: Option<usize>,
+    pub module: Option<usize>,
 }
 
 impl<B: Kernels> Linear<B> {
@@ -28,22 +25,20 @@ impl<B: Kernels> Linear<B> {
         device: &B::Device,
     ) -> Result<Self> {
         let name = format!("{prefix}{}", info.path);
+        let weight = weights.tensor(
+            &format!("{name}.weight"),
+            [info.outputs, info.inputs],
+            device,
+        )?;
+        let bias = weights.tensor(&format!("{name}.bias"), [info.outputs], device)?;
         Ok(Linear {
-            weight: weights.tensor(
-                &format!("{name}.weight"),
-                [info.outputs, info.inputs],
-                device,
-            )?,
-            bias: weights.tensor(&format!("{name}.bias"), [info.outputs], device)?,
+            frozen: Frozen::new(weight, Some(bias)),
             module,
         })
     }
 
-    /// `[tokens, in]` to `[tokens, out]`.
-    pub fn forward(&self, x: Tensor<Ad<B>, 2>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
-        match self.module {
-            Some(module) => pass.adapted(module, x, &self.weight, Some(&self.bias)),
-            None => B::frozen_linear(x, &self.weight, Some(&self.bias)),
-        }
+    /// What a pass needs of it.
+    pub fn parts(&self) -> (&Frozen<B>, Option<usize>) {
+        (&self.frozen, self.module)
     }
 }

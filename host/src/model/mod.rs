@@ -12,7 +12,7 @@ use dynalora_plugin_api::ModuleInfo;
 
 use crate::adapter::{LinearInfo, Pass, select};
 use crate::error::{Error, Result};
-use crate::kernel::{Ad, Kernels};
+use crate::kernel::{Ad, Kernels, Sequences};
 use crate::recipe::{ModelConfig, Targets};
 
 pub use config::{EncoderConfig, Family};
@@ -134,7 +134,19 @@ impl<B: Kernels> Model<B> {
 
     /// Logits `[sequences, outputs]`.
     pub fn forward(&self, input: &Input<B>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
-        let hidden = self.encoder.forward(input, pass);
-        self.head.forward(hidden, &input.sequences, pass)
+        let x = self.encoder.prefix(input, 0, pass);
+        self.forward_from(x, 0, &input.sequences, pass)
+    }
+
+    /// Logits `[sequences, outputs]` from the hidden states of all tokens after the first `depth` layers.
+    pub fn forward_from(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        depth: usize,
+        sequences: &Sequences,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let firsts = self.encoder.firsts(x, depth, sequences, pass);
+        self.head.forward(firsts, pass)
     }
 }

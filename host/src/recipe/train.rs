@@ -50,6 +50,11 @@ pub struct TrainConfig {
     pub max_grad_norm: f64,
     /// Optimiser steps between two records in `metrics.jsonl`.
     pub log_every: u64,
+    /// Keep the output of the layers below the lowest active module from one epoch to the next. Exact, and so
+    /// refused with dropout there. Steps that measure those layers' modules run them all the same.
+    pub cache_frozen_prefix: bool,
+    /// Memory for that, in MiB; what is more goes to a temporary file.
+    pub cache_memory_mib: usize,
 }
 
 /// The length of a run.
@@ -102,6 +107,8 @@ impl Default for TrainConfig {
             epsilon: 1e-8,
             max_grad_norm: 1.0,
             log_every: 10,
+            cache_frozen_prefix: false,
+            cache_memory_mib: 512,
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod evaluate;
 mod machine;
 pub mod metrics;
 pub mod optimizer;
+pub mod prefix;
 mod prepare;
 mod progress;
 pub mod schedule;
@@ -13,7 +14,7 @@ pub mod step;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use dynalora_plugin_api::Needs;
+use dynalora_plugin_api::{ModuleInfo, Needs, RawValue, Signal};
 
 pub use machine::peak_memory;
 pub use prepare::{Prepared, Rest};
@@ -32,8 +33,9 @@ use crate::run::{
 };
 use checkpoint::Progress;
 use optimizer::{Optimizer, OptimizerConfig};
+use prefix::PrefixCache;
 use progress::Status;
-use step::{StepPlan, Trainee};
+use step::{Prefix, StepPlan, Trainee};
 
 /// Trains what `prepared` describes into the run that `writer` holds, from `from` if it was interrupted,
 /// and returns the closing account. The adapter is exported at the end, of the best checkpoint where an
@@ -86,6 +88,9 @@ pub fn train<B: Kernels>(
         let active = modules.iter().zip(active).filter(|(_, active)| **active);
         active.map(|(module, _)| module.parameters).sum()
     };
+    let mut prefix_cache = train
+        .cache_frozen_prefix
+        .then(|| PrefixCache::new(train.cache_memory_mib << 20));
     let deciding = recipe.evaluation.metric.unwrap_or(data.metrics[0]);
     let steps_per_epoch = data.steps_per_epoch(train);
     let (started, seconds_before) = (Instant::now(), state.seconds);
@@ -105,21 +110,34 @@ pub fn train<B: Kernels>(
                 .map(|batch| data.train.batch(batch))
                 .collect();
             let nothing = Needs::default();
+            let probing = controller.probing(number);
+            let needs = if controller.measuring(number) {
+                controller.needs()
+            } else {
+                &nothing
+            };
+            let prefix = prefix_cache.as_mut().and_then(|cache| {
+                let layers = trainee.model.encoder.depth();
+                let depth = frozen_layers(modules, controller.active(), layers);
+                let skipped = |module: &ModuleInfo| {
+                    module.layer.is_some_and(|layer| (layer as usize) < depth)
+                };
+                // What is measured of the prefix has to be run.
+                let run = probing || (reads_outputs(needs) && modules.iter().any(skipped));
+                (depth > 0 && !run).then_some(Prefix { cache, depth })
+            });
             let result = step::run(
                 &trainee,
                 &batches,
                 &StepPlan {
                     step: number,
                     active: controller.active(),
-                    probing: controller.probing(number),
-                    needs: if controller.measuring(number) {
-                        controller.needs()
-                    } else {
-                        &nothing
-                    },
+                    probing,
+                    needs,
                     raw: controller.wants_raw(number),
                     seed: dropout_seed(recipe.seed, number),
                 },
+                prefix,
                 device,
             )?;
             if !(result.loss.is_finite() && result.gradient_norm.is_finite()) {
@@ -271,6 +289,22 @@ fn optimizer_config(recipe: &Recipe, total_steps: u64) -> OptimizerConfig {
         total_steps,
         state: recipe.allocation.optimizer_state,
     }
+}
+
+/// Layers below the lowest active module, of `layers` in all.
+fn frozen_layers(modules: &[ModuleInfo], active: &[bool], layers: usize) -> usize {
+    let active = modules.iter().zip(active).filter(|(_, active)| **active);
+    active
+        .map(|(module, _)| module.layer.map_or(layers, |layer| layer as usize))
+        .min()
+        .unwrap_or(layers)
+}
+
+/// Whether a scorer wants something of the modules' outputs.
+fn reads_outputs(needs: &Needs) -> bool {
+    let outputs = [Signal::ActivationL1, Signal::ActivationL2, Signal::DeltaL2];
+    needs.signals.iter().any(|signal| outputs.contains(signal))
+        || needs.raw.contains(&RawValue::Activation)
 }
 
 /// The seed of a step's dropout: a function of the run's seed and the step, so that a resumed run drops

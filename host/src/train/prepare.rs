@@ -40,6 +40,7 @@ impl Prepared {
     pub fn new(recipe: Recipe, plugin_dirs: &[PathBuf]) -> Result<Self> {
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
         let pretrained = Pretrained::open(&folder, &recipe.model)?;
+        refuse_dropout_under_a_cache(&recipe, &pretrained)?;
         let modules = pretrained.modules(&recipe.adapter.targets, recipe.adapter.rank as u32)?;
         // Before the data, which can take long: a misspelt plugin is found out at once.
         let plugins = Plugins::load(&recipe, &modules, plugin_dirs)?;
@@ -65,6 +66,29 @@ impl Prepared {
                 folder,
             },
         })
+    }
+}
+
+/// A cached prefix would repeat the first epoch's dropout for ever.
+fn refuse_dropout_under_a_cache(recipe: &Recipe, pretrained: &Pretrained) -> Result<()> {
+    if !recipe.train.cache_frozen_prefix {
+        return Ok(());
+    }
+    let config = &pretrained.config;
+    let dropouts = [
+        ("model.hidden_dropout", config.hidden_dropout),
+        ("model.attention_dropout", config.attention_dropout),
+        ("adapter.dropout", recipe.adapter.dropout as f32),
+    ];
+    match dropouts.iter().find(|(_, probability)| *probability > 0.0) {
+        None => Ok(()),
+        Some((key, probability)) => Err(Error::user(format!(
+            "train.cache_frozen_prefix is true, but {key} is {probability}: kept outputs would have the \
+             first epoch's dropout for ever"
+        ))
+        .help(format!(
+            "set {key} = 0.0 (the model's own comes from its config.json), or leave cache_frozen_prefix out"
+        ))),
     }
 }
 

@@ -4,6 +4,7 @@
 use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
 use dynalora_plugin_api::{Measured, Needs, Observation, Raw, RawValue, Signal};
 
+use super::prefix::PrefixCache;
 use crate::adapter::{Adapters, Observe, Observed, Pass};
 use crate::data::{Batch, Label};
 use crate::error::{Error, Result};
@@ -37,6 +38,14 @@ pub struct StepPlan<'a> {
     pub seed: u64,
 }
 
+/// Where the output of the first `depth` layers is taken from.
+pub struct Prefix<'a> {
+    /// What is kept of it.
+    pub cache: &'a mut PrefixCache,
+    /// Layers below the lowest active module.
+    pub depth: usize,
+}
+
 /// What came out of a step.
 pub struct StepResult<B: Kernels> {
     /// Mean loss.
@@ -51,11 +60,13 @@ pub struct StepResult<B: Kernels> {
     pub observation: Observation,
 }
 
-/// Runs the micro-batches of one step. The loss is their mean, as in Transformers' Trainer.
+/// Runs the micro-batches of one step. The loss is their mean, as in Transformers' Trainer. With a `prefix`
+/// the layers in it are not run, and nothing is measured of their modules' outputs.
 pub fn run<B: Kernels>(
     trainee: &Trainee<B>,
     batches: &[Batch],
     plan: &StepPlan<'_>,
+    mut prefix: Option<Prefix<'_>>,
     device: &B::Device,
 ) -> Result<StepResult<B>> {
     let modules = trainee.adapters.modules.len();
@@ -80,8 +91,18 @@ pub fn run<B: Kernels>(
     for (micro, batch) in batches.iter().enumerate() {
         let seed = (plan.seed as u32).wrapping_add((micro as u32).wrapping_mul(0x85eb_ca6b));
         let mut pass = Pass::train(&trainee.adapters, &trainee.head, &tracked, observe, seed);
-        let input = upload::<B>(batch, device);
-        let logits = trainee.model.forward(&input, &mut pass);
+        let logits = match &mut prefix {
+            Some(Prefix { cache, depth }) => {
+                let x = cache.states(trainee, batch, *depth, device)?;
+                let sequences = Sequences::new(&batch.offsets);
+                let model = &trainee.model;
+                model.forward_from(x, *depth, &sequences, &mut pass)
+            }
+            None => {
+                let input = upload::<B>(batch, device);
+                trainee.model.forward(&input, &mut pass)
+            }
+        };
         let loss = loss(logits, &batch.labels, device)? * share;
         losses.push(loss.clone().inner());
         let mut found = loss.backward();
@@ -115,13 +136,13 @@ pub fn run<B: Kernels>(
     let loss_at: Vec<usize> = losses.into_iter().map(|loss| read.push(loss)).collect();
     let head_at: Vec<usize> = head_gradients
         .iter()
-        .map(|gradient| read.push(B::sums(gradient.clone())))
+        .map(|gradient| read.push(sums(gradient)))
         .collect();
     let gradients_at: Vec<Option<[usize; 2]>> = gradients
         .iter()
         .map(|pair| {
             pair.as_ref()
-                .map(|pair| pair.each_ref().map(|g| read.push(B::sums(g.clone()))))
+                .map(|pair| pair.each_ref().map(|gradient| read.push(sums(gradient))))
         })
         .collect();
     let observed_at: Vec<Vec<Places>> = observed
@@ -213,6 +234,12 @@ pub fn run<B: Kernels>(
         head_gradients,
         observation,
     })
+}
+
+/// `[Σ|x|, Σx²]` of a whole tensor.
+fn sums<B: Kernels>(x: &Tensor<B, 2>) -> Tensor<B, 1> {
+    let columns = 0..x.dims()[1];
+    B::sums(x.clone(), columns)
 }
 
 /// Where a module's activation sums and its delta's sum lie in the readout.

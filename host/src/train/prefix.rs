@@ -1,0 +1,144 @@
+//! The output of the layers below the lowest active module, kept from one epoch to the next.
+//!
+//! Nothing in those layers changes while the depth stays what it is, and a token's hidden state there depends
+//! on its own sequence alone, so that it is computed once per example. Without dropout this is exact.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+
+use burn::tensor::{Tensor, TensorData};
+
+use super::step::{Trainee, read, upload};
+use crate::adapter::Pass;
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::kernel::{Ad, Kernels};
+
+/// Hidden states of examples after the first layers, in memory up to a limit and in a temporary file beyond.
+pub struct PrefixCache {
+    limit: usize,
+    depth: usize,
+    used: usize,
+    entries: HashMap<usize, Entry>,
+    /// Made when the memory is used up; the system deletes it with the process.
+    file: Option<File>,
+    written: u64,
+}
+
+enum Entry {
+    Memory(Vec<f32>),
+    /// Offset and number of values.
+    Disk(u64, usize),
+}
+
+impl PrefixCache {
+    /// An empty cache that keeps at most `limit` bytes in memory.
+    pub fn new(limit: usize) -> Self {
+        PrefixCache {
+            limit,
+            depth: 0,
+            used: 0,
+            entries: HashMap::new(),
+            file: None,
+            written: 0,
+        }
+    }
+
+    /// The hidden states of `batch` after the first `depth` layers, `[tokens, hidden]`. What is not kept yet
+    /// is computed; another depth than last time empties the cache first.
+    pub fn states<B: Kernels>(
+        &mut self,
+        trainee: &Trainee<B>,
+        batch: &Batch,
+        depth: usize,
+        device: &B::Device,
+    ) -> Result<Tensor<Ad<B>, 2>> {
+        if depth != self.depth {
+            *self = PrefixCache::new(self.limit);
+            self.depth = depth;
+        }
+        let missing: Vec<usize> = (0..batch.indices.len())
+            .filter(|at| !self.entries.contains_key(&batch.indices[*at]))
+            .collect();
+        if !missing.is_empty() {
+            let part = batch.part(&missing);
+            let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+            let input = upload::<B>(&part, device);
+            let states = trainee.model.encoder.prefix(&input, depth, &mut pass);
+            let width = states.dims()[1];
+            let values = read(states.inner())?;
+            for (at, index) in part.indices.iter().enumerate() {
+                let range = part.offsets[at] * width..part.offsets[at + 1] * width;
+                self.keep(*index, &values[range])?;
+            }
+        }
+        let mut values = Vec::new();
+        for index in &batch.indices {
+            self.append(*index, &mut values)?;
+        }
+        let tokens = batch.ids.len();
+        let width = values.len() / tokens.max(1);
+        Ok(Tensor::from_data(
+            TensorData::new(values, [tokens, width]),
+            device,
+        ))
+    }
+
+    fn keep(&mut self, index: usize, values: &[f32]) -> Result<()> {
+        let bytes = size_of_val(values);
+        let entry = if self.used + bytes <= self.limit {
+            self.used += bytes;
+            Entry::Memory(values.to_vec())
+        } else {
+            let cannot = |error| {
+                Error::failure("cannot write the cache of the frozen prefix")
+                    .because(error)
+                    .help("free some space in the folder for temporary files (TMPDIR), raise train.cache_memory_mib, or set train.cache_frozen_prefix = false")
+            };
+            let file = match &mut self.file {
+                Some(file) => file,
+                None => self.file.insert(tempfile::tempfile().map_err(cannot)?),
+            };
+            file.write_all(bytemuck::cast_slice(values))
+                .map_err(cannot)?;
+            let offset = self.written;
+            self.written += bytes as u64;
+            Entry::Disk(offset, values.len())
+        };
+        self.entries.insert(index, entry);
+        Ok(())
+    }
+
+    fn append(&self, index: usize, out: &mut Vec<f32>) -> Result<()> {
+        match &self.entries[&index] {
+            Entry::Memory(values) => out.extend_from_slice(values),
+            Entry::Disk(offset, len) => {
+                let start = out.len();
+                out.resize(start + len, 0.0);
+                let file = self.file.as_ref().expect("entries on disk have a file");
+                read_at(file, bytemuck::cast_slice_mut(&mut out[start..]), *offset).map_err(
+                    |error| {
+                        Error::failure("cannot read the cache of the frozen prefix").because(error)
+                    },
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads from `offset` without moving the end at which the file is written.
+#[cfg(unix)]
+fn read_at(file: &File, out: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+/// Reads from `offset`, then goes back to the end, at which the file is written.
+#[cfg(not(unix))]
+fn read_at(mut file: &File, out: &mut [u8], offset: u64) -> std::io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(out)?;
+    file.seek(SeekFrom::End(0)).map(|_| ())
+}
