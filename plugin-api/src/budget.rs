@@ -28,6 +28,12 @@ pub enum By {
     Parameters,
 }
 
+impl From<Count> for Budget {
+    fn from(k: Count) -> Self {
+        Budget { k, by: By::Modules }
+    }
+}
+
 impl Budget {
     /// The budget over these modules. An error for a count they cannot fill, and for a count of
     /// parameters.
