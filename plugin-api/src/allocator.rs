@@ -42,6 +42,15 @@ impl AllocationRequest {
         let sum: f64 = scaled.iter().sum();
         scaled.iter().map(|score| score / sum).collect()
     }
+
+    /// The modules from the largest score to the smallest; equal scores stay in module order.
+    pub fn ranking(&self) -> Vec<usize> {
+        // Adding zero makes the two zeros one, which a total order tells apart.
+        let score = |module: &usize| self.scores[*module] + 0.0;
+        let mut order: Vec<usize> = (0..self.scores.len()).collect();
+        order.sort_by(|a, b| score(b).total_cmp(&score(a)));
+        order
+    }
 }
 
 /// An allocator's answer.
@@ -81,5 +90,28 @@ pub trait Allocator: Send {
     /// Takes back what [`save`](Allocator::save) gave. Called on a fresh allocator, before any request.
     fn load(&mut self, state: &[u8]) -> Result<()> {
         refuse_state(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::request;
+
+    #[test]
+    fn shares_sum_to_one_at_every_size() {
+        for (scores, shares) in [
+            ([1.0, 3.0, 4.0], [0.125, 0.375, 0.5]),
+            ([0.0, 0.0, 0.0], [1.0 / 3.0; 3]),
+            ([f64::MAX, f64::MAX, 0.0], [0.5, 0.5, 0.0]),
+            ([5e-324, 1e-323, 5e-324], [0.25, 0.5, 0.25]),
+        ] {
+            assert_eq!(request(&scores).normalised_scores(), shares);
+        }
+    }
+
+    #[test]
+    fn the_ranking_keeps_module_order_among_equals() {
+        let scores = [1.0, f64::MAX, 0.0, 5e-324, -0.0, 1.0, 1.0_f64.next_up()];
+        assert_eq!(request(&scores).ranking(), [1, 6, 0, 5, 3, 2, 4]);
     }
 }

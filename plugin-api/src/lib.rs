@@ -2,6 +2,7 @@
 
 pub mod abi;
 mod allocator;
+mod budget;
 pub mod conformance;
 mod count;
 mod manifest;
@@ -13,6 +14,7 @@ pub mod testing;
 mod window;
 
 pub use allocator::{Allocation, AllocationRequest, Allocator};
+pub use budget::{Budget, By, Limit};
 pub use count::Count;
 pub use manifest::{Kind, Manifest};
 pub use module::{LedgerEntry, ModuleInfo};

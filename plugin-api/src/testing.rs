@@ -1,7 +1,13 @@
 //! For a plugin's own unit tests: calls into it as the host makes them, through the boundary, with
 //! its panic guard, but without a library.
 
+mod distribution;
+
+use std::ops::Range;
+
 use serde_json::Value;
+
+pub use distribution::{ChiSquare, Distribution, Tally};
 
 use crate::abi::host::{RemoteAllocator, RemoteScorer};
 use crate::abi::plugin::{local_allocator, local_scorer};
@@ -107,6 +113,26 @@ pub fn allocate<A: Plugin + Allocator + 'static>(
     let mut request = request(scores);
     change(&mut request);
     allocator::<A>(parameters, scores.len())?.allocate(&request)
+}
+
+/// The sets that one allocator, made from `parameters`, chooses for `request` with each of the seeds.
+/// For one that keeps no state, whose answers depend on nothing but the request.
+pub fn tally<A: Plugin + Allocator + 'static>(
+    parameters: &str,
+    request: &AllocationRequest,
+    seeds: Range<u64>,
+) -> Result<Tally> {
+    let mut request = request.clone();
+    let root = local_allocator::<A>("0.0.0");
+    let mut allocator = RemoteAllocator::new(root, parameters, &request.modules)?;
+    let mut tally = Tally::new();
+    for seed in seeds {
+        request.seed = seed;
+        *tally
+            .entry(allocator.allocate(&request)?.active)
+            .or_default() += 1;
+    }
+    Ok(tally)
 }
 
 /// Parameters as the boundary takes them.

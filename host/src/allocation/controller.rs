@@ -1,7 +1,7 @@
 //! The controller: from what was measured to the modules that train next.
 
 use dynalora_plugin_api::{
-    AllocationRequest, Allocator, Count, LedgerEntry, Needs, Observation, RawValue, Scorer, Signal,
+    AllocationRequest, Allocator, Budget, LedgerEntry, Needs, Observation, RawValue, Scorer, Signal,
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +27,8 @@ pub struct Named<P: ?Sized> {
 pub struct Settings {
     /// When to reallocate.
     pub schedule: Schedule,
-    /// How many units are active at first; none for all. See [`initial_count`](super::initial_count).
-    pub initial_count: Option<Count>,
+    /// What is active at first; none for all. See [`initial_budget`](super::initial_budget).
+    pub initial_budget: Option<Budget>,
     /// For how many steps before each reallocation inactive modules' gradients are measured too.
     pub probe_steps: u64,
     /// The run's seed.
@@ -113,7 +113,7 @@ impl Controller {
             Some(scorer) if reallocates => scorer.plugin.needs(),
             _ => Needs::default(),
         };
-        let chosen = initial::draw(settings.initial_count, units.infos().len(), settings.seed)?;
+        let chosen = initial::draw(settings.initial_budget, units.infos(), settings.seed)?;
         let active = units.expand(&chosen);
         let full = units.modules().iter().zip(&active);
         let ranks = full

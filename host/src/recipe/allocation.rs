@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::document::Document;
 use super::plugin::PluginConfig;
-use crate::allocation::initial_count;
+use crate::allocation::initial_budget;
 pub use crate::allocation::{Initial, Schedule, Unit};
 use crate::error::Result;
 
@@ -19,7 +19,7 @@ pub struct AllocationConfig {
     /// The units active until the first reallocation.
     pub initial: Initial,
     /// How many of them `initial = "random"` draws: a count or a share such as "50%". Left out: the
-    /// allocator's `k`.
+    /// allocator's `k`, by what the allocator counts by.
     #[serde(
         skip_serializing_if = "Option::is_none",
         serialize_with = "count_as_written"
@@ -76,7 +76,7 @@ impl AllocationConfig {
             "allocation.initial"
         };
         let parameters = allocator.map(PluginConfig::parameters_json);
-        initial_count(self.initial, self.initial_k, parameters.as_ref())
+        initial_budget(self.initial, self.initial_k, parameters.as_ref())
             .map_err(|error| at.adopt(key, error))?;
         Ok(())
     }

@@ -559,30 +559,106 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-#[test]
-fn every_config_loads() {
-    let mut loaded = 0;
-    for entry in std::fs::read_dir(repository().join("configs")).expect("configs/ is there") {
+/// Every recipe below `folder`.
+fn configs(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder of recipes") {
         let path = entry.expect("an entry").path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "toml")
-        {
-            let recipe =
-                Recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{}", show(&error)));
-            let name = path.file_name().expect("a name");
-            let again = parse(&recipe.to_toml().expect("written out"), &[]).expect("it reads back");
-            assert_eq!(again, recipe, "{}", name.display());
-            assert_eq!(
-                recipe.warnings(),
-                Vec::<String>::new(),
-                "{}",
-                name.display()
-            );
-            loaded += 1;
+        if path.is_dir() {
+            found.extend(configs(&path));
+        } else if path.extension().is_some_and(|e| e == "toml") {
+            found.push(path);
         }
     }
-    assert!(loaded >= 7, "{loaded} configs");
+    found
+}
+
+#[test]
+fn every_config_loads() {
+    let found = configs(&repository().join("configs"));
+    assert!(found.len() >= 7 + 24, "{} configs", found.len());
+    let mut outputs = std::collections::HashMap::new();
+    for path in found {
+        let recipe = Recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{}", show(&error)));
+        let again = parse(&recipe.to_toml().expect("written out"), &[]).expect("it reads back");
+        assert_eq!(again, recipe, "{}", path.display());
+        assert_eq!(
+            recipe.warnings(),
+            Vec::<String>::new(),
+            "{}",
+            path.display()
+        );
+        // Two recipes of one folder would overwrite each other's runs.
+        if let Some(other) = outputs.insert(recipe.output.clone(), path.clone()) {
+            panic!("{} and {} have one output", other.display(), path.display());
+        }
+    }
+}
+
+/// The commands in configs/paper/README.md, with every value of their loops, name recipes that are there
+/// and flags that they take, and none writes where another does.
+#[test]
+fn the_commands_of_the_paper_load() {
+    let text = std::fs::read_to_string(repository().join("configs/paper/README.md"))
+        .expect("configs/paper/README.md");
+    let mut outputs = std::collections::HashMap::new();
+    for command in commands(&text) {
+        let words = shell_words(&command);
+        let sets: Vec<String> = words[3..]
+            .chunks(2)
+            .map(|flag| match flag {
+                [name, value] if name == "--set" => value.clone(),
+                _ => panic!("{flag:?} in {command}"),
+            })
+            .collect();
+        let recipe = Recipe::load(&repository().join(&words[2]), &sets)
+            .unwrap_or_else(|error| panic!("{command}\n{}", show(&error)));
+        assert_eq!(recipe.warnings(), Vec::<String>::new(), "{command}");
+        if let Some(other) = outputs.insert(recipe.output, command.clone()) {
+            panic!("one output:\n{other}\n{command}");
+        }
+    }
+    assert!(outputs.len() >= 80, "{} commands", outputs.len());
+}
+
+/// Every `dynalora train` in a text, once for each value of the `for` loop it stands in.
+fn commands(text: &str) -> Vec<String> {
+    let mut commands = Vec::new();
+    let mut around: Option<(&str, Vec<&str>)> = None;
+    for line in text.lines().map(str::trim) {
+        if let Some((name, values)) = line.strip_prefix("for ").and_then(|l| l.split_once(" in ")) {
+            let values = values
+                .strip_suffix("; do")
+                .expect("a loop in the shell's words");
+            around = Some((name, values.split(' ').collect()));
+        } else if line == "done" {
+            around = None;
+        } else if line.starts_with("dynalora train ") {
+            match &around {
+                None => commands.push(line.to_owned()),
+                Some((name, values)) => commands.extend(
+                    values
+                        .iter()
+                        .map(|value| line.replace(&format!("${name}"), value)),
+                ),
+            }
+        }
+    }
+    commands
+}
+
+/// The words of a command, some of them in single quotes.
+fn shell_words(command: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for letter in command.chars() {
+        match letter {
+            '\'' => quoted = !quoted,
+            ' ' if !quoted => words.push(String::new()),
+            letter => words.last_mut().expect("one").push(letter),
+        }
+    }
+    words
 }
 
 /// `UPDATE_SCHEMA=1 cargo test` writes the file anew.

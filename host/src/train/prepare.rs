@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use dynalora_plugin_api::{Count, ModuleInfo};
+use dynalora_plugin_api::{Budget, ModuleInfo};
 
-use crate::allocation::{Controller, Named, Settings, Units, initial_count};
+use crate::allocation::{Controller, Named, Settings, Units, initial_budget};
 use crate::data::{self, Data};
 use crate::error::{Error, Result};
 use crate::model::{ModelFolder, Pretrained, fetch};
@@ -97,7 +97,7 @@ struct Plugins {
     units: Units,
     scorer: Option<plugin::Loaded<dyn dynalora_plugin_api::Scorer>>,
     allocator: Option<plugin::Loaded<dyn dynalora_plugin_api::Allocator>>,
-    initial: Option<Count>,
+    initial: Option<Budget>,
 }
 
 impl Plugins {
@@ -108,7 +108,7 @@ impl Plugins {
             .allocator
             .as_ref()
             .map(|allocator| allocator.parameters_json());
-        let initial = initial_count(
+        let initial = initial_budget(
             allocation.initial,
             allocation.initial_k,
             parameters.as_ref(),
@@ -146,7 +146,7 @@ impl Plugins {
     fn controller(self, recipe: &Recipe, total_steps: u64) -> Result<Controller> {
         let settings = Settings {
             schedule: recipe.allocation.schedule.clone(),
-            initial_count: self.initial,
+            initial_budget: self.initial,
             probe_steps: recipe.allocation.probe_steps,
             seed: recipe.seed,
             total_steps,

@@ -6,12 +6,14 @@
 //! ```text
 //! P(i | drawn so far: D) = wᵢ / Σ_{j∉D} wⱼ        wᵢ = ŷᵢ / (cᵢ + ε)        ŷᵢ = yᵢ / Σⱼ yⱼ
 //! ```
+//!
+//! With `by = "parameters"` drawing goes on up to the first module that would exceed the share.
 
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
 use dynalora_plugin_api::{
-    Allocation, AllocationRequest, Allocator, Count, ModuleInfo, Plugin, Random, Result,
-    draw_without_replacement, export_plugin,
+    Allocation, AllocationRequest, Allocator, Budget, By, Count, Limit, ModuleInfo, Plugin, Random,
+    Result, draw_without_replacement, export_plugin,
 };
 
 /// Parameters of `discounted`.
@@ -20,6 +22,10 @@ use dynalora_plugin_api::{
 pub struct Parameters {
     /// How many modules to activate: a count, or a share such as "50%".
     k: Count,
+    /// What a share is a share of: "modules", or "parameters", the adapters' trainable ones, of which
+    /// modules are taken, in the order drawn, up to the first that would exceed the share.
+    #[serde(default)]
+    by: By,
     /// What is added to the updates received, above 0: the smaller, the more surely a module that has
     /// had no update comes before all that have.
     #[serde(default = "epsilon")]
@@ -33,7 +39,7 @@ fn epsilon() -> f64 {
 
 /// The plugin.
 pub struct Discounted {
-    k: usize,
+    limit: Limit,
     epsilon: f64,
 }
 
@@ -46,12 +52,12 @@ impl Plugin for Discounted {
     const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2, discounted";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
-        let Parameters { k, epsilon } = parameters;
+        let Parameters { k, by, epsilon } = parameters;
         if !(epsilon > 0.0 && epsilon.is_finite()) {
             return Err(format!("parameter `epsilon`: found {epsilon}, expected above 0").into());
         }
         Ok(Discounted {
-            k: k.resolve(modules.len())?,
+            limit: Budget { k, by }.resolve(modules)?,
             epsilon,
         })
     }
@@ -65,8 +71,9 @@ impl Allocator for Discounted {
             .zip(&request.ledger)
             .map(|(share, entry)| share / (entry.steps_active as f64 + self.epsilon))
             .collect();
-        let drawn = draw_without_replacement(&weights, self.k, &mut Random::new(request.seed));
-        Ok(Allocation::of(drawn, weights.len()))
+        let modules = weights.len();
+        let order = draw_without_replacement(&weights, modules, &mut Random::new(request.seed));
+        Ok(Allocation::of(self.limit.take(order), modules))
     }
 }
 
@@ -75,42 +82,85 @@ export_plugin!(allocator Discounted);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dynalora_plugin_api::{conformance, testing};
+    use dynalora_plugin_api::conformance;
+    use dynalora_plugin_api::testing::{self, Distribution, Tally};
 
-    /// How often each module is chosen in 10,000 reallocations.
-    fn times_chosen(parameters: &str, scores: &[f64], updates: &[u64]) -> Vec<u32> {
-        let mut times = vec![0; scores.len()];
-        for seed in 0..10_000 {
-            let allocation = testing::allocate::<Discounted>(parameters, scores, |request| {
-                request.seed = seed;
-                for (entry, updates) in request.ledger.iter_mut().zip(updates) {
-                    entry.steps_active = *updates;
-                }
-            });
-            for (times, active) in times.iter_mut().zip(allocation.unwrap().active) {
-                *times += u32::from(active);
-            }
+    /// What 100,000 reallocations choose after these updates.
+    fn tally(parameters: &str, scores: &[f64], updates: &[u64]) -> Tally {
+        let mut request = testing::request(scores);
+        for (entry, updates) in request.ledger.iter_mut().zip(updates) {
+            entry.steps_active = *updates;
+            // Not what the score is divided by.
+            entry.times_chosen = 7;
         }
-        times
+        testing::tally::<Discounted>(parameters, &request, 0..100_000).unwrap()
+    }
+
+    /// y / (c + ε), which is ŷ / (c + ε) but for a factor that all have in common.
+    fn weights(scores: &[f64], updates: &[u64], epsilon: f64) -> Vec<f64> {
+        let weight = |(score, updates): (&f64, &u64)| score / (*updates as f64 + epsilon);
+        scores.iter().zip(updates).map(weight).collect()
     }
 
     #[test]
-    fn one_draw_follows_score_over_updates() {
-        let times = times_chosen(r#"{"k": 1}"#, &[6.0, 2.0, 2.0], &[30, 10, 5]);
-        let near = |times: u32, chance: f64| (f64::from(times) / 10_000.0 - chance).abs() < 0.015;
-        // 6/30 : 2/10 : 2/5 = 1 : 1 : 2
-        assert!(
-            near(times[0], 0.25) && near(times[1], 0.25) && near(times[2], 0.5),
-            "{times:?}"
-        );
+    fn sets_are_drawn_as_often_as_they_should() {
+        let scores = [6.0, 2.0, 2.0, 1.0, 4.0, 3.0];
+        for (k, epsilon, updates) in [
+            (1, 1e-8, [30, 10, 5, 20, 40, 10]),
+            (2, 1e-8, [30, 10, 5, 20, 40, 10]),
+            (3, 1.0, [0, 1, 2, 3, 4, 5]),
+            (4, 1e-8, [100_000, 100, 1, 50, 50, 1_000_000]),
+            (3, 0.5, [0, 0, 0, 0, 0, 0]),
+            (5, 1000.0, [0, 50, 1000, 7, 3000, 20]),
+            // The three without an update come first, a fourth is drawn by score per update.
+            (4, 1e-8, [0, 10, 0, 20, 0, 10]),
+            (2, 1e-8, [0, 10, 0, 20, 0, 10]),
+        ] {
+            let exact = Distribution::successive(&weights(&scores, &updates, epsilon), k);
+            let parameters = format!(r#"{{"k": {k}, "epsilon": {epsilon}}}"#);
+            let test = exact.test(&tally(&parameters, &scores, &updates));
+            println!("{k} after {updates:?}, epsilon {epsilon}: {test}");
+            test.assert_fits();
+        }
+    }
+
+    #[test]
+    fn the_test_can_fail() {
+        let (scores, updates) = ([6.0, 2.0, 2.0, 1.0], [30, 10, 5, 20]);
+        let drawn = tally(r#"{"k": 2}"#, &scores, &updates);
+        let right = Distribution::successive(&weights(&scores, &updates, 1e-8), 2);
+        right.test(&drawn).assert_fits();
+        // Undiscounted, with another ε, and after one update more of the third.
+        for wrong in [
+            scores.to_vec(),
+            weights(&scores, &updates, 1.0),
+            weights(&scores, &[30, 10, 6, 20], 1e-8),
+        ] {
+            Distribution::successive(&wrong, 2)
+                .test(&drawn)
+                .assert_differs();
+        }
     }
 
     #[test]
     fn a_module_without_updates_comes_first() {
-        let times = times_chosen(r#"{"k": 1}"#, &[1.0, 0.01, 0.0], &[1, 0, 0]);
-        assert_eq!(times, [0, 10_000, 0]);
-        let even = times_chosen(r#"{"k": 1, "epsilon": 1.0}"#, &[2.0, 1.0], &[1, 0]);
-        assert!((4_850..5_150).contains(&even[0]), "{even:?}");
+        let drawn = tally(r#"{"k": 1}"#, &[1.0, 0.01, 0.0], &[1, 0, 0]);
+        // Expected once in 10 million times: the score of the first at c = 1 against 0.01 / 1e-8.
+        assert!(drawn[&vec![false, true, false]] >= 99_999, "{drawn:?}");
+    }
+
+    #[test]
+    fn a_share_of_the_parameters_is_filled_in_order_of_the_draw() {
+        // Query, key, value and output have 1,024 parameters each, up and down 2,560: 9,216 in all.
+        let sizes = [1024, 1024, 1024, 1024, 2560, 2560];
+        let (scores, updates) = ([6.0, 2.0, 2.0, 1.0, 4.0, 3.0], [30, 10, 5, 20, 40, 10]);
+        let exact =
+            Distribution::successive_while(&weights(&scores, &updates, 1e-8), |drawn, next| {
+                drawn.is_empty()
+                    || drawn.iter().map(|i| sizes[*i]).sum::<u32>() + sizes[next] <= 4608
+            });
+        let drawn = tally(r#"{"k": "50%", "by": "parameters"}"#, &scores, &updates);
+        exact.test(&drawn).assert_fits();
     }
 
     #[test]

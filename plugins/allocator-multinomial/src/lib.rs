@@ -5,47 +5,39 @@
 //! ```text
 //! P(i | drawn so far: D) = ŷᵢ / Σ_{j∉D} ŷⱼ        ŷᵢ = yᵢ / Σⱼ yⱼ
 //! ```
+//!
+//! With `by = "parameters"` drawing goes on up to the first module that would exceed the share.
 
-use dynalora_plugin_api::schemars::{self, JsonSchema};
-use dynalora_plugin_api::serde::Deserialize;
 use dynalora_plugin_api::{
-    Allocation, AllocationRequest, Allocator, Count, ModuleInfo, Plugin, Random, Result,
+    Allocation, AllocationRequest, Allocator, Budget, Limit, ModuleInfo, Plugin, Random, Result,
     draw_without_replacement, export_plugin,
 };
 
-/// Parameters of `multinomial`.
-#[derive(Deserialize, JsonSchema)]
-#[serde(crate = "dynalora_plugin_api::serde", deny_unknown_fields)]
-pub struct Parameters {
-    /// How many modules to activate: a count, or a share such as "50%".
-    k: Count,
-}
-
 /// The plugin.
 pub struct Multinomial {
-    k: usize,
+    limit: Limit,
 }
 
 impl Plugin for Multinomial {
-    type Parameters = Parameters;
+    type Parameters = Budget;
 
     const NAME: &'static str = "multinomial";
     const DESCRIPTION: &'static str =
         "Draws k modules without replacement, each in proportion to its score.";
     const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2, multinomial";
 
-    fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
+    fn new(budget: Budget, modules: &[ModuleInfo]) -> Result<Self> {
         Ok(Multinomial {
-            k: parameters.k.resolve(modules.len())?,
+            limit: budget.resolve(modules)?,
         })
     }
 }
 
 impl Allocator for Multinomial {
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
-        let weights = request.normalised_scores();
-        let drawn = draw_without_replacement(&weights, self.k, &mut Random::new(request.seed));
-        Ok(Allocation::of(drawn, weights.len()))
+        let (weights, modules) = (request.normalised_scores(), request.modules.len());
+        let order = draw_without_replacement(&weights, modules, &mut Random::new(request.seed));
+        Ok(Allocation::of(self.limit.take(order), modules))
     }
 }
 
@@ -54,42 +46,66 @@ export_plugin!(allocator Multinomial);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dynalora_plugin_api::{conformance, testing};
+    use dynalora_plugin_api::conformance;
+    use dynalora_plugin_api::testing::{self, Distribution, Tally};
 
-    /// How often each module is chosen in 10,000 reallocations.
-    fn times_chosen(parameters: &str, scores: &[f64]) -> Vec<u32> {
-        let mut times = vec![0; scores.len()];
-        for seed in 0..10_000 {
-            let allocation = testing::allocate::<Multinomial>(parameters, scores, |request| {
-                request.seed = seed;
-            });
-            for (times, active) in times.iter_mut().zip(allocation.unwrap().active) {
-                *times += u32::from(active);
-            }
+    /// What 100,000 reallocations choose.
+    fn tally(parameters: &str, scores: &[f64]) -> Tally {
+        testing::tally::<Multinomial>(parameters, &testing::request(scores), 0..100_000).unwrap()
+    }
+
+    #[test]
+    fn sets_are_drawn_as_often_as_they_should() {
+        for (scores, k) in [
+            (vec![5.0, 0.0, 2.0, 3.0], 1),
+            (vec![2.0, 1.0, 1.0], 2),
+            (vec![0.5, 0.3, 0.15, 0.05], 2),
+            (vec![8.0, 4.0, 2.0, 1.0, 0.5, 0.25], 3),
+            (vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 4),
+            (vec![3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0], 6),
+            // Zeros are drawn last, with equal chances; all of them are like any other equals.
+            (vec![0.0, 0.0, 1.0, 0.0, 2.0], 3),
+            (vec![0.0; 6], 2),
+            // Extremes: rare sets, and sizes whose sum neither overflows nor vanishes.
+            (vec![1000.0, 1.0, 1.0, 0.1, 1.0], 2),
+            (vec![1e12, 1e-12, 2e-12, 1e-12], 2),
+            (vec![f64::MAX, f64::MAX / 2.0, f64::MAX / 4.0, f64::MAX], 2),
+            (vec![1e-323, 2e-323, 5e-324, 1.5e-323], 2),
+        ] {
+            let exact = Distribution::successive(&scores, k);
+            let test = exact.test(&tally(&format!(r#"{{"k": {k}}}"#), &scores));
+            println!("{scores:?}, {k}: {test}");
+            test.assert_fits();
         }
-        times
     }
 
     #[test]
-    fn one_draw_follows_the_scores() {
-        let times = times_chosen(r#"{"k": 1}"#, &[5.0, 0.0, 2.0, 3.0]);
-        let near = |times: u32, chance: f64| (f64::from(times) / 10_000.0 - chance).abs() < 0.015;
-        assert!(
-            near(times[0], 0.5) && near(times[2], 0.2) && near(times[3], 0.3),
-            "{times:?}"
-        );
-        assert_eq!(times[1], 0);
+    fn the_test_can_fail() {
+        let scores = [0.5, 0.3, 0.15, 0.05];
+        let drawn = tally(r#"{"k": 2}"#, &scores);
+        for wrong in [
+            [0.25; 4],
+            [0.25, 0.09, 0.0225, 0.0025],
+            [0.52, 0.3, 0.15, 0.05],
+        ] {
+            Distribution::successive(&wrong, 2)
+                .test(&drawn)
+                .assert_differs();
+        }
     }
 
     #[test]
-    fn the_second_draw_is_in_proportion_to_what_is_left() {
-        // Module 1 first (1/4), or after 0 (1/2 · 1/2), or after 2 (1/4 · 1/3): 7/12.
-        let times = times_chosen(r#"{"k": 2}"#, &[2.0, 1.0, 1.0]);
-        let near = |times: u32, chance: f64| (f64::from(times) / 10_000.0 - chance).abs() < 0.015;
-        assert!(
-            near(times[0], 5.0 / 6.0) && near(times[1], 7.0 / 12.0),
-            "{times:?}"
-        );
+    fn a_share_of_the_parameters_is_filled_in_order_of_the_draw() {
+        // Query, key, value and output have 1,024 parameters each, up and down 2,560: 9,216 in all.
+        let sizes = [1024, 1024, 1024, 1024, 2560, 2560];
+        let scores = [1.0, 2.0, 3.0, 1.0, 4.0, 2.0];
+        let exact = Distribution::successive_while(&scores, |drawn, next| {
+            drawn.is_empty() || drawn.iter().map(|i| sizes[*i]).sum::<u32>() + sizes[next] <= 4608
+        });
+        let drawn = tally(r#"{"k": "50%", "by": "parameters"}"#, &scores);
+        exact.test(&drawn).assert_fits();
+        // Passing over what does not fit would never leave one of the large alone.
+        assert!(drawn.contains_key(&vec![false, false, false, false, true, false]));
     }
 
     #[test]

@@ -5,47 +5,40 @@
 //! ```text
 //! P(i | drawn so far: D) = 1 / (n − |D|)
 //! ```
+//!
+//! With `by = "parameters"` drawing goes on up to the first module that would exceed the share.
 
-use dynalora_plugin_api::schemars::{self, JsonSchema};
-use dynalora_plugin_api::serde::Deserialize;
 use dynalora_plugin_api::{
-    Allocation, AllocationRequest, Allocator, Count, ModuleInfo, Plugin, Random, Result,
+    Allocation, AllocationRequest, Allocator, Budget, Limit, ModuleInfo, Plugin, Random, Result,
     draw_without_replacement, export_plugin,
 };
 
-/// Parameters of `uniform`.
-#[derive(Deserialize, JsonSchema)]
-#[serde(crate = "dynalora_plugin_api::serde", deny_unknown_fields)]
-pub struct Parameters {
-    /// How many modules to activate: a count, or a share such as "50%".
-    k: Count,
-}
-
 /// The plugin.
 pub struct Uniform {
-    k: usize,
+    limit: Limit,
 }
 
 impl Plugin for Uniform {
-    type Parameters = Parameters;
+    type Parameters = Budget;
 
     const NAME: &'static str = "uniform";
     const DESCRIPTION: &'static str =
         "Draws k modules without replacement, all with equal chances: the control.";
     const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2, uniform";
 
-    fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
+    fn new(budget: Budget, modules: &[ModuleInfo]) -> Result<Self> {
         Ok(Uniform {
-            k: parameters.k.resolve(modules.len())?,
+            limit: budget.resolve(modules)?,
         })
     }
 }
 
 impl Allocator for Uniform {
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
-        let weights = vec![1.0; request.scores.len()];
-        let drawn = draw_without_replacement(&weights, self.k, &mut Random::new(request.seed));
-        Ok(Allocation::of(drawn, weights.len()))
+        let modules = request.modules.len();
+        let weights = vec![1.0; modules];
+        let order = draw_without_replacement(&weights, modules, &mut Random::new(request.seed));
+        Ok(Allocation::of(self.limit.take(order), modules))
     }
 }
 
@@ -54,27 +47,43 @@ export_plugin!(allocator Uniform);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dynalora_plugin_api::{conformance, testing};
+    use dynalora_plugin_api::conformance;
+    use dynalora_plugin_api::testing::{self, Distribution, Tally};
 
-    /// How often each module is chosen in 10,000 reallocations.
-    fn times_chosen(parameters: &str, scores: &[f64]) -> Vec<u32> {
-        let mut times = vec![0; scores.len()];
-        for seed in 0..10_000 {
-            let allocation = testing::allocate::<Uniform>(parameters, scores, |request| {
-                request.seed = seed;
-            });
-            for (times, active) in times.iter_mut().zip(allocation.unwrap().active) {
-                *times += u32::from(active);
-            }
-        }
-        times
+    /// What 100,000 reallocations choose.
+    fn tally(parameters: &str, scores: &[f64]) -> Tally {
+        testing::tally::<Uniform>(parameters, &testing::request(scores), 0..100_000).unwrap()
     }
 
     #[test]
-    fn every_module_has_the_same_chance() {
-        let times = times_chosen(r#"{"k": "50%"}"#, &[100.0, 0.0, 1.0, 1e-9]);
-        let near = |times: u32, chance: f64| (f64::from(times) / 10_000.0 - chance).abs() < 0.015;
-        assert!(times.iter().all(|&times| near(times, 0.5)), "{times:?}");
+    fn sets_of_one_size_are_equally_likely() {
+        // The scores must not matter.
+        let scores = [f64::MAX, 0.0, 1.0, 5e-324, 7.0, 1e-9, 3.0, 2.0];
+        for (modules, k) in [(3, 1), (4, 2), (6, 3), (8, 4), (8, 7)] {
+            let exact = Distribution::successive(&vec![1.0; modules], k);
+            let drawn = tally(&format!(r#"{{"k": {k}}}"#), &scores[..modules]);
+            let test = exact.test(&drawn);
+            println!("{k} of {modules}: {test}");
+            test.assert_fits();
+        }
+    }
+
+    #[test]
+    fn the_test_can_fail() {
+        let drawn = tally(r#"{"k": "50%"}"#, &[1.0; 6]);
+        let wrong = Distribution::successive(&[1.0, 1.0, 1.0, 1.0, 1.0, 1.05], 3);
+        wrong.test(&drawn).assert_differs();
+    }
+
+    #[test]
+    fn a_share_of_the_parameters_is_filled_in_order_of_the_draw() {
+        // Query, key, value and output have 1,024 parameters each, up and down 2,560: 9,216 in all.
+        let sizes = [1024, 1024, 1024, 1024, 2560, 2560];
+        let exact = Distribution::successive_while(&[1.0; 6], |drawn, next| {
+            drawn.is_empty() || drawn.iter().map(|i| sizes[*i]).sum::<u32>() + sizes[next] <= 4608
+        });
+        let drawn = tally(r#"{"k": "50%", "by": "parameters"}"#, &[1.0; 6]);
+        exact.test(&drawn).assert_fits();
     }
 
     #[test]

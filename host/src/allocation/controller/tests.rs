@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex};
 
-use dynalora_plugin_api::{Allocation, Result as PluginResult};
+use dynalora_plugin_api::{Allocation, Count, Result as PluginResult};
 
 use super::*;
 use crate::allocation::unit::Unit;
@@ -70,7 +70,7 @@ type Asked = Arc<Mutex<Vec<AllocationRequest>>>;
 fn settings(schedule: Schedule) -> Settings {
     Settings {
         schedule,
-        initial_count: None,
+        initial_budget: None,
         probe_steps: 1,
         seed: 3,
         total_steps: 10,
@@ -231,7 +231,7 @@ fn layers_are_chosen_whole() {
 #[test]
 fn the_initial_draw_is_by_unit() {
     let half = Settings {
-        initial_count: Some(Count::Exactly(1)),
+        initial_budget: Some(Count::Exactly(1).into()),
         ..settings(Schedule::Never {})
     };
     for seed in 0..20 {
