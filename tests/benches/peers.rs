@@ -37,7 +37,11 @@ fn main() {
 /// A shipped plugin's library, beside the program; this one lies in `deps` beneath.
 fn built(name: &str) -> String {
     let own = std::env::current_exe().expect("a program knows its own path");
-    let folder = own.ancestors().nth(2).map(PathBuf::from).unwrap_or_default();
+    let folder = own
+        .ancestors()
+        .nth(2)
+        .map(PathBuf::from)
+        .unwrap_or_default();
     let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
     let library = folder.join(format!("{prefix}dynalora_{name}{suffix}"));
     library.display().to_string()

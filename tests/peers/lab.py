@@ -61,7 +61,7 @@ class Lab:
         if "worker" in self.__dict__:
             self.worker.close()
 
-    def workload(self, name: str, batches: list[list[Example]], max_length: int, dev: list[Example] = []) -> Workload:
+    def workload(self, name: str, batches: list[list[Example]], max_length: int, dev: list[Example]) -> Workload:
         return data.write(self.scratch / name, self.encode, self.labels, batches, max_length, dev)
 
     @cached_property
@@ -76,10 +76,10 @@ class Lab:
             "length-grouped": data.length_grouped(self.encode, self.sampled, BATCH, MAX_LENGTH),
         }
         workloads = {name: self.workload(name, batches, MAX_LENGTH, self.dev) for name, batches in orders.items()}
-        seconds = {
-            name: min(self.attention_times(self.model, workload).values()) for name, workload in workloads.items()
-        }
-        return workloads[self.fastest("order of batches", seconds)]
+        times = {name: self.attention_times(self.model, workload, 12) for name, workload in workloads.items()}
+        order = self.fastest("order of batches", {name: min(found.values()) for name, found in times.items()})
+        self.fastest(attention_of(self.model, workloads[order]), times[order])
+        return workloads[order]
 
     @cached_property
     def dense(self) -> Workload:
@@ -90,7 +90,7 @@ class Lab:
         return self.dense_workload("base-dense", batches=WARM_UP + 4, batch_size=8, length=128)
 
     def dense_workload(self, name: str, batches: int, batch_size: int, length: int) -> Workload:
-        return self.workload(name, data.dense(self.encode, self.train, batches, batch_size, length), length)
+        return self.workload(name, data.dense(self.encode, self.train, batches, batch_size, length), length, dev=[])
 
     @cached_property
     def depth_batches(self) -> Workload:
@@ -118,16 +118,17 @@ class Lab:
         say(f"  the peer's {what}: {choice}")
         return choice
 
-    def attention_times(self, model: Path, workload: Workload) -> dict[str, float]:
+    def attention_times(self, model: Path, workload: Workload, batches: int) -> dict[str, float]:
+        """Seconds of about so many of the workload's batches under each implementation of attention."""
         job = self.job(model, workload, attention="sdpa", optimizer="fused")
-        stride = max(1, len(workload.tokens) // 12)
+        stride = max(1, len(workload.tokens) // batches)
         return self.worker.ask("tune_attention", **job, stride=stride)["seconds"]
 
     def attention(self, model: Path, workload: Workload) -> str:
-        key = f"attention ({model.name}, {workload.folder.name})"
-        if key not in self.notes:
-            return self.fastest(key, self.attention_times(model, workload))
-        return self.notes[key]["chosen"]
+        what = attention_of(model, workload)
+        if what not in self.notes:
+            return self.fastest(what, self.attention_times(model, workload, 3))
+        return self.notes[what]["chosen"]
 
     @cached_property
     def optimizer(self) -> str:
@@ -186,3 +187,7 @@ class Lab:
         layers = flops.shape(self.model)[0]
         numbers = "|".join(str(layer) for layer in range(layers // 2, layers))
         return rf".*layer\.({numbers})\..*({'|'.join(self.targets)})"
+
+
+def attention_of(model: Path, workload: Workload) -> str:
+    return f"attention ({model.name}, {workload.folder.name})"

@@ -50,12 +50,17 @@ def memory(peak: int, model: Path) -> Sample:
     return {"memory": peak, "above_weights": peak - weights(model)}
 
 
+def part(lab: Lab) -> int:
+    """Batches of the part of the epoch that the informative rows take."""
+    return max(1, len(lab.cola.tokens) // PART)
+
+
 # An epoch of CoLA.
 
 
 def cola(lab: Lab) -> Sample:
     seconds = lab.run_ours(lab.model, lab.cola).seconds()
-    return {"rate": rate(lab.cola, seconds), "part_rate": rate(lab.cola, seconds[: len(seconds) // PART])}
+    return {"rate": rate(lab.cola, seconds), "part_rate": rate(lab.cola, seconds[: part(lab)])}
 
 
 def peft_cola(lab: Lab) -> Sample:
@@ -104,10 +109,6 @@ def peft_upper_cola(lab: Lab) -> Sample:
 
 
 # Informative: a part of the epoch.
-
-
-def part(lab: Lab) -> int:
-    return len(lab.cola.tokens) // PART
 
 
 def peft_adalora_cola(lab: Lab) -> Sample:
