@@ -589,6 +589,7 @@ fn an_inactive_module_costs_no_gradient_and_nothing_below_is_recorded() {
         0,
     );
     let input = upload::<Flex>(&case.batch(0), &DEVICE);
-    let hidden = trainee.model.encoder.forward(&input, &mut pass);
+    let encoder = &trainee.model.encoder;
+    let hidden = encoder.prefix(&input, encoder.depth(), &mut pass);
     assert!(!dynalora::kernel::is_tracked(&hidden));
 }

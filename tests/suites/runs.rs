@@ -294,3 +294,38 @@ fn a_diverged_run_stops_with_its_last_good_state() {
             .is_file()
     );
 }
+
+/// What a cached prefix needs: no dropout, and modules above it alone.
+const UPPER_ONLY: [&str; 5] = [
+    "model.hidden_dropout=0.0",
+    "model.attention_dropout=0.0",
+    "allocation.schedule={ kind = \"never\" }",
+    "adapter.targets=[\"glob:encoder.layer.1.*.*.query\", \"glob:encoder.layer.1.output.*\"]",
+    "train.steps=24",
+];
+
+#[test]
+fn a_cached_prefix_changes_nothing() {
+    let scene = Scene::new();
+    let without = adapter(&scene.train("without", &UPPER_ONLY));
+    for memory in ["train.cache_memory_mib=512", "train.cache_memory_mib=0"] {
+        let mut sets = UPPER_ONLY.to_vec();
+        sets.extend(["train.cache_frozen_prefix=true", memory]);
+        let run = scene.train(&memory.replace('=', "-"), &sets);
+        assert!(adapter(&run) == without, "{memory}");
+    }
+}
+
+#[test]
+fn a_cached_prefix_is_refused_with_dropout() {
+    let scene = Scene::new();
+    let output = scene.run(&[
+        "train",
+        "recipe.toml",
+        "--set",
+        "train.cache_frozen_prefix=true",
+    ]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("model.hidden_dropout is 0.1"), "{said}");
+}

@@ -101,7 +101,8 @@ impl<B: Kernels> Pass<B> {
 
     /// The next dropout site of this pass, with `probability` while training.
     pub fn dropout(&mut self, probability: f32) -> Dropout {
-        let Some(seed) = self.seed else {
+        let Some(seed) = self.seed.filter(|_| probability > 0.0) else {
+            // Not counted, so that the masks are the same where layers without dropout are skipped.
             return Dropout::NONE;
         };
         self.sites += 1;
