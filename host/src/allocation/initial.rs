@@ -52,7 +52,7 @@ pub fn initial_count(
 }
 
 /// The units active at first: `count` of `units` drawn with equal chances, or all of them.
-pub(super) fn draw(count: Option<Count>, units: usize, run_seed: u64) -> Result<Vec<bool>> {
+pub fn draw(count: Option<Count>, units: usize, run_seed: u64) -> Result<Vec<bool>> {
     let Some(count) = count else {
         return Ok(vec![true; units]);
     };
