@@ -75,10 +75,7 @@ impl Trained {
 
     /// Names of the classes and the kind of problem, from the recipe where it tells, else from the data.
     pub fn labels(&self) -> Result<(Vec<String>, Problem)> {
-        match labels_of(&self.recipe.data) {
-            Some(labels) => Ok(labels),
-            None => self.load_data().map(|data| (data.labels, data.problem)),
-        }
+        labels_of(&self.recipe.data)
     }
 
     /// The longest sequence the model and the recipe allow.

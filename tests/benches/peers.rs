@@ -68,7 +68,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
     .expect("the built allocator");
     let settings = Settings {
         schedule: Schedule::Periodic { every: 1 },
-        initial_count: None,
+        initial_budget: None,
         probe_steps: 0,
         seed: 42,
         total_steps: count + 1,

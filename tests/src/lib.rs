@@ -37,13 +37,9 @@ pub fn built() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let mut build = Command::new(env!("CARGO"));
-        build.args([
-            "build",
-            "--quiet",
-            "--workspace",
-            "--exclude",
-            "dynalora-tests",
-        ]);
+        // The whole workspace, as `cargo build` does: another selection may have other features, and build
+        // everything again.
+        build.args(["build", "--quiet", "--workspace"]);
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }

@@ -7,8 +7,13 @@ fn refused(scene: &Scene, arguments: &[&str], parts: &[&str]) {
     let output = scene.run(arguments);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{arguments:?}:\n{said}");
-    assert!(said.lines().count() <= 40, "more than a screen:\n{said}");
+    assert!(said.lines().count() <= 24, "more than a screen:\n{said}");
     assert!(!said.contains("panicked"), "{said}");
+    // What to do, in our words or in clap's.
+    assert!(
+        said.contains("help: ") || said.contains("Usage: "),
+        "no way out:\n{said}"
+    );
     // Long lines are wrapped wherever they end.
     let flat = |text: &str| {
         text.split_whitespace()
@@ -69,6 +74,78 @@ fn bad_recipes() {
             "plugin = \"top-k\"",
             "plugin = \"no/such.so\"",
             &["no/such.so"][..],
+        ),
+        (
+            "plugin = \"activation\"",
+            "plugin = \"top-k\"",
+            &["top-k", "an allocator", "a scorer"][..],
+        ),
+        (
+            "plugin = \"activation\"",
+            "plugin = \"activaton\"",
+            &["activaton", "activation", "searched"][..],
+        ),
+        (
+            "plugin = \"activation\"",
+            "plugin = \"activation\"\nnorm = \"l3\"",
+            &["activation", "l3"][..],
+        ),
+        (
+            "plugin = \"top-k\"\nk = \"50%\"",
+            "plugin = \"threshold\"\np = 1.5",
+            &["threshold", "1.5", "up to 1"][..],
+        ),
+        (
+            "plugin = \"top-k\"\nk = \"50%\"",
+            "plugin = \"threshold\"\np = 0",
+            &["threshold", "above 0"][..],
+        ),
+        (
+            "plugin = \"top-k\"\nk = \"50%\"",
+            "plugin = \"threshold\"",
+            &["threshold", "`p`"][..],
+        ),
+        ("k = \"50%\"", "k = \"120%\"", &["top-k", "120%"][..]),
+        ("k = \"50%\"", "k = 0", &["top-k", "at least 1"][..]),
+        (
+            "[allocation]",
+            "[allocation]\ninitial = \"random\"\ninitial_k = 99",
+            &["99", "11", "initial_k"][..],
+        ),
+        (
+            "kind = \"periodic\", every = 4",
+            "kind = \"periodic\", every = 0",
+            &["every", "recipe.toml:"][..],
+        ),
+        (
+            "batch_size = 8",
+            "tokens_per_batch = 63",
+            &["tokens_per_batch", "63", "64 tokens", "recipe.toml:"][..],
+        ),
+        (
+            "[checkpoint]",
+            "[evaluation]\nbatch_tokens = 10\n[checkpoint]",
+            &["batch_tokens", "10", "64 tokens", "recipe.toml:"][..],
+        ),
+        (
+            "[checkpoint]",
+            "[evaluation]\nmetric = \"pearson\"\n[checkpoint]",
+            &["pearson", "accuracy", "data.metrics", "recipe.toml:"][..],
+        ),
+        (
+            "train = \"train.csv\"",
+            "task = \"colla\"",
+            &["colla", "cola", "recipe.toml:"][..],
+        ),
+        (
+            "train = \"train.csv\"",
+            "train = \"train.csv\"\ntask = \"cola\"",
+            &["both given", "recipe.toml:"][..],
+        ),
+        (
+            "output = ",
+            "outptu = ",
+            &["outptu", "output", "recipe.toml:"][..],
         ),
     ] {
         let scene = Scene::new();
@@ -132,6 +209,18 @@ fn damaged_models() {
         std::fs::write(model.join(file), &bytes[..bytes.len() / 2]).expect("it writes");
         refused(&scene, &arguments, parts);
     }
+    // Whole, but not what they should be.
+    for (file, bytes) in [
+        ("config.json", &b"{}"[..]),
+        ("tokenizer.json", b"{}"),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\xff\xff\xff\xff\xff\xff\xff\x7f{}"),
+        ("model.safetensors", b"\x02\0\0\0\0\0\0\0{}"),
+    ] {
+        copy();
+        std::fs::write(model.join(file), bytes).expect("it writes");
+        refused(&scene, &arguments, &[file]);
+    }
     copy();
     let config = std::fs::read_to_string(model.join("config.json")).expect("it is there");
     std::fs::write(
@@ -146,6 +235,8 @@ fn damaged_models() {
     )
     .expect("it writes");
     refused(&scene, &arguments, &["shape", "config.json"]);
+    // What was found out with the model on the device leaves nothing in the way either.
+    assert!(!scene.path("run").exists());
 }
 
 #[test]
@@ -178,7 +269,117 @@ fn bad_data() {
     .expect("it writes");
     refused(&scene, TRAIN, &["train.csv", "UTF-8"]);
     std::fs::remove_file(scene.path("train.csv")).expect("it is there");
-    refused(&scene, TRAIN, &["train.csv"]);
+    refused(&scene, TRAIN, &["train.csv", "[data]"]);
+    std::fs::create_dir(scene.path("train.csv")).expect("a temporary folder");
+    refused(&scene, TRAIN, &["train.csv", "[data]"]);
+    assert!(!scene.path("run").exists());
+}
+
+#[test]
+fn bad_data_in_other_formats_and_places() {
+    let scene = Scene::new();
+    std::fs::remove_file(scene.path("dev.csv")).expect("it is there");
+    refused(&scene, TRAIN, &["dev.csv", "[data]"]);
+
+    let jsonl = r#"{"sentence": "one", "label": "a"}"#;
+    for (name, bytes, parts) in [
+        ("none.parquet", None, &["none.parquet", "[data]"][..]),
+        (
+            "damaged.parquet",
+            Some("PAR1 and no more"),
+            &["damaged.parquet", "write it again"][..],
+        ),
+        ("empty.parquet", Some(""), &["empty.parquet"][..]),
+        (
+            "damaged.jsonl",
+            Some(&*format!("{jsonl}\n{}\n", &jsonl[..20])),
+            &["damaged.jsonl", "line 2", "not a JSON object"][..],
+        ),
+        (
+            "array.jsonl",
+            Some(&*format!("[{jsonl}]")),
+            &["array.jsonl", "jq -c"][..],
+        ),
+        (
+            "short.tsv",
+            Some("sentence\tlabel\n\"one\ta\ntwo\n"),
+            &["short.tsv", "line 3", "1 columns where 2"][..],
+        ),
+        ("data.xlsx", Some("PK"), &["data.xlsx", "data.format"][..]),
+    ] {
+        let scene = Scene::new();
+        if let Some(bytes) = bytes {
+            scene.write(name, bytes);
+        }
+        scene.edit("train = \"train.csv\"", &format!("train = {name:?}"));
+        refused(&scene, TRAIN, parts);
+        // A plan needs the names of the classes, which are in that file.
+        refused(&scene, &["plan", "recipe.toml"], parts);
+    }
+    // A class for every row, each as long as a text.
+    let scene = Scene::new();
+    let rows: String = (0..60)
+        .map(|row| format!("{row},text,{}\n", format!("class {row} ").repeat(40)))
+        .collect();
+    scene.write("train.csv", &format!("id,sentence,label\n{rows}"));
+    refused(
+        &scene,
+        TRAIN,
+        &["dev.csv", "line 2", "is none of the classes"],
+    );
+}
+
+#[test]
+fn bad_tasks() {
+    let scene = Scene::new();
+    let columns =
+        "train = \"train.csv\"\nvalidation = \"dev.csv\"\n[data.columns]\ntext = \"sentence\"";
+    let task = |task: &str, dir: &str| {
+        scene.edit(columns, &format!("task = {task:?}\ndir = {dir:?}"));
+    };
+    task("rte", "no/such");
+    refused(&scene, TRAIN, &["no/such", "`data.dir`"]);
+    std::fs::create_dir(scene.path("glue")).expect("a temporary folder");
+    task("rte", "glue");
+    refused(
+        &scene,
+        TRAIN,
+        &["glue", "no train file of `rte`", "train.tsv"],
+    );
+    scene.write(
+        "glue/train.tsv",
+        "index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\tmaybe\n",
+    );
+    refused(
+        &scene,
+        TRAIN,
+        &["glue/train.tsv", "line 2", "maybe", "entailment"],
+    );
+}
+
+#[test]
+fn impossible_plans() {
+    let scene = Scene::new();
+    for (active, parts) in [
+        ("12", &["--active 12", "11 modules", "1 to 11"][..]),
+        ("0", &["--active 0", "1 to 11"][..]),
+    ] {
+        refused(&scene, &["plan", "recipe.toml", "--active", active], parts);
+    }
+    let layers = ["plan", "recipe.toml", "--set", "allocation.unit=layer"];
+    // Two layers, and the pooler on its own.
+    refused(
+        &scene,
+        &[&layers[..], &["--active", "4"]].concat(),
+        &["--active 4", "3 layers"],
+    );
+    let random = "allocation.initial=random";
+    let count = "allocation.initial_k=4";
+    refused(
+        &scene,
+        &[&layers[..], &["--set", random, "--set", count]].concat(),
+        &["initial_k", "4", "3"],
+    );
 }
 
 #[test]

@@ -238,27 +238,165 @@ fn a_run_is_evaluated_and_predicts() {
     }
 }
 
+/// `dynalora plan --json` with more arguments.
+fn plan(scene: &Scene, arguments: &[&str]) -> Value {
+    let arguments = [&["plan", "recipe.toml", "--json"], arguments].concat();
+    serde_json::from_str(&scene.ok(&arguments)).expect("JSON")
+}
+
 #[test]
-fn a_plan_counts_modules_and_parameters() {
+fn a_plan_counts_modules_parameters_operations_and_memory() {
     let scene = Scene::new();
-    let plan: Value =
-        serde_json::from_str(&scene.ok(&["plan", "recipe.toml", "--json"])).expect("JSON");
-    let upper: Value =
-        serde_json::from_str(&scene.ok(&["plan", "recipe.toml", "--json", "--active", "3"]))
-            .expect("JSON");
+    let whole = plan(&scene, &[]);
     // Hidden 32, intermediate 64, rank 4: query, value, output projection 256 each, feed-forward 384
     // each, in two layers; the pooler 256.
-    assert_eq!(plan["modules"].as_array().expect("a list").len(), 11);
-    assert_eq!(plan["adapter_parameters"], 2 * (3 * 256 + 2 * 384) + 256);
-    for part in ["activations", "gradients"] {
-        assert!(
-            upper["memory"][part].as_u64() < plan["memory"][part].as_u64(),
-            "{part}"
-        );
+    assert_eq!(whole["modules"].as_array().expect("a list").len(), 11);
+    assert_eq!(whole["adapter_parameters"], 2 * (3 * 256 + 2 * 384) + 256);
+    assert_eq!(whole["active_parameters"], whole["adapter_parameters"]);
+    assert_eq!(whole["active_modules"], 11);
+    assert_eq!(whole["lowest_active_layer"], 0);
+    // Embeddings of 200 words, 64 positions and 2 types, their norm; in each layer four projections,
+    // the feed-forward and two norms; the pooler.
+    let layer = 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32) + 2 * 64;
+    let base = (200 + 64 + 2) * 32 + 64 + 2 * layer + (32 * 32 + 32);
+    assert_eq!(whole["base_parameters"], base);
+    // The training file has two labels: weight and bias of each.
+    assert_eq!(whole["labels"], serde_json::json!(["comma", "none"]));
+    assert_eq!(whole["outputs"], 2);
+    assert_eq!(whole["head_parameters"], 2 * 33);
+
+    // Forward, one token of 64: products of 2·in·out, pairs of 2·rank·(in + out) beside all but the key,
+    // attention 4·64·32; the pooler for one token of each sequence.
+    let pairs = 3 * 512 + 2 * 768;
+    let attention = 4 * 64 * 32;
+    let products = 4 * 2048 + 2 * 4096;
+    let forward = 2 * (products + pairs + attention) + (2048 + 512) / 64;
+    assert_eq!(whole["forward_flops"], forward);
+    // Backward. In the upper layer every input wants its gradient, which costs as much as the forward
+    // pass, attention twice that, and the pairs' own gradients as much as they did forward. In the lower
+    // one nothing is wanted below the attention: no product of query, key and value, no x·Aᵀ of theirs.
+    let upper = products + 2 * pairs + 2 * attention;
+    let lower = upper - 3 * 2048 - 2 * 256;
+    let pooler = (2048 + 2 * 512) / 64;
+    assert_eq!(whole["backward_flops"], upper + lower + pooler);
+
+    // f32: values, gradients, two moments.
+    let memory = &whole["memory"];
+    let trained = 3328 + 66;
+    assert_eq!(whole["tokens"], 8 * 64);
+    assert_eq!(memory["weights"], 4 * base);
+    for (part, expected) in [
+        ("adapters", 4 * trained),
+        ("gradients", 4 * trained),
+        ("optimizer", 8 * trained),
+    ] {
+        assert_eq!(memory[part], expected, "{part}");
     }
-    assert!(upper["backward_flops"].as_u64() < plan["backward_flops"].as_u64());
+    let parts = [
+        "weights",
+        "adapters",
+        "gradients",
+        "optimizer",
+        "activations",
+    ];
+    let sum: u64 = parts.iter().filter_map(|part| memory[part].as_u64()).sum();
+    assert_eq!(memory["total"], sum);
+
+    // The upper three are the feed-forward of the upper layer and the pooler. The inner one's input wants
+    // no gradient: its own two products and the way to x·Aᵀ remain.
+    let three = plan(&scene, &["--active", "3"]);
+    assert_eq!(three["active_parameters"], 2 * 384 + 256);
+    assert_eq!(three["lowest_active_layer"], 1);
+    assert_eq!(three["forward_flops"], forward);
+    let inner = 512 + 768;
+    let outer = 4096 + 2 * 768;
+    assert_eq!(three["backward_flops"], inner + outer + pooler);
+    assert_eq!(three["memory"]["gradients"], 4 * (1024 + 66));
+    assert_eq!(three["memory"]["optimizer"], memory["optimizer"]);
+    assert!(three["memory"]["activations"].as_u64() < memory["activations"].as_u64());
+    let reset = plan(
+        &scene,
+        &["--active", "3", "--set", "allocation.optimizer_state=reset"],
+    );
+    assert_eq!(reset["memory"]["optimizer"], 8 * (1024 + 66));
+    // The pooler alone: nothing of a layer is reached.
+    let one = plan(&scene, &["--active", "1"]);
+    assert_eq!(one["lowest_active_layer"], Value::Null);
+    assert_eq!(one["backward_flops"], (256 + 512) / 64);
+
+    // By layers: the pooler and the upper layer, which is then the first that is reached.
+    let layers = plan(&scene, &["--active", "2", "--set", "allocation.unit=layer"]);
+    assert_eq!(layers["active_modules"], 6);
+    assert_eq!(layers["lowest_active_layer"], 1);
+    assert_eq!(layers["backward_flops"], lower + pooler);
     // Nothing was trained.
     assert!(!scene.path("run").exists());
+}
+
+#[test]
+fn a_plan_knows_the_classes_and_the_modules_a_run_starts_with() {
+    let scene = Scene::new();
+    // Named in the recipe, the data is not needed.
+    scene.edit(
+        "[data.columns]",
+        "labels = [\"a\", \"b\", \"c\"]\n[data.columns]",
+    );
+    std::fs::rename(scene.path("train.csv"), scene.path("away.csv")).expect("it is there");
+    let classes = plan(&scene, &[]);
+    assert_eq!(
+        (&classes["outputs"], &classes["head_parameters"]),
+        (&3.into(), &(3 * 33).into())
+    );
+    scene.edit("[data.columns]", "problem = \"regression\"\n[data.columns]");
+    let value = plan(&scene, &[]);
+    assert_eq!(
+        (&value["outputs"], &value["head_parameters"]),
+        (&1.into(), &33.into())
+    );
+    assert!(
+        scene
+            .ok(&["plan", "recipe.toml"])
+            .contains("33 parameters, one value")
+    );
+    let own =
+        "train = \"train.csv\"\nvalidation = \"dev.csv\"\n[data.columns]\ntext = \"sentence\"";
+    scene.edit(own, "task = \"mnli\"\ndir = \"nowhere\"");
+    let task = plan(&scene, &[]);
+    assert_eq!(
+        task["labels"],
+        serde_json::json!(["entailment", "neutral", "contradiction"])
+    );
+    assert_eq!(task["head_parameters"], 3 * 33);
+    std::fs::rename(scene.path("away.csv"), scene.path("train.csv")).expect("it is there");
+
+    // The plan's choice is the run's.
+    scene.edit("k = \"50%\"", "k = \"50%\"");
+    for (number, sets) in [
+        &["allocation.initial=random"][..],
+        &[
+            "allocation.initial=random",
+            "allocation.initial_k=2",
+            "seed=8",
+        ],
+        &[
+            "allocation.initial=random",
+            "allocation.unit=layer",
+            "allocation.initial_k=1",
+        ],
+    ]
+    .iter()
+    .enumerate()
+    {
+        let run = format!("run-{number}");
+        scene.train(&run, sets);
+        let first = scene.records(&run, "allocations.jsonl").remove(0);
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+        let planned = plan(&scene, &sets);
+        assert_eq!(planned["active"], first["active"], "{sets:?}");
+        let chosen = active(&first).iter().filter(|active| **active).count();
+        assert_eq!(planned["active_modules"], chosen);
+        assert!(chosen < 11);
+    }
 }
 
 #[test]

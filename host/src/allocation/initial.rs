@@ -59,11 +59,7 @@ pub fn initial_budget(
 }
 
 /// The units active at first: drawn from `units` with equal chances as far as `budget` allows, or all.
-pub(super) fn draw(
-    budget: Option<Budget>,
-    units: &[ModuleInfo],
-    run_seed: u64,
-) -> Result<Vec<bool>> {
+pub fn draw(budget: Option<Budget>, units: &[ModuleInfo], run_seed: u64) -> Result<Vec<bool>> {
     let Some(budget) = budget else {
         return Ok(vec![true; units.len()]);
     };

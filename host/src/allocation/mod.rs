@@ -11,7 +11,7 @@ mod state;
 mod unit;
 
 pub use controller::{Controller, Named, Reallocation, Settings};
-pub use initial::{Initial, initial_budget};
+pub use initial::{Initial, draw as initial_units, initial_budget};
 pub use ledger::Ledger;
 pub use schedule::Schedule;
 pub use seed::{initial_seed, reallocation_seed};

@@ -1,12 +1,16 @@
 //! `dynalora plan`
 
+mod cost;
+
 use std::path::PathBuf;
 
 use dynalora_plugin_api::ModuleInfo;
 use serde::Serialize;
 
 use super::{Common, print, print_json, table};
-use crate::error::Result;
+use crate::allocation::{Unit, Units, initial_budget, initial_units};
+use crate::data::{Problem, labels_of};
+use crate::error::{Error, Result};
 use crate::model::{EncoderConfig, Pretrained, fetch, head_parameters};
 use crate::recipe::{BatchLimit, OptimizerState, Recipe};
 use crate::train::{count, size};
@@ -19,7 +23,8 @@ pub struct Arguments {
     /// Replace a value of the recipe
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Active modules to plan for, the upper ones; all by default
+    /// Active modules to plan for, the upper ones; layers where the recipe's unit is the layer. By default
+    /// those that the run starts with
     #[arg(long, value_name = "COUNT")]
     active: Option<usize>,
     /// Tokens of one batch; by default as many as the recipe's batch can have
@@ -37,6 +42,12 @@ struct Plan {
     adapter_parameters: u64,
     head_parameters: u64,
     base_parameters: u64,
+    problem: Problem,
+    /// Names of the classes; none for a regression.
+    labels: Vec<String>,
+    outputs: usize,
+    /// Which of the modules are active.
+    active: Vec<bool>,
     active_modules: usize,
     active_parameters: u64,
     lowest_active_layer: Option<u32>,
@@ -56,7 +67,7 @@ struct Memory {
     total: u64,
 }
 
-/// Reads recipe and model, not the data, and prints the plan.
+/// Reads recipe and model, and of the data at most the names of the classes, and prints the plan.
 pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
@@ -65,8 +76,16 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
     if arguments.json {
         return print_json(&plan);
     }
-    let mut modules = table(&["module", "in", "out", "rank", "parameters", "MFLOP/token"]);
-    for module in &plan.modules {
+    let mut modules = table(&[
+        "module",
+        "in",
+        "out",
+        "rank",
+        "parameters",
+        "MFLOP/token",
+        "active",
+    ]);
+    for (module, active) in plan.modules.iter().zip(&plan.active) {
         modules.add_row([
             module.path.clone(),
             module.in_features.to_string(),
@@ -74,6 +93,7 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
             module.rank.to_string(),
             module.parameters.to_string(),
             format!("{:.2}", module.forward_flops as f64 / 1e6),
+            if *active { "yes" } else { "no" }.to_owned(),
         ]);
     }
     let memory = &plan.memory;
@@ -93,14 +113,30 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
         ),
         (
             "head",
-            format!("{} parameters", count(plan.head_parameters)),
+            format!(
+                "{} parameters, {}",
+                count(plan.head_parameters),
+                match plan.problem {
+                    Problem::Regression => "one value".to_owned(),
+                    Problem::Classification => format!("{} classes", plan.outputs),
+                }
+            ),
         ),
         (
             "active",
             format!(
-                "{} modules, {} parameters",
+                "{} of {} modules {}, {} parameters, {}",
                 plan.active_modules,
-                count(plan.active_parameters)
+                plan.modules.len(),
+                match arguments.active {
+                    Some(_) => "at the top",
+                    None => "at first",
+                },
+                count(plan.active_parameters),
+                match plan.lowest_active_layer {
+                    Some(layer) => format!("down to layer {layer}"),
+                    None => "none in a layer".to_owned(),
+                }
             ),
         ),
         (
@@ -135,15 +171,18 @@ fn plan(recipe: &Recipe, pretrained: &Pretrained, arguments: &Arguments) -> Resu
     let config = &pretrained.config;
     let modules = pretrained.modules(&recipe.adapter.targets, recipe.adapter.rank as u32)?;
     let linears = pretrained.linears();
-    let active_modules = arguments
-        .active
-        .unwrap_or(modules.len())
-        .clamp(1, modules.len());
-    let active = &modules[modules.len() - active_modules..];
-    let sum = |modules: &[ModuleInfo]| modules.iter().map(|module| module.parameters).sum::<u64>();
-    let lowest = active.iter().filter_map(|module| module.layer).min();
+    let active = active(recipe, &modules, arguments.active)?;
+    let chosen = || {
+        let pairs = modules.iter().zip(&active);
+        pairs.filter_map(|(module, active)| active.then_some(module))
+    };
+    let lowest = chosen().filter_map(|module| module.layer).min();
 
-    let outputs = 2;
+    let (labels, problem) = labels_of(&recipe.data)?;
+    let outputs = match problem {
+        Problem::Regression => 1,
+        Problem::Classification => labels.len(),
+    };
     let pooler = linears.iter().any(|linear| linear.layer.is_none());
     let head_parameters = head_parameters(config, pooler, outputs);
     let tokens = arguments
@@ -155,56 +194,79 @@ fn plan(recipe: &Recipe, pretrained: &Pretrained, arguments: &Arguments) -> Resu
             }
         });
     let length = recipe.model.max_length.min(config.max_length());
-    let adapted: u64 = modules.iter().map(|module| 2 * module.parameters).sum();
-    let frozen: u64 = linears
-        .iter()
-        .map(|linear| 2 * (linear.inputs * linear.outputs) as u64)
-        .sum();
-    let forward_flops = frozen + adapted + config.attention_flops(length);
-    // Backward runs through every layer from the top down to the lowest active one.
-    let through = |layer: Option<u32>| layer.is_none() || (lowest.is_some() && layer >= lowest);
-    let layers_through = lowest.map_or(0, |lowest| config.layers as u64 - u64::from(lowest));
-    let backward_flops = linears
-        .iter()
-        .filter(|linear| through(linear.layer))
-        .map(|linear| 2 * (linear.inputs * linear.outputs) as u64)
-        .sum::<u64>()
-        + active
-            .iter()
-            .map(|module| 4 * module.parameters)
-            .sum::<u64>()
-        + 2 * config.attention_flops(length) * layers_through / config.layers as u64;
+    let cost = cost::cost(config, &linears, &modules, &active, length);
 
-    let trainable = sum(active) + head_parameters;
+    let adapter_parameters = modules.iter().map(|module| module.parameters).sum::<u64>();
+    let active_parameters = chosen().map(|module| module.parameters).sum::<u64>();
+    let trainable = active_parameters + head_parameters;
+    // A module that was never active, or whose state is dropped, has none.
     let kept = match recipe.allocation.optimizer_state {
-        OptimizerState::Reset => trainable,
-        OptimizerState::Global | OptimizerState::Local => sum(&modules) + head_parameters,
+        OptimizerState::Global | OptimizerState::Local if recipe.allocation.is_dynamic() => {
+            adapter_parameters + head_parameters
+        }
+        _ => trainable,
     };
-    let activations = tokens as u64 * 4 * activation_floats(config, lowest);
     let base_parameters = pretrained.weights.parameters();
     let mut memory = Memory {
         weights: 4 * base_parameters,
-        adapters: 4 * (sum(&modules) + head_parameters),
+        adapters: 4 * (adapter_parameters + head_parameters),
         gradients: 4 * trainable,
         optimizer: 8 * kept,
-        activations,
+        activations: tokens as u64 * 4 * activation_floats(config, lowest),
         total: 0,
     };
     memory.total =
         memory.weights + memory.adapters + memory.gradients + memory.optimizer + memory.activations;
     Ok(Plan {
-        adapter_parameters: sum(&modules),
+        adapter_parameters,
         head_parameters,
         base_parameters,
-        active_modules,
-        active_parameters: sum(active),
+        problem,
+        labels,
+        outputs,
+        active_modules: chosen().count(),
+        active_parameters,
         lowest_active_layer: lowest,
-        forward_flops,
-        backward_flops,
+        forward_flops: cost.forward,
+        backward_flops: cost.backward,
         tokens,
         memory,
+        active,
         modules,
     })
+}
+
+/// Which modules to plan for: the `upper` units, or those that the run starts with.
+fn active(recipe: &Recipe, modules: &[ModuleInfo], upper: Option<usize>) -> Result<Vec<bool>> {
+    let allocation = &recipe.allocation;
+    let units = Units::new(allocation.unit, modules.to_vec());
+    let count = units.infos().len();
+    let Some(upper) = upper else {
+        let parameters = recipe
+            .allocator
+            .as_ref()
+            .map(|allocator| allocator.parameters_json());
+        let drawn = initial_budget(
+            allocation.initial,
+            allocation.initial_k,
+            parameters.as_ref(),
+        )?;
+        return Ok(units.expand(&initial_units(drawn, units.infos(), recipe.seed)?));
+    };
+    if !(1..=count).contains(&upper) {
+        let what = match allocation.unit {
+            Unit::Module => "modules",
+            Unit::Layer => "layers (a module outside the layers counts as one)",
+        };
+        return Err(Error::user(format!(
+            "--active {upper} cannot be planned for: the recipe adapts {count} {what}"
+        ))
+        .help(format!(
+            "give a number from 1 to {count}, or widen `targets` in [adapter]"
+        )));
+    }
+    let chosen: Vec<bool> = (0..count).map(|unit| unit >= count - upper).collect();
+    Ok(units.expand(&chosen))
 }
 
 /// Values of one token that are alive at the peak: what the kernels keep for the backward pass of each

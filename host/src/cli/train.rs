@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::session::{self, Session};
 use super::{Common, print, print_json, table};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::recipe::Recipe;
 use crate::run::{Run, Summary};
 use crate::train::{Prepared, count, duration, size};
@@ -55,7 +55,15 @@ pub fn train(recipe: Recipe, resume: bool, common: &Common) -> Result<Summary> {
     } else {
         (Run::create(&output, &text)?, None)
     };
-    session.train(prepared, writer, from)
+    let trained = session.train(prepared, writer, from);
+    // Some mistakes come to light with the model on the device, when the run has its folder already.
+    if let (Err(error), false) = (&trained, resume)
+        && error.kind == Kind::User
+        && let Ok(run) = Run::open(&output)
+    {
+        run.remove_unstarted();
+    }
+    trained
 }
 
 /// The closing table.

@@ -133,6 +133,14 @@ impl Format {
             .help("Known extensions: csv, tsv, jsonl, parquet. Or name the format in the recipe: `data.format = \"csv\"`.")),
         }
     }
+
+    /// What a place in such a file is called.
+    pub(super) fn unit(self) -> &'static str {
+        match self {
+            Format::Csv | Format::Tsv | Format::Jsonl => "line",
+            Format::Parquet => "row",
+        }
+    }
 }
 
 /// What the head predicts.
@@ -155,6 +163,16 @@ impl DataConfig {
             validation: join(&self.validation),
             test: join(&self.test),
             ..self.clone()
+        }
+    }
+
+    /// What a run is judged by, the deciding one first: the recipe's choice or the task's own.
+    pub fn metrics(&self) -> Vec<Metric> {
+        match (&self.metrics, self.task, self.problem) {
+            (Some(metrics), ..) => metrics.clone(),
+            (None, Some(task), _) => task.metrics().to_vec(),
+            (None, None, Some(Problem::Regression)) => vec![Metric::Pearson, Metric::Spearman],
+            (None, None, _) => vec![Metric::Accuracy],
         }
     }
 

@@ -44,7 +44,7 @@ impl Encoded {
 }
 
 /// Bump when the layout of the cache or the meaning of an encoding changes.
-const VERSION: &[u8] = b"dynalora tokens 1";
+const VERSION: &[u8] = b"dynalora tokens 2";
 
 fn open(tokenizer: &Path, max_length: usize) -> Result<Tokenizer> {
     let refuse = |error: tokenizers::Error| {
@@ -179,6 +179,9 @@ fn read(file: &Path) -> Result<Option<Encoded>, Failure> {
             .collect())
     };
     let (ids, type_ids, offsets) = (words("ids")?, words("type_ids")?, words("offsets")?);
+    if words("sha256")? != digest([&ids, &type_ids, &offsets]) {
+        return Err("its contents have changed".into());
+    }
     let offsets: Vec<usize> = offsets.into_iter().map(|offset| offset as usize).collect();
     let whole = offsets.first() == Some(&0)
         && offsets.is_sorted()
@@ -195,16 +198,30 @@ fn read(file: &Path) -> Result<Option<Encoded>, Failure> {
     }))
 }
 
+/// The SHA-256 of a cache's parts, in words.
+fn digest(parts: [&[u32]; 3]) -> Vec<u32> {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(bytemuck::cast_slice::<u32, u8>(part));
+    }
+    let words = hash.finalize();
+    let words = words.as_chunks::<4>().0.iter();
+    words.map(|bytes| u32::from_le_bytes(*bytes)).collect()
+}
+
 fn write(file: &Path, encoded: &Encoded) -> Result<(), Failure> {
     let offsets = encoded
         .offsets
         .iter()
         .map(|offset| u32::try_from(*offset))
         .collect::<Result<Vec<_>, _>>()?;
+    let digest = digest([&encoded.ids, &encoded.type_ids, &offsets]);
     let parts = [
         ("ids", &encoded.ids),
         ("type_ids", &encoded.type_ids),
         ("offsets", &offsets),
+        ("sha256", &digest),
     ];
     let views = parts
         .iter()
@@ -282,31 +299,115 @@ mod tests {
         assert_eq!(Label::classes(&encoded.labels), Some(vec![1, 0, 1]));
     }
 
+    /// A folder with a tokenizer, and how many caches are in it.
+    struct Place(tempfile::TempDir, PathBuf);
+
+    impl Place {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let tokenizer = tokenizer(folder.path());
+            Place(folder, tokenizer)
+        }
+
+        fn get(&self, examples: &[Example], max_length: usize) -> Encoded {
+            let cache = self.0.path().join("cache");
+            tokenize_cached(&cache, &self.1, examples, max_length).expect("it tokenises")
+        }
+
+        fn caches(&self) -> Vec<PathBuf> {
+            let entries = std::fs::read_dir(self.0.path().join("cache")).expect("the cache");
+            entries
+                .map(|entry| entry.expect("an entry").path())
+                .collect()
+        }
+    }
+
     #[test]
-    fn a_cache_is_used_and_a_damaged_one_made_anew() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let cache = folder.path().join("cache");
-        let tokenizer = tokenizer(folder.path());
-        let get = || tokenize_cached(&cache, &tokenizer, &examples(), 8).expect("it tokenises");
-        let fresh = get();
-        let files = || {
-            std::fs::read_dir(&cache)
-                .expect("the cache")
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(files().len(), 1);
-        // A cached file is believed: change it and see the change.
-        let file = files().remove(0).expect("an entry").path();
+    fn a_cache_is_used_the_second_time() {
+        let place = Place::new();
+        let fresh = place.get(&examples(), 8);
+        assert_eq!(
+            fresh,
+            tokenize(&place.1, &examples(), 8).expect("it tokenises")
+        );
+        let file = place.caches().remove(0);
+        // A whole cache is believed: put another there and see it.
         let mut other = fresh.clone();
         other.ids[1] = 8;
         write(&file, &other).expect("it writes");
-        assert_eq!(get().ids, other.ids);
-        std::fs::write(&file, b"not safetensors").expect("it writes");
-        assert_eq!(get(), fresh);
-        assert_eq!(get(), fresh);
-        // Another length is another key.
-        tokenize_cached(&cache, &tokenizer, &examples(), 6).expect("it tokenises");
-        assert_eq!(files().len(), 2);
+        assert_eq!(place.get(&examples(), 8).ids, other.ids);
+        // Labels are no part of it.
+        let mut relabelled = examples();
+        relabelled[0].label = Some(Label::Class(0));
+        let again = place.get(&relabelled, 8);
+        assert_eq!(again.ids, other.ids);
+        assert_eq!(Label::classes(&again.labels), Some(vec![0, 0, 1]));
+        assert_eq!(place.caches(), [file]);
+    }
+
+    #[test]
+    fn whatever_decides_the_tokens_has_a_cache_of_its_own() {
+        let place = Place::new();
+        place.get(&examples(), 8);
+        let mut expected = 1;
+        let mut another = |examples: &[Example], max_length: usize| {
+            let encoded = place.get(examples, max_length);
+            assert_eq!(
+                encoded,
+                tokenize(&place.1, examples, max_length).expect("it tokenises")
+            );
+            expected += 1;
+            assert_eq!(place.caches().len(), expected);
+        };
+        another(&examples(), 6);
+        let mut edited = examples();
+        edited[0].text.push_str(" mat");
+        another(&edited, 8);
+        // Other columns: the pair's second text is left out, or both trade places.
+        let mut single = examples();
+        single[1].text_pair = None;
+        another(&single, 8);
+        single[1].text_pair = Some(String::new());
+        another(&single, 8);
+        let mut swapped = examples();
+        swapped[1].text = "on the mat".into();
+        swapped[1].text_pair = Some("the dog".into());
+        another(&swapped, 8);
+        another(&examples()[..2], 8);
+        let text = std::fs::read_to_string(&place.1).expect("a tokenizer");
+        std::fs::write(&place.1, text.replace("\"cat\":5", "\"cat\":1")).expect("it writes");
+        another(&examples(), 8);
+        assert_eq!(place.get(&examples(), 8).ids[..4], [2, 4, 1, 6]);
+    }
+
+    #[test]
+    fn a_damaged_cache_is_made_anew() {
+        let place = Place::new();
+        let fresh = place.get(&examples(), 8);
+        let file = place.caches().remove(0);
+        let whole = std::fs::read(&file).expect("a cache");
+        let mut damaged: Vec<Vec<u8>> = (0..whole.len())
+            .step_by(11)
+            .map(|end| whole[..end].to_vec())
+            .collect();
+        for at in (0..whole.len()).step_by(3) {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 0x10;
+            damaged.push(flipped);
+        }
+        damaged.push(b"not safetensors".to_vec());
+        for bytes in damaged {
+            std::fs::write(&file, &bytes).expect("it writes");
+            assert_eq!(place.get(&examples(), 8), fresh);
+            assert_eq!(std::fs::read(&file).expect("a cache").len(), whole.len());
+        }
+        // A folder where the cache should be, or a file where its folder should be, costs only time.
+        std::fs::remove_file(&file).expect("it is there");
+        std::fs::create_dir(&file).expect("a folder");
+        assert_eq!(place.get(&examples(), 8), fresh);
+        std::fs::remove_dir_all(place.0.path().join("cache")).expect("it is there");
+        std::fs::write(place.0.path().join("cache"), "").expect("it writes");
+        assert_eq!(place.get(&examples(), 8), fresh);
     }
 
     #[test]

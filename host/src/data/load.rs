@@ -1,14 +1,14 @@
 //! The recipe's data, read, labelled and tokenised.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::config::{DataConfig, Format, Problem};
+use super::config::{Columns, DataConfig, Format, Problem};
 use super::encode::tokenize_cached;
+use super::labels::{Reader, distinct, is_whole};
 use super::minimal_pairs::{self, Sizes};
-use super::problems::Problems;
-use super::table::{Header, Layout, Row, read};
+use super::table::{Header, Layout, Row};
 use super::task::{Part, Task};
-use super::{Encoded, EpochPlan, Example, Label};
+use super::{Encoded, EpochPlan, Example, Label, table};
 use crate::cache;
 use crate::error::{Error, Result};
 use crate::model::ModelFolder;
@@ -70,29 +70,23 @@ impl Data {
 }
 
 /// Splits of examples before tokenising.
-struct Splits {
-    train: Vec<Example>,
-    validation: Vec<(String, Vec<Example>)>,
-    test: Vec<(String, Vec<Example>)>,
-    labels: Vec<String>,
-    problem: Problem,
+#[derive(Clone, Debug, PartialEq)]
+pub struct Splits {
+    /// What is learnt from.
+    pub train: Vec<Example>,
+    /// What is evaluated on while training, by name.
+    pub validation: Vec<(String, Vec<Example>)>,
+    /// What is kept for the end, by name.
+    pub test: Vec<(String, Vec<Example>)>,
+    /// Names of the classes in the order of their indices; empty for a regression.
+    pub labels: Vec<String>,
+    /// What the head predicts.
+    pub problem: Problem,
 }
 
 /// Reads and tokenises the data of `recipe`; `longest` is the most tokens the model takes.
 pub fn load(recipe: &Recipe, folder: &ModelFolder, longest: usize) -> Result<Data> {
-    let config = &recipe.data;
-    config.validate()?;
-    let mut splits = match config.task {
-        Some(Task::MinimalPairs) => generated()?,
-        Some(task) => published(task, config)?,
-        None => own(config)?,
-    };
-    if let Some(limit) = config.limit {
-        splits.train.truncate(limit);
-        for (_, examples) in splits.validation.iter_mut().chain(&mut splits.test) {
-            examples.truncate(limit);
-        }
-    }
+    let splits = read(&recipe.data)?;
     let max_length = recipe.model.max_length.min(longest);
     if max_length < recipe.model.max_length {
         tracing::warn!(
@@ -109,40 +103,46 @@ pub fn load(recipe: &Recipe, folder: &ModelFolder, longest: usize) -> Result<Dat
             .map(|(name, examples)| Ok((name, encode(&examples)?)))
             .collect()
     };
-    let metrics = match (&config.metrics, config.task, splits.problem) {
-        (Some(metrics), _, _) => metrics.clone(),
-        (None, Some(task), _) => task.facts().metrics.to_vec(),
-        (None, None, Problem::Classification) => vec![Metric::Accuracy],
-        (None, None, Problem::Regression) => vec![Metric::Pearson, Metric::Spearman],
-    };
     Ok(Data {
         train: encode(&splits.train)?,
         validation: encode_all(splits.validation)?,
         test: encode_all(splits.test)?,
         labels: splits.labels,
         problem: splits.problem,
-        metrics,
+        metrics: recipe.data.metrics(),
     })
 }
 
-/// The classes and the kind of problem as far as the recipe alone tells; none where the training file has
-/// to be read for its classes.
-pub fn labels_of(config: &DataConfig) -> Option<(Vec<String>, Problem)> {
-    match (config.task, config.problem) {
-        (Some(task), _) => {
-            let labels = task
-                .facts()
-                .labels
-                .iter()
-                .map(|label| (*label).to_owned())
-                .collect();
-            Some((labels, task.problem()))
+/// Reads the data that `config` names, at most `limit` examples of each split.
+pub fn read(config: &DataConfig) -> Result<Splits> {
+    config.validate()?;
+    let mut splits = match config.task {
+        Some(Task::MinimalPairs) => generated()?,
+        Some(task) => published(task, config)?,
+        None => own(config)?,
+    };
+    if let Some(limit) = config.limit {
+        splits.train.truncate(limit);
+        for (_, examples) in splits.validation.iter_mut().chain(&mut splits.test) {
+            examples.truncate(limit);
         }
-        (None, Some(Problem::Regression)) => Some((Vec::new(), Problem::Regression)),
-        (None, _) => config
-            .labels
-            .clone()
-            .map(|labels| (labels, Problem::Classification)),
+    }
+    Ok(splits)
+}
+
+/// Names of the classes and the kind of problem, from the recipe where it tells, else from the labels of
+/// the training file.
+pub fn labels_of(config: &DataConfig) -> Result<(Vec<String>, Problem)> {
+    match (config.task, config.problem, &config.labels) {
+        (Some(task), ..) => Ok((task.labels(), task.problem())),
+        (None, Some(Problem::Regression), _) => Ok((Vec::new(), Problem::Regression)),
+        (None, _, Some(labels)) => Ok((labels.clone(), Problem::Classification)),
+        (None, _, None) => {
+            config.validate()?;
+            let (train, columns) = own_files(config)?;
+            let rows = own_rows(config, columns, train, Part::Train)?;
+            Ok((distinct(train, &rows)?, Problem::Classification))
+        }
     }
 }
 
@@ -168,16 +168,11 @@ fn generated() -> Result<Splits> {
         });
         sentences.collect()
     };
-    let facts = Task::MinimalPairs.facts();
     Ok(Splits {
         train: examples(corpus.train),
         validation: vec![("validation".to_owned(), examples(corpus.validation))],
         test: vec![("test".to_owned(), examples(corpus.test))],
-        labels: facts
-            .labels
-            .iter()
-            .map(|label| (*label).to_owned())
-            .collect(),
+        labels: Task::MinimalPairs.labels(),
         problem: Problem::Classification,
     })
 }
@@ -185,19 +180,22 @@ fn generated() -> Result<Splits> {
 fn published(task: Task, config: &DataConfig) -> Result<Splits> {
     // `validate` has made sure that a folder is given.
     let dir = config.dir.as_deref().unwrap_or(Path::new("."));
-    let facts = task.facts();
-    let labels: Vec<String> = facts
-        .labels
-        .iter()
-        .map(|label| (*label).to_owned())
-        .collect();
+    let labels = task.labels();
     let read_part = |part: Part| -> Result<Vec<(String, Vec<Example>)>> {
-        let found = task.files(dir, part)?;
-        let splits = found.into_iter().map(|found| {
+        let reader = Reader {
+            labels: &labels,
+            problem: task.problem(),
+            part,
+            // Some files hold names, others positions, and hidden labels are -1.
+            numbered: true,
+            hidden: (part == Part::Test).then_some("-1"),
+        };
+        let splits = task.files(dir, part)?.into_iter().map(|found| {
             let mut examples = Vec::new();
             for file in &found.files {
-                let rows = read(file, &task.layout(file, part))?;
-                examples.extend(understand(file, rows, &labels, task.problem(), part, true)?);
+                let layout = task.layout(file, part);
+                let rows = table::read(file, &layout)?;
+                examples.extend(reader.examples(file, layout.format, rows)?);
             }
             Ok((found.name, examples))
         });
@@ -216,153 +214,76 @@ fn published(task: Task, config: &DataConfig) -> Result<Splits> {
 }
 
 fn own(config: &DataConfig) -> Result<Splits> {
-    // `validate` has made sure of both.
-    let (Some(train), Some(columns)) = (&config.train, &config.columns) else {
-        return Err(Error::user("[data] does not say what to learn")
-            .help("give `task` and `dir`, or `train` and [data.columns]"));
-    };
-    let rows = |path: &Path, part: Part| -> Result<Vec<Row>> {
-        let format = match config.format {
-            Some(format) => format,
-            None => Format::of(path)?,
-        };
-        let usual = if format == Format::Tsv { '\t' } else { ',' };
-        let layout = Layout {
-            format,
-            delimiter: config.delimiter.unwrap_or(usual) as u8,
-            quote: config.quote.unwrap_or(true),
-            header: if config.header.unwrap_or(true) {
-                Header::Yes
-            } else {
-                Header::No
-            },
-            text: vec![columns.text.clone()],
-            text_pair: columns.text_pair.iter().cloned().collect(),
-            label: vec![columns.label.clone()],
-            needs_label: part != Part::Test,
-            skip_short: false,
-            allow_empty: false,
-        };
-        read(path, &layout)
-    };
-    let train_rows = rows(train, Part::Train)?;
+    let (train, columns) = own_files(config)?;
+    let train_rows = own_rows(config, columns, train, Part::Train)?;
     let problem = config.problem.unwrap_or(Problem::Classification);
     let labels = match (problem, &config.labels) {
         (Problem::Regression, _) => Vec::new(),
         (Problem::Classification, Some(labels)) => labels.clone(),
         (Problem::Classification, None) => distinct(train, &train_rows)?,
     };
-    let split = |path: &Option<std::path::PathBuf>, part: Part| -> Result<Vec<_>> {
+    // Positions stand for classes only where they cannot be taken for names.
+    let numbered = config.labels.is_some() && !labels.iter().any(|label| is_whole(label));
+    let examples = |path: &Path, rows: Vec<Row>, part: Part| {
+        let reader = Reader {
+            labels: &labels,
+            problem,
+            part,
+            numbered,
+            hidden: None,
+        };
+        reader.examples(path, format(config, path)?, rows)
+    };
+    let split = |path: &Option<PathBuf>, part: Part| -> Result<Vec<_>> {
         let Some(path) = path else {
             return Ok(Vec::new());
         };
-        let rows = rows(path, part)?;
-        let examples = understand(path, rows, &labels, problem, part, false)?;
-        Ok(vec![(part.name().to_owned(), examples)])
+        let rows = own_rows(config, columns, path, part)?;
+        Ok(vec![(part.name().to_owned(), examples(path, rows, part)?)])
     };
     Ok(Splits {
         validation: split(&config.validation, Part::Validation)?,
         test: split(&config.test, Part::Test)?,
-        train: understand(train, train_rows, &labels, problem, Part::Train, false)?,
+        train: examples(train, train_rows, Part::Train)?,
         labels,
         problem,
     })
 }
 
-/// The distinct labels of a training file, in the order of their numbers or letters.
-fn distinct(path: &Path, rows: &[Row]) -> Result<Vec<String>> {
-    /// More would be a column of texts or numbers, not of classes.
-    const MOST: usize = 1000;
-    let mut labels: Vec<String> = rows.iter().filter_map(|row| row.label.clone()).collect();
-    labels.sort_unstable();
-    labels.dedup();
-    if labels.iter().all(|label| label.parse::<i64>().is_ok()) {
-        labels.sort_by_key(|label| label.parse::<i64>().unwrap_or_default());
-    }
-    match labels.len() {
-        0 | 1 => Err(Error::user(format!(
-            "{}: the label column holds {} class(es): there is nothing to decide",
-            path.display(),
-            labels.len()
-        ))
-        .help("check `label` in [data.columns]")),
-        2..=MOST => Ok(labels),
-        many => Err(Error::user(format!(
-            "{}: the label column holds {many} different labels",
-            path.display()
-        ))
-        .help(
-            "set `problem = \"regression\"` in [data] if they are values, or check [data.columns]",
-        )),
+/// The training file and the columns of a recipe with files of its own, which `validate` has made sure of.
+fn own_files(config: &DataConfig) -> Result<(&Path, &Columns)> {
+    match (&config.train, &config.columns) {
+        (Some(train), Some(columns)) => Ok((train, columns)),
+        _ => Err(Error::user("[data] does not say what to learn")
+            .help("Give `task` and `dir`, or `train` and [data.columns].")),
     }
 }
 
-/// Rows as examples. `numbered`: a label may also be the index of its class, as in GLUE's files.
-fn understand(
-    path: &Path,
-    rows: Vec<Row>,
-    labels: &[String],
-    problem: Problem,
-    part: Part,
-    numbered: bool,
-) -> Result<Vec<Example>> {
-    let mut problems = Problems::new(path, "line");
-    let mut examples = Vec::with_capacity(rows.len());
-    for row in rows {
-        let label = match &row.label {
-            // GLUE's hidden labels.
-            Some(label) if part == Part::Test && label == "-1" => None,
-            None if part == Part::Test => None,
-            None => {
-                problems.push(row.line, "the label is missing");
-                continue;
-            }
-            Some(label) => match parse(label, labels, problem, numbered) {
-                Ok(label) => Some(label),
-                Err(what) => {
-                    problems.push(row.line, what);
-                    continue;
-                }
-            },
-        };
-        examples.push(Example {
-            text: row.text,
-            text_pair: row.text_pair,
-            label,
-        });
-    }
-    problems.finish(match problem {
-        Problem::Classification => "correct the rows, or the label column and `labels` in [data]",
-        Problem::Regression => "correct the rows, or `problem` and the label column in [data]",
-    })?;
-    Ok(examples)
+fn own_rows(config: &DataConfig, columns: &Columns, path: &Path, part: Part) -> Result<Vec<Row>> {
+    let format = format(config, path)?;
+    let usual = if format == Format::Tsv { '\t' } else { ',' };
+    let layout = Layout {
+        format,
+        delimiter: config.delimiter.unwrap_or(usual) as u8,
+        quote: config.quote.unwrap_or(format == Format::Csv),
+        header: if config.header.unwrap_or(true) {
+            Header::Yes
+        } else {
+            Header::No
+        },
+        text: vec![columns.text.clone()],
+        text_pair: columns.text_pair.iter().cloned().collect(),
+        label: vec![columns.label.clone()],
+        needs_label: part != Part::Test,
+        skip_short: false,
+        allow_empty: false,
+    };
+    table::read(path, &layout)
 }
 
-fn parse(
-    label: &str,
-    labels: &[String],
-    problem: Problem,
-    numbered: bool,
-) -> Result<Label, String> {
-    if problem == Problem::Regression {
-        let value = label
-            .trim()
-            .parse::<f32>()
-            .ok()
-            .filter(|value| value.is_finite());
-        return value
-            .map(Label::Value)
-            .ok_or_else(|| format!("{label:?} is not a number"));
-    }
-    if let Some(class) = labels.iter().position(|known| known == label.trim()) {
-        return Ok(Label::Class(class as u32));
-    }
-    let index = label.trim().parse::<usize>().ok();
-    match index.filter(|index| numbered && *index < labels.len()) {
-        Some(class) => Ok(Label::Class(class as u32)),
-        None => Err(format!(
-            "{label:?} is none of the classes {}",
-            labels.join(", ")
-        )),
-    }
+fn format(config: &DataConfig, path: &Path) -> Result<Format> {
+    config.format.map_or_else(|| Format::of(path), Ok)
 }
+
+#[cfg(test)]
+mod tests;

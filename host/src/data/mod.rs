@@ -3,6 +3,7 @@
 mod batch;
 pub mod config;
 mod encode;
+mod labels;
 mod load;
 pub mod minimal_pairs;
 mod problems;
@@ -12,7 +13,7 @@ mod task;
 pub use batch::{Batch, EpochPlan, evaluation_batches};
 pub use config::{DataConfig, Problem};
 pub use encode::{Encoded, tokenize};
-pub use load::{Data, labels_of, load};
+pub use load::{Data, Splits, labels_of, load, read};
 pub use task::{Part, Task};
 
 /// One text, or pair of texts, of a data set.

@@ -37,15 +37,15 @@ pub enum Task {
 }
 
 /// What is fixed about a task.
-pub(super) struct Facts {
+struct Facts {
     /// The name in recipes.
-    pub(super) name: &'static str,
+    name: &'static str,
     /// The folder's name in GLUE's own archives.
-    pub(super) folder: &'static str,
+    folder: &'static str,
     /// Classes in the order of their numbers in the files; empty for a regression.
-    pub(super) labels: &'static [&'static str],
+    labels: &'static [&'static str],
     /// What the task is judged by, the deciding one first.
-    pub(super) metrics: &'static [Metric],
+    metrics: &'static [Metric],
     /// Names the text's column has in one layout or another.
     text: &'static [&'static str],
     /// The same for the second text; empty for tasks of one.
@@ -206,8 +206,19 @@ pub(super) struct Found {
 }
 
 impl Task {
-    pub(super) fn facts(self) -> Facts {
+    fn facts(self) -> Facts {
         facts_of(self)
+    }
+
+    /// Names of the classes in the order of their numbers in the files; empty for a regression.
+    pub fn labels(self) -> Vec<String> {
+        let labels = self.facts().labels.iter();
+        labels.map(|label| (*label).to_owned()).collect()
+    }
+
+    /// What the task is judged by, the deciding one first.
+    pub fn metrics(self) -> &'static [Metric] {
+        self.facts().metrics
     }
 
     /// What the task's head predicts.
@@ -230,7 +241,7 @@ impl Task {
         Layout {
             // STS-B's files are called csv but have tabs.
             format: match Format::of(file) {
-                Ok(format @ (Format::Parquet | Format::Jsonl)) => format,
+                Ok(Format::Parquet) => Format::Parquet,
                 _ => Format::Tsv,
             },
             delimiter: b'\t',

@@ -242,7 +242,21 @@ impl Recipe {
         }
         let max_length = self.model.max_length;
         self.train.validate(max_length, at)?;
-        self.evaluation.validate(max_length, at)
+        self.evaluation.validate(max_length, at)?;
+        let Some(deciding) = self.evaluation.metric else {
+            return Ok(());
+        };
+        let measured = self.data.metrics();
+        let names: Vec<&str> = measured.iter().map(|metric| metric.name()).collect();
+        at.check(
+            "evaluation.metric",
+            measured.contains(&deciding),
+            deciding,
+            &format!(
+                "one that is measured ({}); `data.metrics` adds others",
+                names.join(", ")
+            ),
+        )
     }
 
     /// Makes every path absolute: `output` from the current directory, all others from `base`.

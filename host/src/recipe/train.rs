@@ -38,7 +38,7 @@ pub struct TrainConfig {
     pub lr_schedule: LearningRateSchedule,
     /// Warm-up: a share of all steps (`0.06`) or a number of them (`100`).
     pub warmup: Warmup,
-    /// AdamW's decoupled weight decay; biases and norms are spared.
+    /// AdamW's decoupled weight decay of everything that trains, the head's biases included.
     pub weight_decay: f64,
     /// AdamW's decay of the first moment.
     pub beta1: f64,

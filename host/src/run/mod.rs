@@ -68,6 +68,16 @@ impl Run {
         Writer::resume(Run::open(dir)?)
     }
 
+    /// Takes away a run in which nothing was recorded or saved yet, so that the corrected recipe finds
+    /// its folder free. Says whether it did.
+    pub fn remove_unstarted(&self) -> bool {
+        let recorded = std::fs::metadata(self.metrics_path()).is_ok_and(|file| file.len() > 0);
+        let saved = std::fs::read_dir(self.checkpoints_dir())
+            .is_ok_and(|mut checkpoints| checkpoints.next().is_some());
+        // `create` found the folder empty: all that is in it is the run's.
+        !recorded && !saved && std::fs::remove_dir_all(&self.dir).is_ok()
+    }
+
     /// The folder itself.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -85,6 +85,27 @@ fn a_start_cut_short_does_not_block_the_next() {
 }
 
 #[test]
+fn a_run_goes_only_before_its_first_record_and_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("run");
+    let mut writer = Run::create(&dir, "").unwrap();
+    writer.allocation(&allocation(0)).unwrap();
+    assert!(writer.run().remove_unstarted());
+    assert!(!dir.exists());
+
+    let writer = Run::create(&dir, "").unwrap();
+    save(&writer, 1, "x", None);
+    assert!(!writer.run().remove_unstarted());
+    drop(writer);
+
+    let dir = folder.path().join("other");
+    let mut writer = Run::create(&dir, "").unwrap();
+    writer.metric(&step(1)).unwrap();
+    assert!(!writer.run().remove_unstarted());
+    assert_eq!(Run::open(&dir).unwrap().metrics().unwrap(), [step(1)]);
+}
+
+#[test]
 fn two_trainings_do_not_share_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let writer = Run::create(folder.path(), "").unwrap();

@@ -1,0 +1,132 @@
+//! What the label column of a file means.
+
+use std::path::Path;
+
+use super::config::{Format, Problem};
+use super::problems::Problems;
+use super::table::{Row, shorten};
+use super::task::Part;
+use super::{Example, Label};
+use crate::error::{Error, Result};
+
+/// More different labels would be a column of texts or numbers, not of classes.
+const MOST: usize = 1000;
+
+/// Whether `label` is a whole number.
+pub(super) fn is_whole(label: &str) -> bool {
+    label.parse::<i64>().is_ok()
+}
+
+/// The distinct labels of a training file, in the order of their numbers or letters.
+pub(super) fn distinct(path: &Path, rows: &[Row]) -> Result<Vec<String>> {
+    let given = rows.iter().filter_map(|row| row.label.as_deref());
+    // A row without a label is complained of where rows become examples.
+    let mut labels: Vec<&str> = given
+        .map(str::trim)
+        .filter(|label| !label.is_empty())
+        .collect();
+    labels.sort_unstable();
+    labels.dedup();
+    if labels.iter().all(|label| is_whole(label)) {
+        labels.sort_by_key(|label| label.parse::<i64>().unwrap_or_default());
+    }
+    match labels.len() {
+        0 | 1 => Err(Error::user(format!(
+            "{}: the label column holds {} class(es): there is nothing to decide",
+            path.display(),
+            labels.len()
+        ))
+        .help("Check `label` in [data.columns], or name the classes: `labels = [\"no\", \"yes\"]` in [data].")),
+        2..=MOST => Ok(labels.into_iter().map(str::to_owned).collect()),
+        many => Err(Error::user(format!(
+            "{}: the label column holds {many} different labels",
+            path.display()
+        ))
+        .help(
+            "Set `problem = \"regression\"` in [data] if they are values, or check [data.columns].",
+        )),
+    }
+}
+
+/// Makes examples of rows.
+pub(super) struct Reader<'a> {
+    /// The classes in order; none for a regression.
+    pub(super) labels: &'a [String],
+    pub(super) problem: Problem,
+    /// Whether labels must be there.
+    pub(super) part: Part,
+    /// Whether a label may be the position of its class in place of its name.
+    pub(super) numbered: bool,
+    /// What stands for a label that is kept secret.
+    pub(super) hidden: Option<&'static str>,
+}
+
+impl Reader<'_> {
+    /// The rows of the file at `path` as examples, or an error that names the rows whose labels mean nothing.
+    pub(super) fn examples(
+        &self,
+        path: &Path,
+        format: Format,
+        rows: Vec<Row>,
+    ) -> Result<Vec<Example>> {
+        let mut problems = Problems::new(path, format.unit());
+        let mut examples = Vec::with_capacity(rows.len());
+        for row in rows {
+            match self.label(row.label.as_deref()) {
+                Ok(label) => examples.push(Example {
+                    text: row.text,
+                    text_pair: row.text_pair,
+                    label,
+                }),
+                Err(what) => problems.push(row.line, what),
+            }
+        }
+        problems.finish(match self.problem {
+            Problem::Classification => {
+                "Correct the rows, or the label column and `labels` in [data]."
+            }
+            Problem::Regression => "Correct the rows, or `problem` and the label column in [data].",
+        })?;
+        Ok(examples)
+    }
+
+    fn label(&self, label: Option<&str>) -> Result<Option<Label>, String> {
+        let label = label.map(str::trim).filter(|label| !label.is_empty());
+        match label {
+            None if self.part == Part::Test => Ok(None),
+            None => Err("the label is missing".into()),
+            Some(label) if self.hidden == Some(label) => Ok(None),
+            Some(label) => match self.problem {
+                Problem::Regression => value(label),
+                Problem::Classification => self.class(label),
+            }
+            .map(Some),
+        }
+    }
+
+    fn class(&self, label: &str) -> Result<Label, String> {
+        let named = self.labels.iter().position(|known| known == label);
+        let numbered = || {
+            let position = label.parse::<usize>().ok().filter(|_| self.numbered)?;
+            (position < self.labels.len()).then_some(position)
+        };
+        match named.or_else(numbered) {
+            Some(class) => Ok(Label::Class(class as u32)),
+            None => Err(format!(
+                "the label {:?} is none of the classes {}",
+                shorten(label, 40),
+                shorten(&self.labels.join(", "), 80)
+            )),
+        }
+    }
+}
+
+fn value(label: &str) -> Result<Label, String> {
+    match label.parse::<f32>() {
+        Ok(value) if value.is_finite() => Ok(Label::Value(value)),
+        _ => Err(format!(
+            "the label {:?} is not a number",
+            shorten(label, 40)
+        )),
+    }
+}

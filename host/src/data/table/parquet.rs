@@ -1,0 +1,132 @@
+//! Apache Parquet.
+
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+use std::sync::Once;
+
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
+use parquet::schema::types::Type;
+
+use super::named::Named;
+use super::{Layout, Row, cannot_open, check_texts};
+use crate::data::problems::Problems;
+use crate::error::{Error, Result};
+
+/// The rows of a Parquet file. The parquet crate panics over some damage: that too is the file's fault.
+pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
+    match without_panic(|| decode(path, layout)) {
+        Some(rows) => rows,
+        None => Err(damaged(path)),
+    }
+}
+
+fn damaged(path: &Path) -> Error {
+    Error::user(format!("{}: the Parquet file cannot be read", path.display()))
+        .help("It may be cut short or damaged, or use a compression other than snappy, gzip and zstd: fetch or write it again.")
+}
+
+thread_local! {
+    /// Whether a panic of this thread is expected and not worth a word.
+    static EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What `work` gives; none, and nothing printed, if it panics.
+fn without_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !EXPECTED.get() {
+                usual(panic);
+            }
+        }));
+    });
+    EXPECTED.set(true);
+    // Nothing that `work` has touched is seen after a panic.
+    let result = panic::catch_unwind(AssertUnwindSafe(work));
+    EXPECTED.set(false);
+    result.ok()
+}
+
+fn decode(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
+    let wanted = Named::new(path, layout)?;
+    let file = std::fs::File::open(path).map_err(|error| cannot_open(path, error))?;
+    let damaged = |error: parquet::errors::ParquetError| damaged(path).because(error);
+    let reader = SerializedFileReader::new(file).map_err(damaged)?;
+    let schema = reader.metadata().file_metadata().schema();
+    // Only the wanted columns are decoded.
+    let fields: Vec<_> = schema
+        .get_fields()
+        .iter()
+        .filter(|field| wanted.mentions(field.name()))
+        .cloned()
+        .collect();
+    let available = || {
+        schema
+            .get_fields()
+            .iter()
+            .map(|field| field.name().to_owned())
+            .collect::<Vec<_>>()
+    };
+    if let Some(missing) = wanted.missing(|name| fields.iter().any(|field| field.name() == name)) {
+        return Err(Error::user(format!("{}: {missing}", path.display()))
+            .help(format!("The file's columns: {}.", available().join(", "))));
+    }
+    let projection = Type::group_type_builder(schema.name())
+        .with_fields(fields)
+        .build()
+        .map_err(damaged)?;
+    let mut problems = Problems::new(path, layout.format.unit());
+    let mut rows = Vec::new();
+    for (index, record) in reader
+        .get_row_iter(Some(projection))
+        .map_err(damaged)?
+        .enumerate()
+    {
+        let columns = record.map_err(damaged)?.into_columns();
+        let get = |name: &str| {
+            columns
+                .iter()
+                .find(|(found, _)| found == name)
+                .map(|(_, field)| parquet_text(field))
+        };
+        match wanted
+            .row(index + 1, get, available)
+            .and_then(|row| check_texts(row, layout))
+        {
+            Ok(row) => rows.push(row),
+            Err(what) => problems.push(index + 1, what),
+        }
+    }
+    problems.finish("Mend these rows where the file is made.")?;
+    Ok(rows)
+}
+
+/// A Parquet value as the text it stands for; none for null.
+fn parquet_text(field: &Field) -> Result<Option<String>, String> {
+    match field {
+        Field::Null => Ok(None),
+        Field::Str(text) => Ok(Some(text.clone())),
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => Ok(Some(text.to_owned())),
+            Err(_) => Err("bytes that are not valid UTF-8".into()),
+        },
+        Field::Bool(value) => Ok(Some(value.to_string())),
+        Field::Byte(value) => Ok(Some(value.to_string())),
+        Field::Short(value) => Ok(Some(value.to_string())),
+        Field::Int(value) => Ok(Some(value.to_string())),
+        Field::Long(value) => Ok(Some(value.to_string())),
+        Field::UByte(value) => Ok(Some(value.to_string())),
+        Field::UShort(value) => Ok(Some(value.to_string())),
+        Field::UInt(value) => Ok(Some(value.to_string())),
+        Field::ULong(value) => Ok(Some(value.to_string())),
+        Field::Float(value) => Ok(Some(value.to_string())),
+        Field::Double(value) => Ok(Some(value.to_string())),
+        other => Err(format!("{other:?}, where a text or number is expected")
+            .chars()
+            .take(120)
+            .collect()),
+    }
+}
