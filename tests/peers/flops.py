@@ -9,8 +9,10 @@ For one token in one layer, with hidden size h, intermediate size i, rank r and 
     LoRA on query and value     2 · 4 h r  and  2 · 8 h r
 
 Below the lowest adapter nothing needs a gradient, so the lowest layer goes without the gradients of the
-inputs of its query, key and value (2 · 3h²), of K (2 L h), and of the inputs of A (2 · 2hr). Embeddings,
-norms, activations, softmax, the head and AdamW are not counted: together they are under 1 %.
+inputs of its query, key and value (2 · 3h²), of K (2 L h), and of the inputs of A (2 · 2hr). The head reads
+the first token alone, so the highest layer needs keys and values of all tokens, and everything else of one
+token a sequence. Embeddings, norms, activations, softmax, the head and AdamW are not counted: together they
+are under 1 %.
 """
 
 import json
@@ -39,4 +41,7 @@ def step(model: Path, sequences: int, length: int, rank: int) -> float:
     adapters = 2 * 4 * h * rank
     layer = 2 * linears + 3 * attention + 3 * adapters
     unneeded = 2 * 3 * h * h + 2 * length * h + 2 * 2 * h * rank
-    return float(sequences * length * (layers * layer - unneeded))
+    # Of the highest layer: keys and values with the value's adapter, and the rest for one token.
+    pairs = 2 * 2 * 2 * h * h + 3 * 2 * 2 * h * rank
+    tokens = (layers - 1) * layer + pairs - unneeded
+    return float(sequences * (length * tokens + layer - pairs))

@@ -151,7 +151,6 @@ fn cpu_of<const N: usize>(
             .map_or(Start::Zero, |bias| Start::Bias(bias.values()));
         // SAFETY: the branch's own columns of every row lie within the capacity.
         let out = Out::new(unsafe { out.pointer(first) }, width);
-        let frozen_term = Term::packed(left, &frozen.packed);
         let [a, b] = lora.as_ref().map_or_else(
             || [nothing.clone(), nothing.clone()],
             |lora| [lora.a.clone(), lora.b.clone()],
@@ -173,17 +172,18 @@ fn cpu_of<const N: usize>(
                 dropout: lora.dropout,
             })
         });
-        // SAFETY: as above, and nobody else writes them.
-        match &pair {
-            Some(pair) => {
-                let (xa, b) = (View::new(pair.xa.clone()), View::new(pair.b.clone()));
-                let rank = pair.xa.dims()[1];
-                let xa = Matrix::new(xa.values(), tokens, rank);
-                let b = Matrix::new(b.values(), outputs, rank).t();
-                unsafe { multiply(out, start, &[frozen_term, Term::plain(pair.scale, xa, b)]) };
-            }
-            None => unsafe { multiply(out, start, &[frozen_term]) },
+        let views = pair
+            .as_ref()
+            .map(|pair| [&pair.xa, &pair.b].map(|tensor| View::new(tensor.clone())));
+        let mut terms = vec![Term::packed(left, &frozen.packed)];
+        if let (Some(pair), Some([xa, b])) = (&pair, &views) {
+            let rank = pair.xa.dims()[1];
+            let xa = Matrix::new(xa.values(), tokens, rank);
+            let b = Matrix::new(b.values(), outputs, rank).t();
+            terms.push(Term::plain(pair.scale, xa, b));
         }
+        // SAFETY: as above, and nobody else writes them.
+        unsafe { multiply(out, start, &terms) };
         graph_inputs.extend([input(a), input(b)]);
         side.push(pair.as_ref().map(|pair| pair.xa.clone()));
         saved.push((frozen.weight.clone(), pair));
