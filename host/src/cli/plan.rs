@@ -8,7 +8,7 @@ use dynalora_plugin_api::ModuleInfo;
 use serde::Serialize;
 
 use super::{Common, print, print_json, table};
-use crate::allocation::{Unit, Units, initial_budget, initial_units};
+use crate::allocation::{Unit, Units, initial_units};
 use crate::data::{Problem, labels_of};
 use crate::error::{Error, Result};
 use crate::model::{EncoderConfig, Pretrained, fetch, head_parameters};
@@ -242,15 +242,7 @@ fn active(recipe: &Recipe, modules: &[ModuleInfo], upper: Option<usize>) -> Resu
     let units = Units::new(allocation.unit, modules.to_vec());
     let count = units.infos().len();
     let Some(upper) = upper else {
-        let parameters = recipe
-            .allocator
-            .as_ref()
-            .map(|allocator| allocator.parameters_json());
-        let drawn = initial_budget(
-            allocation.initial,
-            allocation.initial_k,
-            parameters.as_ref(),
-        )?;
+        let drawn = allocation.initial_budget(recipe.allocator.as_ref())?;
         return Ok(units.expand(&initial_units(drawn, units.infos(), recipe.seed)?));
     };
     if !(1..=count).contains(&upper) {

@@ -27,20 +27,10 @@ impl Encoded {
     /// The examples at `indices`, packed.
     pub fn batch(&self, indices: &[usize]) -> Batch {
         let tokens = indices.iter().map(|index| self.length(*index)).sum();
-        let mut batch = Batch {
-            ids: Vec::with_capacity(tokens),
-            type_ids: Vec::with_capacity(tokens),
-            positions: Vec::with_capacity(tokens),
-            offsets: vec![0],
-            labels: Vec::new(),
-            indices: indices.to_vec(),
-        };
+        let mut batch = Batch::of(indices.to_vec(), tokens);
         for index in indices {
             let range = self.offsets[*index]..self.offsets[index + 1];
-            batch.ids.extend(&self.ids[range.clone()]);
-            batch.type_ids.extend(&self.type_ids[range.clone()]);
-            batch.positions.extend(0..range.len() as u32);
-            batch.offsets.push(batch.ids.len());
+            batch.push(&self.ids[range.clone()], &self.type_ids[range]);
         }
         if !self.labels.is_empty() {
             batch.labels = indices.iter().map(|index| self.labels[*index]).collect();
@@ -50,22 +40,33 @@ impl Encoded {
 }
 
 impl Batch {
-    /// The examples at these positions of the batch, without their labels.
-    pub fn part(&self, positions: &[usize]) -> Batch {
-        let mut part = Batch {
-            ids: Vec::new(),
-            type_ids: Vec::new(),
-            positions: Vec::new(),
+    /// A batch of these examples, none of which is in it yet, with room for `tokens`.
+    fn of(indices: Vec<usize>, tokens: usize) -> Self {
+        Batch {
+            ids: Vec::with_capacity(tokens),
+            type_ids: Vec::with_capacity(tokens),
+            positions: Vec::with_capacity(tokens),
             offsets: vec![0],
             labels: Vec::new(),
-            indices: positions.iter().map(|at| self.indices[*at]).collect(),
-        };
+            indices,
+        }
+    }
+
+    /// Adds the tokens of the next example.
+    fn push(&mut self, ids: &[u32], type_ids: &[u32]) {
+        self.ids.extend(ids);
+        self.type_ids.extend(type_ids);
+        self.positions.extend(0..ids.len() as u32);
+        self.offsets.push(self.ids.len());
+    }
+
+    /// The examples at these positions of the batch, without their labels.
+    pub fn part(&self, positions: &[usize]) -> Batch {
+        let indices = positions.iter().map(|at| self.indices[*at]).collect();
+        let mut part = Batch::of(indices, self.ids.len());
         for at in positions {
             let range = self.offsets[*at]..self.offsets[at + 1];
-            part.ids.extend(&self.ids[range.clone()]);
-            part.type_ids.extend(&self.type_ids[range.clone()]);
-            part.positions.extend(&self.positions[range]);
-            part.offsets.push(part.ids.len());
+            part.push(&self.ids[range.clone()], &self.type_ids[range]);
         }
         part
     }

@@ -362,11 +362,7 @@ pub unsafe fn multiply(out: Out, start: Start<'_>, terms: &[Term<'_>]) {
     // Two tasks a thread at least, so that a thread that is held up is helped out.
     let rows = ROWS.min(m.div_ceil(2 * threads).next_multiple_of(12));
     let tasks = m.div_ceil(rows);
-    if threads == 1 {
-        for task in 0..tasks {
-            product.block(level, task * rows..((task + 1) * rows).min(m), 0..panels);
-        }
-    } else if tasks >= 2 * threads {
+    if tasks >= 2 * threads {
         (0..tasks).into_par_iter().for_each(|task| {
             product.block(level, task * rows..((task + 1) * rows).min(m), 0..panels);
         });

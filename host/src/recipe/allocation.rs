@@ -1,6 +1,6 @@
 //! `[allocation]`: when modules are chosen anew, and among what.
 
-use dynalora_plugin_api::Count;
+use dynalora_plugin_api::{Budget, Count};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -75,10 +75,15 @@ impl AllocationConfig {
         } else {
             "allocation.initial"
         };
-        let parameters = allocator.map(PluginConfig::parameters_json);
-        initial_budget(self.initial, self.initial_k, parameters.as_ref())
+        self.initial_budget(allocator)
             .map_err(|error| at.adopt(key, error))?;
         Ok(())
+    }
+
+    /// What the initial choice may draw, beside this `allocator`; none for everything.
+    pub fn initial_budget(&self, allocator: Option<&PluginConfig>) -> Result<Option<Budget>> {
+        let parameters = allocator.map(PluginConfig::parameters_json);
+        initial_budget(self.initial, self.initial_k, parameters.as_ref())
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use dynalora_plugin_api::{Budget, ModuleInfo};
 
-use crate::allocation::{Controller, Named, Settings, Units, initial_budget};
+use crate::allocation::{Controller, Named, Settings, Units};
 use crate::data::{self, Data};
 use crate::error::{Error, Result};
 use crate::model::{ModelFolder, Pretrained, fetch};
@@ -104,15 +104,7 @@ impl Plugins {
     fn load(recipe: &Recipe, modules: &[ModuleInfo], plugin_dirs: &[PathBuf]) -> Result<Self> {
         let allocation = &recipe.allocation;
         let units = Units::new(allocation.unit, modules.to_vec());
-        let parameters = recipe
-            .allocator
-            .as_ref()
-            .map(|allocator| allocator.parameters_json());
-        let initial = initial_budget(
-            allocation.initial,
-            allocation.initial_k,
-            parameters.as_ref(),
-        )?;
+        let initial = allocation.initial_budget(recipe.allocator.as_ref())?;
         if !allocation.is_dynamic() {
             return Ok(Plugins {
                 units,
