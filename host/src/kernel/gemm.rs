@@ -663,6 +663,9 @@ unsafe fn tile<S: Simd, const ROWS: usize, const WIDE: usize>(
 ) {
     // SAFETY: the caller's promise covers every row, column and step.
     unsafe {
+        for row in 0..ROWS {
+            prefetch(out.wrapping_add(row * stride));
+        }
         let mut sums = [[simd.splat_f32s(0.0); WIDE]; ROWS];
         for segment in segments {
             let rows: [*const f32; ROWS] =
@@ -682,20 +685,48 @@ unsafe fn tile<S: Simd, const ROWS: usize, const WIDE: usize>(
                 panel = panel.wrapping_add(segment.panel_stride);
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
-            for (v, sum) in sums.iter().enumerate() {
-                let to = out.add(row * stride + v * S::F32_LANES);
-                let sum = match start {
-                    Start::Zero => *sum,
-                    Start::Bias(bias) => {
-                        simd.add_f32s(*sum, load::<S>(bias.as_ptr().add(v * S::F32_LANES)))
+        // One short loop for each start: loops that the compiler unrolls whole leave the sums in registers.
+        match start {
+            Start::Zero => {}
+            Start::Bias(bias) => {
+                let bias: [S::f32s; WIDE] =
+                    std::array::from_fn(|v| load::<S>(bias.as_ptr().add(v * S::F32_LANES)));
+                for sums in &mut sums {
+                    for (sum, bias) in sums.iter_mut().zip(&bias) {
+                        *sum = simd.add_f32s(*sum, *bias);
                     }
-                    Start::Sum => simd.add_f32s(*sum, load::<S>(to)),
-                };
-                store::<S>(to, sum);
+                }
+            }
+            Start::Sum => {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let from = out.add(row * stride);
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = simd.add_f32s(*sum, load::<S>(from.add(v * S::F32_LANES)));
+                    }
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            let to = out.add(row * stride);
+            for (v, sum) in sums.iter().enumerate() {
+                store::<S>(to.add(v * S::F32_LANES), *sum);
             }
         }
     }
+}
+
+/// Asks for the cache lines a tile will be written to, which are far apart, before it is summed up.
+#[inline(always)]
+fn prefetch(line: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(line.cast());
+        _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(16).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 #[inline(always)]
