@@ -10,6 +10,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -106,7 +107,7 @@ impl<'a> Matrix<'a> {
 }
 
 /// One cache line, which panels start on.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
@@ -157,26 +158,53 @@ impl Panels {
     /// Lays out `matrix`.
     pub fn new(matrix: Matrix<'_>) -> Self {
         let level = level();
-        let width = panel_width(level);
-        let panel = matrix.rows * width;
-        let len = matrix.columns.div_ceil(width) * panel;
-        let mut values = vec![Line([0.0; 16]); len.div_ceil(16)];
-        let to = Disjoint::new(values.as_mut_ptr().cast());
-        (0..matrix.columns.div_ceil(width))
-            .into_par_iter()
-            .for_each(|index| {
-                let columns = width.min(matrix.columns - index * width);
-                // SAFETY: the panels do not overlap, and `values` has room for all.
+        Self::filled(matrix.rows, matrix.columns, level, |first, count, out| {
+            let part = matrix.columns(first, count);
+            // SAFETY: `out` has room for a panel.
+            unsafe { pack(level, part, 1.0, panel_width(level), out) }
+        })
+    }
+
+    /// The transpose, laid out in the same way. Nothing but these panels is read, so that the pages of the
+    /// matrix they were made from can stay on disk.
+    pub fn transposed(&self) -> Self {
+        let width = panel_width(self.level);
+        let all: &[f32] = bytemuck::cast_slice(&self.values);
+        Self::filled(self.columns, self.rows, self.level, |first, count, out| {
+            for (index, panel) in all.chunks_exact(self.rows * width).enumerate() {
+                let columns = width.min(self.columns - index * width);
+                let part = Matrix::strided(panel, self.rows, columns, width).t();
+                // SAFETY: `out` has room for a panel, of which these are the rows from `index · width` on.
                 unsafe {
-                    let out = to.pointer(index * panel);
-                    let part = matrix.columns(index * width, columns);
-                    pack(level, part, 1.0, width, out);
+                    let out = out.add(index * width * width);
+                    pack(self.level, part.columns(first, count), 1.0, width, out);
                 }
-            });
+            }
+        })
+    }
+
+    /// Panels that `fill` writes: it is told the first column, how many there are, and where.
+    fn filled(
+        rows: usize,
+        columns: usize,
+        level: Level,
+        fill: impl Fn(usize, usize, *mut f32) + Sync,
+    ) -> Self {
+        let width = panel_width(level);
+        let panel = rows * width;
+        let panels = columns.div_ceil(width);
+        let mut values = vec![Line([0.0; 16]); (panels * panel).div_ceil(16)];
+        let to = Disjoint::new(values.as_mut_ptr().cast());
+        (0..panels).into_par_iter().for_each(|index| {
+            let first = index * width;
+            // SAFETY: the panels do not overlap, and `values` has room for all.
+            let out = unsafe { to.pointer(index * panel) };
+            fill(first, width.min(columns - first), out);
+        });
         Panels {
             values,
-            rows: matrix.rows,
-            columns: matrix.columns,
+            rows,
+            columns,
             level,
         }
     }

@@ -1,5 +1,7 @@
 //! Linear layers over frozen weights, with LoRA side paths where they carry one.
 
+use std::sync::OnceLock;
+
 use burn::tensor::Tensor;
 use burn_backend::Backend;
 use burn_flex::Flex;
@@ -88,13 +90,30 @@ pub fn composed<B: Kernels>(x: Tensor<Ad<B>, 2>, branches: Vec<Branch<'_, B>>) -
     Outputs { y, side }
 }
 
-/// The panels of `Wᵀ`.
-pub fn pack(weight: &Tensor<Flex, 2>) -> std::sync::Arc<Panels> {
-    let [outputs, inputs] = weight.dims();
-    let weight = View::new(weight.clone());
-    std::sync::Arc::new(Panels::new(
-        Matrix::new(weight.values(), outputs, inputs).t(),
-    ))
+/// A frozen weight as the CPU reads it.
+#[derive(Debug)]
+pub struct Packed {
+    /// `Wᵀ`, for `x·Wᵀ`.
+    forward: Panels,
+    /// `W`, for the gradient of the input; made when one is first asked for, so that layers below the
+    /// lowest active module never have it.
+    backward: OnceLock<Panels>,
+}
+
+impl Packed {
+    /// Lays out `weight`.
+    pub fn new(weight: &Tensor<Flex, 2>) -> Self {
+        let [outputs, inputs] = weight.dims();
+        let weight = View::new(weight.clone());
+        Packed {
+            forward: Panels::new(Matrix::new(weight.values(), outputs, inputs).t()),
+            backward: OnceLock::new(),
+        }
+    }
+
+    fn backward(&self) -> &Panels {
+        self.backward.get_or_init(|| self.forward.transposed())
+    }
 }
 
 /// What the backward pass needs.
@@ -102,7 +121,7 @@ pub fn pack(weight: &Tensor<Flex, 2>) -> std::sync::Arc<Panels> {
 struct Saved {
     /// The layers' input; only an active module needs it (for dA).
     x: Option<Tensor<Flex, 2>>,
-    branches: Vec<(Tensor<Flex, 2>, Option<SavedPair>)>,
+    branches: Vec<(Frozen<Flex>, Option<SavedPair>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -175,7 +194,7 @@ fn cpu_of<const N: usize>(
         let views = pair
             .as_ref()
             .map(|pair| [&pair.xa, &pair.b].map(|tensor| View::new(tensor.clone())));
-        let mut terms = vec![Term::packed(left, &frozen.packed)];
+        let mut terms = vec![Term::packed(left, &frozen.packed.forward)];
         if let (Some(pair), Some([xa, b])) = (&pair, &views) {
             let rank = pair.xa.dims()[1];
             let xa = Matrix::new(xa.values(), tokens, rank);
@@ -186,7 +205,7 @@ fn cpu_of<const N: usize>(
         unsafe { multiply(out, start, &terms) };
         graph_inputs.extend([input(a), input(b)]);
         side.push(pair.as_ref().map(|pair| pair.xa.clone()));
-        saved.push((frozen.weight.clone(), pair));
+        saved.push((frozen.clone(), pair));
         first += outputs;
     }
     // SAFETY: the branches wrote all columns of every row.
@@ -225,14 +244,14 @@ fn backward<const N: usize>(
     let [tokens, width] = gradient.dims();
     let gradient = View::new(gradient);
     let all = Matrix::new(gradient.values(), tokens, width);
-    let inputs = saved.branches[0].0.dims()[1];
+    let inputs = saved.branches[0].0.weight.dims()[1];
     let mut found: [Option<Primitive>; N] = std::array::from_fn(|_| None);
 
     // What the input's gradient is the sum of, by branch.
     let mut parts: Vec<Part<'_>> = Vec::new();
     let mut first = 0;
-    for (index, (weight, pair)) in saved.branches.into_iter().enumerate() {
-        let outputs = weight.dims()[0];
+    for (index, (frozen, pair)) in saved.branches.into_iter().enumerate() {
+        let outputs = frozen.weight.dims()[0];
         let gradient = all.columns(first, outputs);
         first += outputs;
         let (want_a, want_b) = (wanted[1 + 2 * index], wanted[2 + 2 * index]);
@@ -262,7 +281,7 @@ fn backward<const N: usize>(
         }
         parts.push(Part {
             gradient,
-            weight: View::new(weight),
+            frozen,
             side,
         });
     }
@@ -274,9 +293,7 @@ fn backward<const N: usize>(
     // A side path without dropout is a term like any other; with it, its part passes the mask first.
     let mut masked: Option<Vec<f32>> = None;
     for part in &parts {
-        let outputs = part.gradient.width();
-        let weight = Matrix::new(part.weight.values(), outputs, inputs);
-        terms.push(Term::plain(1.0, part.gradient, weight));
+        terms.push(Term::packed(part.gradient, part.frozen.packed.backward()));
         let Some((dxa, a, dropout)) = &part.side else {
             continue;
         };
@@ -312,7 +329,7 @@ fn backward<const N: usize>(
 /// One branch's part in the gradient of the input.
 struct Part<'a> {
     gradient: Matrix<'a>,
-    weight: View,
+    frozen: Frozen<Flex>,
     /// The gradient of `dropout(x)·Aᵀ`, A, and the dropout between.
     side: Option<(Vec<f32>, View, Dropout)>,
 }

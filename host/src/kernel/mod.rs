@@ -95,10 +95,10 @@ pub trait Kernels: Backend {
 }
 
 impl Kernels for Flex {
-    type Packed = std::sync::Arc<gemm::Panels>;
+    type Packed = std::sync::Arc<linear::Packed>;
 
     fn pack(weight: &Tensor<Self, 2>) -> Self::Packed {
-        linear::pack(weight)
+        linear::Packed::new(weight).into()
     }
 
     fn linears(x: Tensor<Ad<Self>, 2>, branches: Vec<Branch<'_, Self>>) -> Outputs<Self> {

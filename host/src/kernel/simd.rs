@@ -149,7 +149,8 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     // Adding and taking away 1.5·2²³ rounds to the nearest integer without a libm call.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.3, 88.3);
-    let n = fma::<FMA>(x, LOG2_E, ROUND) - ROUND;
+    let rounded = fma::<FMA>(x, LOG2_E, ROUND);
+    let n = rounded - ROUND;
     let r = fma::<FMA>(n, -LN2_HI, x);
     let r = fma::<FMA>(n, -LN2_LO, r);
     let mut p = 1.987_569_1e-4;
@@ -159,7 +160,8 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     p = fma::<FMA>(p, r, 1.666_666_5e-1);
     p = fma::<FMA>(p, r, 0.5);
     let y = fma::<FMA>(p, r * r, r) + 1.0;
-    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // 2ⁿ: the lowest bits of the rounded sum are n's own, and all others are shifted out.
+    let scale = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     y * scale
 }
 

@@ -126,6 +126,8 @@ impl<B: Kernels> Model<B> {
                 Linear::load(weights, prefix, &linears[last], module_of[last], device)
             })
             .transpose()?;
+        // What products read has been laid out anew; embeddings come back row by row.
+        weights.release();
         Ok(Model {
             encoder,
             head: Head::new(config, pooler, outputs),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::{AllocationProperty, Bytes, DType, Shape, Tensor, TensorData};
 use burn_backend::Backend;
@@ -18,6 +19,15 @@ use crate::error::{Error, Result};
 pub struct Weights {
     entries: BTreeMap<String, Entry>,
     files: Vec<PathBuf>,
+    mappings: Vec<Arc<Mmap>>,
+}
+
+struct Mapping(Arc<Mmap>);
+
+impl AsRef<[u8]> for Mapping {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 struct Entry {
@@ -31,8 +41,11 @@ impl Weights {
     /// Maps `files`, the one `model.safetensors` or all its shards.
     pub fn open(files: &[PathBuf]) -> Result<Self> {
         let mut entries = BTreeMap::new();
+        let mut mappings = Vec::new();
         for (file, path) in files.iter().enumerate() {
-            let mapped = map(path)?;
+            let mapping = Arc::new(map(path)?);
+            mappings.push(mapping.clone());
+            let mapped = bytes::Bytes::from_owner(Mapping(mapping));
             let tensors = SafeTensors::deserialize(&mapped).map_err(|error| {
                 Error::user(format!(
                     "{} is not a readable safetensors file: {error}",
@@ -54,7 +67,20 @@ impl Weights {
         Ok(Weights {
             entries,
             files: files.to_vec(),
+            mappings,
         })
+    }
+
+    /// Gives back the memory of the pages read so far; whatever is still needed is read from the files again.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        for mapping in &self.mappings {
+            // SAFETY: the mapping is read-only and backed by its file, so no value is lost.
+            let released = unsafe { mapping.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+            if let Err(error) = released {
+                tracing::debug!("pages of the weights stay in memory: {error}");
+            }
+        }
     }
 
     /// The names of all tensors.
@@ -140,7 +166,7 @@ impl Weights {
     }
 }
 
-fn map(path: &Path) -> Result<bytes::Bytes> {
+fn map(path: &Path) -> Result<Mmap> {
     let cannot_read = |error: std::io::Error| {
         Error::user(format!("cannot read {}: {error}", path.display()))
             .help("check that model.name points to a complete model folder")
@@ -148,8 +174,7 @@ fn map(path: &Path) -> Result<bytes::Bytes> {
     let file = File::open(path).map_err(cannot_read)?;
     // SAFETY: a mapping changes if someone writes to the file while the program runs. No program of this
     // kind guards against that; what is written by dynalora itself is renamed into place, never changed.
-    let mapped = unsafe { Mmap::map(&file) }.map_err(cannot_read)?;
-    Ok(bytes::Bytes::from_owner(mapped))
+    unsafe { Mmap::map(&file) }.map_err(cannot_read)
 }
 
 fn widen<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Bytes {
