@@ -7,7 +7,13 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// mimalloc's option for how long freed memory is kept before it is given back, in milliseconds. Its own
+/// ten are less than a step, so that each step would have the same pages cleared by the kernel again.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = libmimalloc_sys::mi_option_use_numa_nodes - 1;
+
 fn main() -> ExitCode {
+    // SAFETY: sets a number, before any other thread exists.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 5000) };
     match dynalora::cli::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
