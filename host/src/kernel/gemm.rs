@@ -373,11 +373,15 @@ pub unsafe fn multiply(out: Out, start: Start<'_>, terms: &[Term<'_>]) {
     if m == 0 || n == 0 {
         return;
     }
-    let packed_for = terms.iter().find_map(|term| match term.right {
+    let mut packed_for = terms.iter().filter_map(|term| match term.right {
         Right::Panels(panels) => Some(panels.level),
         Right::Plain(..) => None,
     });
-    let level = packed_for.unwrap_or_else(level);
+    let level = packed_for.next().unwrap_or_else(level);
+    assert!(
+        packed_for.all(|other| other == level),
+        "panels of one level"
+    );
     let product = Product {
         out,
         start,

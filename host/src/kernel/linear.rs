@@ -31,6 +31,11 @@ impl<B: Kernels> Frozen<B> {
             bias,
         }
     }
+
+    /// The weight as the backend reads it.
+    pub fn packed(&self) -> &B::Packed {
+        &self.packed
+    }
 }
 
 /// A LoRA pair as it enters one forward pass; tracked where the module is active.
@@ -111,7 +116,13 @@ impl Packed {
         }
     }
 
-    fn backward(&self) -> &Panels {
+    /// The panels of `Wᵀ`.
+    pub fn forward(&self) -> &Panels {
+        &self.forward
+    }
+
+    /// The panels of `W`.
+    pub fn backward(&self) -> &Panels {
         self.backward.get_or_init(|| self.forward.transposed())
     }
 }

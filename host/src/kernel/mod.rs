@@ -9,12 +9,14 @@ mod activation;
 mod adamw;
 mod attention;
 mod cpu;
+mod cross_entropy;
 mod dropout;
 mod gemm;
 mod linear;
 mod measure;
 mod norm;
 mod record;
+mod rotary;
 pub mod simd;
 #[cfg(test)]
 mod tests;
@@ -29,7 +31,9 @@ pub use adamw::{AdamWStep, Moments};
 pub use attention::{AttentionLayout, AttentionShape, Projected, Sequences};
 pub use dropout::Dropout;
 pub use linear::{Branch, Frozen, Lora, Outputs};
+pub use norm::{Norm, NormKind};
 pub use record::is_tracked;
+pub use rotary::Angles;
 
 /// The backend that records what is needed for gradients.
 pub type Ad<B> = Autodiff<B>;
@@ -54,15 +58,40 @@ pub trait Kernels: Backend {
         activation::composed(x, function)
     }
 
-    /// `LayerNorm(x + residual)·γ + β` over the features of each token (Ba et al. 2016). γ and β are frozen.
-    fn add_layer_norm(
+    /// `f(gate) ∘ up` of `[gate | up]`, from `[tokens, 2·inner]` to `[tokens, inner]`: SwiGLU with `Silu`
+    /// (Shazeer 2020, eq. 6).
+    fn gated(x: Tensor<Ad<Self>, 2>, function: Activation) -> Tensor<Ad<Self>, 2> {
+        activation::composed_gated(x, function)
+    }
+
+    /// The normalised `x + residual`, `[tokens, features]`.
+    fn add_norm(
         x: Tensor<Ad<Self>, 2>,
         residual: Option<Tensor<Ad<Self>, 2>>,
-        gamma: &Tensor<Self, 1>,
-        beta: &Tensor<Self, 1>,
-        epsilon: f32,
+        norm: &Norm<Self>,
     ) -> Tensor<Ad<Self>, 2> {
-        norm::composed(x, residual, gamma, beta, epsilon)
+        norm::composed(x, residual, norm)
+    }
+
+    /// Rotary position embedding (Su et al. 2021, eq. 34) of the heads in the first `columns` of `x`; the rest
+    /// passes through. The two halves of a head are the pairs' parts, as in Transformers' `rotate_half`.
+    fn rotate(
+        x: Tensor<Ad<Self>, 2>,
+        columns: usize,
+        angles: &Angles<Self>,
+    ) -> Tensor<Ad<Self>, 2> {
+        rotary::composed(x, columns, angles)
+    }
+
+    /// The mean cross-entropy, in nats, of `softmax(x·Wᵀ + b)` against `targets`, one class for each row of
+    /// `x [rows, hidden]`: a language-model head and its loss over a frozen W. The CPU computes the logits a
+    /// few rows at a time and never has all of them.
+    fn linear_cross_entropy(
+        x: Tensor<Ad<Self>, 2>,
+        head: &Frozen<Self>,
+        targets: &[u32],
+    ) -> Tensor<Ad<Self>, 1> {
+        cross_entropy::composed(x, head, targets)
     }
 
     /// Multi-head softmax attention within each packed sequence, `[queries, heads · head size]`.
@@ -109,14 +138,32 @@ impl Kernels for Flex {
         activation::cpu(x, function)
     }
 
-    fn add_layer_norm(
+    fn gated(x: Tensor<Ad<Self>, 2>, function: Activation) -> Tensor<Ad<Self>, 2> {
+        activation::cpu_gated(x, function)
+    }
+
+    fn add_norm(
         x: Tensor<Ad<Self>, 2>,
         residual: Option<Tensor<Ad<Self>, 2>>,
-        gamma: &Tensor<Self, 1>,
-        beta: &Tensor<Self, 1>,
-        epsilon: f32,
+        norm: &Norm<Self>,
     ) -> Tensor<Ad<Self>, 2> {
-        norm::cpu(x, residual, gamma, beta, epsilon)
+        norm::cpu(x, residual, norm)
+    }
+
+    fn rotate(
+        x: Tensor<Ad<Self>, 2>,
+        columns: usize,
+        angles: &Angles<Self>,
+    ) -> Tensor<Ad<Self>, 2> {
+        rotary::cpu(x, columns, angles)
+    }
+
+    fn linear_cross_entropy(
+        x: Tensor<Ad<Self>, 2>,
+        head: &Frozen<Self>,
+        targets: &[u32],
+    ) -> Tensor<Ad<Self>, 1> {
+        cross_entropy::cpu(x, head, targets)
     }
 
     fn packed_attention(

@@ -1,6 +1,8 @@
 //! Every hand-written operation against burn's composition of it, outputs and gradients, at every
 //! instruction-set level this machine has.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use burn::tensor::{Distribution, Tensor, Tolerance};
 use burn_flex::Flex;
 
@@ -10,6 +12,12 @@ use super::*;
 type Wide = Tensor<Ad<Flex>, 2>;
 
 const LEVELS: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
+
+/// Held by each test: the level is the whole process's, and weights are laid out for the one in force.
+fn alone() -> MutexGuard<'static, ()> {
+    static LEVEL: Mutex<()> = Mutex::new(());
+    LEVEL.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn random(rows: usize, columns: usize) -> Wide {
     Tensor::random(
@@ -67,6 +75,7 @@ fn compare<const N: usize>(
 
 #[test]
 fn activations() {
+    let _alone = alone();
     for function in [
         Activation::Gelu,
         Activation::GeluNew,
@@ -82,20 +91,84 @@ fn activations() {
 }
 
 #[test]
-fn layer_norm() {
-    let (gamma, beta) = (
-        plain_random(1, 50).reshape([50]),
-        plain_random(1, 50).reshape([50]),
-    );
+fn gated_activations() {
+    let _alone = alone();
+    for function in [Activation::Silu, Activation::Gelu, Activation::GeluNew] {
+        compare(
+            [random(19, 2 * 37)],
+            |[x]| Flex::gated(x, function),
+            |[x]| activation::composed_gated(x, function),
+        );
+    }
+}
+
+#[test]
+fn norms() {
+    let _alone = alone();
+    let vector = || plain_random(1, 50).reshape([50]);
+    for (kind, beta) in [
+        (NormKind::Layer, Some(vector())),
+        (NormKind::Layer, None),
+        (NormKind::RootMeanSquare, None),
+    ] {
+        let norm = Norm {
+            kind,
+            gamma: vector(),
+            beta,
+            epsilon: 1e-6,
+        };
+        compare(
+            [random(35, 50), random(35, 50)],
+            |[x, r]| Flex::add_norm(x, Some(r), &norm),
+            |[x, r]| norm::composed(x, Some(r), &norm),
+        );
+        compare(
+            [random(35, 50) + 3.0],
+            |[x]| Flex::add_norm(x, None, &norm),
+            |[x]| norm::composed(x, None, &norm),
+        );
+    }
+}
+
+#[test]
+fn rotary_positions() {
+    let _alone = alone();
+    let positions: Vec<u32> = (0..9).chain(0..4).collect();
+    // Heads of 6 and of 32, with and without columns that stay as they are.
+    for (size, columns, width) in [(6, 18, 24), (32, 64, 64)] {
+        let angles = Angles::new(&positions, size, 10_000.0, &Default::default());
+        compare(
+            [random(13, width)],
+            |[x]| Flex::rotate(x, columns, &angles),
+            |[x]| rotary::composed(x, columns, &angles),
+        );
+        let x = random(13, width);
+        let turned = Flex::rotate(x.clone(), columns, &angles);
+        // Position 0 stays, and a turn changes no length.
+        let [first, same] = [&turned, &x].map(|x| x.clone().inner().slice_dim(0, 9..10));
+        first.into_data().assert_eq(&same.into_data(), true);
+        let [length, same] = [turned, x].map(|x| x.inner().powi_scalar(2).sum_dim(1).into_data());
+        length.assert_approx_eq(&same, Tolerance::<f32>::rel_abs(1e-5, 1e-5));
+    }
+}
+
+/// `softmax` of logits up to ±60, with more rows than one chunk has.
+#[test]
+fn a_language_model_head_and_its_loss() {
+    let _alone = alone();
+    let targets: Vec<u32> = (0..33).map(|row| row * 7 % 130).collect();
+    let head = frozen(130, 24);
     compare(
-        [random(35, 50), random(35, 50)],
-        |[x, r]| Flex::add_layer_norm(x, Some(r), &gamma, &beta, 1e-12),
-        |[x, r]| norm::composed(x, Some(r), &gamma, &beta, 1e-12),
+        [random(33, 24) * 3.0],
+        |[x]| Flex::linear_cross_entropy(x, &head, &targets).unsqueeze(),
+        |[x]| cross_entropy::composed(x, &head, &targets).unsqueeze(),
     );
+    let wide = frozen(140_000, 8);
+    let targets: Vec<u32> = (0..65).map(|row| row * 2111).collect();
     compare(
-        [random(35, 50)],
-        |[x]| Flex::add_layer_norm(x, None, &gamma, &beta, 1e-5),
-        |[x]| norm::composed(x, None, &gamma, &beta, 1e-5),
+        [random(65, 8)],
+        |[x]| Flex::linear_cross_entropy(x, &wide, &targets).unsqueeze(),
+        |[x]| cross_entropy::composed(x, &wide, &targets).unsqueeze(),
     );
 }
 
@@ -117,6 +190,7 @@ fn frozen(outputs: usize, inputs: usize) -> Frozen<Flex> {
 
 #[test]
 fn linear_layers() {
+    let _alone = alone();
     let layer = frozen(40, 24);
     let no_bias = Frozen::new(plain_random(40, 24), None);
     for (rows, layer) in [(33, &layer), (1, &no_bias)] {
@@ -136,6 +210,7 @@ fn linear_layers() {
 
 #[test]
 fn several_layers_read_one_input() {
+    let _alone = alone();
     // Wider than one panel and one stretch of the inner size, with rows for several tasks.
     let [q, k, v] = [70, 33, 96].map(|outputs| frozen(outputs, 500));
     let branches = |[qa, qb, va, vb]: [Wide; 4]| {
@@ -160,6 +235,7 @@ fn several_layers_read_one_input() {
 
 #[test]
 fn a_pair_that_adds_nothing_is_left_out() {
+    let _alone = alone();
     let layer = frozen(40, 24);
     let (x, a, zero) = (random(9, 24), random(4, 24), random(40, 4) * 0.0);
     let silent = |b: Wide| {
@@ -181,6 +257,7 @@ fn a_pair_that_adds_nothing_is_left_out() {
 
 #[test]
 fn lora_with_dropout_masks_the_side_path_alone() {
+    let _alone = alone();
     let layers = [frozen(40, 24), frozen(16, 24)];
     let sites = [9, 10].map(|seed| Dropout {
         probability: 0.4,
@@ -214,6 +291,7 @@ fn lora_with_dropout_masks_the_side_path_alone() {
 
 #[test]
 fn products_reach_every_edge() {
+    let _alone = alone();
     // Around the tiles' rows, the panels' columns and the stretches of the inner size.
     for (m, n, k) in [
         (1, 1, 1),
@@ -255,6 +333,7 @@ fn joint(q: Wide, k: Wide, v: Wide) -> Projected<Flex> {
 
 #[test]
 fn attention_within_sequences() {
+    let _alone = alone();
     // Lengths around the vectors and the block of rows; head sizes whole and broken; grouped heads.
     let offsets = [0, 1, 6, 22, 39, 60, 160];
     for (heads, pair_heads, head_size) in [
@@ -292,6 +371,7 @@ fn attention_within_sequences() {
 
 #[test]
 fn attention_of_some_queries() {
+    let _alone = alone();
     let pairs = Sequences::new(&[0, 7, 8, 48]);
     for (queries, causal) in [
         (Sequences::single(3), false),
@@ -322,6 +402,7 @@ fn attention_of_some_queries() {
 /// gradient is checked against finite differences of the very same mask.
 #[test]
 fn attention_dropout_has_the_gradient_of_its_output() {
+    let _alone = alone();
     let sequences = Sequences::new(&[0, 7]);
     let layout = AttentionLayout {
         queries: sequences.clone(),
@@ -361,6 +442,7 @@ fn attention_dropout_has_the_gradient_of_its_output() {
 
 #[test]
 fn dropout_drops_its_share_and_keeps_the_mean() {
+    let _alone = alone();
     let site = Dropout {
         probability: 0.25,
         seed: 3,
@@ -390,6 +472,7 @@ fn dropout_drops_its_share_and_keeps_the_mean() {
 
 #[test]
 fn sums_of_absolute_values_and_squares() {
+    let _alone = alone();
     let x = plain_random(300, 70);
     for columns in [0..70, 13..40] {
         let expected = measure::composed(x.clone(), columns.clone()).into_data();
@@ -404,6 +487,7 @@ fn sums_of_absolute_values_and_squares() {
 
 #[test]
 fn nothing_is_recorded_below_the_lowest_active_module() {
+    let _alone = alone();
     let x = random(5, 24);
     let layer = frozen(40, 24);
     let tracked = |x: Wide| is_tracked(&Flex::linears(x, vec![branch(&layer, None)]).y);
@@ -413,6 +497,7 @@ fn nothing_is_recorded_below_the_lowest_active_module() {
 
 #[test]
 fn adamw_updates() {
+    let _alone = alone();
     let step = AdamWStep {
         rate: 1e-2,
         beta1: 0.9,

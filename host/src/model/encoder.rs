@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::{EncoderConfig, Linear, Weights};
 use crate::adapter::{LinearInfo, Pass};
 use crate::error::Result;
-use crate::kernel::{Ad, AttentionLayout, Kernels, Projected, Sequences};
+use crate::kernel::{Ad, AttentionLayout, Kernels, Norm, NormKind, Projected, Sequences};
 
 /// Packed token ids of a batch, on the device.
 #[derive(Clone, Debug)]
@@ -20,37 +20,25 @@ pub struct Input<B: Kernels> {
     pub sequences: Sequences,
 }
 
-/// Scale and shift of a layer norm.
-#[derive(Clone, Debug)]
-struct Norm<B: Kernels> {
-    gamma: Tensor<B, 1>,
-    beta: Tensor<B, 1>,
-    epsilon: f32,
-}
-
-impl<B: Kernels> Norm<B> {
-    fn load(
-        weights: &Weights,
-        name: &str,
-        config: &EncoderConfig,
-        device: &B::Device,
-    ) -> Result<Self> {
-        // TensorFlow's first checkpoints say gamma and beta.
-        let [weight, bias] = if weights.contains(&format!("{name}.gamma")) {
-            ["gamma", "beta"]
-        } else {
-            ["weight", "bias"]
-        };
-        Ok(Norm {
-            gamma: weights.tensor(&format!("{name}.{weight}"), [config.hidden], device)?,
-            beta: weights.tensor(&format!("{name}.{bias}"), [config.hidden], device)?,
-            epsilon: config.epsilon,
-        })
-    }
-
-    fn forward(&self, x: Tensor<Ad<B>, 2>, residual: Option<Tensor<Ad<B>, 2>>) -> Tensor<Ad<B>, 2> {
-        B::add_layer_norm(x, residual, &self.gamma, &self.beta, self.epsilon)
-    }
+/// Loads a layer norm's scale and shift.
+fn load_norm<B: Kernels>(
+    weights: &Weights,
+    name: &str,
+    config: &EncoderConfig,
+    device: &B::Device,
+) -> Result<Norm<B>> {
+    // TensorFlow's first checkpoints say gamma and beta.
+    let [weight, bias] = if weights.contains(&format!("{name}.gamma")) {
+        ["gamma", "beta"]
+    } else {
+        ["weight", "bias"]
+    };
+    Ok(Norm {
+        kind: NormKind::Layer,
+        gamma: weights.tensor(&format!("{name}.{weight}"), [config.hidden], device)?,
+        beta: Some(weights.tensor(&format!("{name}.{bias}"), [config.hidden], device)?),
+        epsilon: config.epsilon,
+    })
 }
 
 #[derive(Clone, Debug)]
@@ -127,13 +115,13 @@ impl<B: Kernels> Layer<B> {
         let attended = B::packed_attention(projected, &layout, dropout);
         let attended = pass.linear(attended, &[self.projection.parts()]);
         let attended = B::dropout(attended, pass.dropout(config.hidden_dropout));
-        let x = self.attention_norm.forward(attended, Some(residual));
+        let x = B::add_norm(attended, Some(residual), &self.attention_norm);
 
         let inner = pass.linear(x.clone(), &[self.up.parts()]);
         let inner = B::activation(inner, config.activation);
         let inner = pass.linear(inner, &[self.down.parts()]);
         let inner = B::dropout(inner, pass.dropout(config.hidden_dropout));
-        self.output_norm.forward(inner, Some(x))
+        B::add_norm(inner, Some(x), &self.output_norm)
     }
 }
 
@@ -177,7 +165,7 @@ impl<B: Kernels> Encoder<B> {
             };
             let norm = |which: usize| {
                 let name = format!("{prefix}{}.{layer}.{}", names.layers, names.norms[which]);
-                Norm::load(weights, &name, config, device)
+                load_norm(weights, &name, config, device)
             };
             Ok(Layer {
                 query: linear(0)?,
@@ -197,7 +185,7 @@ impl<B: Kernels> Encoder<B> {
             types: (config.token_types > 0)
                 .then(|| embedding("token_type_embeddings", config.token_types))
                 .transpose()?,
-            embedding_norm: Norm::load(
+            embedding_norm: load_norm(
                 weights,
                 &format!("{prefix}embeddings.LayerNorm"),
                 config,
@@ -265,7 +253,7 @@ impl<B: Kernels> Encoder<B> {
             rest = rest + types.clone().select(0, input.types.clone());
         }
         let rest = Some(Tensor::from_inner(rest));
-        let x = self.embedding_norm.forward(Tensor::from_inner(words), rest);
+        let x = B::add_norm(Tensor::from_inner(words), rest, &self.embedding_norm);
         B::dropout(x, pass.dropout(config.hidden_dropout))
     }
 }

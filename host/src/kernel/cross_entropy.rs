@@ -1,0 +1,101 @@
+//! A language-model head with its loss.
+
+use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn_flex::Flex;
+use rayon::prelude::*;
+
+use super::cpu::{View, tensor};
+use super::gemm::{Matrix, Out, Start, Term, multiply, product};
+use super::record::{input, is_tracked, plain, record, unwrap};
+use super::simd::{exp, max_of, sum_of, vectorised};
+use super::{Ad, Frozen, Kernels};
+
+/// By burn's own operations, over all logits at once.
+pub fn composed<B: Kernels>(
+    x: Tensor<Ad<B>, 2>,
+    head: &Frozen<B>,
+    targets: &[u32],
+) -> Tensor<Ad<B>, 1> {
+    let device = x.device();
+    let mut logits = x.matmul(Tensor::from_inner(head.weight.clone()).transpose());
+    if let Some(bias) = &head.bias {
+        logits = logits + Tensor::from_inner(bias.clone()).unsqueeze();
+    }
+    let classes: Vec<i64> = targets.iter().map(|class| i64::from(*class)).collect();
+    let classes = TensorData::new(classes, [targets.len(), 1]);
+    let classes: Tensor<Ad<B>, 2, Int> = Tensor::from_data(classes, &device);
+    activation::log_softmax(logits, 1)
+        .gather(1, classes)
+        .mean()
+        .neg()
+}
+
+/// Logits of one chunk: 16 MB, which stay in the caches of most machines' second or third level.
+const CHUNK: usize = 4 << 20;
+
+/// By hand, some rows at a time. W is frozen, so that the gradient of `x` is all that the backward pass will
+/// want; it is computed at once, while the logits are there, and scaled later.
+pub fn cpu(x: Tensor<Ad<Flex>, 2>, head: &Frozen<Flex>, targets: &[u32]) -> Tensor<Ad<Flex>, 1> {
+    let [rows, hidden] = x.dims();
+    let [classes, _] = head.weight.dims();
+    assert_eq!(rows, targets.len(), "one target for each row");
+    let tracked = is_tracked(&x);
+    let view = View::new(x.clone().inner());
+    let bias = head.bias.clone().map(View::new);
+    let start = bias
+        .as_ref()
+        .map_or(Start::Zero, |bias| Start::Bias(bias.values()));
+    let mut dx = vec![0f32; if tracked { rows * hidden } else { 0 }];
+    let mut loss = 0f64;
+    let step = (CHUNK / classes).clamp(1, rows.max(1));
+    for (chunk, targets) in targets.chunks(step).enumerate() {
+        let first = chunk * step * hidden;
+        let part = &view.values()[first..][..targets.len() * hidden];
+        let part = Matrix::new(part, targets.len(), hidden);
+        let mut logits = product(start, &[Term::packed(part, head.packed().forward())]);
+        let losses = logits
+            .par_chunks_mut(classes)
+            .zip(targets)
+            .map(|(row, target)| f64::from(slope(row, *target as usize)));
+        // Added up in order, so that threads do not change a bit.
+        loss += losses.collect::<Vec<f64>>().iter().sum::<f64>();
+        if tracked {
+            let slopes = Matrix::new(&logits, targets.len(), classes);
+            let out = dx[first..].as_mut_ptr();
+            // SAFETY: the chunk's own rows of `dx`.
+            unsafe {
+                let terms = [Term::packed(slopes, head.packed().backward())];
+                multiply(Out::new(out, hidden), Start::Zero, &terms);
+            }
+        }
+    }
+    let loss = (loss / rows.max(1) as f64) as f32;
+    record(
+        [input(x)],
+        tensor(vec![loss], [1]),
+        || tensor(dx, [rows, hidden]),
+        |dx, gradient, _| {
+            let rows = dx.dims()[0].max(1);
+            let scale = plain::<Flex, 1>(gradient).into_scalar() / rows as f32;
+            [Some(unwrap(dx * scale))]
+        },
+    )
+}
+
+vectorised! {
+    /// A row's loss `ln Σ eˡ - l_target`; the logits become its gradient, `softmax(l) - 1[target]`.
+    fn slope(logits: &mut [f32], target: usize) -> f32 {
+        let max = max_of(logits);
+        let of_target = logits[target] - max;
+        for logit in logits.iter_mut() {
+            *logit = exp::<FMA>(*logit - max);
+        }
+        let sum = sum_of(logits, |x| x);
+        let inverse = 1.0 / sum;
+        for logit in logits.iter_mut() {
+            *logit *= inverse;
+        }
+        logits[target] -= 1.0;
+        sum.ln() - of_target
+    }
+}
