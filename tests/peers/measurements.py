@@ -76,8 +76,8 @@ def peft_cola_bf16(lab: Lab) -> Sample:
 # Half of the layers, chosen anew every fifty steps.
 HALF_OF_LAYERS = {
     "allocation__unit": "layer",
-    "allocation__initial": "random",
-    "scorer__plugin": "activation",
+    "allocation__initial": "all",
+    "scorer__plugin": "gradient",
     "allocator__plugin": "top-k",
     "allocator__k": "50%",
     "allocation__schedule__kind": "periodic",

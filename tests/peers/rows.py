@@ -125,7 +125,7 @@ ROWS = (
     ),
     Row(
         "topk50_cola_throughput",
-        "top-k, half of the layers; against PEFT, all modules",
+        "top-k, half of the layers by their gradients, every 50 steps; against PEFT, all modules",
         "topk50_cola.rate",
         ("peft_cola.rate",),
         RATE,
