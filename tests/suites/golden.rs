@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexDevice};
-use dynalora::adapter::{Adapters, Pass};
+use dynalora::adapter::{Adapters, Config, LoraConfig, Pass};
 use dynalora::data::{Batch, Label};
 use dynalora::export;
 use dynalora::model::{Model, Pretrained};
@@ -89,11 +89,11 @@ fn bare(pretrained: &Pretrained, golden: &Golden) -> Trainee<Flex> {
         );
         Tensor::from_data(values, &DEVICE)
     });
-    let lora = dynalora::adapter::LoraConfig {
+    let lora = Config::Lora(LoraConfig {
         rank: 1,
         alpha: 1.0,
         dropout: 0.0,
-    };
+    });
     let head = head.collect();
     Trainee {
         model,
@@ -326,8 +326,10 @@ impl Case {
         let mut ours: Vec<(String, Vec<f32>)> = Vec::new();
         for (module, pair) in trainee.adapters.modules.iter().zip(&result.gradients) {
             let pair = pair.clone().expect("every module is active");
-            for (part, gradient) in ["lora_A", "lora_B"].into_iter().zip(pair) {
-                let name = format!("base_model.model.{prefix}.{}.{part}.weight", module.path);
+            for (name, gradient) in saved_names(&trainee.adapters.config, prefix, &module.path)
+                .into_iter()
+                .zip(pair)
+            {
                 ours.push((name, step::read(gradient).expect("f32 values")));
             }
         }
@@ -411,7 +413,7 @@ impl Case {
             let at = number as u64 - 1;
             for (module, gradients) in result.gradients.into_iter().enumerate() {
                 if let Some(gradients) = gradients {
-                    let rank = trainee.adapters.config.rank as usize;
+                    let rank = trainee.adapters.config.rank() as usize;
                     let pair = &mut trainee.adapters.pairs[module];
                     optimizer.update_module(module, at, rank, pair, gradients, clip);
                 }
@@ -430,8 +432,10 @@ impl Case {
         let prefix = self.pretrained.config.family.names().prefix;
         let mut ours: Vec<(String, Tensor<Flex, 2>)> = Vec::new();
         for (module, pair) in trainee.adapters.modules.iter().zip(&trainee.adapters.pairs) {
-            for (part, tensor) in ["lora_A", "lora_B"].iter().zip(pair) {
-                let name = format!("base_model.model.{prefix}.{}.{part}.weight", module.path);
+            for (name, tensor) in saved_names(&trainee.adapters.config, prefix, &module.path)
+                .into_iter()
+                .zip(pair)
+            {
                 ours.push((name, tensor.clone()));
             }
         }
@@ -451,6 +455,17 @@ impl Case {
             assert!(off < 1e-4, "{name}: final norm off by {off:e}");
         }
     }
+}
+
+/// PEFT's names of a module's two tensors.
+fn saved_names(config: &Config, prefix: &str, path: &str) -> [String; 2] {
+    let end = match config {
+        Config::Lora(_) => ".weight",
+        Config::Vera(_) => "",
+    };
+    config
+        .parts()
+        .map(|part| format!("base_model.model.{prefix}.{path}.{part}{end}"))
 }
 
 fn check_signals(run: &str, result: &StepResult<Flex>, golden: &dynalora_tests::Signals) {

@@ -470,7 +470,7 @@ fn flags_replace_what_the_recipe_says() {
     assert_eq!(recipe.train.length(), Length::Steps(10));
     assert_eq!(recipe.train.epochs, None);
     assert_eq!(recipe.train.batch_limit(), BatchLimit::Tokens(4096));
-    assert_eq!(recipe.adapter.rank, 4);
+    assert_eq!(recipe.adapter.rank, Some(4));
     assert_eq!(recipe.adapter.targets.0.len(), 2);
     assert_eq!(
         recipe.train.warmup,
