@@ -359,6 +359,55 @@ fn bad_toml_is_shown() {
 }
 
 #[test]
+fn each_kind_of_adapter_has_its_own_keys() {
+    let written = |text: &str| {
+        let text = TEXT.replace("rank = 8", text);
+        parse(&text, &[])
+            .expect("a good recipe")
+            .to_toml()
+            .expect("it can be written")
+    };
+    let vera = written("kind = \"vera\"");
+    for line in [
+        "rank = 256",
+        "d_initial = 0.1",
+        "dropout = 0.0",
+        "projection_prng_key = 0",
+    ] {
+        assert!(
+            vera.lines().any(|written| written == line),
+            "{line} is not in\n{vera}"
+        );
+    }
+    assert!(!vera.contains("alpha"));
+    let lora = written("kind = \"lora\"");
+    assert!(
+        lora.contains("alpha = 16.0") && lora.contains("rank = 8"),
+        "{lora}"
+    );
+    assert!(!lora.contains("d_initial") && !lora.contains("projection"));
+    let pefts = written("kind = \"vera\"\nr = 4\nvera_dropout = 0.1");
+    assert!(
+        pefts.contains("rank = 4") && pefts.contains("dropout = 0.1"),
+        "{pefts}"
+    );
+
+    assert_snapshot!(broken("rank = 8", "kind = \"vera\"\nalpha = 8"), @"");
+    assert_snapshot!(broken("rank = 8", "d_initial = 0.1"), @"");
+    assert_snapshot!(broken("rank = 8", "kind = \"vera\"\nd_initial = 0"), @"");
+    assert_snapshot!(broken("rank = 8", "kind = \"dora\""), @"");
+    for (kind, key) in [
+        ("vera", "lora_alpha = 8"),
+        ("vera", "lora_dropout = 0.1"),
+        ("lora", "vera_dropout = 0.1"),
+        ("lora", "projection_prng_key = 1"),
+    ] {
+        let said = broken("rank = 8", &format!("kind = {kind:?}\n{key}"));
+        assert!(said.contains("belongs to kind"), "{said}");
+    }
+}
+
+#[test]
 fn flags_are_named_in_errors() {
     assert_snapshot!(refused("train.step=10"), @r"
      × the recipe has no key `train.step`
@@ -577,7 +626,7 @@ fn configs(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn every_config_loads() {
     let found = configs(&repository().join("configs"));
-    assert!(found.len() >= 7 + 24, "{} configs", found.len());
+    assert!(found.len() >= 7 + 36, "{} configs", found.len());
     let mut outputs = std::collections::HashMap::new();
     for path in found {
         let recipe = Recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{}", show(&error)));
