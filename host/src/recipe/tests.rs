@@ -102,7 +102,7 @@ fn an_unknown_key_is_shown_with_the_nearest() {
     11 │
        ╰────
      help: did you mean `rank`? [adapter] takes `kind`, `r`, `rank`, `alpha`, `lora_alpha`, `dropout`,
-           `lora_dropout`, `target_modules`, `targets`
+           `lora_dropout`, `vera_dropout`, `d_initial`, `projection_prng_key`, `target_modules`, `targets`
     ");
     assert_snapshot!(broken("[train]", "[trian]"), @r"
      × the recipe has no key `trian`
@@ -137,7 +137,8 @@ fn an_unknown_key_is_shown_with_the_nearest() {
     11 │
        ╰────
      help: did you mean `train.learning_rate`? [adapter] takes `kind`, `r`, `rank`, `alpha`, `lora_alpha`,
-           `dropout`, `lora_dropout`, `target_modules`, `targets`
+           `dropout`, `lora_dropout`, `vera_dropout`, `d_initial`, `projection_prng_key`, `target_modules`,
+           `targets`
     ");
 }
 
@@ -392,10 +393,50 @@ fn each_kind_of_adapter_has_its_own_keys() {
         "{pefts}"
     );
 
-    assert_snapshot!(broken("rank = 8", "kind = \"vera\"\nalpha = 8"), @"");
-    assert_snapshot!(broken("rank = 8", "d_initial = 0.1"), @"");
-    assert_snapshot!(broken("rank = 8", "kind = \"vera\"\nd_initial = 0"), @"");
-    assert_snapshot!(broken("rank = 8", "kind = \"dora\""), @"");
+    assert_snapshot!(broken("rank = 8", "kind = \"vera\"\nalpha = 8"), @r#"
+     × `adapter.alpha` belongs to kind = "lora"
+       ╭─[a.toml:11:9]
+    10 │ kind = "vera"
+    11 │ alpha = 8
+       ·         ┬
+       ·         ╰── the adapter's kind is "vera"
+    12 │
+       ╰────
+     help: drop the key, or set `adapter.kind = "lora"`
+    "#);
+    assert_snapshot!(broken("rank = 8", "d_initial = 0.1"), @r#"
+     × `adapter.d_initial` belongs to kind = "vera"
+       ╭─[a.toml:10:13]
+     9 │ [adapter]
+    10 │ d_initial = 0.1
+       ·             ─┬─
+       ·              ╰── the adapter's kind is "lora"
+    11 │
+       ╰────
+     help: drop the key, or set `adapter.kind = "vera"`
+    "#);
+    assert_snapshot!(broken("rank = 8", "kind = \"vera\"\nd_initial = 0"), @r#"
+     × `adapter.d_initial` is 0.0
+       ╭─[a.toml:11:13]
+    10 │ kind = "vera"
+    11 │ d_initial = 0
+       ·             ┬
+       ·             ╰── expected a number other than 0: with both vectors zero neither would have a gradient
+    12 │
+       ╰────
+     help: change it in the recipe, or pass `--set adapter.d_initial=VALUE`
+    "#);
+    assert_snapshot!(broken("rank = 8", "kind = \"dora\""), @r#"
+     × `adapter.kind` cannot be "dora"
+       ╭─[a.toml:10:8]
+     9 │ [adapter]
+    10 │ kind = "dora"
+       ·        ───┬──
+       ·           ╰── not one of its values
+    11 │
+       ╰────
+     help: did you mean "lora"? It can be "lora", "vera"
+    "#);
     for (kind, key) in [
         ("vera", "lora_alpha = 8"),
         ("vera", "lora_dropout = 0.1"),
