@@ -24,7 +24,7 @@ pub enum Signal {
     GradientL1,
     /// Euclidean norm of the accumulated gradient of the adapter's parameters.
     GradientL2,
-    /// Frobenius norm of the adapter's weight `ΔW = s·BA`.
+    /// Frobenius norm of the adapter's weight: LoRA's `ΔW = s·BA`, VeRA's `ΔW = Λ_b·B·Λ_d·A`.
     WeightL2,
 }
 
@@ -37,9 +37,9 @@ pub enum Signal {
 pub enum RawValue {
     /// The module's output, `[tokens, out_features]`, row-major, of the step's last micro-batch.
     Activation,
-    /// The gradient of every adapter parameter, accumulated over the step, in the order they are saved.
+    /// The gradient of every adapter parameter, accumulated over the step: LoRA's A, then B; VeRA's λ_d, then λ_b.
     Gradient,
-    /// Every adapter parameter, in the order they are saved.
+    /// Every adapter parameter, in the same order.
     Weight,
 }
 

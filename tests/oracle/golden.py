@@ -31,6 +31,8 @@ from common import FIXTURES, SEED, Encoder, be_deterministic, draw_head, write_j
 MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 # Another processor sums in another order; more than this is another result.
 TOLERANCE = 2e-5
+# A rank that keeps the files small: they hold the shared matrices.
+VERA = dict(method="vera", rank=16, learning_rate=1e-2)
 
 
 def write_minilm(out, folder):
@@ -39,6 +41,8 @@ def write_minilm(out, folder):
     forward.write_tokens(out / "minilm" / "tokens.safetensors", folder, encoder)
     worst = forward.write_minilm(out / "minilm", folder, encoder, head)
     training.write_minilm(training.Setup(folder, encoder, head, MINILM_NAME), out / "minilm")
+    setup = training.Setup(folder, encoder, head, MINILM_NAME, **VERA)
+    training.write_minilm(setup, out / "minilm" / "vera")
     return worst
 
 
@@ -64,6 +68,9 @@ def write_tiny(out):
         if name == "tiny-bert":
             setup = training.Setup(folder, encoder, head, name, targets="all-linear", **short)
             training.write_tiny(setup, folder / "golden" / "all-linear", indices)
+            # Layers of two widths, so that the shared matrices are cut to both.
+            setup = training.Setup(folder, encoder, head, name, targets="all-linear", steps=20, **VERA)
+            training.write_tiny(setup, folder / "golden" / "vera", indices)
             regression = draw_head(folder, labels=1, scale=0.2)
             setup = training.Setup(folder, encoder, regression, name, labels=1, **short)
             training.write_tiny(setup, folder / "golden" / "regression", indices)

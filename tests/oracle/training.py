@@ -1,11 +1,12 @@
-"""Golden values of training with PEFT's LoRA: gradients, loss curves, signals."""
+"""Golden values of training with PEFT's LoRA and VeRA: gradients, loss curves, signals."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, TaskType, VeraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.vera.layer import VeraLayer
 from transformers import get_linear_schedule_with_warmup
 
 from common import SEED, classifier, sentences, write_json, write_tensors
@@ -25,9 +26,14 @@ class Setup:
     targets: object = field(default_factory=lambda: ["query", "value"])
     head_modules: tuple = ("classifier",)
     labels: int = 2
+    # "lora" or "vera"
+    method: str = "lora"
     rank: int = 8
     alpha: int = 16
     b_scale: float = 0.05
+    # VeRA's: the start of every element of lambda_d, and the spread of both vectors in `random_b`.
+    d_initial: float = 0.1
+    vector_scale: float = 0.3
     steps: int = 50
     batch_size: int = 8
     learning_rate: float = 1e-3
@@ -63,7 +69,7 @@ class Setup:
             "head_modules": list(self.head_modules),
             "num_labels": self.labels,
             "rank": self.rank,
-            "alpha": self.alpha,
+            **({"alpha": self.alpha} if self.method == "lora" else {"d_initial": self.d_initial}),
             "dropout": 0.0,
             "optimiser": "torch.optim.AdamW",
             "learning_rate": self.learning_rate,
@@ -78,24 +84,30 @@ class Setup:
 
 
 def build(setup, random_b):
-    """The adapted model. A is drawn by PEFT itself; B is PEFT's zeros, or small noise so that A has a gradient."""
+    """The adapted model. LoRA's A, or VeRA's A and B, are drawn by PEFT itself; LoRA's B is PEFT's zeros, or
+    small noise so that A has a gradient; VeRA's vectors are PEFT's, or noise so that both have one."""
     model = classifier(setup.folder, setup.labels, setup.head)
     torch.manual_seed(SEED)
-    config = LoraConfig(
+    common = dict(
         task_type=TaskType.SEQ_CLS,
         r=setup.rank,
-        lora_alpha=setup.alpha,
-        lora_dropout=0.0,
         target_modules=setup.targets,
         modules_to_save=list(setup.head_modules),
     )
+    if setup.method == "lora":
+        config = LoraConfig(lora_alpha=setup.alpha, lora_dropout=0.0, **common)
+        noise = {".lora_B.": setup.b_scale}
+    else:
+        config = VeraConfig(d_initial=setup.d_initial, vera_dropout=0.0, projection_prng_key=SEED, **common)
+        noise = {".vera_lambda_": setup.vector_scale}
     peft = get_peft_model(model, config)
     if random_b:
         generator = torch.Generator().manual_seed(SEED + 1)
         with torch.no_grad():
             for name, parameter in peft.named_parameters():
-                if ".lora_B." in name:
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * setup.b_scale)
+                for part, scale in noise.items():
+                    if part in name:
+                        parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     return peft.train()
 
 
@@ -123,7 +135,24 @@ def modules(model):
     """The adapted linears in forward order, named by their path in the base model."""
     base = model.get_base_model()
     prefix = base.base_model_prefix + "."
-    return {n.removeprefix(prefix): m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
+    return {n.removeprefix(prefix): m for n, m in base.named_modules() if isinstance(m, (LoraLayer, VeraLayer))}
+
+
+def own_parameters(module):
+    """The two tensors that an adapted linear trains."""
+    if isinstance(module, LoraLayer):
+        return [module.lora_A["default"].weight, module.lora_B["default"].weight]
+    return [module.vera_lambda_d["default"], module.vera_lambda_b["default"]]
+
+
+def delta_weight(module):
+    """The adapter's share of the weight, in f64."""
+    first, second = (parameter.detach().double() for parameter in own_parameters(module))
+    if isinstance(module, LoraLayer):
+        return second @ first * module.scaling["default"]
+    a = module.vera_A["default"][:, : module.in_features].double()
+    b = module.vera_B["default"][: module.out_features].double()
+    return second[:, None] * (b * first) @ a
 
 
 def norms(tensor):
@@ -136,16 +165,14 @@ class Signals:
 
     def __init__(self, model):
         self.modules = modules(model)
-        self.outputs, self.deltas = {}, {}
+        self.inputs, self.outputs = {}, {}
         self.hooks = []
         for path, module in self.modules.items():
-            self.hooks.append(module.register_forward_hook(self.keep(self.outputs, path)))
-            self.hooks.append(module.lora_B["default"].register_forward_hook(self.keep(self.deltas, path)))
+            self.hooks.append(module.register_forward_hook(self.keep(path)))
 
-    @staticmethod
-    def keep(where, path):
-        def hook(_module, _inputs, output):
-            where[path] = output.detach()
+    def keep(self, path):
+        def hook(_module, inputs, output):
+            self.inputs[path], self.outputs[path] = inputs[0].detach(), output.detach()
 
         return hook
 
@@ -157,18 +184,17 @@ class Signals:
         names = ("activation_l1", "activation_l2", "delta_l2", "gradient_l1", "gradient_l2", "weight_l2")
         record |= {name: [] for name in names}
         for path, module in self.modules.items():
-            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-            scale = module.scaling["default"]
+            delta = delta_weight(module)
             # A pooler sees one token a sentence, so there is nothing to leave out.
             real = mask.bool() if self.outputs[path].ndim == 3 else slice(None)
             l1, l2 = norms(self.outputs[path][real])
             record["activation_l1"].append(l1)
             record["activation_l2"].append(l2)
-            record["delta_l2"].append(norms(self.deltas[path][real] * scale)[1])
-            l1, l2 = norms(torch.cat([a.grad.flatten(), b.grad.flatten()]))
+            record["delta_l2"].append(norms(self.inputs[path][real].double() @ delta.T)[1])
+            l1, l2 = norms(torch.cat([parameter.grad.flatten() for parameter in own_parameters(module)]))
             record["gradient_l1"].append(l1)
             record["gradient_l2"].append(l2)
-            record["weight_l2"].append(norms(b.detach().double() @ a.detach().double() * scale)[1])
+            record["weight_l2"].append(norms(delta)[1])
         return record
 
 
@@ -198,8 +224,8 @@ def train(setup, random_b, active_layers=None):
             layers = active_layers(step)
             for path, module in modules(model).items():
                 active = layers is None or layer_of(path) in layers
-                module.lora_A["default"].weight.requires_grad_(active)
-                module.lora_B["default"].weight.requires_grad_(active)
+                for parameter in own_parameters(module):
+                    parameter.requires_grad_(active)
         measured = Signals(model) if active_layers is None and step <= SIGNAL_STEPS else None
         inputs = setup.encode(batch)
         # None, not zero: AdamW leaves out parameters without a gradient, weight decay included.
@@ -242,7 +268,8 @@ def write_run(setup, out, name, random_b):
     """One initialisation: its adapter in PEFT's format, its step-1 gradients and its curve."""
     save_adapter(setup, build(setup, random_b), out / name)
     grads, losses = gradients(setup, random_b)
-    # With B at zero every gradient of A is exactly zero: left out, as there is nothing to keep.
+    # With B (or lambda_b) at zero every gradient of A (or lambda_d) is exactly zero: left out, as there is
+    # nothing to keep.
     write_tensors(out / name / "gradients.safetensors", {n: g for n, g in grads.items() if g.any()})
     model, log = train(setup, random_b)
     if log["losses"][0] != losses[0]:
@@ -257,7 +284,7 @@ def header(setup):
         "targets": setup.targets_of_sentences(),
         "batches": setup.batches(),
         "modules": list(modules(model)),
-        "module_parameters": sum(p.numel() for n, p in trainable(model).items() if ".lora_" in n),
+        "module_parameters": sum(p.numel() for n, p in trainable(model).items() if ".lora_" in n or ".vera_" in n),
         "trainable_parameters": sum(p.numel() for p in trainable(model).values()),
     }
 

@@ -39,6 +39,16 @@ fn bad_recipes() {
             &["rnak", "rank", "recipe.toml:"][..],
         ),
         ("rank = 4", "rank = 0", &["rank", "recipe.toml:"][..]),
+        (
+            "rank = 4",
+            "kind = \"vera\"\nalpha = 8",
+            &["adapter.alpha", "vera", "recipe.toml:"][..],
+        ),
+        (
+            "rank = 4",
+            "d_initial = 0.2",
+            &["adapter.d_initial", "lora", "recipe.toml:"][..],
+        ),
         ("rank = 4", "rank = \"four\"", &["rank", "recipe.toml:"][..]),
         ("rank = 4", "rank = ", &["not valid TOML"][..]),
         (
@@ -380,6 +390,45 @@ fn impossible_plans() {
         &[&layers[..], &["--set", random, "--set", count]].concat(),
         &["initial_k", "4", "3"],
     );
+}
+
+#[test]
+fn adapters_that_cannot_be_read() {
+    let evaluate: &[&str] = &["evaluate", "adapter", "--recipe", "recipe.toml"];
+    let vera = r#"{"peft_type": "VERA", "r": 16, "save_projection": false}"#;
+    for (config, parts) in [
+        (
+            vera,
+            &[
+                "adapter_config.json",
+                "projections",
+                "save_projection = True",
+            ][..],
+        ),
+        (
+            r#"{"peft_type": "VERA", "r": 16, "bias": "all"}"#,
+            &["bias", "\"none\""][..],
+        ),
+        (r#"{"peft_type": "VERA"}"#, &["`r`"][..]),
+        (r#"{"peft_type": "IA3"}"#, &["IA3", "LORA and VERA"][..]),
+        (
+            r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_dora": true}"#,
+            &["use_dora", "false"][..],
+        ),
+        ("{", &["adapter_config.json"][..]),
+    ] {
+        let scene = Scene::new();
+        std::fs::create_dir(scene.path("adapter")).expect("a temporary folder");
+        scene.write("adapter/adapter_config.json", config);
+        // A whole LoRA adapter's tensors, which lack VeRA's.
+        let tensors = "tiny-bert/golden/query-value/trained/adapter_model.safetensors";
+        std::fs::copy(
+            fixture(tensors),
+            scene.path("adapter/adapter_model.safetensors"),
+        )
+        .expect("a fixture");
+        refused(&scene, evaluate, parts);
+    }
 }
 
 #[test]

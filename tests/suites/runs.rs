@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dynalora_tests::Scene;
+use dynalora_tests::{Golden, Scene};
 use serde_json::Value;
 
 fn adapter(run: &Path) -> Vec<u8> {
@@ -121,6 +121,100 @@ fn an_inactive_module_stays_as_it_is() {
     assert!(run.join("summary.json").is_file());
 }
 
+/// What VeRA and the dynamic allocation of it have in a recipe.
+const VERA: [&str; 3] = [
+    "adapter.kind=vera",
+    "train.learning_rate=0.05",
+    "adapter.d_initial=0.5",
+];
+
+#[test]
+fn vera_takes_every_scorer() {
+    let scene = Scene::new();
+    for (name, scorer) in [
+        ("output", &["scorer.plugin=activation"][..]),
+        (
+            "delta",
+            &["scorer.plugin=activation", "scorer.target=delta"][..],
+        ),
+        ("gradient", &["scorer.plugin=gradient"][..]),
+    ] {
+        let run = scene.train(name, &[&VERA[..], scorer].concat());
+        let records = scene.records(name, "allocations.jsonl");
+        assert_eq!(records.len(), 3, "{name}");
+        for record in &records[1..] {
+            let chosen = active(record).iter().filter(|active| **active).count();
+            assert_eq!(chosen, 6, "{name}");
+            let scores = record["scores"].as_array().expect("scores");
+            // By the second reallocation half of the modules have been left for four steps, not before.
+            let positive = scores.iter().filter(|score| score.as_f64() > Some(0.0));
+            assert_eq!(positive.count(), 11, "{name}: {scores:?}");
+        }
+        let config = std::fs::read_to_string(run.join("adapter/adapter_config.json"));
+        let config: Value = serde_json::from_str(&config.expect("a file")).expect("JSON");
+        assert_eq!(
+            (&config["peft_type"], &config["r"]),
+            (&"VERA".into(), &4.into())
+        );
+        assert_eq!(config["save_projection"], true);
+        // What is written is read back: the best checkpoint's value is found again.
+        let summary = std::fs::read_to_string(run.join("summary.json")).expect("a file");
+        let summary: Value = serde_json::from_str(&summary).expect("JSON");
+        let run = run.to_str().expect("a UTF-8 path");
+        let scores: Value =
+            serde_json::from_str(&scene.ok(&["evaluate", run, "--json"])).expect("JSON");
+        assert_eq!(scores[0]["metrics"]["accuracy"], summary["best"]["value"]);
+        scene.ok(&["predict", run, "One, two, three."]);
+    }
+}
+
+#[test]
+fn inactive_vectors_stay_bit_for_bit() {
+    let scene = Scene::new();
+    let fixed = [
+        "train.lr_schedule=constant",
+        "train.warmup=0",
+        "evaluation.every=never",
+        "allocator.k=4",
+    ];
+    for scorer in ["scorer.plugin=activation", "scorer.plugin=gradient"] {
+        // The same six steps, after which one run goes on with four modules.
+        let name = |part: &str| format!("{part}-{}", &scorer[14..]);
+        let sets = [&VERA[..], &fixed, &[scorer]].concat();
+        let never = "allocation.schedule={ kind = \"never\" }";
+        let six = scene.train(
+            &name("six"),
+            &[&sets[..], &[never, "train.steps=6"]].concat(),
+        );
+        let once = "allocation.schedule={ kind = \"once\", after = 6 }";
+        let twelve = scene.train(&name("twelve"), &[&sets[..], &[once]].concat());
+        let record = scene
+            .records(&name("twelve"), "allocations.jsonl")
+            .remove(1);
+        let chosen = active(&record);
+        assert_eq!(chosen.iter().filter(|active| **active).count(), 4);
+        let tensors = "adapter/adapter_model.safetensors";
+        let [before, after] = [six, twelve].map(|run| Golden::open(&run.join(tensors)));
+        let first = scene
+            .records(&name("twelve"), "allocations.jsonl")
+            .remove(0);
+        let modules = first["modules"].as_array().expect("paths");
+        for (module, active) in modules.iter().zip(chosen) {
+            let module = module.as_str().expect("a path");
+            for part in ["vera_lambda_d", "vera_lambda_b"] {
+                let tensor = format!("base_model.model.bert.{module}.{part}");
+                let bits = |file: &Golden| -> Vec<u32> {
+                    file.floats(&tensor).into_iter().map(f32::to_bits).collect()
+                };
+                assert_eq!(bits(&before) != bits(&after), active, "{tensor}");
+            }
+        }
+        for shared in ["base_model.vera_A", "base_model.vera_B"] {
+            assert_eq!(before.floats(shared), after.floats(shared));
+        }
+    }
+}
+
 #[test]
 fn the_same_seed_gives_the_same_adapter_bit_for_bit() {
     let scene = Scene::new();
@@ -140,10 +234,19 @@ fn the_same_seed_gives_the_same_adapter_bit_for_bit() {
 #[test]
 fn a_killed_run_resumes_to_the_same_adapter_bit_for_bit() {
     let scene = Scene::new();
-    for policy in ["global", "local", "reset"] {
+    for (policy, kind) in [
+        ("global", "lora"),
+        ("local", "lora"),
+        ("reset", "lora"),
+        ("global", "vera"),
+        ("reset", "vera"),
+    ] {
         let state = format!("allocation.optimizer_state={policy}");
+        let kind = format!("adapter.kind={kind}");
+        let policy = format!("{policy}-{}", &kind[13..]);
         let sets = [
             state.as_str(),
+            kind.as_str(),
             "train.steps=400",
             "checkpoint.every=20",
             "evaluation.every=50",
@@ -334,6 +437,40 @@ fn a_plan_counts_modules_parameters_operations_and_memory() {
 }
 
 #[test]
+fn a_plan_counts_veras_vectors_and_shared_matrices() {
+    let scene = Scene::new();
+    let lora = plan(&scene, &[]);
+    let whole = plan(&scene, &["--set", "adapter.kind=vera"]);
+    // Rank 4: λ_d of 4 and λ_b of 32, or 64 where the feed-forward widens.
+    let adapters = 2 * (4 * 36 + 68) + 36;
+    assert_eq!(whole["adapter_parameters"], adapters);
+    assert_eq!(whole["active_parameters"], adapters);
+    // A and B at widths 32 and 64.
+    assert_eq!(whole["projection_values"], 4 * (32 + 64) * 2);
+    assert_eq!(lora["projection_values"], 0);
+    let trained = adapters + 66;
+    let memory = &whole["memory"];
+    assert_eq!(memory["adapters"], 4 * (trained + 768));
+    assert_eq!(memory["gradients"], 4 * trained);
+    assert_eq!(memory["optimizer"], 8 * trained);
+    // B scaled of each module, once, beside what every token leaves.
+    let scaled = 4 * 4 * 2 * (4 * 32 + 64);
+    let tokens = |plan: &Value| plan["memory"]["activations"].as_u64().expect("a number");
+    assert_eq!(tokens(&whole), tokens(&lora) + scaled);
+
+    assert_eq!(whole["forward_flops"], lora["forward_flops"]);
+    // The gradients of both vectors come of one product of B's size. Where the input wants none (query and
+    // value of the lower layer), it is the only one.
+    let pairs = 3 * 512 + 2 * 768;
+    let own = 4 * 256 + 512;
+    let products = 4 * 2048 + 2 * 4096;
+    let upper = products + pairs + own + 2 * 4 * 64 * 32;
+    let lower = upper - 3 * 2048 - 2 * 512;
+    let pooler = (2048 + 512 + 256) / 64;
+    assert_eq!(whole["backward_flops"], upper + lower + pooler);
+}
+
+#[test]
 fn a_plan_knows_the_classes_and_the_modules_a_run_starts_with() {
     let scene = Scene::new();
     // Named in the recipe, the data is not needed.
@@ -445,12 +582,14 @@ const UPPER_ONLY: [&str; 5] = [
 #[test]
 fn a_cached_prefix_changes_nothing() {
     let scene = Scene::new();
-    let without = adapter(&scene.train("without", &UPPER_ONLY));
-    for memory in ["train.cache_memory_mib=512", "train.cache_memory_mib=0"] {
-        let mut sets = UPPER_ONLY.to_vec();
-        sets.extend(["train.cache_frozen_prefix=true", memory]);
-        let run = scene.train(&memory.replace('=', "-"), &sets);
-        assert!(adapter(&run) == without, "{memory}");
+    for kind in ["adapter.kind=lora", "adapter.kind=vera"] {
+        let sets = [&UPPER_ONLY[..], &[kind]].concat();
+        let without = adapter(&scene.train(&format!("without-{kind}"), &sets));
+        for memory in ["train.cache_memory_mib=512", "train.cache_memory_mib=0"] {
+            let sets = [&sets[..], &["train.cache_frozen_prefix=true", memory]].concat();
+            let run = scene.train(&format!("{memory}-{kind}").replace('=', "-"), &sets);
+            assert!(adapter(&run) == without, "{memory}, {kind}");
+        }
     }
 }
 

@@ -1,7 +1,9 @@
-//! What hangs on a linear layer: the LoRA pairs of all adapted modules.
+//! What hangs on a linear layer: the adapters of all adapted modules, LoRA's or VeRA's.
 
+mod lora;
 mod pass;
 mod targets;
+mod vera;
 
 use burn::tensor::{Tensor, TensorData};
 use dynalora_plugin_api::ModuleInfo;
@@ -9,26 +11,101 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::kernel::Kernels;
+use crate::recipe::{AdapterConfig, AdapterKind};
 
+pub use lora::LoraConfig;
 pub use pass::{Observe, Observed, Pass};
 pub use targets::select;
+pub use vera::{Projections, VeraConfig};
 
-/// Sizes of the adapters of a run, as in PEFT's `LoraConfig`.
+/// The method of a run's adapters and their sizes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LoraConfig {
-    /// `r`: inner width of `B·A`.
-    pub rank: u32,
-    /// `lora_alpha`: the side path is scaled by `alpha / rank`.
-    pub alpha: f64,
-    /// `lora_dropout`: dropout of the side path's input while training.
-    pub dropout: f64,
+pub enum Config {
+    /// A pair of matrices of its own for each module.
+    Lora(LoraConfig),
+    /// A pair of vectors for each module, around two matrices that all share.
+    Vera(VeraConfig),
 }
 
-impl LoraConfig {
-    /// `s = alpha / rank`.
-    pub fn scale(&self) -> f32 {
-        (self.alpha / f64::from(self.rank)) as f32
+impl From<&AdapterConfig> for Config {
+    fn from(recipe: &AdapterConfig) -> Self {
+        let (rank, dropout) = (recipe.rank() as u32, recipe.dropout);
+        match recipe.kind {
+            AdapterKind::Lora => Config::Lora(LoraConfig {
+                rank,
+                alpha: recipe.alpha(),
+                dropout,
+            }),
+            AdapterKind::Vera => Config::Vera(VeraConfig {
+                rank,
+                d_initial: recipe.d_initial(),
+                dropout,
+                projection_prng_key: recipe.projection_prng_key(),
+            }),
+        }
     }
+}
+
+impl Config {
+    /// Inner width of the side path.
+    pub fn rank(&self) -> u32 {
+        match self {
+            Config::Lora(lora) => lora.rank,
+            Config::Vera(vera) => vera.rank,
+        }
+    }
+
+    /// Dropout of the side path's input while training.
+    pub fn dropout(&self) -> f32 {
+        match self {
+            Config::Lora(lora) => lora.dropout as f32,
+            Config::Vera(vera) => vera.dropout as f32,
+        }
+    }
+
+    /// The fixed factor of the side path: LoRA's `alpha / rank`; VeRA has none.
+    pub fn scale(&self) -> f32 {
+        match self {
+            Config::Lora(lora) => lora.scale(),
+            Config::Vera(_) => 1.0,
+        }
+    }
+
+    /// Whether A, the side path's first matrix, has a gradient where a module is active.
+    pub fn trains_a(&self) -> bool {
+        matches!(self, Config::Lora(_))
+    }
+
+    /// What PEFT calls the two tensors that a module trains, in the order of [`Adapters::pairs`].
+    pub fn parts(&self) -> [&'static str; 2] {
+        match self {
+            Config::Lora(_) => ["lora_A", "lora_B"],
+            Config::Vera(_) => ["vera_lambda_d", "vera_lambda_b"],
+        }
+    }
+
+    /// Shapes of the two tensors that a module trains.
+    pub fn shapes(&self, module: &ModuleInfo) -> [[usize; 2]; 2] {
+        let [inputs, outputs, rank] = sizes(module);
+        match self {
+            Config::Lora(_) => [[rank, inputs], [outputs, rank]],
+            Config::Vera(_) => [[rank, 1], [outputs, 1]],
+        }
+    }
+
+    /// Values that are kept beside those of the modules themselves: VeRA's projections, one copy for each
+    /// width there is.
+    pub fn shared_values(&self, modules: &[ModuleInfo]) -> u64 {
+        match self {
+            Config::Lora(_) => 0,
+            Config::Vera(vera) => vera.projected_widths(modules) * u64::from(vera.rank),
+        }
+    }
+}
+
+/// Inputs, outputs and rank of a module.
+fn sizes(module: &ModuleInfo) -> [usize; 3] {
+    [module.in_features, module.out_features, module.rank.into()].map(|size| size as usize)
 }
 
 /// One linear layer of a base model, before anyone decides whether to adapt it.
@@ -50,72 +127,100 @@ impl LinearInfo {
         self.path.rsplit('.').next().unwrap_or(&self.path)
     }
 
-    /// What a plugin is told of this layer once it carries a LoRA pair of `rank`.
+    /// What a plugin is told of this layer once it carries an adapter.
     ///
     /// Forward: `2·in·out` for the frozen product and `2·r·(in + out)` for the side path. Backward of an
-    /// active module: the same again for the input's gradient, and `2·r·(in + out)` for A and B.
-    pub fn module(&self, rank: u32) -> ModuleInfo {
+    /// active module: the same again for the input's gradient, and for its own `2·r·(in + out)`, of VeRA's
+    /// vectors `2·r·out`.
+    pub fn module(&self, config: &Config) -> ModuleInfo {
         let (inputs, outputs) = (self.inputs as u64, self.outputs as u64);
-        let pair = u64::from(rank) * (inputs + outputs);
+        let rank = u64::from(config.rank());
+        let pair = rank * (inputs + outputs);
+        let (parameters, own) = match config {
+            Config::Lora(_) => (pair, 2 * pair),
+            Config::Vera(_) => (rank + outputs, 2 * rank * outputs),
+        };
+        let forward = 2 * inputs * outputs + 2 * pair;
         ModuleInfo {
             path: self.path.clone(),
             layer: self.layer,
             role: self.role().to_owned(),
             in_features: inputs,
             out_features: outputs,
-            rank,
-            parameters: pair,
-            forward_flops: 2 * inputs * outputs + 2 * pair,
-            backward_flops: 2 * inputs * outputs + 4 * pair,
+            rank: config.rank(),
+            parameters,
+            forward_flops: forward,
+            backward_flops: forward + own,
         }
     }
 }
 
-/// The values of every module's pair, active or not.
+/// The values of every module's adapter, active or not.
 #[derive(Clone, Debug)]
 pub struct Adapters<B: Kernels> {
-    /// Sizes.
-    pub config: LoraConfig,
+    /// Method and sizes.
+    pub config: Config,
     /// The modules in forward order.
     pub modules: Vec<ModuleInfo>,
-    /// `[A, B]` of each: `A [rank, in]`, `B [out, rank]`.
+    /// The two tensors that each trains. LoRA: `A [rank, in]`, `B [out, rank]`. VeRA: the vectors
+    /// `λ_d [rank, 1]` and `λ_b [out, 1]`.
     pub pairs: Vec<[Tensor<B, 2>; 2]>,
+    /// VeRA's frozen matrices.
+    pub projections: Option<Projections<B>>,
 }
 
 impl<B: Kernels> Adapters<B> {
-    /// Fresh pairs, as PEFT makes them: A uniform in `±1/√in` (Kaiming with a = √5), B zero, so that the
-    /// adapted model starts as the pretrained one. Each module draws from a stream of its own, so that
-    /// its start does not depend on which others are adapted.
-    pub fn new(
-        config: LoraConfig,
-        modules: Vec<ModuleInfo>,
-        seed: u64,
-        device: &B::Device,
-    ) -> Self {
+    /// Fresh adapters, as PEFT makes them; the adapted model starts as the pretrained one. Each module draws
+    /// from a stream of its own, so that its start does not depend on which others are adapted.
+    pub fn new(config: Config, modules: Vec<ModuleInfo>, seed: u64, device: &B::Device) -> Self {
         let pairs = modules
             .iter()
-            .map(|module| {
-                let [inputs, outputs, rank] =
-                    [module.in_features, module.out_features, module.rank.into()]
-                        .map(|size| size as usize);
-                let mut random = ChaCha8Rng::seed_from_u64(seed);
-                random.set_stream(stream(&module.path));
-                let bound = 1.0 / (inputs as f32).sqrt();
-                let a: Vec<f32> = (0..rank * inputs)
-                    .map(|_| random.random_range(-bound..bound))
-                    .collect();
-                [
-                    Tensor::from_data(TensorData::new(a, [rank, inputs]), device),
-                    Tensor::zeros([outputs, rank], device),
-                ]
+            .map(|module| match &config {
+                Config::Lora(_) => lora::fresh(module, seed, device),
+                Config::Vera(vera) => vera.fresh(module, device),
             })
             .collect();
+        let projections = match &config {
+            Config::Lora(_) => None,
+            Config::Vera(vera) => Some(Projections::draw(vera, &modules, device)),
+        };
         Adapters {
             config,
             modules,
             pairs,
+            projections,
         }
     }
+
+    /// A `[rank, in]` and B `[out, rank]` of a module as it stands: its share of the weight is `s·BA`.
+    pub fn factors(&self, module: usize) -> [Tensor<B, 2>; 2] {
+        let [inputs, outputs, _] = sizes(&self.modules[module]);
+        match &self.projections {
+            None => self.pairs[module].clone(),
+            Some(projections) => {
+                let pair = self.pairs[module].clone().map(Tensor::from_inner);
+                projections
+                    .factors([outputs, inputs], pair)
+                    .map(Tensor::inner)
+            }
+        }
+    }
+}
+
+/// A tensor of values in `±bound`, from the stream `name` of `seed`.
+fn uniform<B: Kernels>(
+    seed: u64,
+    name: &str,
+    bound: f32,
+    shape: [usize; 2],
+    device: &B::Device,
+) -> Tensor<B, 2> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    random.set_stream(stream(name));
+    let values: Vec<f32> = (0..shape[0] * shape[1])
+        .map(|_| random.random_range(-bound..bound))
+        .collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
 }
 
 /// A name's stream of random numbers: FNV-1a, whose values never change between releases.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::Adapters;
+use super::{Adapters, Projections};
 use crate::kernel::{Ad, Branch, Dropout, Frozen, Kernels, Lora, Outputs};
 
 /// Which reductions a pass takes of each module.
@@ -32,14 +32,15 @@ pub struct Observed<B: Kernels> {
 /// One forward pass. Made for each batch, used up by it.
 #[derive(Debug)]
 pub struct Pass<B: Kernels> {
-    /// `[A, B]` of each module, tracked where it is to have a gradient.
+    /// The two tensors that each module trains, tracked where they are to have a gradient.
     pub pairs: Vec<[Tensor<Ad<B>, 2>; 2]>,
     /// The trained tensors of the head.
     pub head: Vec<Tensor<Ad<B>, 2>>,
     /// What was measured, one entry per module, in the order the modules ran.
     pub observed: Vec<Option<Observed<B>>>,
+    projections: Option<Projections<B>>,
     scale: f32,
-    lora_dropout: f32,
+    adapter_dropout: f32,
     observe: Observe,
     /// The seed of this pass's dropout; none in evaluation.
     seed: Option<u32>,
@@ -91,8 +92,9 @@ impl<B: Kernels> Pass<B> {
                 .map(|tensor| enter(tensor, head_tracked))
                 .collect(),
             observed: vec![None; adapters.modules.len()],
+            projections: adapters.projections.clone(),
             scale: adapters.config.scale(),
-            lora_dropout: adapters.config.dropout as f32,
+            adapter_dropout: adapters.config.dropout(),
             observe,
             seed,
             sites: 0,
@@ -125,20 +127,23 @@ impl<B: Kernels> Pass<B> {
         x: Tensor<Ad<B>, 2>,
         layers: &[(&Frozen<B>, Option<usize>)],
     ) -> Tensor<Ad<B>, 2> {
-        let branches = layers
+        let branches: Vec<Branch<'_, B>> = layers
             .iter()
             .map(|(frozen, module)| Branch {
                 frozen,
-                lora: module.map(|index| self.lora(index)),
+                lora: module.map(|index| self.lora(index, frozen.weight.dims())),
             })
             .collect();
+        let loras = branches.iter().map(|branch| branch.lora.as_ref());
+        let second: Vec<_> = loras.map(|lora| lora.map(|lora| lora.b.clone())).collect();
         let Outputs { y, side } = B::linears(x, branches);
         if self.observes_outputs() {
             let mut first = 0;
-            for ((frozen, module), side) in layers.iter().zip(side) {
+            for (((frozen, module), side), b) in layers.iter().zip(side).zip(second) {
                 let outputs = frozen.weight.dims()[0];
                 if let Some(module) = module {
-                    self.measure(*module, y.clone().inner(), first..first + outputs, side);
+                    let share = side.zip(b.map(Tensor::inner));
+                    self.measure(*module, y.clone().inner(), first..first + outputs, share);
                 }
                 first += outputs;
             }
@@ -146,23 +151,29 @@ impl<B: Kernels> Pass<B> {
         y
     }
 
-    fn lora(&mut self, index: usize) -> Lora<B> {
-        let [a, b] = self.pairs[index].clone();
+    /// The side path of module `index`, whose weight has these dimensions.
+    fn lora(&mut self, index: usize, dims: [usize; 2]) -> Lora<B> {
+        let pair = self.pairs[index].clone();
+        let [a, b] = match &self.projections {
+            None => pair,
+            Some(projections) => projections.factors(dims, pair),
+        };
         Lora {
             a,
             b,
             scale: self.scale,
-            dropout: self.dropout(self.lora_dropout),
+            dropout: self.dropout(self.adapter_dropout),
         }
     }
 
-    /// Takes the reductions of module `index`, whose output is in `columns` of `y`.
+    /// Takes the reductions of module `index`, whose output is in `columns` of `y`; `share` is what its
+    /// adapter's part is the product of, if it has any.
     fn measure(
         &mut self,
         index: usize,
         y: Tensor<B, 2>,
         columns: Range<usize>,
-        side: Option<Tensor<B, 2>>,
+        share: Option<(Tensor<B, 2>, Tensor<B, 2>)>,
     ) {
         let Observe {
             activation,
@@ -171,8 +182,8 @@ impl<B: Kernels> Pass<B> {
         } = self.observe;
         self.observed[index] = Some(Observed {
             activation: activation.then(|| B::sums(y.clone(), columns.clone())),
-            delta: delta.then(|| match side {
-                Some(xa) => delta_squares(xa, self.pairs[index][1].clone().inner(), self.scale),
+            delta: delta.then(|| match share {
+                Some((xa, b)) => delta_squares(xa, b, self.scale),
                 None => Tensor::zeros([1], &y.device()),
             }),
             raw_activation: raw_activation.then(|| y.slice_dim(1, columns)),

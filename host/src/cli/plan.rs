@@ -8,6 +8,7 @@ use dynalora_plugin_api::ModuleInfo;
 use serde::Serialize;
 
 use super::{Common, print, print_json, table};
+use crate::adapter::Config;
 use crate::allocation::{Unit, Units, initial_units};
 use crate::data::{Problem, labels_of};
 use crate::error::{Error, Result};
@@ -40,6 +41,8 @@ pub struct Arguments {
 struct Plan {
     modules: Vec<ModuleInfo>,
     adapter_parameters: u64,
+    /// Values of VeRA's frozen projections; 0 for LoRA.
+    projection_values: u64,
     head_parameters: u64,
     base_parameters: u64,
     problem: Problem,
@@ -106,9 +109,13 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
         (
             "adapters",
             format!(
-                "{} parameters in {} modules",
+                "{} parameters in {} modules{}",
                 count(plan.adapter_parameters),
-                plan.modules.len()
+                plan.modules.len(),
+                match plan.projection_values {
+                    0 => String::new(),
+                    values => format!(", {} frozen values shared by all", count(values)),
+                }
             ),
         ),
         (
@@ -169,7 +176,8 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
 
 fn plan(recipe: &Recipe, pretrained: &Pretrained, arguments: &Arguments) -> Result<Plan> {
     let config = &pretrained.config;
-    let modules = pretrained.modules(&recipe.adapter.targets, recipe.adapter.rank as u32)?;
+    let adapter = Config::from(&recipe.adapter);
+    let modules = pretrained.modules(&recipe.adapter)?;
     let linears = pretrained.linears();
     let active = active(recipe, &modules, arguments.active)?;
     let chosen = || {
@@ -194,7 +202,7 @@ fn plan(recipe: &Recipe, pretrained: &Pretrained, arguments: &Arguments) -> Resu
             }
         });
     let length = recipe.model.max_length.min(config.max_length());
-    let cost = cost::cost(config, &linears, &modules, &active, length);
+    let cost = cost::cost(config, &linears, &adapter, &modules, &active, length);
 
     let adapter_parameters = modules.iter().map(|module| module.parameters).sum::<u64>();
     let active_parameters = chosen().map(|module| module.parameters).sum::<u64>();
@@ -207,18 +215,20 @@ fn plan(recipe: &Recipe, pretrained: &Pretrained, arguments: &Arguments) -> Resu
         _ => trainable,
     };
     let base_parameters = pretrained.weights.parameters();
+    let projection_values = adapter.shared_values(&modules);
     let mut memory = Memory {
         weights: 4 * base_parameters,
-        adapters: 4 * (adapter_parameters + head_parameters),
+        adapters: 4 * (adapter_parameters + projection_values + head_parameters),
         gradients: 4 * trainable,
         optimizer: 8 * kept,
-        activations: tokens as u64 * 4 * activation_floats(config, lowest),
+        activations: 4 * activation_floats(config, &adapter, &modules, lowest, tokens as u64),
         total: 0,
     };
     memory.total =
         memory.weights + memory.adapters + memory.gradients + memory.optimizer + memory.activations;
     Ok(Plan {
         adapter_parameters,
+        projection_values,
         head_parameters,
         base_parameters,
         problem,
@@ -261,11 +271,29 @@ fn active(recipe: &Recipe, modules: &[ModuleInfo], upper: Option<usize>) -> Resu
     Ok(units.expand(&chosen))
 }
 
-/// Values of one token that are alive at the peak: what the kernels keep for the backward pass of each
+/// Values that are alive at the peak. Of each token: what the kernels keep for the backward pass of each
 /// layer from the lowest active one up (q, k, v, the layer's input, two norms' sums, the attention's output,
-/// and the feed-forward's input and inner values), and the widest working set of one layer.
-fn activation_floats(config: &EncoderConfig, lowest: Option<u32>) -> u64 {
+/// the feed-forward's input and inner values, and `x·Aᵀ` of each adapter), and the widest working set of one
+/// layer. Once: VeRA's `Λ_b·B·Λ_d` of each of these modules.
+fn activation_floats(
+    config: &EncoderConfig,
+    adapter: &Config,
+    modules: &[ModuleInfo],
+    lowest: Option<u32>,
+    tokens: u64,
+) -> u64 {
     let (hidden, inner) = (config.hidden as u64, config.intermediate as u64);
     let layers = lowest.map_or(0, |lowest| config.layers as u64 - u64::from(lowest));
-    layers * (8 * hidden + inner) + 2 * inner + 4 * hidden
+    let reached = modules
+        .iter()
+        .filter(|module| lowest.is_some_and(|lowest| module.layer.is_some_and(|l| l >= lowest)));
+    let (mut ranks, mut scaled) = (0, 0);
+    for module in reached {
+        ranks += u64::from(module.rank);
+        scaled += u64::from(module.rank) * module.out_features;
+    }
+    if adapter.trains_a() {
+        scaled = 0;
+    }
+    tokens * (layers * (8 * hidden + inner) + 2 * inner + 4 * hidden + ranks) + scaled
 }

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use dynalora_plugin_api::ModuleInfo;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::adapter::{Adapters, LinearInfo, LoraConfig};
+use crate::adapter::{Adapters, Config, LinearInfo, LoraConfig, Projections, VeraConfig};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::{Family, HeadTensor, Saved, Weights, save};
@@ -18,11 +18,13 @@ const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 /// What PEFT puts before every name.
 const WRAPPER: &str = "base_model.model";
+/// VeRA's shared matrices, which belong to no module.
+const PROJECTIONS: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
 
 /// An adapter folder, read but not yet on a device.
 pub struct Peft {
-    /// Sizes.
-    pub lora: LoraConfig,
+    /// Method and sizes.
+    pub config: Config,
     /// Paths of the adapted modules, without the family's prefix.
     pub paths: Vec<String>,
     /// What the adapter says it was trained on.
@@ -30,16 +32,21 @@ pub struct Peft {
     weights: Weights,
 }
 
-/// The keys of `adapter_config.json` that are read back.
-#[derive(Deserialize, Serialize)]
-struct Config {
+/// The keys of every `adapter_config.json` that are read back.
+#[derive(Deserialize)]
+struct Common {
     peft_type: String,
+    #[serde(default)]
+    base_model_name_or_path: Option<String>,
+}
+
+/// Those of LoRA's.
+#[derive(Deserialize)]
+struct Lora {
     r: u32,
     lora_alpha: f64,
     #[serde(default)]
     lora_dropout: f64,
-    #[serde(default)]
-    base_model_name_or_path: Option<String>,
     #[serde(default)]
     use_rslora: bool,
     #[serde(default)]
@@ -48,6 +55,28 @@ struct Config {
     rank_pattern: serde_json::Map<String, Value>,
     #[serde(default)]
     alpha_pattern: serde_json::Map<String, Value>,
+}
+
+/// Those of VeRA's.
+#[derive(Deserialize)]
+struct Vera {
+    r: u32,
+    #[serde(default = "vera_d_initial")]
+    d_initial: f64,
+    #[serde(default)]
+    vera_dropout: f64,
+    #[serde(default)]
+    projection_prng_key: u64,
+    #[serde(default = "vera_bias")]
+    bias: String,
+}
+
+fn vera_d_initial() -> f64 {
+    0.1
+}
+
+fn vera_bias() -> String {
+    "none".to_owned()
 }
 
 /// Writes adapter and head into `folder`, which must exist and be nobody's yet.
@@ -62,9 +91,20 @@ pub fn write<B: Kernels>(
     let prefix = family.names().prefix;
     let mut tensors = Vec::new();
     for (module, pair) in adapters.modules.iter().zip(&adapters.pairs) {
-        for (tensor, part) in pair.iter().zip(["lora_A", "lora_B"]) {
-            let name = format!("{WRAPPER}.{prefix}.{}.{part}.weight", module.path);
-            tensors.push(Saved::new(name, tensor.dims().to_vec(), tensor)?);
+        for (tensor, part) in pair.iter().zip(adapters.config.parts()) {
+            let name = format!("{WRAPPER}.{prefix}.{}.{part}", module.path);
+            let [rows, columns] = tensor.dims();
+            tensors.push(match &adapters.config {
+                Config::Lora(_) => {
+                    Saved::new(format!("{name}.weight"), vec![rows, columns], tensor)?
+                }
+                Config::Vera(_) => Saved::new(name, vec![rows], tensor)?,
+            });
+        }
+    }
+    if let Some(whole) = adapters.projections.as_ref().and_then(Projections::whole) {
+        for (name, tensor) in PROJECTIONS.into_iter().zip(whole) {
+            tensors.push(Saved::new(name.to_owned(), tensor.dims().to_vec(), tensor)?);
         }
     }
     let mut modules_to_save: Vec<&str> = Vec::new();
@@ -80,24 +120,41 @@ pub fn write<B: Kernels>(
         }
     }
     save(&folder.join(TENSORS), &tensors, &[("format", "pt")])?;
-    let config = json!({
-        "peft_type": "LORA",
+    let mut config = match &adapters.config {
+        Config::Lora(lora) => json!({
+            "peft_type": "LORA",
+            "r": lora.rank,
+            "lora_alpha": number(lora.alpha),
+            "lora_dropout": lora.dropout,
+            "init_lora_weights": true,
+            "use_dora": false,
+            "use_rslora": false,
+            "rank_pattern": {},
+            "alpha_pattern": {},
+        }),
+        Config::Vera(vera) => json!({
+            "peft_type": "VERA",
+            "r": vera.rank,
+            "d_initial": vera.d_initial,
+            "vera_dropout": vera.dropout,
+            "projection_prng_key": vera.projection_prng_key,
+            // PEFT would draw others by that key.
+            "save_projection": true,
+            "init_weights": true,
+        }),
+    };
+    let common = json!({
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": base,
-        "r": adapters.config.rank,
-        "lora_alpha": number(adapters.config.alpha),
-        "lora_dropout": adapters.config.dropout,
         "target_modules": target_modules(&adapters.modules, linears, prefix),
         "modules_to_save": modules_to_save,
         "bias": "none",
         "fan_in_fan_out": false,
         "inference_mode": true,
-        "init_lora_weights": true,
-        "use_dora": false,
-        "use_rslora": false,
-        "rank_pattern": {},
-        "alpha_pattern": {},
     });
+    if let (Value::Object(config), Value::Object(common)) = (&mut config, common) {
+        config.extend(common);
+    }
     let path = folder.join(CONFIG);
     let text = serde_json::to_string_pretty(&config)
         .map_err(|error| Error::failure(format!("{}: {error}", path.display())))?;
@@ -153,44 +210,95 @@ pub fn read(folder: &Path, family: Family) -> Result<Peft> {
         Error::user(format!("cannot read {}: {error}", path.display()))
             .help("an adapter folder holds adapter_config.json and adapter_model.safetensors")
     })?;
-    let config: Config = serde_json::from_str(&text).map_err(|error| {
-        Error::user(format!("{}: {error}", path.display()))
-            .help("the file must be the adapter_config.json of a LoRA adapter, whole")
-    })?;
-    let unsupported = [
-        (config.peft_type != "LORA", "peft_type", "LORA"),
-        (config.use_rslora, "use_rslora", "false"),
-        (config.use_dora, "use_dora", "false"),
-        (!config.rank_pattern.is_empty(), "rank_pattern", "{}"),
-        (!config.alpha_pattern.is_empty(), "alpha_pattern", "{}"),
-        (config.r == 0, "r", "1 or more"),
-    ];
-    if let Some((_, key, expected)) = unsupported.iter().find(|(found, _, _)| *found) {
-        return Err(Error::user(format!(
-            "{}: {key} has a value that is not supported",
-            path.display()
-        ))
-        .help(format!(
-            "only plain LoRA adapters are read: {key} must be {expected}"
-        )));
-    }
+    let at = path.display().to_string();
+    let common: Common = parse(&text, &at)?;
     let weights = Weights::open(&[folder.join(TENSORS)])?;
+    let (config, first) = match common.peft_type.as_str() {
+        "LORA" => (lora(parse(&text, &at)?, &at)?, "lora_A.weight"),
+        "VERA" => (vera(parse(&text, &at)?, &weights, &at)?, "vera_lambda_d"),
+        other => {
+            return Err(Error::user(format!("{at}: peft_type is {other}"))
+                .help("adapters of the types LORA and VERA are read"));
+        }
+    };
     let start = format!("{WRAPPER}.{}.", family.names().prefix);
     let paths = weights
         .names()
-        .filter_map(|name| name.strip_prefix(&start)?.strip_suffix(".lora_A.weight"))
+        .filter_map(|name| {
+            let path = name.strip_prefix(&start)?.strip_suffix(first)?;
+            path.strip_suffix('.')
+        })
         .map(str::to_owned)
         .collect();
     Ok(Peft {
-        lora: LoraConfig {
-            rank: config.r,
-            alpha: config.lora_alpha,
-            dropout: config.lora_dropout,
-        },
+        config,
         paths,
-        base: config.base_model_name_or_path,
+        base: common.base_model_name_or_path,
         weights,
     })
+}
+
+fn parse<'a, T: Deserialize<'a>>(text: &'a str, at: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|error| {
+        Error::user(format!("{at}: {error}"))
+            .help("the file must be the adapter_config.json of a LoRA or VeRA adapter, whole")
+    })
+}
+
+fn lora(config: Lora, at: &str) -> Result<Config> {
+    refuse(
+        at,
+        &[
+            (config.use_rslora, "use_rslora", "false"),
+            (config.use_dora, "use_dora", "false"),
+            (!config.rank_pattern.is_empty(), "rank_pattern", "{}"),
+            (!config.alpha_pattern.is_empty(), "alpha_pattern", "{}"),
+            (config.r == 0, "r", "1 or more"),
+        ],
+    )?;
+    Ok(Config::Lora(LoraConfig {
+        rank: config.r,
+        alpha: config.lora_alpha,
+        dropout: config.lora_dropout,
+    }))
+}
+
+fn vera(config: Vera, weights: &Weights, at: &str) -> Result<Config> {
+    refuse(
+        at,
+        &[
+            (config.bias != "none", "bias", "\"none\""),
+            (config.r == 0, "r", "1 or more"),
+        ],
+    )?;
+    if let Some(missing) = PROJECTIONS.iter().find(|name| !weights.contains(name)) {
+        return Err(Error::user(format!(
+            "{at}: the adapter was saved without its projections: {TENSORS} has no {missing}"
+        ))
+        .help(
+            "only PyTorch's generator can draw them again: load the adapter with PEFT, set \
+             save_projection = True in its VeraConfig before it is made or loaded, and save it again",
+        ));
+    }
+    Ok(Config::Vera(VeraConfig {
+        rank: config.r,
+        d_initial: config.d_initial,
+        dropout: config.vera_dropout,
+        projection_prng_key: config.projection_prng_key,
+    }))
+}
+
+/// Refuses the first key that has a value which is not supported.
+fn refuse(at: &str, unsupported: &[(bool, &str, &str)]) -> Result<()> {
+    match unsupported.iter().find(|(found, _, _)| *found) {
+        None => Ok(()),
+        Some((_, key, expected)) => Err(Error::user(format!(
+            "{at}: {key} has a value that is not supported"
+        ))
+        .help(format!(
+            "only plain LoRA and VeRA adapters are read: {key} must be {expected}"
+        ))),
+    }
 }
 
 impl Peft {
@@ -209,9 +317,7 @@ impl Peft {
         let adapted = linears
             .iter()
             .filter(|linear| self.paths.contains(&linear.path));
-        Ok(adapted
-            .map(|linear| linear.module(self.lora.rank))
-            .collect())
+        Ok(adapted.map(|linear| linear.module(&self.config)).collect())
     }
 
     /// The adapter's values on a device.
@@ -222,31 +328,39 @@ impl Peft {
         device: &B::Device,
     ) -> Result<Adapters<B>> {
         let prefix = family.names().prefix;
+        let parts = self.config.parts();
+        let tensor = |module: &ModuleInfo, part: usize| {
+            let name = format!("{WRAPPER}.{prefix}.{}.{}", module.path, parts[part]);
+            let shape = self.config.shapes(module)[part];
+            match &self.config {
+                Config::Lora(_) => self
+                    .weights
+                    .tensor(&format!("{name}.weight"), shape, device),
+                Config::Vera(_) => {
+                    let vector = self.weights.tensor::<B, 1>(&name, [shape[0]], device)?;
+                    Ok(vector.reshape(shape))
+                }
+            }
+        };
         let pairs = modules
             .iter()
-            .map(|module| {
-                let [inputs, outputs, rank] =
-                    [module.in_features, module.out_features, module.rank.into()]
-                        .map(|size| size as usize);
-                let name = format!("{WRAPPER}.{prefix}.{}", module.path);
-                Ok([
-                    self.weights.tensor(
-                        &format!("{name}.lora_A.weight"),
-                        [rank, inputs],
-                        device,
-                    )?,
-                    self.weights.tensor(
-                        &format!("{name}.lora_B.weight"),
-                        [outputs, rank],
-                        device,
-                    )?,
-                ])
-            })
+            .map(|module| Ok([tensor(module, 0)?, tensor(module, 1)?]))
             .collect::<Result<_>>()?;
+        let projections = match &self.config {
+            Config::Lora(_) => None,
+            Config::Vera(vera) => {
+                let [a, b] = vera.projection_shapes(&modules);
+                let [name_a, name_b] = PROJECTIONS;
+                let a = self.weights.tensor(name_a, a, device)?;
+                let b = self.weights.tensor(name_b, b, device)?;
+                Some(Projections::new([a, b], &modules))
+            }
+        };
         Ok(Adapters {
-            config: self.lora.clone(),
+            config: self.config.clone(),
             modules,
             pairs,
+            projections,
         })
     }
 

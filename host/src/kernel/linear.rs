@@ -38,7 +38,8 @@ impl<B: Kernels> Frozen<B> {
     }
 }
 
-/// A LoRA pair as it enters one forward pass; tracked where the module is active.
+/// A LoRA pair, or a VeRA module's A and `Λ_b·B·Λ_d`, as it enters one forward pass; tracked where the module
+/// is active, A only where it trains.
 #[derive(Clone, Debug)]
 pub struct Lora<B: Backend> {
     /// `A: [rank, in]`.
@@ -130,7 +131,7 @@ impl Packed {
 /// What the backward pass needs.
 #[derive(Clone, Debug)]
 struct Saved {
-    /// The layers' input; only an active module needs it (for dA).
+    /// The layers' input; only a module whose A trains needs it.
     x: Option<Tensor<Flex, 2>>,
     branches: Vec<(Frozen<Flex>, Option<SavedPair>)>,
 }
@@ -145,7 +146,7 @@ struct SavedPair {
     dropout: Dropout,
 }
 
-/// By hand. Of an active module the input is kept, of an inactive one the rank-wide `x·Aᵀ` alone.
+/// By hand. Of a module whose A trains the input is kept, of any other the rank-wide `x·Aᵀ` alone.
 pub fn cpu(x: Tensor<Ad<Flex>, 2>, branches: Vec<Branch<'_, Flex>>) -> Outputs<Flex> {
     // The graph's operations have a fixed number of inputs: x, and A and B of each branch.
     match branches.len() {
@@ -171,7 +172,7 @@ fn cpu_of<const N: usize>(
     let out = Disjoint::new(y.as_mut_ptr());
     let nothing = Tensor::<Ad<Flex>, 2>::empty([0, 0], &x.device());
     let mut graph_inputs = vec![input(x)];
-    let (mut saved, mut side, mut active) = (Vec::new(), Vec::new(), false);
+    let (mut saved, mut side, mut keeps_x) = (Vec::new(), Vec::new(), false);
     let mut first = 0;
     for Branch { frozen, lora } in branches {
         let outputs = frozen.weight.dims()[0];
@@ -186,7 +187,7 @@ fn cpu_of<const N: usize>(
             |lora| [lora.a.clone(), lora.b.clone()],
         );
         let trains = is_tracked(&a) || is_tracked(&b);
-        active |= trains;
+        keeps_x |= is_tracked(&a);
         let pair = lora.and_then(|lora| {
             let (a, b) = (lora.a.inner(), lora.b.inner());
             let silent = View::new(b.clone()).values().iter().all(|b| *b == 0.0);
@@ -223,7 +224,7 @@ fn cpu_of<const N: usize>(
     unsafe { y.set_len(tokens * width) };
     let y = tensor(y, [tokens, width]);
     let state = || Saved {
-        x: active.then_some(inner),
+        x: keeps_x.then_some(inner),
         branches: saved,
     };
     let graph_inputs: [_; N] = graph_inputs.try_into().expect("two inputs for each branch");
@@ -280,7 +281,10 @@ fn backward<const N: usize>(
                 let b = Matrix::new(b.values(), outputs, rank);
                 let dxa = product(Start::Zero, &[Term::plain(pair.scale, gradient, b)]);
                 if want_a {
-                    let x = saved.x.clone().expect("an active module kept its input");
+                    let x = saved
+                        .x
+                        .clone()
+                        .expect("a module whose A trains kept its input");
                     let x = View::new(dropout::drop_out_if_any(x, pair.dropout));
                     let x = Matrix::new(x.values(), tokens, inputs);
                     let dxa = Matrix::new(&dxa, tokens, rank);

@@ -17,6 +17,7 @@ mod measure;
 mod norm;
 mod record;
 mod rotary;
+mod scaled;
 pub mod simd;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,16 @@ pub trait Kernels: Backend {
     /// read the same `x [tokens, in]`, side by side. The pair is a side path: `W + s·BA` is never formed.
     fn linears(x: Tensor<Ad<Self>, 2>, branches: Vec<Branch<'_, Self>>) -> Outputs<Self> {
         linear::composed(x, branches)
+    }
+
+    /// `diag(rows)·M·diag(columns)` of a frozen matrix, with `rows [n, 1]` and `columns [m, 1]` (VeRA's
+    /// `Λ_b·B·Λ_d`; Kopiczko et al. 2024, eq. 2).
+    fn scaled(
+        matrix: &Tensor<Self, 2>,
+        rows: Tensor<Ad<Self>, 2>,
+        columns: Tensor<Ad<Self>, 2>,
+    ) -> Tensor<Ad<Self>, 2> {
+        scaled::composed(matrix, rows, columns)
     }
 
     /// The activation function, element by element.
@@ -132,6 +143,14 @@ impl Kernels for Flex {
 
     fn linears(x: Tensor<Ad<Self>, 2>, branches: Vec<Branch<'_, Self>>) -> Outputs<Self> {
         linear::cpu(x, branches)
+    }
+
+    fn scaled(
+        matrix: &Tensor<Self, 2>,
+        rows: Tensor<Ad<Self>, 2>,
+        columns: Tensor<Ad<Self>, 2>,
+    ) -> Tensor<Ad<Self>, 2> {
+        scaled::cpu(matrix, rows, columns)
     }
 
     fn activation(x: Tensor<Ad<Self>, 2>, function: Activation) -> Tensor<Ad<Self>, 2> {

@@ -290,6 +290,56 @@ fn lora_with_dropout_masks_the_side_path_alone() {
 }
 
 #[test]
+fn a_scaled_matrix() {
+    let _alone = alone();
+    for (rows, columns) in [(40, 24), (1, 33), (70, 1)] {
+        let matrix = plain_random(rows, columns);
+        compare(
+            [random(rows, 1), random(columns, 1)],
+            |[rows, columns]| Flex::scaled(&matrix, rows, columns),
+            |[rows, columns]| scaled::composed(&matrix, rows, columns),
+        );
+    }
+}
+
+#[test]
+fn vera_is_its_own_formula() {
+    let _alone = alone();
+    // λ_b ∘ (B·(λ_d ∘ (A·dropout(x)))), written as in the paper; gradients reach x and the vectors.
+    let layer = frozen(40, 24);
+    let (a, b) = (plain_random(7, 24), plain_random(40, 7));
+    for dropout in [
+        Dropout::NONE,
+        Dropout {
+            probability: 0.4,
+            seed: 9,
+        },
+    ] {
+        compare(
+            [random(33, 24), random(7, 1), random(40, 1)],
+            |[x, d, lambda_b]| {
+                let b = Flex::scaled(&b, lambda_b, d);
+                let lora = Lora {
+                    a: Tensor::from_inner(a.clone()),
+                    b,
+                    scale: 1.0,
+                    dropout,
+                };
+                let frozen = &layer;
+                let lora = Some(lora);
+                Flex::linears(x, vec![Branch { frozen, lora }]).y
+            },
+            |[x, d, lambda_b]| {
+                let [a, b] = [&a, &b].map(|matrix| Tensor::from_inner(matrix.clone()).transpose());
+                let inner = Flex::dropout(x.clone(), dropout).matmul(a) * d.transpose();
+                linear::composed(x, vec![branch(&layer, None)]).y
+                    + inner.matmul(b) * lambda_b.transpose()
+            },
+        );
+    }
+}
+
+#[test]
 fn products_reach_every_edge() {
     let _alone = alone();
     // Around the tiles' rows, the panels' columns and the stretches of the inner size.

@@ -13,7 +13,7 @@ use dynalora_plugin_api::ModuleInfo;
 use crate::adapter::{LinearInfo, Pass, select};
 use crate::error::{Error, Result};
 use crate::kernel::{Ad, Kernels, Sequences};
-use crate::recipe::{ModelConfig, Targets};
+use crate::recipe::{AdapterConfig, ModelConfig};
 
 pub use config::{EncoderConfig, Family};
 pub use encoder::{Encoder, Input};
@@ -81,12 +81,12 @@ impl Pretrained {
         self.config.linears(self.frozen_pooler)
     }
 
-    /// The modules that `targets` selects, each with a pair of `rank`.
-    pub fn modules(&self, targets: &Targets, rank: u32) -> Result<Vec<ModuleInfo>> {
-        let linears = self.linears();
-        let chosen = select(targets, &linears)?;
+    /// The modules that a recipe's `[adapter]` selects and what each carries.
+    pub fn modules(&self, recipe: &AdapterConfig) -> Result<Vec<ModuleInfo>> {
+        let (linears, config) = (self.linears(), recipe.into());
+        let chosen = select(&recipe.targets, &linears)?;
         let modules = linears.iter().zip(chosen).filter(|(_, chosen)| *chosen);
-        Ok(modules.map(|(linear, _)| linear.module(rank)).collect())
+        Ok(modules.map(|(linear, _)| linear.module(&config)).collect())
     }
 }
 

@@ -12,21 +12,28 @@ use super::document::Document;
 use crate::error::{Error, Result};
 
 /// The adapter of every target module. PEFT's names for the keys (`r`, `lora_alpha`, `lora_dropout`,
-/// `target_modules`) are understood too.
+/// `vera_dropout`, `target_modules`) are understood too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdapterConfig {
     /// The method.
     pub kind: AdapterKind,
-    /// Width of the bottleneck: rows of `A: [rank, in]`, columns of `B: [out, rank]`.
-    #[serde(alias = "r")]
-    pub rank: usize,
-    /// The adapter's share is scaled by `alpha / rank`.
-    #[serde(alias = "lora_alpha")]
-    pub alpha: f64,
+    /// Width of the bottleneck: rows of `A: [rank, in]`, columns of `B: [out, rank]`; left out: 8 for LoRA,
+    /// 256 for VeRA.
+    #[serde(alias = "r", skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+    /// LoRA: the adapter's share is scaled by `alpha / rank`; left out: 16.
+    #[serde(alias = "lora_alpha", skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
     /// Dropout on the adapter's input.
-    #[serde(alias = "lora_dropout")]
+    #[serde(alias = "lora_dropout", alias = "vera_dropout")]
     pub dropout: f64,
+    /// VeRA: what every element of `λ_d` is at the start; left out: 0.1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub d_initial: Option<f64>,
+    /// VeRA: the seed of the shared matrices A and B, which `seed` does not touch; left out: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub projection_prng_key: Option<u64>,
     /// The modules that get an adapter: one target or a list of them.
     #[serde(alias = "target_modules")]
     pub targets: Targets,
@@ -39,15 +46,20 @@ pub enum AdapterKind {
     /// `ΔW = (alpha / rank) · B·A` (Hu et al. 2021).
     #[default]
     Lora,
+    /// `ΔW = Λ_b·B·Λ_d·A`: of all modules' shared random A and B the rows are scaled by two trainable vectors
+    /// (Kopiczko et al. 2024).
+    Vera,
 }
 
 impl Default for AdapterConfig {
     fn default() -> Self {
         AdapterConfig {
             kind: AdapterKind::Lora,
-            rank: 8,
-            alpha: 16.0,
+            rank: None,
+            alpha: None,
             dropout: 0.0,
+            d_initial: None,
+            projection_prng_key: None,
             targets: Targets(vec![
                 Target::Name("query".into()),
                 Target::Name("value".into()),
@@ -57,10 +69,66 @@ impl Default for AdapterConfig {
 }
 
 impl AdapterConfig {
+    /// Width of the bottleneck.
+    pub fn rank(&self) -> usize {
+        self.rank.unwrap_or(match self.kind {
+            AdapterKind::Lora => 8,
+            AdapterKind::Vera => 256,
+        })
+    }
+
+    /// LoRA's α.
+    pub fn alpha(&self) -> f64 {
+        self.alpha.unwrap_or(16.0)
+    }
+
+    /// The start of VeRA's `λ_d`.
+    pub fn d_initial(&self) -> f64 {
+        self.d_initial.unwrap_or(0.1)
+    }
+
+    /// The seed of VeRA's shared matrices.
+    pub fn projection_prng_key(&self) -> u64 {
+        self.projection_prng_key.unwrap_or(0)
+    }
+
+    /// Writes the defaults that depend on the kind into the keys themselves.
+    pub(super) fn fill(&mut self) {
+        self.rank = Some(self.rank());
+        match self.kind {
+            AdapterKind::Lora => self.alpha = Some(self.alpha()),
+            AdapterKind::Vera => {
+                self.d_initial = Some(self.d_initial());
+                self.projection_prng_key = Some(self.projection_prng_key());
+            }
+        }
+    }
+
+    /// Refuses what only the other kind has.
+    fn refuse_foreign_keys(&self, at: &Document) -> Result<()> {
+        let (kind, other, foreign) = match self.kind {
+            AdapterKind::Lora => (
+                "lora",
+                "vera",
+                ["d_initial", "projection_prng_key", "vera_dropout"],
+            ),
+            AdapterKind::Vera => ("vera", "lora", ["alpha", "lora_alpha", "lora_dropout"]),
+        };
+        let mut keys = foreign.iter().map(|key| format!("adapter.{key}"));
+        let Some(key) = keys.find(|key| at.has(key)) else {
+            return Ok(());
+        };
+        let message = format!("`{key}` belongs to kind = \"{other}\"");
+        let label = format!("the adapter's kind is \"{kind}\"");
+        let help = format!("drop the key, or set `adapter.kind = \"{other}\"`");
+        Err(at.error(&key, message, label).help(help))
+    }
+
     pub(super) fn validate(&self, at: &Document) -> Result<()> {
+        self.refuse_foreign_keys(at)?;
         let key =
             |ours: &'static str, pefts: &'static str| if at.has(pefts) { pefts } else { ours };
-        let rank = self.rank;
+        let rank = self.rank();
         let rank_key = key("adapter.rank", "adapter.r");
         at.check(
             rank_key,
@@ -68,14 +136,32 @@ impl AdapterConfig {
             rank,
             "a rank from 1 to 65536",
         )?;
-        let positive = self.alpha.is_finite() && self.alpha > 0.0;
+        let alpha = self.alpha();
         at.check(
             key("adapter.alpha", "adapter.lora_alpha"),
-            positive,
-            self.alpha,
+            alpha.is_finite() && alpha > 0.0,
+            alpha,
             "a number above 0",
         )?;
-        at.check_dropout(key("adapter.dropout", "adapter.lora_dropout"), self.dropout)?;
+        let pefts = match self.kind {
+            AdapterKind::Lora => "adapter.lora_dropout",
+            AdapterKind::Vera => "adapter.vera_dropout",
+        };
+        at.check_dropout(key("adapter.dropout", pefts), self.dropout)?;
+        let d_initial = self.d_initial();
+        at.check(
+            "adapter.d_initial",
+            d_initial.is_finite() && d_initial != 0.0,
+            d_initial,
+            "a number other than 0: with both vectors zero neither would have a gradient",
+        )?;
+        let prng_key = self.projection_prng_key();
+        at.check(
+            "adapter.projection_prng_key",
+            i64::try_from(prng_key).is_ok(),
+            prng_key as f64,
+            "a seed below 2^63",
+        )?;
 
         let key = key("adapter.targets", "adapter.target_modules");
         if self.targets.0.is_empty() {

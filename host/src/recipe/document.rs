@@ -18,7 +18,11 @@ const RIVALS: &[&[&str]] = &[
     &["train.batch_size", "train.tokens_per_batch"],
     &["adapter.rank", "adapter.r"],
     &["adapter.alpha", "adapter.lora_alpha"],
-    &["adapter.dropout", "adapter.lora_dropout"],
+    &[
+        "adapter.dropout",
+        "adapter.lora_dropout",
+        "adapter.vera_dropout",
+    ],
     &["adapter.targets", "adapter.target_modules"],
 ];
 

@@ -117,6 +117,7 @@ impl Recipe {
         recipe.validate(&document)?;
         let base = path.parent().unwrap_or(Path::new(""));
         recipe.make_absolute(base)?;
+        recipe.adapter.fill();
         recipe.train.fill();
         Ok((recipe, document))
     }

@@ -102,7 +102,7 @@ fn an_unknown_key_is_shown_with_the_nearest() {
     11 │
        ╰────
      help: did you mean `rank`? [adapter] takes `kind`, `r`, `rank`, `alpha`, `lora_alpha`, `dropout`,
-           `lora_dropout`, `target_modules`, `targets`
+           `lora_dropout`, `vera_dropout`, `d_initial`, `projection_prng_key`, `target_modules`, `targets`
     ");
     assert_snapshot!(broken("[train]", "[trian]"), @r"
      × the recipe has no key `trian`
@@ -137,7 +137,8 @@ fn an_unknown_key_is_shown_with_the_nearest() {
     11 │
        ╰────
      help: did you mean `train.learning_rate`? [adapter] takes `kind`, `r`, `rank`, `alpha`, `lora_alpha`,
-           `dropout`, `lora_dropout`, `target_modules`, `targets`
+           `dropout`, `lora_dropout`, `vera_dropout`, `d_initial`, `projection_prng_key`, `target_modules`,
+           `targets`
     ");
 }
 
@@ -359,6 +360,95 @@ fn bad_toml_is_shown() {
 }
 
 #[test]
+fn each_kind_of_adapter_has_its_own_keys() {
+    let written = |text: &str| {
+        let text = TEXT.replace("rank = 8", text);
+        parse(&text, &[])
+            .expect("a good recipe")
+            .to_toml()
+            .expect("it can be written")
+    };
+    let vera = written("kind = \"vera\"");
+    for line in [
+        "rank = 256",
+        "d_initial = 0.1",
+        "dropout = 0.0",
+        "projection_prng_key = 0",
+    ] {
+        assert!(
+            vera.lines().any(|written| written == line),
+            "{line} is not in\n{vera}"
+        );
+    }
+    assert!(!vera.contains("alpha"));
+    let lora = written("kind = \"lora\"");
+    assert!(
+        lora.contains("alpha = 16.0") && lora.contains("rank = 8"),
+        "{lora}"
+    );
+    assert!(!lora.contains("d_initial") && !lora.contains("projection"));
+    let pefts = written("kind = \"vera\"\nr = 4\nvera_dropout = 0.1");
+    assert!(
+        pefts.contains("rank = 4") && pefts.contains("dropout = 0.1"),
+        "{pefts}"
+    );
+
+    assert_snapshot!(broken("rank = 8", "kind = \"vera\"\nalpha = 8"), @r#"
+     × `adapter.alpha` belongs to kind = "lora"
+       ╭─[a.toml:11:9]
+    10 │ kind = "vera"
+    11 │ alpha = 8
+       ·         ┬
+       ·         ╰── the adapter's kind is "vera"
+    12 │
+       ╰────
+     help: drop the key, or set `adapter.kind = "lora"`
+    "#);
+    assert_snapshot!(broken("rank = 8", "d_initial = 0.1"), @r#"
+     × `adapter.d_initial` belongs to kind = "vera"
+       ╭─[a.toml:10:13]
+     9 │ [adapter]
+    10 │ d_initial = 0.1
+       ·             ─┬─
+       ·              ╰── the adapter's kind is "lora"
+    11 │
+       ╰────
+     help: drop the key, or set `adapter.kind = "vera"`
+    "#);
+    assert_snapshot!(broken("rank = 8", "kind = \"vera\"\nd_initial = 0"), @r#"
+     × `adapter.d_initial` is 0.0
+       ╭─[a.toml:11:13]
+    10 │ kind = "vera"
+    11 │ d_initial = 0
+       ·             ┬
+       ·             ╰── expected a number other than 0: with both vectors zero neither would have a gradient
+    12 │
+       ╰────
+     help: change it in the recipe, or pass `--set adapter.d_initial=VALUE`
+    "#);
+    assert_snapshot!(broken("rank = 8", "kind = \"dora\""), @r#"
+     × `adapter.kind` cannot be "dora"
+       ╭─[a.toml:10:8]
+     9 │ [adapter]
+    10 │ kind = "dora"
+       ·        ───┬──
+       ·           ╰── not one of its values
+    11 │
+       ╰────
+     help: did you mean "lora"? It can be "lora", "vera"
+    "#);
+    for (kind, key) in [
+        ("vera", "lora_alpha = 8"),
+        ("vera", "lora_dropout = 0.1"),
+        ("lora", "vera_dropout = 0.1"),
+        ("lora", "projection_prng_key = 1"),
+    ] {
+        let said = broken("rank = 8", &format!("kind = {kind:?}\n{key}"));
+        assert!(said.contains("belongs to kind"), "{said}");
+    }
+}
+
+#[test]
 fn flags_are_named_in_errors() {
     assert_snapshot!(refused("train.step=10"), @r"
      × the recipe has no key `train.step`
@@ -470,7 +560,7 @@ fn flags_replace_what_the_recipe_says() {
     assert_eq!(recipe.train.length(), Length::Steps(10));
     assert_eq!(recipe.train.epochs, None);
     assert_eq!(recipe.train.batch_limit(), BatchLimit::Tokens(4096));
-    assert_eq!(recipe.adapter.rank, 4);
+    assert_eq!(recipe.adapter.rank, Some(4));
     assert_eq!(recipe.adapter.targets.0.len(), 2);
     assert_eq!(
         recipe.train.warmup,
@@ -577,7 +667,7 @@ fn configs(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn every_config_loads() {
     let found = configs(&repository().join("configs"));
-    assert!(found.len() >= 7 + 24, "{} configs", found.len());
+    assert!(found.len() >= 7 + 36, "{} configs", found.len());
     let mut outputs = std::collections::HashMap::new();
     for path in found {
         let recipe = Recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{}", show(&error)));

@@ -60,7 +60,6 @@ impl Progress {
 
 const TENSORS: &str = "state.safetensors";
 const PROGRESS: &str = "progress.json";
-const PARTS: [&str; 2] = ["lora_A", "lora_B"];
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
 /// Writes a checkpoint into `folder`, which must exist and be nobody's yet.
@@ -150,9 +149,10 @@ pub fn read<B: Kernels>(
 }
 
 fn module_names<B: Kernels>(trainee: &Trainee<B>) -> Vec<Vec<String>> {
+    let parts = trainee.adapters.config.parts();
     let modules = trainee.adapters.modules.iter();
     modules
-        .map(|module| PARTS.map(|part| format!("{}.{part}", module.path)).to_vec())
+        .map(|module| parts.map(|part| format!("{}.{part}", module.path)).to_vec())
         .collect()
 }
 

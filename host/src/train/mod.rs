@@ -20,7 +20,7 @@ pub use machine::peak_memory;
 pub use prepare::{Prepared, Rest};
 pub use progress::{Display, Verbosity, count, duration, size};
 
-use crate::adapter::{Adapters, LoraConfig};
+use crate::adapter::Adapters;
 use crate::allocation::Controller;
 use crate::data::EpochPlan;
 use crate::error::{Error, Result};
@@ -63,7 +63,12 @@ pub fn train<B: Kernels>(
     let train = &recipe.train;
     let model = Model::<B>::load(pretrained, modules, data.outputs(), device)?;
     let mut trainee = Trainee {
-        adapters: Adapters::new(lora(&recipe), modules.clone(), recipe.seed, device),
+        adapters: Adapters::new(
+            (&recipe.adapter).into(),
+            modules.clone(),
+            recipe.seed,
+            device,
+        ),
         head: model.head.initial(recipe.seed, device),
         model,
     };
@@ -264,15 +269,6 @@ pub fn train<B: Kernels>(
     tracing::debug!(model = %folder.dir.display(), "trained");
     writer.summary(&summary)?;
     Ok(summary)
-}
-
-/// The recipe's adapter sizes.
-pub fn lora(recipe: &Recipe) -> LoraConfig {
-    LoraConfig {
-        rank: recipe.adapter.rank as u32,
-        alpha: recipe.adapter.alpha,
-        dropout: recipe.adapter.dropout,
-    }
 }
 
 fn optimizer_config(recipe: &Recipe, total_steps: u64) -> OptimizerConfig {

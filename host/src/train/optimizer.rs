@@ -82,8 +82,9 @@ impl<B: Kernels> Optimizer<B> {
             .factor(step, self.config.warmup_steps, self.config.total_steps)
     }
 
-    /// Updates `[A, B]` of an active module at the run's step `step` (from 0). Of a pair at less than full
-    /// rank only the first `rank` components are touched.
+    /// Updates the two tensors of an active module at the run's step `step` (from 0). At less than full rank
+    /// only the first `rank` components are touched: rows of the first tensor, and columns of the second
+    /// where it has one for each (VeRA's `λ_b [out, 1]` has not).
     pub fn update_module(
         &mut self,
         module: usize,
@@ -112,7 +113,7 @@ impl<B: Kernels> Optimizer<B> {
             gradient_scale,
         );
         let [inputs, outputs] = [pair[0].dims()[1], pair[1].dims()[0]];
-        let shapes = [[rank, inputs], [outputs, rank]];
+        let shapes = [[rank, inputs], [outputs, rank.min(pair[1].dims()[1])]];
         for (i, gradient) in gradients.into_iter().enumerate() {
             let part = |tensor: &Tensor<B, 2>| tensor.clone().slice(shapes[i].map(|n| 0..n));
             if pair[i].dims() == shapes[i] {

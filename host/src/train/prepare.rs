@@ -41,7 +41,7 @@ impl Prepared {
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
         let pretrained = Pretrained::open(&folder, &recipe.model)?;
         refuse_dropout_under_a_cache(&recipe, &pretrained)?;
-        let modules = pretrained.modules(&recipe.adapter.targets, recipe.adapter.rank as u32)?;
+        let modules = pretrained.modules(&recipe.adapter)?;
         // Before the data, which can take long: a misspelt plugin is found out at once.
         let plugins = Plugins::load(&recipe, &modules, plugin_dirs)?;
         let data = data::load(&recipe, &folder, pretrained.config.max_length())?;

@@ -52,7 +52,7 @@ pub struct StepResult<B: Kernels> {
     pub loss: f64,
     /// Euclidean norm of the gradients of all that trains, before clipping.
     pub gradient_norm: f64,
-    /// The gradients of `[A, B]`; none for a module without.
+    /// The gradients of each module's two tensors; none for a module without.
     pub gradients: Vec<Option<[Tensor<B, 2>; 2]>>,
     /// The head's gradients.
     pub head_gradients: Vec<Tensor<B, 2>>,
@@ -160,11 +160,8 @@ pub fn run<B: Kernels>(
         .collect();
     let weights_at: Option<Vec<usize>> = wants(&[Signal::WeightL2]).then(|| {
         let scale = trainee.adapters.config.scale();
-        trainee
-            .adapters
-            .pairs
-            .iter()
-            .map(|pair| read.push(weight_squares(pair, scale)))
+        (0..modules)
+            .map(|module| read.push(weight_squares(&trainee.adapters.factors(module), scale)))
             .collect()
     });
     let values = read.values()?;

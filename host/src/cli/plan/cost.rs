@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use dynalora_plugin_api::ModuleInfo;
 
-use crate::adapter::LinearInfo;
+use crate::adapter::{Config, LinearInfo};
 use crate::model::EncoderConfig;
 
 /// Operations of one token. The head is left out: it runs once per sequence.
@@ -17,7 +17,7 @@ pub struct Cost {
 }
 
 /// The cost of a token of a sequence of `length` tokens. `linears` are all of the model's in forward order,
-/// `modules` those that carry a pair, `active` which of these train.
+/// `modules` those that carry an adapter (of the kind that `adapter` says), `active` which of these train.
 ///
 /// The backward pass goes from the head down to the first active module and computes what is asked of it
 /// there: below that module, and beside it where nothing that trains has passed yet, there is no gradient.
@@ -27,12 +27,14 @@ pub struct Cost {
 pub fn cost(
     config: &EncoderConfig,
     linears: &[LinearInfo],
+    adapter: &Config,
     modules: &[ModuleInfo],
     active: &[bool],
     length: usize,
 ) -> Cost {
     let modules = modules.iter().zip(active);
     let mut walk = Walk {
+        trains_a: adapter.trains_a(),
         pairs: modules
             .map(|(module, active)| (module.path.as_str(), (u64::from(module.rank), *active)))
             .collect(),
@@ -65,7 +67,9 @@ pub fn cost(
 }
 
 struct Walk<'a> {
-    /// Rank of each module's pair, and whether it trains.
+    /// Whether an active module's A has a gradient.
+    trains_a: bool,
+    /// Rank of each module's side path, and whether it trains.
     pairs: HashMap<&'a str, (u64, bool)>,
     cost: Cost,
 }
@@ -82,12 +86,16 @@ impl Walk<'_> {
             .unwrap_or_default();
         let (a, b) = (2 * rank * inputs, 2 * rank * outputs);
         self.cost.forward += frozen + a + b;
-        if wanted || active {
+        let of_a = active && self.trains_a;
+        if wanted || of_a {
             // The gradient between the two halves of the pair.
             self.cost.backward += b;
         }
         if active {
-            self.cost.backward += a + b;
+            self.cost.backward += b;
+        }
+        if of_a {
+            self.cost.backward += a;
         }
         if wanted {
             self.cost.backward += frozen + a;

@@ -1,0 +1,35 @@
+//! LoRA: a trainable low-rank pair beside each module (Hu et al. 2021).
+
+use burn::tensor::Tensor;
+use dynalora_plugin_api::ModuleInfo;
+
+use super::{sizes, uniform};
+use crate::kernel::Kernels;
+
+/// Sizes of LoRA's pairs, as in PEFT's `LoraConfig`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// `r`: inner width of `B·A`.
+    pub rank: u32,
+    /// `lora_alpha`: the side path is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// `lora_dropout`: dropout of the side path's input while training.
+    pub dropout: f64,
+}
+
+impl LoraConfig {
+    /// `s = alpha / rank`.
+    pub fn scale(&self) -> f32 {
+        (self.alpha / f64::from(self.rank)) as f32
+    }
+}
+
+/// `[A, B]` of a module as PEFT makes them: A uniform in `±1/√in` (Kaiming with a = √5), B zero.
+pub fn fresh<B: Kernels>(module: &ModuleInfo, seed: u64, device: &B::Device) -> [Tensor<B, 2>; 2] {
+    let [inputs, outputs, rank] = sizes(module);
+    let bound = 1.0 / (inputs as f32).sqrt();
+    [
+        uniform(seed, &module.path, bound, [rank, inputs], device),
+        Tensor::zeros([outputs, rank], device),
+    ]
+}
