@@ -151,6 +151,34 @@ impl<B: Kernels> Pass<B> {
         y
     }
 
+    /// The output of a layer for `few` of the tokens in `all`. Measured is the output for all of them, beside
+    /// the graph, so that the backward pass still goes through the few alone.
+    pub fn linear_of_few(
+        &mut self,
+        few: Tensor<Ad<B>, 2>,
+        all: Tensor<Ad<B>, 2>,
+        layer: (&Frozen<B>, Option<usize>),
+    ) -> Tensor<Ad<B>, 2> {
+        if let (true, (frozen, Some(index))) = (self.observes_outputs(), layer) {
+            let sites = self.sites;
+            let mut lora = self.lora(index, frozen.weight.dims());
+            self.sites = sites;
+            let b = lora.b.inner();
+            lora.a = Tensor::from_inner(lora.a.inner());
+            lora.b = Tensor::from_inner(b.clone());
+            let all = Tensor::from_inner(all.inner());
+            let lora = Some(lora);
+            let Outputs { y, mut side } = B::linears(all, vec![Branch { frozen, lora }]);
+            let columns = 0..y.dims()[1];
+            let share = side.remove(0).map(|xa| (xa, b));
+            self.measure(index, y.inner(), columns, share);
+        }
+        let observe = std::mem::take(&mut self.observe);
+        let y = self.linear(few, &[layer]);
+        self.observe = observe;
+        y
+    }
+
     /// The side path of module `index`, whose weight has these dimensions.
     fn lora(&mut self, index: usize, dims: [usize; 2]) -> Lora<B> {
         let pair = self.pairs[index].clone();

@@ -81,13 +81,8 @@ impl<B: Kernels> Layer<B> {
         if pass.observes_outputs() && rest.iter().any(|linear| linear.module.is_some()) {
             return self.forward(x, sequences, config, pass).select(0, firsts);
         }
-        let residual = x.clone().select(0, firsts.clone());
-        let queries = if pass.observes_outputs() && self.query.module.is_some() {
-            pass.linear(x.clone(), &[self.query.parts()])
-                .select(0, firsts)
-        } else {
-            pass.linear(residual.clone(), &[self.query.parts()])
-        };
+        let residual = x.clone().select(0, firsts);
+        let queries = pass.linear_of_few(residual.clone(), x.clone(), self.query.parts());
         let projected = Projected::Split {
             queries,
             pairs: pass.linear(x, &[&self.key, &self.value].map(Linear::parts)),
