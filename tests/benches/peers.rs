@@ -101,7 +101,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
                         values: values.clone(),
                     })
                     .collect(),
-                raw: Vec::new(),
+                ..Observation::default()
             };
             let started = Instant::now();
             let reallocation = controller.after_step(&observation).expect("it reallocates");

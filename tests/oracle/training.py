@@ -27,6 +27,8 @@ class Setup:
     labels: int = 2
     rank: int = 8
     alpha: int = 16
+    rank_pattern: dict = field(default_factory=dict)
+    alpha_pattern: dict = field(default_factory=dict)
     b_scale: float = 0.05
     steps: int = 50
     batch_size: int = 8
@@ -85,6 +87,8 @@ def build(setup, random_b):
         task_type=TaskType.SEQ_CLS,
         r=setup.rank,
         lora_alpha=setup.alpha,
+        rank_pattern=setup.rank_pattern,
+        alpha_pattern=setup.alpha_pattern,
         lora_dropout=0.0,
         target_modules=setup.targets,
         modules_to_save=list(setup.head_modules),
@@ -238,6 +242,14 @@ def trained_logits(setup, model, indices):
     return torch.stack([model(**setup.encoder([texts[index]])).logits[0] for index in indices])
 
 
+def write_logits(setup, model, out, indices):
+    logits = trained_logits(setup, model, indices)
+    write_tensors(
+        out / "logits.safetensors",
+        {"sentences": torch.tensor(indices, dtype=torch.int32), "logits": logits},
+    )
+
+
 def write_run(setup, out, name, random_b):
     """One initialisation: its adapter in PEFT's format, its step-1 gradients and its curve."""
     save_adapter(setup, build(setup, random_b), out / name)
@@ -284,11 +296,12 @@ def write_tiny(setup, out, indices):
     """A tiny model's adapter with random B: start, step-1 gradients, curve, end and the end's logits."""
     model, log = write_run(setup, out, "random_b", random_b=True)
     save_adapter(setup, model, out / "trained")
-    write_tensors(
-        out / "trained" / "logits.safetensors",
-        {
-            "sentences": torch.tensor(indices, dtype=torch.int32),
-            "logits": trained_logits(setup, model, indices),
-        },
-    )
+    write_logits(setup, model, out / "trained", indices)
     write_json(out / "training.json", {**header(setup), "runs": {"random_b": log}})
+
+
+def write_adapter(setup, out, indices):
+    """An adapter with random B as it starts, and its logits."""
+    model = build(setup, random_b=True)
+    save_adapter(setup, model, out)
+    write_logits(setup, model, out, indices)

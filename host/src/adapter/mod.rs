@@ -1,5 +1,6 @@
 //! What hangs on a linear layer: the LoRA pairs of all adapted modules.
 
+pub mod components;
 mod pass;
 mod targets;
 

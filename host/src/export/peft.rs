@@ -4,10 +4,11 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use dynalora_plugin_api::ModuleInfo;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
-use crate::adapter::{Adapters, LinearInfo, LoraConfig};
+use super::pattern::Pattern;
+use crate::adapter::{Adapters, LinearInfo, LoraConfig, components};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::{Family, HeadTensor, Saved, Weights, save};
@@ -27,11 +28,14 @@ pub struct Peft {
     pub paths: Vec<String>,
     /// What the adapter says it was trained on.
     pub base: Option<String>,
+    rank_pattern: Pattern<u32>,
+    alpha_pattern: Pattern<f64>,
+    family: Family,
     weights: Weights,
 }
 
 /// The keys of `adapter_config.json` that are read back.
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 struct Config {
     peft_type: String,
     r: u32,
@@ -45,23 +49,45 @@ struct Config {
     #[serde(default)]
     use_dora: bool,
     #[serde(default)]
-    rank_pattern: serde_json::Map<String, Value>,
+    rank_pattern: Pattern<u32>,
     #[serde(default)]
-    alpha_pattern: serde_json::Map<String, Value>,
+    alpha_pattern: Pattern<f64>,
 }
 
 /// Writes adapter and head into `folder`, which must exist and be nobody's yet.
+///
+/// Of each module only its `components` that remain, where any were pruned: its rank then stands in
+/// `rank_pattern`, and its alpha in `alpha_pattern`, in proportion, so that the scale stays what it was.
+/// A module of which none remains is not among the `target_modules`.
 pub fn write<B: Kernels>(
     folder: &Path,
     family: Family,
     base: &str,
     adapters: &Adapters<B>,
+    components: Option<&[Vec<bool>]>,
     linears: &[LinearInfo],
     head: &[(HeadTensor, Tensor<B, 2>)],
 ) -> Result<()> {
     let prefix = family.names().prefix;
     let mut tensors = Vec::new();
-    for (module, pair) in adapters.modules.iter().zip(&adapters.pairs) {
+    let mut modules = Vec::new();
+    let (mut rank_pattern, mut alpha_pattern) = (Map::new(), Map::new());
+    let LoraConfig { rank, alpha, .. } = adapters.config;
+    for (index, (module, pair)) in adapters.modules.iter().zip(&adapters.pairs).enumerate() {
+        let remaining = components.map_or(&[][..], |all| &all[index]);
+        let pair = match remaining.contains(&false) {
+            true if !remaining.contains(&true) => continue,
+            true => components::extract(pair, remaining),
+            false => pair.clone(),
+        };
+        let own = pair[0].dims()[0] as u32;
+        if own != rank {
+            let alpha = alpha * f64::from(own) / f64::from(rank);
+            let path = format!("{prefix}.{}", module.path);
+            rank_pattern.insert(path.clone(), json!(own));
+            alpha_pattern.insert(path, number(alpha));
+        }
+        modules.push(module.clone());
         for (tensor, part) in pair.iter().zip(["lora_A", "lora_B"]) {
             let name = format!("{WRAPPER}.{prefix}.{}.{part}.weight", module.path);
             tensors.push(Saved::new(name, tensor.dims().to_vec(), tensor)?);
@@ -84,10 +110,10 @@ pub fn write<B: Kernels>(
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": base,
-        "r": adapters.config.rank,
-        "lora_alpha": number(adapters.config.alpha),
+        "r": rank,
+        "lora_alpha": number(alpha),
         "lora_dropout": adapters.config.dropout,
-        "target_modules": target_modules(&adapters.modules, linears, prefix),
+        "target_modules": target_modules(&modules, linears, prefix),
         "modules_to_save": modules_to_save,
         "bias": "none",
         "fan_in_fan_out": false,
@@ -95,8 +121,8 @@ pub fn write<B: Kernels>(
         "init_lora_weights": true,
         "use_dora": false,
         "use_rslora": false,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
     });
     let path = folder.join(CONFIG);
     let text = serde_json::to_string_pretty(&config)
@@ -161,9 +187,12 @@ pub fn read(folder: &Path, family: Family) -> Result<Peft> {
         (config.peft_type != "LORA", "peft_type", "LORA"),
         (config.use_rslora, "use_rslora", "false"),
         (config.use_dora, "use_dora", "false"),
-        (!config.rank_pattern.is_empty(), "rank_pattern", "{}"),
-        (!config.alpha_pattern.is_empty(), "alpha_pattern", "{}"),
         (config.r == 0, "r", "1 or more"),
+        (
+            config.rank_pattern.values().any(|rank| *rank == 0),
+            "rank_pattern",
+            "of ranks of 1 or more",
+        ),
     ];
     if let Some((_, key, expected)) = unsupported.iter().find(|(found, _, _)| *found) {
         return Err(Error::user(format!(
@@ -189,11 +218,27 @@ pub fn read(folder: &Path, family: Family) -> Result<Peft> {
         },
         paths,
         base: config.base_model_name_or_path,
+        rank_pattern: config.rank_pattern,
+        alpha_pattern: config.alpha_pattern,
+        family,
         weights,
     })
 }
 
 impl Peft {
+    /// `r` of a module, without the family's prefix.
+    fn rank(&self, path: &str) -> u32 {
+        let path = format!("{}.{path}", self.family.names().prefix);
+        self.rank_pattern.of(&path).unwrap_or(self.lora.rank)
+    }
+
+    /// `lora_alpha / r` of a module of this rank.
+    fn scale(&self, path: &str, rank: u32) -> f32 {
+        let path = format!("{}.{path}", self.family.names().prefix);
+        let alpha = self.alpha_pattern.of(&path).unwrap_or(self.lora.alpha);
+        (alpha / f64::from(rank)) as f32
+    }
+
     /// The adapter's modules among a model's linear layers, in forward order.
     pub fn modules(&self, linears: &[LinearInfo]) -> Result<Vec<ModuleInfo>> {
         if let Some(unknown) = self
@@ -210,11 +255,12 @@ impl Peft {
             .iter()
             .filter(|linear| self.paths.contains(&linear.path));
         Ok(adapted
-            .map(|linear| linear.module(self.lora.rank))
+            .map(|linear| linear.module(self.rank(&linear.path)))
             .collect())
     }
 
-    /// The adapter's values on a device.
+    /// The adapter's values on a device. Where `alpha_pattern` gives a module a scale of its own, it is
+    /// multiplied into B, for all modules share one scale here.
     pub fn adapters<B: Kernels>(
         &self,
         family: Family,
@@ -229,18 +275,21 @@ impl Peft {
                     [module.in_features, module.out_features, module.rank.into()]
                         .map(|size| size as usize);
                 let name = format!("{WRAPPER}.{prefix}.{}", module.path);
-                Ok([
-                    self.weights.tensor(
-                        &format!("{name}.lora_A.weight"),
-                        [rank, inputs],
-                        device,
-                    )?,
-                    self.weights.tensor(
-                        &format!("{name}.lora_B.weight"),
-                        [outputs, rank],
-                        device,
-                    )?,
-                ])
+                let a = self.weights.tensor(
+                    &format!("{name}.lora_A.weight"),
+                    [rank, inputs],
+                    device,
+                )?;
+                let mut b = self.weights.tensor(
+                    &format!("{name}.lora_B.weight"),
+                    [outputs, rank],
+                    device,
+                )?;
+                let (own, shared) = (self.scale(&module.path, module.rank), self.lora.scale());
+                if own != shared {
+                    b = b * (own / shared);
+                }
+                Ok([a, b])
             })
             .collect::<Result<_>>()?;
         Ok(Adapters {
