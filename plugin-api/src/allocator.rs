@@ -3,20 +3,22 @@
 use serde::{Deserialize, Serialize};
 
 use crate::scorer::refuse_state;
-use crate::{LedgerEntry, ModuleInfo, Result};
+use crate::{LedgerEntry, ModuleInfo, Needs, Observation, Result};
 
 /// Everything an allocator may base its choice on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AllocationRequest {
     /// The modules to choose from, in forward order.
     pub modules: Vec<ModuleInfo>,
-    /// The scorer's answer, one per module, as it came: finite and not negative, not normalised.
+    /// The scorer's answer, one per module, as it came: finite and not negative, not normalised. Zeros
+    /// where there is no scorer, which only an allocator that [`needs`](Allocator::needs) something
+    /// can do without.
     pub scores: Vec<f64>,
     /// History, one entry per module.
     pub ledger: Vec<LedgerEntry>,
     /// Which modules are active now.
     pub active: Vec<bool>,
-    /// The rank of each module now (0 where inactive).
+    /// The rank of each module now: its components that are not pruned, 0 where inactive.
     pub ranks: Vec<u32>,
     /// Optimiser steps finished.
     pub step: u64,
@@ -58,13 +60,17 @@ impl AllocationRequest {
 pub struct Allocation {
     /// One flag per module; at least one is true.
     pub active: Vec<bool>,
-    /// One rank per module, from 0 to its `r_max`, 0 exactly where inactive; none to give every
-    /// active module its `r_max`.
-    pub ranks: Option<Vec<u32>>,
+    /// Which components of each module's pair remain, one flag for each of its `r_max`: some of an
+    /// active module's, none of an inactive one's. None where nothing is pruned. Not for whole layers.
+    ///
+    /// Component k is row k of A and column k of B. The host prunes the others: their column of B is
+    /// set to zero and they are not updated, while their row of A stays. A component that is back
+    /// among those that remain trains on from there, as a fresh LoRA component begins.
+    pub components: Option<Vec<Vec<bool>>>,
 }
 
 impl Allocation {
-    /// An allocation of the modules at `indices`, out of `modules`, each at full rank.
+    /// An allocation of the modules at `indices`, out of `modules`, with nothing pruned.
     pub fn of(indices: impl IntoIterator<Item = usize>, modules: usize) -> Self {
         let mut active = vec![false; modules];
         for index in indices {
@@ -72,13 +78,37 @@ impl Allocation {
         }
         Allocation {
             active,
-            ranks: None,
+            components: None,
+        }
+    }
+
+    /// An allocation in which these components remain: a module is active where one of its own does.
+    pub fn of_components(components: Vec<Vec<bool>>) -> Self {
+        Allocation {
+            active: components
+                .iter()
+                .map(|module| module.contains(&true))
+                .collect(),
+            components: Some(components),
         }
     }
 }
 
 /// Chooses which modules receive gradient updates until the next reallocation.
 pub trait Allocator: Send {
+    /// What to measure for [`observe`](Allocator::observe), beside what the scorer needs; by default
+    /// nothing. Asked once, before the first step. Measurements are of single modules: an allocator
+    /// that needs any cannot choose among layers.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// Takes in one step's measurements, where [`needs`](Allocator::needs) asks for any.
+    fn observe(&mut self, observation: &Observation) -> Result<()> {
+        let _ = observation;
+        Ok(())
+    }
+
     /// The choice. The host checks it and refuses one that breaks a rule of [`Allocation`].
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation>;
 

@@ -39,8 +39,8 @@ pub struct Manifest {
     pub description: String,
     /// Where it comes from: paper and equation.
     pub reference: String,
-    /// What a scorer with no parameters given asks the host to measure; none for an allocator, and
-    /// for a scorer that cannot do without parameters.
+    /// What the plugin asks the host to measure if it is given no parameters; none for an allocator
+    /// that asks for nothing, and for a plugin that cannot do without parameters.
     pub needs: Option<Needs>,
     /// JSON Schema (draft 2020-12) of the parameters.
     pub parameters: Value,

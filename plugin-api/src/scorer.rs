@@ -57,13 +57,16 @@ impl std::fmt::Display for RawValue {
     }
 }
 
-/// What a scorer asks the host to measure. The host computes nothing else.
+/// What a plugin asks the host to measure. The host computes nothing else.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Needs {
     /// Reductions wanted at every step.
     pub signals: Vec<Signal>,
-    /// Raw values wanted at the steps for which [`Scorer::wants_raw`] says yes.
+    /// Raw values wanted at the steps for which [`Scorer::wants_raw`] says yes; at every step for an
+    /// allocator.
     pub raw: Vec<RawValue>,
+    /// Whether [`Observation::components`] are wanted, at every step.
+    pub components: bool,
 }
 
 /// One signal of one step: a value per module, `None` where there was nothing to measure
@@ -98,6 +101,16 @@ pub struct Observation {
     pub signals: Vec<Measured>,
     /// The raw values asked for, if this was a step for them.
     pub raw: Vec<Raw>,
+    /// The sensitivity of each component of each module's pair, finite and not negative; empty for a
+    /// module without gradient (inactive, outside a probe), and altogether unless
+    /// [`Needs::components`] asks for it.
+    ///
+    /// Component k is row k of A and column k of B, the k-th of a module's `r_max` terms `bₖ·aₖᵀ`. Its
+    /// sensitivity is the mean of |w·∂L/∂w| over the row plus that over the column (Zhang et al. 2023,
+    /// AdaLoRA, section 3.2, with A and B as they entered the step). Of a pruned component, whose column
+    /// is zero, it is η·|∂L/∂B| averaged over the column: what it would be after one more step of
+    /// Adam's, which moves each entry by about the learning rate η.
+    pub components: Vec<Vec<f32>>,
 }
 
 impl Observation {

@@ -16,6 +16,9 @@ use crate::{
     Observation, Plugin, Result, Scorer,
 };
 
+/// `r_max` of all [`modules`].
+pub const RANK: u32 = 8;
+
 /// So many modules, six to a layer, of plausible and not all equal sizes.
 pub fn modules(count: usize) -> Vec<ModuleInfo> {
     const ROLES: [&str; 6] = ["query", "key", "value", "output", "up", "down"];
@@ -27,7 +30,7 @@ pub fn modules(count: usize) -> Vec<ModuleInfo> {
                 "down" => (256, 64),
                 _ => (64, 64),
             };
-            let (rank, parameters) = (8, 8 * (inputs + outputs));
+            let (rank, parameters) = (RANK, u64::from(RANK) * (inputs + outputs));
             ModuleInfo {
                 path: format!("encoder.layer.{layer}.{role}"),
                 layer: u32::try_from(layer).ok(),
@@ -98,7 +101,7 @@ pub fn score<S: Plugin + Scorer + 'static>(
             tokens: 128,
             active: vec![true; count],
             signals: needs.signals.iter().map(measured).collect(),
-            raw: Vec::new(),
+            ..Observation::default()
         })?;
     }
     scorer.scores()

@@ -70,6 +70,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
         schedule: Schedule::Periodic { every: 1 },
         initial_budget: None,
         probe_steps: 0,
+        prunable: true,
         seed: 42,
         total_steps: count + 1,
     };
@@ -101,7 +102,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
                         values: values.clone(),
                     })
                     .collect(),
-                raw: Vec::new(),
+                ..Observation::default()
             };
             let started = Instant::now();
             let reallocation = controller.after_step(&observation).expect("it reallocates");

@@ -74,6 +74,13 @@ def write_tiny(out):
             regression = draw_head(folder, labels=1, scale=0.2)
             setup = training.Setup(folder, encoder, regression, name, labels=1, **short)
             training.write_tiny(setup, folder / "golden" / "regression", indices)
+            # Ends of paths and expressions, of which the first that matches counts.
+            ranks = {"layer.1.attention.self.query": 1, "query": 3, r"layer\.\d+\.intermediate.*": 2, "self.*": 5}
+            alphas = {"bert.encoder.layer.0.attention.self.query": 3, "dense": 12, "self.value": 2.5}
+            setup = training.Setup(
+                folder, encoder, head, name, targets="all-linear", rank_pattern=ranks, alpha_pattern=alphas, **short
+            )
+            training.write_adapter(setup, folder / "golden" / "rank-pattern", indices)
             for suffix in ("-sharded", "-pretraining"):
                 forward.check_same(folder, out / (name + suffix), encoder, head)
             for suffix in ("-f16", "-bf16"):

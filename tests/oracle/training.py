@@ -30,6 +30,8 @@ class Setup:
     method: str = "lora"
     rank: int = 8
     alpha: int = 16
+    rank_pattern: dict = field(default_factory=dict)
+    alpha_pattern: dict = field(default_factory=dict)
     b_scale: float = 0.05
     # VeRA's: the start of every element of lambda_d, and the spread of both vectors in `random_b`.
     d_initial: float = 0.1
@@ -95,7 +97,8 @@ def build(setup, random_b):
         modules_to_save=list(setup.head_modules),
     )
     if setup.method == "lora":
-        config = LoraConfig(lora_alpha=setup.alpha, lora_dropout=0.0, **common)
+        patterns = dict(rank_pattern=setup.rank_pattern, alpha_pattern=setup.alpha_pattern)
+        config = LoraConfig(lora_alpha=setup.alpha, lora_dropout=0.0, **patterns, **common)
         noise = {".lora_B.": setup.b_scale}
     else:
         config = VeraConfig(d_initial=setup.d_initial, vera_dropout=0.0, projection_prng_key=SEED, **common)
@@ -264,6 +267,14 @@ def trained_logits(setup, model, indices):
     return torch.stack([model(**setup.encoder([texts[index]])).logits[0] for index in indices])
 
 
+def write_logits(setup, model, out, indices):
+    logits = trained_logits(setup, model, indices)
+    write_tensors(
+        out / "logits.safetensors",
+        {"sentences": torch.tensor(indices, dtype=torch.int32), "logits": logits},
+    )
+
+
 def write_run(setup, out, name, random_b):
     """One initialisation: its adapter in PEFT's format, its step-1 gradients and its curve."""
     save_adapter(setup, build(setup, random_b), out / name)
@@ -311,11 +322,12 @@ def write_tiny(setup, out, indices):
     """A tiny model's adapter with random B: start, step-1 gradients, curve, end and the end's logits."""
     model, log = write_run(setup, out, "random_b", random_b=True)
     save_adapter(setup, model, out / "trained")
-    write_tensors(
-        out / "trained" / "logits.safetensors",
-        {
-            "sentences": torch.tensor(indices, dtype=torch.int32),
-            "logits": trained_logits(setup, model, indices),
-        },
-    )
+    write_logits(setup, model, out / "trained", indices)
     write_json(out / "training.json", {**header(setup), "runs": {"random_b": log}})
+
+
+def write_adapter(setup, out, indices):
+    """An adapter with random B as it starts, and its logits."""
+    model = build(setup, random_b=True)
+    save_adapter(setup, model, out)
+    write_logits(setup, model, out, indices)

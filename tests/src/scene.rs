@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -138,6 +139,61 @@ every = 4
         }
         self.ok(&arguments);
         output
+    }
+
+    /// Trains the recipe with `--set`s twice, the second time killed after its first checkpoint and
+    /// resumed: adapter, metrics and allocations must come out the same, bit for bit.
+    pub fn assert_resumes(&self, name: &str, sets: &[&str]) {
+        let (whole, killed) = (format!("whole-{name}"), format!("killed-{name}"));
+        self.train(&whole, sets);
+        let output = format!("output={}", self.path(&killed).display());
+        let mut arguments = vec!["train", "recipe.toml", "--quiet", "--set", &output];
+        for set in sets {
+            arguments.extend(["--set", set]);
+        }
+        let mut child = self
+            .command(&arguments)
+            .spawn()
+            .expect("the program starts");
+        let pointers = self.path(&killed).join("checkpoints/pointers.json");
+        let started = Instant::now();
+        while !pointers.exists() {
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "no checkpoint within a minute"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.kill().expect("it can be killed");
+        child.wait().expect("it ends");
+        assert!(
+            !self.path(&killed).join("summary.json").exists(),
+            "it ended before it was killed"
+        );
+
+        arguments.push("--resume");
+        self.ok(&arguments);
+        let adapter = |run: &str| {
+            let path = self.path(run).join("adapter/adapter_model.safetensors");
+            std::fs::read(path).expect("an adapter")
+        };
+        assert!(adapter(&whole) == adapter(&killed), "{name}");
+        let without_time = |run: &str, file: &str| {
+            let mut records = self.records(run, file);
+            for record in &mut records {
+                let fields = record.as_object_mut().expect("objects");
+                fields.remove("seconds");
+                fields.remove("peak_memory");
+            }
+            records
+        };
+        for file in ["metrics.jsonl", "allocations.jsonl"] {
+            assert_eq!(
+                without_time(&whole, file),
+                without_time(&killed, file),
+                "{name}: {file}"
+            );
+        }
     }
 
     /// The records of a JSON-lines file of a run.

@@ -289,11 +289,13 @@ impl Case {
                 Signal::GradientL2,
                 Signal::WeightL2,
             ],
-            raw: vec![],
+            ..Needs::default()
         };
         let plan = StepPlan {
             step: number as u64,
             active,
+            components: None,
+            rate: 0.0,
             probing: false,
             needs: &needs,
             raw: false,
@@ -413,9 +415,8 @@ impl Case {
             let at = number as u64 - 1;
             for (module, gradients) in result.gradients.into_iter().enumerate() {
                 if let Some(gradients) = gradients {
-                    let rank = trainee.adapters.config.rank() as usize;
                     let pair = &mut trainee.adapters.pairs[module];
-                    optimizer.update_module(module, at, rank, pair, gradients, clip);
+                    optimizer.update_module(module, at, None, pair, gradients, clip);
                 }
             }
             optimizer.update_head(at, &mut trainee.head, result.head_gradients, clip);
@@ -573,6 +574,8 @@ fn gradients_accumulate_over_micro_batches_as_in_peft() {
     let plan = StepPlan {
         step: 1,
         active: &active,
+        components: None,
+        rate: 0.0,
         probing: false,
         needs: &needs,
         raw: false,
@@ -623,4 +626,147 @@ fn an_inactive_module_costs_no_gradient_and_nothing_below_is_recorded() {
     let encoder = &trainee.model.encoder;
     let hidden = encoder.prefix(&input, encoder.depth(), &mut pass);
     assert!(!dynalora::kernel::is_tracked(&hidden));
+}
+
+/// Components of every module, of which each third is pruned, and one module whole.
+fn every_third(trainee: &Trainee<Flex>) -> Vec<Vec<bool>> {
+    let rank = trainee.adapters.config.rank() as usize;
+    let modules = 0..trainee.adapters.modules.len();
+    modules
+        .map(|module| {
+            (0..rank)
+                .map(|k| module != 1 && (module + k) % 3 != 0)
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
+    let Some(folder) = minilm() else { return };
+    let case = Case::open(&folder, "minilm", "minilm/tokens.safetensors");
+    let needs = Needs {
+        components: true,
+        ..Needs::default()
+    };
+    let rate = 3e-3;
+    // Of `random_b` every component is measured by A and B as they are. In `zero_b` B is zero, so that any
+    // component may be a pruned one.
+    for (run, masked) in [("random_b", false), ("zero_b", true)] {
+        let trainee = case.trainee(run);
+        let modules = trainee.adapters.modules.len();
+        let components = masked.then(|| every_third(&trainee));
+        let plan = StepPlan {
+            step: 1,
+            active: &vec![true; modules],
+            components: components.as_deref(),
+            rate,
+            probing: false,
+            needs: &needs,
+            raw: false,
+            seed: 0,
+        };
+        let result = step::run(&trainee, &[case.batch(0)], &plan, None, &DEVICE).expect("a step");
+        let adapter = Golden::open(&case.folder.join(run).join("adapter_model.safetensors"));
+        let golden = Golden::open(&case.folder.join(run).join("gradients.safetensors"));
+        let names = golden.names();
+        let rank = trainee.adapters.config.rank() as usize;
+        let mut squares = 0.0;
+        for name in names.iter().filter(|name| !name.contains("lora_")) {
+            squares += golden
+                .floats(name)
+                .iter()
+                .map(|g| f64::from(g * g))
+                .sum::<f64>();
+        }
+        for (index, module) in trainee.adapters.modules.iter().enumerate() {
+            let [a, b] = ["lora_A", "lora_B"]
+                .map(|part| format!("base_model.model.bert.{}.{part}.weight", module.path));
+            let read = |name: &String| -> (Vec<f32>, Vec<f32>) {
+                let weights = adapter.floats(name);
+                // The gradient of A is left out where it is zero.
+                let gradients = match names.contains(name) {
+                    true => golden.floats(name),
+                    false => vec![0.0; weights.len()],
+                };
+                (weights, gradients)
+            };
+            let ((a, of_a), (b, of_b)) = (read(&a), read(&b));
+            let (inputs, outputs) = (a.len() / rank, b.len() / rank);
+            let ours = &result.observation.components[index];
+            assert_eq!(ours.len(), rank);
+            for (k, ours) in ours.iter().enumerate() {
+                let remains = components.as_ref().is_none_or(|all| all[index][k]);
+                let row = k * inputs..(k + 1) * inputs;
+                let of_row: f64 = row.map(|i| f64::from(a[i] * of_a[i]).abs()).sum();
+                let column = || (k..b.len()).step_by(rank);
+                let size = |i: usize| match remains {
+                    true => f64::from(b[i]).abs(),
+                    false => rate,
+                };
+                let of_column: f64 = column().map(|i| size(i) * f64::from(of_b[i]).abs()).sum();
+                let theirs = of_row / inputs as f64 + of_column / outputs as f64;
+                let off = (f64::from(*ours) - theirs).abs();
+                assert!(
+                    off <= 1e-4 * theirs + 1e-12,
+                    "{run}, {}, {k}: {ours}, not {theirs}",
+                    module.path
+                );
+                assert_eq!(*ours == 0.0, masked && remains);
+                if remains {
+                    squares += column().map(|i| f64::from(of_b[i]).powi(2)).sum::<f64>();
+                    squares += (k * inputs..(k + 1) * inputs)
+                        .map(|i| f64::from(of_a[i]).powi(2))
+                        .sum::<f64>();
+                }
+            }
+            let [ours_a, ours_b] = result.gradients[index]
+                .clone()
+                .expect("every module is active");
+            let (ours_a, ours_b) = (
+                step::read(ours_a).expect("f32"),
+                step::read(ours_b).expect("f32"),
+            );
+            for k in (0..rank).filter(|k| components.as_ref().is_some_and(|all| !all[index][*k])) {
+                assert!(
+                    ours_a[k * inputs..(k + 1) * inputs]
+                        .iter()
+                        .all(|g| *g == 0.0)
+                );
+                assert!((k..ours_b.len()).step_by(rank).all(|i| ours_b[i] == 0.0));
+            }
+        }
+        let off = (result.gradient_norm - squares.sqrt()).abs();
+        assert!(
+            off <= 1e-4 * squares.sqrt(),
+            "{run}: norm {}",
+            result.gradient_norm
+        );
+    }
+}
+
+#[test]
+fn an_adapter_with_ranks_and_alphas_of_its_own_gives_pefts_logits() {
+    let folder = fixture("tiny-bert/golden/rank-pattern");
+    let pretrained = pretrained(&fixture("tiny-bert"));
+    let trainee = adapted(&pretrained, &folder, 2);
+    let ranks = |role: &str| -> Vec<u32> {
+        let modules = trainee.adapters.modules.iter();
+        modules
+            .filter(|m| m.path.ends_with(role))
+            .map(|m| m.rank)
+            .collect()
+    };
+    assert_eq!(ranks("self.query"), [3, 1]);
+    assert_eq!(ranks("attention.output.dense"), [4, 4]);
+    assert_eq!(ranks("intermediate.dense"), [2, 2]);
+    let golden = Golden::open(&folder.join("logits.safetensors"));
+    let sentences: Vec<usize> = golden
+        .integers("sentences")
+        .iter()
+        .map(|i| *i as usize)
+        .collect();
+    let tokens = Tokens::open(&fixture("tiny-bert/golden/tokens.safetensors"), "sentences");
+    let ours = logits(&trainee, &tokens.batch(&sentences, vec![]));
+    assert_close("logits", &ours, &golden.floats("logits"), 1e-4);
 }

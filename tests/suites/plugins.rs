@@ -15,9 +15,10 @@ fn shipped(name: &str) -> PathBuf {
     ))
 }
 
-const SHIPPED: [&str; 7] = [
+const SHIPPED: [&str; 8] = [
     "allocator-discounted",
     "allocator-multinomial",
+    "allocator-rank-budget",
     "allocator-threshold",
     "allocator-top-k",
     "allocator-uniform",
@@ -42,6 +43,7 @@ fn the_shipped_plugins_are_listed_and_conform() {
             "discounted",
             "gradient",
             "multinomial",
+            "rank-budget",
             "threshold",
             "top-k",
             "uniform"

@@ -1,7 +1,6 @@
 //! Whole runs of the built program with its real plugins.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use dynalora_tests::{Golden, Scene};
 use serde_json::Value;
@@ -241,65 +240,16 @@ fn a_killed_run_resumes_to_the_same_adapter_bit_for_bit() {
         ("global", "vera"),
         ("reset", "vera"),
     ] {
-        let state = format!("allocation.optimizer_state={policy}");
-        let kind = format!("adapter.kind={kind}");
-        let policy = format!("{policy}-{}", &kind[13..]);
         let sets = [
-            state.as_str(),
-            kind.as_str(),
+            &*format!("allocation.optimizer_state={policy}"),
+            &*format!("adapter.kind={kind}"),
             "train.steps=400",
             "checkpoint.every=20",
             "evaluation.every=50",
             "scorer.plugin=gradient",
             "allocator.plugin=discounted",
         ];
-        let whole = scene.train(&format!("whole-{policy}"), &sets);
-
-        let name = format!("killed-{policy}");
-        let output = format!("output={}", scene.path(&name).display());
-        let mut arguments = vec!["train", "recipe.toml", "--quiet", "--set", &output];
-        for set in &sets {
-            arguments.extend(["--set", set]);
-        }
-        let mut child = scene
-            .command(&arguments)
-            .spawn()
-            .expect("the program starts");
-        let pointers = scene.path(&name).join("checkpoints/pointers.json");
-        let started = Instant::now();
-        while !pointers.exists() {
-            assert!(
-                started.elapsed() < Duration::from_secs(60),
-                "no checkpoint within a minute"
-            );
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        child.kill().expect("it can be killed");
-        child.wait().expect("it ends");
-        assert!(
-            !scene.path(&name).join("summary.json").exists(),
-            "it ended before it was killed"
-        );
-
-        arguments.push("--resume");
-        scene.ok(&arguments);
-        assert!(adapter(&whole) == adapter(&scene.path(&name)), "{policy}");
-        let without_time = |run: &str, file: &str| -> Vec<Value> {
-            let mut records = scene.records(run, file);
-            for record in &mut records {
-                let fields = record.as_object_mut().expect("objects");
-                fields.remove("seconds");
-                fields.remove("peak_memory");
-            }
-            records
-        };
-        for file in ["metrics.jsonl", "allocations.jsonl"] {
-            assert_eq!(
-                without_time(&format!("whole-{policy}"), file),
-                without_time(&name, file),
-                "{policy}: {file}"
-            );
-        }
+        scene.assert_resumes(&format!("{policy}-{kind}"), &sets);
     }
 }
 

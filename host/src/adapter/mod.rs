@@ -1,5 +1,6 @@
 //! What hangs on a linear layer: the adapters of all adapted modules, LoRA's or VeRA's.
 
+pub mod components;
 mod lora;
 mod pass;
 mod targets;

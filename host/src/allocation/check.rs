@@ -26,13 +26,16 @@ pub fn scores(scorer: &str, step: u64, modules: &[ModuleInfo], scores: &[f64]) -
     }
 }
 
-/// The rank per unit of an allocator's answer, or why the answer is refused.
-pub fn ranks(
+/// Refuses an allocator's answer that breaks a rule of [`Allocation`]. `units` are what it chose among,
+/// single modules or whole layers; `prunable` adapters have components.
+pub fn allocation(
     allocator: &str,
     step: u64,
     units: &[ModuleInfo],
+    modules: &[ModuleInfo],
+    prunable: bool,
     answer: &Allocation,
-) -> Result<Vec<u32>> {
+) -> Result<()> {
     let refuse = |rule: String| Err(refusal("allocator", allocator, step, &rule));
     if answer.active.len() != units.len() {
         return refuse(format!(
@@ -44,35 +47,48 @@ pub fn ranks(
     if !answer.active.contains(&true) {
         return refuse("at least one module is active: all are inactive".to_owned());
     }
-    let Some(ranks) = &answer.ranks else {
-        let full = |(unit, &active): (&ModuleInfo, _)| if active { unit.rank } else { 0 };
-        return Ok(units.iter().zip(&answer.active).map(full).collect());
+    let Some(components) = &answer.components else {
+        return Ok(());
     };
-    if ranks.len() != units.len() {
+    if !prunable {
+        return refuse(
+            "only the pairs of LoRA have components: the adapters are VeRA's".to_owned(),
+        );
+    }
+    if units != modules {
+        return refuse("components are of modules: it chooses whole layers".to_owned());
+    }
+    if components.len() != modules.len() {
         return refuse(format!(
-            "one rank per module: {} ranks for {} modules",
-            ranks.len(),
-            units.len()
+            "one list of components per module: {} lists for {} modules",
+            components.len(),
+            modules.len()
         ));
     }
-    for ((unit, &rank), &active) in units.iter().zip(ranks).zip(&answer.active) {
-        let path = &unit.path;
-        if rank > unit.rank {
+    for ((module, components), &active) in modules.iter().zip(components).zip(&answer.active) {
+        let path = &module.path;
+        if components.len() != module.rank as usize {
             return refuse(format!(
-                "ranks lie within r_max: {path} got {rank} of {}",
-                unit.rank
+                "one flag per component: {path} got {} of {}",
+                components.len(),
+                module.rank
             ));
         }
-        if active && rank == 0 {
-            return refuse(format!(
-                "an active module has a rank of at least 1: {path} got 0"
-            ));
-        }
-        if !active && rank != 0 {
-            return refuse(format!("an inactive module has rank 0: {path} got {rank}"));
+        match (active, components.contains(&true)) {
+            (true, false) => {
+                return refuse(format!(
+                    "an active module keeps at least one component: {path} keeps none"
+                ));
+            }
+            (false, true) => {
+                return refuse(format!(
+                    "an inactive module keeps no component: {path} keeps some"
+                ));
+            }
+            _ => {}
         }
     }
-    Ok(ranks.clone())
+    Ok(())
 }
 
 fn refusal(kind: &str, name: &str, step: u64, rule: &str) -> Error {
@@ -93,7 +109,7 @@ mod tests {
     use crate::allocation::unit::tests::{encoder, module};
 
     fn refused(answer: Allocation) -> String {
-        ranks("mine", 7, &encoder(), &answer)
+        allocation("mine", 7, &encoder(), &encoder(), true, &answer)
             .unwrap_err()
             .to_string()
     }
@@ -116,30 +132,47 @@ mod tests {
 
     #[test]
     fn every_rule_of_an_allocation_is_checked() {
-        let with_ranks = |active: [bool; 5], ranks: &[u32]| Allocation {
+        // So many components remain of so many, for each module.
+        let kept = |active: [bool; 5], components: &[(usize, usize)]| Allocation {
             active: active.to_vec(),
-            ranks: Some(ranks.to_vec()),
+            components: Some(
+                components
+                    .iter()
+                    .map(|&(some, all)| (0..all).map(|k| k < some).collect())
+                    .collect(),
+            ),
         };
         let two = [true, true, false, false, false];
+        let good = [(8, 8), (1, 8), (0, 8), (0, 8), (0, 8)];
+        let but = |at: usize, counts: (usize, usize)| {
+            let mut changed = good;
+            changed[at] = counts;
+            kept(two, &changed)
+        };
         for (answer, rule) in [
             (Allocation::of([0], 4), "4 flags for 5 modules"),
             (Allocation::of([], 5), "at least one module"),
-            (with_ranks(two, &[8, 8]), "2 ranks for 5 modules"),
-            (
-                with_ranks(two, &[8, 9, 0, 0, 0]),
-                "layer.0.output.dense got 9 of 8",
-            ),
-            (
-                with_ranks(two, &[8, 0, 0, 0, 0]),
-                "layer.0.output.dense got 0",
-            ),
-            (with_ranks(two, &[8, 8, 0, 0, 1]), "pooler.dense got 1"),
+            (kept(two, &good[..2]), "2 lists for 5 modules"),
+            (but(1, (8, 9)), "layer.0.output.dense got 9 of 8"),
+            (but(1, (0, 0)), "layer.0.output.dense got 0 of 8"),
+            (but(1, (0, 8)), "layer.0.output.dense keeps none"),
+            (but(4, (1, 8)), "pooler.dense keeps some"),
         ] {
             let error = refused(answer);
             assert!(error.contains(rule), "{error}");
         }
-        let full = ranks("mine", 7, &encoder(), &Allocation::of([1, 4], 5)).unwrap();
-        assert_eq!(full, [0, 8, 0, 0, 8]);
+        for answer in [Allocation::of([1, 4], 5), kept(two, &good)] {
+            allocation("mine", 7, &encoder(), &encoder(), true, &answer).unwrap();
+        }
+        let layers = &encoder()[..3];
+        let answer = Allocation::of_components(vec![vec![true; 8]; 3]);
+        let vectors = allocation("mine", 7, &encoder(), &encoder(), false, &answer).unwrap_err();
+        assert!(
+            vectors.to_string().contains("only the pairs of LoRA"),
+            "{vectors}"
+        );
+        let error = allocation("mine", 7, layers, &encoder(), true, &answer).unwrap_err();
+        assert!(error.to_string().contains("whole layers"), "{error}");
     }
 
     proptest! {
@@ -153,20 +186,26 @@ mod tests {
         #[test]
         fn allocations_pass_exactly_when_they_obey(
             active in prop::collection::vec(any::<bool>(), 1..6),
-            given in prop::option::of(prop::collection::vec(0u32..10, 1..6)),
+            given in prop::option::of(prop::collection::vec(prop::collection::vec(any::<bool>(), 7..10), 1..6)),
             modules in 1usize..6,
         ) {
             let infos = vec![module("m", None); modules];
-            let rank_obeys = |(&rank, &active): (&u32, &bool)| rank <= 8 && (rank > 0) == active;
+            let one_obeys = |(flags, &active): (&Vec<bool>, &bool)| flags.len() == 8 && flags.contains(&true) == active;
             let obeys = active.len() == modules
                 && active.iter().any(|a| *a)
-                && given.as_ref().is_none_or(|g| g.len() == modules && g.iter().zip(&active).all(rank_obeys));
-            let answer = Allocation { active: active.clone(), ranks: given };
-            let result = ranks("a", 1, &infos, &answer);
-            prop_assert_eq!(result.is_ok(), obeys);
-            if let Ok(ranks) = result {
-                prop_assert!(ranks.iter().zip(&active).all(rank_obeys));
-            }
+                && given.as_ref().is_none_or(|g| g.len() == modules && g.iter().zip(&active).all(one_obeys));
+            let answer = Allocation { active, components: given };
+            prop_assert_eq!(allocation("a", 1, &infos, &infos, true, &answer).is_ok(), obeys);
+        }
+
+        #[test]
+        fn what_components_make_active_passes(
+            components in prop::collection::vec(prop::collection::vec(any::<bool>(), 8), 1..6),
+        ) {
+            let infos = vec![module("m", None); components.len()];
+            let any = components.iter().flatten().any(|remains| *remains);
+            let answer = Allocation::of_components(components);
+            prop_assert_eq!(allocation("a", 1, &infos, &infos, true, &answer).is_ok(), any);
         }
     }
 }

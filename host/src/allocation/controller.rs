@@ -31,6 +31,8 @@ pub struct Settings {
     pub initial_budget: Option<Budget>,
     /// For how many steps before each reallocation inactive modules' gradients are measured too.
     pub probe_steps: u64,
+    /// Whether the adapters have components that can be pruned, as LoRA's pairs have.
+    pub prunable: bool,
     /// The run's seed.
     pub seed: u64,
     /// Optimiser steps the whole run will take.
@@ -44,11 +46,11 @@ pub struct Reallocation {
     pub step: u64,
     /// Which reallocation it is, from 0.
     pub index: u64,
-    /// The scorer's answer.
+    /// The scorer's answer; empty where there is no scorer.
     pub scores: Vec<f64>,
     /// Which modules are active from now on.
     pub active: Vec<bool>,
-    /// Their ranks, 0 where inactive.
+    /// Their ranks, the components that remain, 0 where inactive.
     pub ranks: Vec<u32>,
     /// The ledger, this reallocation included.
     pub ledger: Vec<LedgerEntry>,
@@ -58,25 +60,29 @@ pub struct Reallocation {
     pub deactivated: Vec<usize>,
 }
 
-/// Holds the mask. Feeds the scorer after every step, asks scorer and allocator when the schedule
-/// says so, checks their answers and switches.
+/// Holds the mask. Feeds the scorer, and an allocator that measures, after every step, asks both when
+/// the schedule says so, checks their answers and switches.
 pub struct Controller {
     settings: Settings,
     units: Units,
     scorer: Option<Named<dyn Scorer>>,
     allocator: Option<Named<dyn Allocator>>,
     needs: Needs,
+    /// Whether the allocator takes in measurements.
+    observes: bool,
+    /// Whether it wants the raw ones, at every step.
+    raw_always: bool,
     step: u64,
     reallocations: u64,
     active: Vec<bool>,
-    ranks: Vec<u32>,
+    components: Option<Vec<Vec<bool>>>,
     ledger: Ledger,
 }
 
 impl Controller {
     /// A controller before its first step. Scorer and allocator may be missing where the schedule
-    /// never comes due. The scorer was made for [`Units::modules`], the allocator for
-    /// [`Units::infos`].
+    /// never comes due, and the scorer where the allocator measures by itself. The scorer was made for
+    /// [`Units::modules`], the allocator for [`Units::infos`].
     pub fn new(
         settings: Settings,
         units: Units,
@@ -98,9 +104,14 @@ impl Controller {
                 settings.total_steps
             );
         }
+        let of_allocator = allocator
+            .as_ref()
+            .filter(|_| reallocates)
+            .map_or_else(Needs::default, |allocator| allocator.plugin.needs());
+        let observes = of_allocator != Needs::default();
         let missing = match (&scorer, &allocator) {
-            (None, _) => Some("scorer"),
             (_, None) => Some("allocator"),
+            (None, _) if !observes => Some("scorer"),
             _ => None,
         };
         if let (true, Some(missing)) = (reallocates, missing) {
@@ -109,16 +120,36 @@ impl Controller {
                     "add a [{missing}] table that names a plugin, or set schedule = {{ kind = \"never\" }}"
                 )));
         }
-        let needs = match &scorer {
+        if let (true, Some(allocator)) = (observes && !units.are_modules(), &allocator) {
+            return Err(Error::user(format!(
+                "the allocator `{}` goes by measurements of single modules, but chooses among layers",
+                allocator.name
+            ))
+            .help("set unit = \"module\" in [allocation]"));
+        }
+        let mut needs = match &scorer {
             Some(scorer) if reallocates => scorer.plugin.needs(),
             _ => Needs::default(),
         };
+        for signal in of_allocator.signals {
+            if !needs.signals.contains(&signal) {
+                needs.signals.push(signal);
+            }
+        }
+        for raw in &of_allocator.raw {
+            if !needs.raw.contains(raw) {
+                needs.raw.push(*raw);
+            }
+        }
+        needs.components |= of_allocator.components;
+        if needs.components && !settings.prunable {
+            return Err(Error::user(
+                "a plugin measures the components of LoRA's pairs, which VeRA's vectors do not have",
+            )
+            .help("set kind = \"lora\" in [adapter], or choose another scorer or allocator"));
+        }
         let chosen = initial::draw(settings.initial_budget, units.infos(), settings.seed)?;
         let active = units.expand(&chosen);
-        let full = units.modules().iter().zip(&active);
-        let ranks = full
-            .map(|(module, &active)| if active { module.rank } else { 0 })
-            .collect();
         let ledger = Ledger::new(active.len());
         let (step, reallocations) = (0, 0);
         Ok(Controller {
@@ -127,21 +158,23 @@ impl Controller {
             scorer,
             allocator,
             needs,
+            observes,
+            raw_always: !of_allocator.raw.is_empty(),
             step,
             reallocations,
             active,
-            ranks,
+            components: None,
             ledger,
         })
     }
 
-    /// What the scorer asks the host to measure; nothing if this run never reallocates.
+    /// What the plugins ask the host to measure; nothing if this run never reallocates.
     pub fn needs(&self) -> &Needs {
         &self.needs
     }
 
     /// Whether step `step`, about to run, is to be measured at all: not once the last reallocation
-    /// is past, for the scorer will not be asked again.
+    /// is past, for nobody will be asked again.
     pub fn measuring(&self, step: u64) -> bool {
         step > 0
             && self
@@ -156,12 +189,12 @@ impl Controller {
         let wants = |scorer: &Named<dyn Scorer>| scorer.plugin.wants_raw(step);
         !self.needs.raw.is_empty()
             && self.measuring(step)
-            && self.scorer.as_ref().is_some_and(wants)
+            && (self.raw_always || self.scorer.as_ref().is_some_and(wants))
     }
 
     /// Whether step `step`, about to run, also computes the inactive modules' gradients: it is among
-    /// the last `probe_steps` before a reallocation, the scorer needs gradients, and there are
-    /// inactive modules.
+    /// the last `probe_steps` before a reallocation, a plugin needs gradients, and there are inactive
+    /// modules.
     pub fn probing(&self, step: u64) -> bool {
         let gradient = |signal: &Signal| matches!(signal, Signal::GradientL1 | Signal::GradientL2);
         let Settings {
@@ -170,7 +203,10 @@ impl Controller {
             total_steps,
             ..
         } = &self.settings;
-        (self.needs.signals.iter().any(gradient) || self.needs.raw.contains(&RawValue::Gradient))
+        let needs = &self.needs;
+        (needs.signals.iter().any(gradient)
+            || needs.raw.contains(&RawValue::Gradient)
+            || needs.components)
             && schedule.in_probe(step, *probe_steps, *total_steps)
             && self.active.contains(&false)
     }
@@ -180,9 +216,24 @@ impl Controller {
         &self.active
     }
 
-    /// The rank of each module now, 0 where inactive.
-    pub fn ranks(&self) -> &[u32] {
-        &self.ranks
+    /// Which components of each module remain; none before an allocator has pruned any.
+    pub fn components(&self) -> Option<&[Vec<bool>]> {
+        self.components.as_deref()
+    }
+
+    /// The rank of each module now: its components that remain, 0 where inactive.
+    pub fn ranks(&self) -> Vec<u32> {
+        let modules = self.units.modules().iter().zip(&self.active).enumerate();
+        modules
+            .map(|(at, (module, &active))| match &self.components {
+                _ if !active => 0,
+                Some(components) => components[at]
+                    .iter()
+                    .map(|remains| u32::from(*remains))
+                    .sum(),
+                None => module.rank,
+            })
+            .collect()
     }
 
     /// The history of each module.
@@ -216,15 +267,21 @@ impl Controller {
         let measuring = self.measuring(step);
         self.step = step;
         self.ledger.stepped(&self.active);
-        if measuring && let Some(scorer) = &mut self.scorer {
-            scorer.plugin.observe(observation).map_err(|error| {
-                failed(
-                    "scorer",
-                    &scorer.name,
-                    format!("could not take in step {step}"),
-                    error,
-                )
-            })?;
+        let unable = |kind, name: &str, error| {
+            failed(kind, name, format!("could not take in step {step}"), error)
+        };
+        if measuring && let Some(Named { name, plugin }) = &mut self.scorer {
+            plugin
+                .observe(observation)
+                .map_err(|error| unable("scorer", name, error))?;
+        }
+        if measuring
+            && self.observes
+            && let Some(Named { name, plugin }) = &mut self.allocator
+        {
+            plugin
+                .observe(observation)
+                .map_err(|error| unable("allocator", name, error))?;
         }
         if self
             .settings
@@ -237,34 +294,44 @@ impl Controller {
     }
 
     fn reallocate(&mut self) -> Result<Option<Reallocation>> {
-        // The constructor saw to it that both are there if the schedule ever comes due.
-        let (Some(scorer), Some(allocator)) = (&mut self.scorer, &mut self.allocator) else {
+        let (step, index, ranks) = (self.step, self.reallocations, self.ranks());
+        // The constructor saw to it that there is one if the schedule ever comes due.
+        let Some(allocator) = &mut self.allocator else {
             return Ok(None);
         };
-        let (step, index) = (self.step, self.reallocations);
         let when = |what: &str| format!("could not {what} after step {step}");
 
-        let scores = scorer
-            .plugin
-            .scores()
-            .map_err(|error| failed("scorer", &scorer.name, when("score"), error))?;
-        check::scores(&scorer.name, step, self.units.modules(), &scores)?;
+        let scores = match &mut self.scorer {
+            Some(scorer) => {
+                let answer = scorer.plugin.scores();
+                let scores =
+                    answer.map_err(|error| failed("scorer", &scorer.name, when("score"), error))?;
+                check::scores(&scorer.name, step, self.units.modules(), &scores)?;
+                Some(scores)
+            }
+            None => None,
+        };
 
         let answer = allocator
             .plugin
             .allocate(&AllocationRequest {
                 modules: self.units.infos().to_vec(),
-                scores: self.units.sum(&scores),
+                scores: match &scores {
+                    Some(scores) => self.units.sum(scores),
+                    None => vec![0.0; self.units.infos().len()],
+                },
                 ledger: self.units.first(self.ledger.entries()),
                 active: self.units.first(&self.active),
-                ranks: self.units.largest(&self.ranks),
+                ranks: self.units.largest(&ranks),
                 step,
                 total_steps: self.settings.total_steps,
                 reallocation: index,
                 seed: reallocation_seed(self.settings.seed, index),
             })
             .map_err(|error| failed("allocator", &allocator.name, when("allocate"), error))?;
-        let unit_ranks = check::ranks(&allocator.name, step, self.units.infos(), &answer)?;
+        let (units, modules) = (self.units.infos(), self.units.modules());
+        let prunable = self.settings.prunable;
+        check::allocation(&allocator.name, step, units, modules, prunable, &answer)?;
 
         let active = self.units.expand(&answer.active);
         let switched = |from: bool| -> Vec<usize> {
@@ -275,24 +342,22 @@ impl Controller {
                 .collect()
         };
         let (activated, deactivated) = (switched(false), switched(true));
-        self.ranks = self.units.expand_ranks(&unit_ranks);
+        self.components = answer.components;
         self.ledger.chosen(&active, step);
         self.active.clone_from(&active);
         self.reallocations += 1;
-        scorer.plugin.reallocated().map_err(|error| {
-            failed(
-                "scorer",
-                &scorer.name,
-                when("take note of the reallocation"),
-                error,
-            )
-        })?;
+        if let Some(scorer) = &mut self.scorer {
+            scorer.plugin.reallocated().map_err(|error| {
+                let what = when("take note of the reallocation");
+                failed("scorer", &scorer.name, what, error)
+            })?;
+        }
         Ok(Some(Reallocation {
             step,
             index,
-            scores,
+            scores: scores.unwrap_or_default(),
             active,
-            ranks: self.ranks.clone(),
+            ranks: self.ranks(),
             ledger: self.ledger.entries().to_vec(),
             activated,
             deactivated,
@@ -319,7 +384,7 @@ impl Controller {
                 .map(|module| module.path.clone())
                 .collect(),
             active: self.active.clone(),
-            ranks: self.ranks.clone(),
+            components: self.components.clone(),
             ledger: self.ledger.clone(),
             scorer: scorer.transpose()?,
             allocator: allocator.transpose()?,
@@ -343,7 +408,7 @@ impl Controller {
         self.step = state.step;
         self.reallocations = state.reallocations;
         self.active = state.active;
-        self.ranks = state.ranks;
+        self.components = state.components;
         self.ledger = state.ledger;
         Ok(())
     }
@@ -365,20 +430,22 @@ impl Controller {
                 now.path
             )));
         }
-        let lengths = [
-            state.active.len(),
-            state.ranks.len(),
-            state.ledger.entries().len(),
-        ];
+        let lengths = [state.active.len(), state.ledger.entries().len()];
         if lengths.iter().any(|length| *length != modules.len()) {
-            return Err(unfit("its mask, ranks and ledger differ in length"));
+            return Err(unfit("its mask and ledger differ in length"));
         }
-        let mut ranks = modules.iter().zip(&state.ranks).zip(&state.active);
-        if !ranks.all(|((module, &rank), &active)| rank <= module.rank && (rank > 0) == active)
-            || !state.active.contains(&true)
-        {
+        let fits = |components: &Vec<Vec<bool>>| {
+            components.len() == modules.len()
+                && modules.iter().zip(components).zip(&state.active).all(
+                    |((module, components), active)| {
+                        components.len() == module.rank as usize
+                            && components.contains(&true) == *active
+                    },
+                )
+        };
+        if !state.components.as_ref().is_none_or(fits) || !state.active.contains(&true) {
             return Err(unfit(
-                "its mask and ranks contradict each other or the adapter's rank",
+                "its mask and components contradict each other or the adapter's rank",
             ));
         }
         let together = |history: (&[bool], &[LedgerEntry])| {

@@ -18,8 +18,9 @@ pub struct State {
     pub modules: Vec<String>,
     /// Which modules are active.
     pub active: Vec<bool>,
-    /// The rank of each module, 0 where inactive.
-    pub ranks: Vec<u32>,
+    /// Which components of each module remain, once an allocator has pruned any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub components: Option<Vec<Vec<bool>>>,
     /// The history of each module.
     pub ledger: Ledger,
     /// The scorer's state, where there is a scorer.
@@ -61,7 +62,7 @@ mod tests {
             reallocations: 2,
             modules: vec!["a".to_owned(), "b".to_owned()],
             active: vec![true, false],
-            ranks: vec![8, 0],
+            components: Some(vec![vec![true, false], vec![false, false]]),
             ledger: Ledger::new(2),
             scorer: Some(PluginState {
                 name: "activation".to_owned(),

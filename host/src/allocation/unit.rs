@@ -64,6 +64,11 @@ impl Units {
         &self.modules
     }
 
+    /// Whether every unit is a single module.
+    pub fn are_modules(&self) -> bool {
+        self.infos == self.modules
+    }
+
     /// One description per unit. A layer's path is its modules' common one (`encoder.layer.3`), its
     /// role is `layer`, its rank the largest of theirs; widths, parameters and FLOPs are sums.
     pub fn infos(&self) -> &[ModuleInfo] {
@@ -101,15 +106,6 @@ impl Units {
     /// A per-unit list as a per-module one: every module gets its unit's value.
     pub fn expand<T: Copy>(&self, values: &[T]) -> Vec<T> {
         self.unit_of.iter().map(|&unit| values[unit]).collect()
-    }
-
-    /// Ranks per unit as ranks per module, each clipped to the module's `r_max`.
-    pub fn expand_ranks(&self, ranks: &[u32]) -> Vec<u32> {
-        self.expand(ranks)
-            .iter()
-            .zip(&self.modules)
-            .map(|(&rank, module)| rank.min(module.rank))
-            .collect()
     }
 }
 
@@ -224,8 +220,6 @@ pub(crate) mod tests {
             units.expand(&[true, false, true]),
             [true, true, false, false, true]
         );
-        // Rank 12 suits only the module whose r_max is 16.
-        assert_eq!(units.expand_ranks(&[12, 0, 3]), [8, 12, 0, 0, 3]);
         assert_eq!(units.largest(&[8, 12, 0, 0, 3]), [12, 0, 3]);
     }
 

@@ -99,7 +99,12 @@ fn info(name: &str, as_json: bool, common: &Common) -> Result<()> {
         found.path.display()
     );
     if let Some(needs) = &manifest.needs {
-        text.push_str(&format!("\nmeasures {:?}", needs.signals));
+        if !needs.signals.is_empty() {
+            text.push_str(&format!("\nmeasures {:?}", needs.signals));
+        }
+        if needs.components {
+            text.push_str("\nmeasures the sensitivity of every component of A and B");
+        }
         if !needs.raw.is_empty() {
             text.push_str(&format!(
                 "\ncopies {:?} from the device, which is slower",

@@ -5,9 +5,12 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use dynalora_plugin_api::ModuleInfo;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::adapter::{Adapters, Config, LinearInfo, LoraConfig, Projections, VeraConfig};
+use super::pattern::Pattern;
+use crate::adapter::{
+    Adapters, Config, LinearInfo, LoraConfig, Projections, VeraConfig, components,
+};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::{Family, HeadTensor, Saved, Weights, save};
@@ -29,6 +32,9 @@ pub struct Peft {
     pub paths: Vec<String>,
     /// What the adapter says it was trained on.
     pub base: Option<String>,
+    rank_pattern: Pattern<u32>,
+    alpha_pattern: Pattern<f64>,
+    family: Family,
     weights: Weights,
 }
 
@@ -52,9 +58,9 @@ struct Lora {
     #[serde(default)]
     use_dora: bool,
     #[serde(default)]
-    rank_pattern: serde_json::Map<String, Value>,
+    rank_pattern: Pattern<u32>,
     #[serde(default)]
-    alpha_pattern: serde_json::Map<String, Value>,
+    alpha_pattern: Pattern<f64>,
 }
 
 /// Those of VeRA's.
@@ -80,17 +86,40 @@ fn vera_bias() -> String {
 }
 
 /// Writes adapter and head into `folder`, which must exist and be nobody's yet.
+///
+/// Of each module only its `components` that remain, where any were pruned: its rank then stands in
+/// `rank_pattern`, and its alpha in `alpha_pattern`, in proportion, so that the scale stays what it was.
+/// A module of which none remains is not among the `target_modules`.
 pub fn write<B: Kernels>(
     folder: &Path,
     family: Family,
     base: &str,
     adapters: &Adapters<B>,
+    components: Option<&[Vec<bool>]>,
     linears: &[LinearInfo],
     head: &[(HeadTensor, Tensor<B, 2>)],
 ) -> Result<()> {
     let prefix = family.names().prefix;
     let mut tensors = Vec::new();
-    for (module, pair) in adapters.modules.iter().zip(&adapters.pairs) {
+    let mut modules = Vec::new();
+    let (mut rank_pattern, mut alpha_pattern) = (Map::new(), Map::new());
+    for (index, (module, pair)) in adapters.modules.iter().zip(&adapters.pairs).enumerate() {
+        let remaining = components.map_or(&[][..], |all| &all[index]);
+        let pair = match remaining.contains(&false) {
+            true if !remaining.contains(&true) => continue,
+            true => components::extract(pair, remaining),
+            false => pair.clone(),
+        };
+        if let Config::Lora(LoraConfig { rank, alpha, .. }) = adapters.config {
+            let own = pair[0].dims()[0] as u32;
+            if own != rank {
+                let alpha = alpha * f64::from(own) / f64::from(rank);
+                let path = format!("{prefix}.{}", module.path);
+                rank_pattern.insert(path.clone(), json!(own));
+                alpha_pattern.insert(path, number(alpha));
+            }
+        }
+        modules.push(module.clone());
         for (tensor, part) in pair.iter().zip(adapters.config.parts()) {
             let name = format!("{WRAPPER}.{prefix}.{}.{part}", module.path);
             let [rows, columns] = tensor.dims();
@@ -129,8 +158,8 @@ pub fn write<B: Kernels>(
             "init_lora_weights": true,
             "use_dora": false,
             "use_rslora": false,
-            "rank_pattern": {},
-            "alpha_pattern": {},
+            "rank_pattern": rank_pattern,
+            "alpha_pattern": alpha_pattern,
         }),
         Config::Vera(vera) => json!({
             "peft_type": "VERA",
@@ -146,7 +175,7 @@ pub fn write<B: Kernels>(
     let common = json!({
         "task_type": "SEQ_CLS",
         "base_model_name_or_path": base,
-        "target_modules": target_modules(&adapters.modules, linears, prefix),
+        "target_modules": target_modules(&modules, linears, prefix),
         "modules_to_save": modules_to_save,
         "bias": "none",
         "fan_in_fan_out": false,
@@ -213,9 +242,15 @@ pub fn read(folder: &Path, family: Family) -> Result<Peft> {
     let at = path.display().to_string();
     let common: Common = parse(&text, &at)?;
     let weights = Weights::open(&[folder.join(TENSORS)])?;
-    let (config, first) = match common.peft_type.as_str() {
+    let ((config, rank_pattern, alpha_pattern), first) = match common.peft_type.as_str() {
         "LORA" => (lora(parse(&text, &at)?, &at)?, "lora_A.weight"),
-        "VERA" => (vera(parse(&text, &at)?, &weights, &at)?, "vera_lambda_d"),
+        "VERA" => {
+            let config = vera(parse(&text, &at)?, &weights, &at)?;
+            (
+                (config, Pattern::default(), Pattern::default()),
+                "vera_lambda_d",
+            )
+        }
         other => {
             return Err(Error::user(format!("{at}: peft_type is {other}"))
                 .help("adapters of the types LORA and VERA are read"));
@@ -234,6 +269,9 @@ pub fn read(folder: &Path, family: Family) -> Result<Peft> {
         config,
         paths,
         base: common.base_model_name_or_path,
+        rank_pattern,
+        alpha_pattern,
+        family,
         weights,
     })
 }
@@ -245,22 +283,27 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str, at: &str) -> Result<T> {
     })
 }
 
-fn lora(config: Lora, at: &str) -> Result<Config> {
+/// What all modules share, and what some have of their own.
+fn lora(config: Lora, at: &str) -> Result<(Config, Pattern<u32>, Pattern<f64>)> {
     refuse(
         at,
         &[
             (config.use_rslora, "use_rslora", "false"),
             (config.use_dora, "use_dora", "false"),
-            (!config.rank_pattern.is_empty(), "rank_pattern", "{}"),
-            (!config.alpha_pattern.is_empty(), "alpha_pattern", "{}"),
             (config.r == 0, "r", "1 or more"),
+            (
+                config.rank_pattern.values().any(|rank| *rank == 0),
+                "rank_pattern",
+                "of ranks of 1 or more",
+            ),
         ],
     )?;
-    Ok(Config::Lora(LoraConfig {
+    let shared = Config::Lora(LoraConfig {
         rank: config.r,
         alpha: config.lora_alpha,
         dropout: config.lora_dropout,
-    }))
+    });
+    Ok((shared, config.rank_pattern, config.alpha_pattern))
 }
 
 fn vera(config: Vera, weights: &Weights, at: &str) -> Result<Config> {
@@ -302,6 +345,19 @@ fn refuse(at: &str, unsupported: &[(bool, &str, &str)]) -> Result<()> {
 }
 
 impl Peft {
+    /// Method and sizes of the module at `path`, without the family's prefix.
+    fn config_of(&self, path: &str) -> Config {
+        let path = format!("{}.{path}", self.family.names().prefix);
+        match &self.config {
+            Config::Lora(lora) => Config::Lora(LoraConfig {
+                rank: self.rank_pattern.of(&path).unwrap_or(lora.rank),
+                alpha: self.alpha_pattern.of(&path).unwrap_or(lora.alpha),
+                dropout: lora.dropout,
+            }),
+            vera => vera.clone(),
+        }
+    }
+
     /// The adapter's modules among a model's linear layers, in forward order.
     pub fn modules(&self, linears: &[LinearInfo]) -> Result<Vec<ModuleInfo>> {
         if let Some(unknown) = self
@@ -317,10 +373,13 @@ impl Peft {
         let adapted = linears
             .iter()
             .filter(|linear| self.paths.contains(&linear.path));
-        Ok(adapted.map(|linear| linear.module(&self.config)).collect())
+        Ok(adapted
+            .map(|linear| linear.module(&self.config_of(&linear.path)))
+            .collect())
     }
 
-    /// The adapter's values on a device.
+    /// The adapter's values on a device. Where `alpha_pattern` gives a module a scale of its own, it is
+    /// multiplied into B, for all modules share one scale here.
     pub fn adapters<B: Kernels>(
         &self,
         family: Family,
@@ -344,7 +403,15 @@ impl Peft {
         };
         let pairs = modules
             .iter()
-            .map(|module| Ok([tensor(module, 0)?, tensor(module, 1)?]))
+            .map(|module| {
+                let [a, mut b] = [tensor(module, 0)?, tensor(module, 1)?];
+                let own = self.config_of(&module.path).scale();
+                let shared = self.config.scale();
+                if own != shared {
+                    b = b * (own / shared);
+                }
+                Ok([a, b])
+            })
             .collect::<Result<_>>()?;
         let projections = match &self.config {
             Config::Lora(_) => None,

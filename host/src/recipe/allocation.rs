@@ -28,7 +28,7 @@ pub struct AllocationConfig {
     /// What becomes of the optimiser's state of a module that goes inactive.
     pub optimizer_state: OptimizerState,
     /// For so many steps before a reallocation the inactive modules' gradients are measured too,
-    /// where the scorer asks for gradients.
+    /// where a plugin asks for gradients.
     pub probe_steps: u64,
     /// When to reallocate.
     pub schedule: Schedule,
@@ -61,7 +61,7 @@ impl Default for AllocationConfig {
 }
 
 impl AllocationConfig {
-    /// Whether modules are ever chosen anew, which takes a scorer and an allocator.
+    /// Whether modules are ever chosen anew, which takes an allocator, and most often a scorer.
     pub fn is_dynamic(&self) -> bool {
         self.schedule != Schedule::Never {}
     }

@@ -219,26 +219,21 @@ impl Recipe {
             .map_err(|error| at.adopt("data", error))?;
         self.adapter.validate(at)?;
         self.allocation.validate(self.allocator.as_ref(), at)?;
+        // Whether the allocator does without a scorer is seen when it is loaded.
+        if self.allocation.is_dynamic() && self.allocator.is_none() {
+            return Err(at
+                .error(
+                    "allocation.schedule",
+                    "the recipe reallocates, but has no [allocator]",
+                    "this schedule needs an allocator",
+                )
+                .help(
+                    "add `[allocator]` with `plugin = \"top-k\"`, or set `schedule = { kind = \"never\" }` for plain LoRA",
+                ));
+        }
         for (table, plugin) in [("scorer", &self.scorer), ("allocator", &self.allocator)] {
-            match plugin {
-                Some(plugin) => plugin.validate(table, at)?,
-                None if self.allocation.is_dynamic() => {
-                    let example = if table == "scorer" {
-                        "activation"
-                    } else {
-                        "top-k"
-                    };
-                    return Err(at
-                        .error(
-                            "allocation.schedule",
-                            format!("the recipe reallocates, but has no [{table}]"),
-                            format!("this schedule needs a {table}"),
-                        )
-                        .help(format!(
-                            "add `[{table}]` with `plugin = \"{example}\"`, or set `schedule = {{ kind = \"never\" }}` for plain LoRA"
-                        )));
-                }
-                None => {}
+            if let Some(plugin) = plugin {
+                plugin.validate(table, at)?;
             }
         }
         let max_length = self.model.max_length;

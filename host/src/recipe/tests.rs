@@ -288,16 +288,16 @@ fn what_is_missing_or_contradictory_is_shown() {
        ╰────
      help: keep one of them; a `--set` of one replaces the other
     ");
-    assert_snapshot!(broken("[scorer]\nplugin = \"activation\"\n", ""), @r#"
-     × the recipe reallocates, but has no [scorer]
+    assert_snapshot!(broken("[allocator]\nplugin = \"top-k\"\nk = \"50%\"\n", ""), @r#"
+     × the recipe reallocates, but has no [allocator]
        ╭─[a.toml:13:12]
     12 │ [allocation]
     13 │ schedule = { kind = "periodic", every = 50 }
        ·            ────────────────┬────────────────
-       ·                            ╰── this schedule needs a scorer
+       ·                            ╰── this schedule needs an allocator
     14 │
        ╰────
-     help: add `[scorer]` with `plugin = "activation"`, or set `schedule = { kind = "never" }` for plain LoRA
+     help: add `[allocator]` with `plugin = "top-k"`, or set `schedule = { kind = "never" }` for plain LoRA
     "#);
     assert_snapshot!(broken("rank = 8", "rank = 8\nr = 8"), @r"
      × `rank` is given twice, once under another name

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::Tensor;
+use dynalora_plugin_api::ModuleInfo;
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::{GroupState, Optimizer};
@@ -33,6 +34,9 @@ pub struct Progress {
     pub open_loss: (f64, u64),
     /// Updates of each module's optimiser state; none where it has no state.
     pub module_updates: Vec<Option<u64>>,
+    /// Updates of each component of each module of which any has been pruned; empty lists for others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub component_updates: Vec<Vec<u64>>,
     /// Updates of the head's.
     pub head_updates: Option<u64>,
     /// Mask, ledger and the plugins' own state.
@@ -52,6 +56,7 @@ impl Progress {
             peak_parameters: 0,
             open_loss: (0.0, 0),
             module_updates: Vec::new(),
+            component_updates: Vec::new(),
             head_updates: None,
             allocation,
         }
@@ -122,6 +127,18 @@ pub fn read<B: Kernels>(
             trainee.adapters.modules.len()
         )));
     }
+    let modules = &trainee.adapters.modules;
+    let updates = &progress.component_updates;
+    let fits = |(updates, module): (&Vec<u64>, &ModuleInfo)| {
+        updates.is_empty() || updates.len() == module.rank as usize
+    };
+    if !updates.is_empty()
+        && (updates.len() != modules.len() || !updates.iter().zip(modules).all(fits))
+    {
+        return Err(damaged(
+            "its updates of components are of other modules or ranks".to_owned(),
+        ));
+    }
     let weights = Weights::open(&[folder.join(TENSORS)])?;
     let load = |names: &[String], values: &mut [Tensor<B, 2>], updates: Option<u64>| {
         let mut moments = Vec::new();
@@ -137,11 +154,19 @@ pub fn read<B: Kernels>(
             }
             *value = tensor(name)?;
         }
-        Ok::<_, Error>(updates.map(|steps| GroupState { steps, moments }))
+        Ok::<_, Error>(updates.map(|steps| GroupState {
+            steps,
+            components: Vec::new(),
+            moments,
+        }))
     };
     for (module, names) in module_names(trainee).iter().enumerate() {
         let updates = progress.module_updates[module];
         optimizer.modules[module] = load(names, &mut trainee.adapters.pairs[module], updates)?;
+        let components = progress.component_updates.get(module);
+        if let (Some(state), Some(components)) = (&mut optimizer.modules[module], components) {
+            state.components.clone_from(components);
+        }
     }
     let names = head_names(trainee);
     optimizer.head = load(&names, &mut trainee.head, progress.head_updates)?;

@@ -20,7 +20,7 @@ pub use machine::peak_memory;
 pub use prepare::{Prepared, Rest};
 pub use progress::{Display, Verbosity, count, duration, size};
 
-use crate::adapter::Adapters;
+use crate::adapter::{Adapters, components};
 use crate::allocation::Controller;
 use crate::data::EpochPlan;
 use crate::error::{Error, Result};
@@ -32,7 +32,7 @@ use crate::run::{
     AllocationRecord, Checkpoint, EvalRecord, MetricRecord, StepRecord, Summary, Writer,
 };
 use checkpoint::Progress;
-use optimizer::{Optimizer, OptimizerConfig};
+use optimizer::{GroupState, Optimizer, OptimizerConfig};
 use prefix::PrefixCache;
 use progress::Status;
 use step::{Prefix, StepPlan, Trainee};
@@ -84,18 +84,19 @@ pub fn train<B: Kernels>(
             writer.allocation(&AllocationRecord::initial(
                 paths,
                 controller.active(),
-                controller.ranks(),
+                &controller.ranks(),
             ))?;
             Progress::start(controller.state()?)
         }
     };
-    let parameters_of = |active: &[bool]| -> u64 {
-        let active = modules.iter().zip(active).filter(|(_, active)| **active);
-        active.map(|(module, _)| module.parameters).sum()
+    let parameters_of = |ranks: &[u32]| -> u64 {
+        let of_rank = |(module, rank): (&ModuleInfo, &u32)| {
+            module.parameters * u64::from(*rank) / u64::from(module.rank)
+        };
+        modules.iter().zip(ranks).map(of_rank).sum()
     };
-    let mut prefix_cache = train
-        .cache_frozen_prefix
-        .then(|| PrefixCache::new(train.cache_memory_mib << 20));
+    let empty_cache = || PrefixCache::new(train.cache_memory_mib << 20);
+    let mut prefix_cache = train.cache_frozen_prefix.then(empty_cache);
     let deciding = recipe.evaluation.metric.unwrap_or(data.metrics[0]);
     let steps_per_epoch = data.steps_per_epoch(train);
     let (started, seconds_before) = (Instant::now(), state.seconds);
@@ -137,6 +138,8 @@ pub fn train<B: Kernels>(
                 &StepPlan {
                     step: number,
                     active: controller.active(),
+                    components: controller.components(),
+                    rate: optimizer.rate(state.step),
                     probing,
                     needs,
                     raw: controller.wants_raw(number),
@@ -149,7 +152,8 @@ pub fn train<B: Kernels>(
                 // Nothing has been updated yet: what is saved is the last good state.
                 state.allocation = controller.state()?;
                 save(&writer, &trainee, &optimizer, &mut state, None)?;
-                export(&writer, &recipe, &prepared.rest, &trainee)?;
+                let components = controller.components();
+                export(&writer, &recipe, &prepared.rest, &trainee, components)?;
                 display.end();
                 return Err(diverged(number, &result, &writer));
             }
@@ -158,15 +162,15 @@ pub fn train<B: Kernels>(
             let clip = clip_coefficient(result.gradient_norm, train.max_grad_norm);
             for (module, gradients) in result.gradients.into_iter().enumerate() {
                 if let (true, Some(gradients)) = (controller.active()[module], gradients) {
-                    let rank = controller.ranks()[module] as usize;
+                    let remaining = controller.components().map(|all| all[module].as_slice());
                     let pair = &mut trainee.adapters.pairs[module];
-                    optimizer.update_module(module, state.step, rank, pair, gradients, clip);
+                    optimizer.update_module(module, state.step, remaining, pair, gradients, clip);
                 }
             }
             optimizer.update_head(state.step, &mut trainee.head, result.head_gradients, clip);
 
             let active = controller.active().iter().filter(|active| **active).count();
-            let active_parameters = parameters_of(controller.active());
+            let active_parameters = parameters_of(&controller.ranks());
             state.step = number;
             state.tokens += result.observation.tokens;
             state.seconds = seconds_before + started.elapsed().as_secs_f64();
@@ -175,9 +179,19 @@ pub fn train<B: Kernels>(
             state.peak_parameters = state.peak_parameters.max(active_parameters);
             state.open_loss.0 += result.loss;
             state.open_loss.1 += 1;
+            let unpruned = controller.components().is_none();
             if let Some(reallocation) = controller.after_step(&result.observation)? {
                 for module in &reallocation.deactivated {
                     optimizer.deactivated(*module);
+                }
+                for (module, remaining) in controller.components().into_iter().flatten().enumerate()
+                {
+                    components::prune(&mut trainee.adapters.pairs[module], remaining);
+                    optimizer.pruned(module, remaining);
+                }
+                if unpruned && controller.components().is_some() {
+                    // Modules that were inactive already may have changed.
+                    prefix_cache = prefix_cache.map(|_| empty_cache());
                 }
                 writer.allocation(&AllocationRecord::from(&reallocation))?;
                 display.reallocated(&reallocation, modules.len());
@@ -242,10 +256,18 @@ pub fn train<B: Kernels>(
     }
     display.end();
 
+    let mut components = controller.components().map(<[_]>::to_vec);
     if let Some((best, _)) = writer.run().best()? {
-        checkpoint::read(&best.path, &mut trainee, &mut optimizer, device)?;
+        let best = checkpoint::read(&best.path, &mut trainee, &mut optimizer, device)?;
+        components = best.allocation.components;
     }
-    export(&writer, &recipe, &prepared.rest, &trainee)?;
+    export(
+        &writer,
+        &recipe,
+        &prepared.rest,
+        &trainee,
+        components.as_deref(),
+    )?;
     let head = trainee.model.head.tensors();
     let summary = Summary {
         steps: state.step,
@@ -346,6 +368,11 @@ fn save<B: Kernels>(
         .iter()
         .map(|state| state.as_ref().map(|state| state.steps))
         .collect();
+    let components = |state: &Option<GroupState<B>>| match state {
+        Some(state) => state.components.clone(),
+        None => Vec::new(),
+    };
+    state.component_updates = optimizer.modules.iter().map(components).collect();
     state.head_updates = optimizer.head.as_ref().map(|state| state.steps);
     let pending = writer.begin_checkpoint(state.step)?;
     checkpoint::write(pending.path(), trainee, optimizer, state)?;
@@ -358,6 +385,7 @@ fn export<B: Kernels>(
     recipe: &Recipe,
     prepared: &Rest,
     trainee: &Trainee<B>,
+    components: Option<&[Vec<bool>]>,
 ) -> Result<()> {
     let head: Vec<_> = trainee
         .model
@@ -382,6 +410,7 @@ fn export<B: Kernels>(
         prepared.pretrained.config.family,
         &recipe.model.name,
         &trainee.adapters,
+        components,
         &prepared.pretrained.linears(),
         &head,
     )?;

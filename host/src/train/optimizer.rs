@@ -1,8 +1,11 @@
 //! AdamW over the parameters that train: the head, and the adapters of the active modules.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 
 use super::schedule::LearningRateSchedule;
+use crate::adapter::components;
 use crate::kernel::{AdamWStep, Kernels};
 use crate::recipe::OptimizerState;
 
@@ -36,6 +39,9 @@ pub struct OptimizerConfig {
 pub struct GroupState<B: Kernels> {
     /// Updates so far: `t` of the bias correction.
     pub steps: u64,
+    /// Of a pair of which components have been pruned, `t` of each: a component that comes back begins
+    /// anew. Empty for all others.
+    pub components: Vec<u64>,
     /// First and second moment of each tensor.
     pub moments: Vec<[Tensor<B, 2>; 2]>,
 }
@@ -47,7 +53,11 @@ impl<B: Kernels> GroupState<B> {
             .iter()
             .map(|value| [zeros(value), zeros(value)])
             .collect();
-        GroupState { steps: 0, moments }
+        GroupState {
+            steps: 0,
+            components: Vec::new(),
+            moments,
+        }
     }
 }
 
@@ -82,14 +92,13 @@ impl<B: Kernels> Optimizer<B> {
             .factor(step, self.config.warmup_steps, self.config.total_steps)
     }
 
-    /// Updates the two tensors of an active module at the run's step `step` (from 0). At less than full rank
-    /// only the first `rank` components are touched: rows of the first tensor, and columns of the second
-    /// where it has one for each (VeRA's `λ_b [out, 1]` has not).
+    /// Updates the two tensors of an active module at the run's step `step` (from 0). Of a LoRA pair with pruned
+    /// components those are not touched; `remaining` says which the others are.
     pub fn update_module(
         &mut self,
         module: usize,
         step: u64,
-        rank: usize,
+        remaining: Option<&[bool]>,
         pair: &mut [Tensor<B, 2>; 2],
         gradients: [Tensor<B, 2>; 2],
         gradient_scale: f32,
@@ -105,32 +114,64 @@ impl<B: Kernels> Optimizer<B> {
             self.config
                 .schedule
                 .factor(at, self.config.warmup_steps, self.config.total_steps);
-        state.steps += 1;
-        let adamw = adamw_step(
-            &self.config,
-            self.config.rate * factor,
-            state.steps,
-            gradient_scale,
-        );
-        let [inputs, outputs] = [pair[0].dims()[1], pair[1].dims()[0]];
-        let shapes = [[rank, inputs], [outputs, rank.min(pair[1].dims()[1])]];
-        for (i, gradient) in gradients.into_iter().enumerate() {
-            let part = |tensor: &Tensor<B, 2>| tensor.clone().slice(shapes[i].map(|n| 0..n));
-            if pair[i].dims() == shapes[i] {
-                update(&mut pair[i], &mut state.moments[i], gradient, adamw);
-                continue;
-            }
-            let mut value = part(&pair[i]);
-            let mut moments = state.moments[i].each_ref().map(part);
-            update(&mut value, &mut moments, part(&gradient), adamw);
-            let put = |whole: &mut Tensor<B, 2>, part: Tensor<B, 2>| {
-                *whole = whole.clone().slice_assign(shapes[i].map(|n| 0..n), part);
-            };
-            put(&mut pair[i], value);
-            let [first, second] = moments;
-            put(&mut state.moments[i][0], first);
-            put(&mut state.moments[i][1], second);
+        if let (Some(remaining), true) = (remaining, state.components.is_empty()) {
+            state.components = vec![state.steps; remaining.len()];
         }
+        state.steps += 1;
+        let adamw = |t| adamw_step(&self.config, self.config.rate * factor, t, gradient_scale);
+        let remains = |k: usize| remaining.is_none_or(|remaining| remaining[k]);
+        for (k, t) in state.components.iter_mut().enumerate() {
+            *t += u64::from(remains(k));
+        }
+        let rank = state.components.len();
+        let whole = (0..rank).all(|k| remains(k) && state.components[k] == state.components[0]);
+        if whole {
+            let adamw = adamw(state.components.first().copied().unwrap_or(state.steps));
+            for (i, gradient) in gradients.into_iter().enumerate() {
+                update(&mut pair[i], &mut state.moments[i], gradient, adamw);
+            }
+            return;
+        }
+        for run in runs(&state.components, remains) {
+            let adamw = adamw(state.components[run.start]);
+            for (i, gradient) in gradients.iter().enumerate() {
+                // Components are rows of A and columns of B.
+                let part = |tensor: &Tensor<B, 2>| tensor.clone().slice_dim(i, run.clone());
+                let mut value = part(&pair[i]);
+                let mut moments = state.moments[i].each_ref().map(part);
+                update(&mut value, &mut moments, part(gradient), adamw);
+                let put = |whole: &mut Tensor<B, 2>, part: Tensor<B, 2>| {
+                    let mut ranges = whole.dims().map(|n| 0..n);
+                    ranges[i] = run.clone();
+                    *whole = whole.clone().slice_assign(ranges, part);
+                };
+                put(&mut pair[i], value);
+                let [first, second] = moments;
+                put(&mut state.moments[i][0], first);
+                put(&mut state.moments[i][1], second);
+            }
+        }
+    }
+
+    /// Told which components of a module remain: the state of the others is dropped.
+    pub fn pruned(&mut self, module: usize, remaining: &[bool]) {
+        let Some(state) = &mut self.modules[module] else {
+            return;
+        };
+        if state.components.is_empty() {
+            state.components = vec![state.steps; remaining.len()];
+        }
+        for (t, remains) in state.components.iter_mut().zip(remaining) {
+            if !remains {
+                *t = 0;
+            }
+        }
+        let [[a1, a2], [b1, b2]] = [0, 1].map(|i| state.moments[i].clone());
+        let ([a1, b1], [a2, b2]) = (
+            components::keep([a1, b1], remaining),
+            components::keep([a2, b2], remaining),
+        );
+        state.moments = vec![[a1, a2], [b1, b2]];
     }
 
     /// Updates the head.
@@ -156,6 +197,18 @@ impl<B: Kernels> Optimizer<B> {
             self.modules[module] = None;
         }
     }
+}
+
+/// The components that remain, as runs of neighbours that have been updated equally often.
+fn runs(updates: &[u64], remains: impl Fn(usize) -> bool) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for k in (0..updates.len()).filter(|k| remains(*k)) {
+        match runs.last_mut() {
+            Some(run) if run.end == k && updates[run.start] == updates[k] => run.end += 1,
+            _ => runs.push(k..k + 1),
+        }
+    }
+    runs
 }
 
 fn adamw_step(config: &OptimizerConfig, rate: f64, steps: u64, gradient_scale: f32) -> AdamWStep {
@@ -187,4 +240,130 @@ fn update<B: Kernels>(
     let [updated, first, second] = B::adamw([taken, first, second], gradient, step);
     *value = updated;
     *moments = [first, second];
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+    use burn_flex::{Flex, FlexDevice};
+
+    use super::*;
+
+    type Pair = [Tensor<Flex, 2>; 2];
+
+    const RANK: usize = 4;
+
+    fn optimizer(state: OptimizerState) -> Optimizer<Flex> {
+        let config = OptimizerConfig {
+            rate: 0.01,
+            head_rate: 0.01,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            schedule: LearningRateSchedule::Constant,
+            warmup_steps: 0,
+            total_steps: 100,
+            state,
+        };
+        Optimizer::new(config, 1)
+    }
+
+    /// A [4, 3] and B [5, 4] of values that differ, by a number.
+    fn pair(number: u32) -> Pair {
+        let values = |rows: usize, columns: usize, salt: u32| {
+            let value = |i: usize| ((i as u32 * 37 + number * 101 + salt) % 61) as f32 / 61.0 - 0.4;
+            let values: Vec<f32> = (0..rows * columns).map(value).collect();
+            Tensor::from_data(TensorData::new(values, [rows, columns]), &FlexDevice)
+        };
+        [values(RANK, 3, 0), values(5, RANK, 7)]
+    }
+
+    /// Row k of A and column k of B.
+    fn component(pair: &Pair, k: usize) -> Vec<f32> {
+        let [a, b] = pair;
+        let parts = [
+            a.clone().slice_dim(0, k..k + 1),
+            b.clone().slice_dim(1, k..k + 1),
+        ];
+        let values = parts.map(|part| part.into_data().into_vec::<f32>().unwrap());
+        values.concat()
+    }
+
+    #[test]
+    fn only_components_that_remain_are_updated_as_if_the_others_were_not_there() {
+        let remaining = [true, false, true, true];
+        let (mut whole, mut part) = (pair(1), pair(1));
+        let mut optimizers = [(); 2].map(|()| optimizer(OptimizerState::Global));
+        components::prune(&mut part, &remaining);
+        let pruned = component(&part, 1);
+        assert_eq!(pruned[3..], [0.0; 5]);
+        assert_ne!(pruned[..3], [0.0; 3]);
+        for step in 0..5 {
+            let gradients = pair(10 + step as u32);
+            optimizers[0].update_module(0, step, None, &mut whole, gradients.clone(), 0.5);
+            optimizers[1].update_module(0, step, Some(&remaining), &mut part, gradients, 0.5);
+            for k in [0, 2, 3] {
+                assert_eq!(
+                    component(&part, k),
+                    component(&whole, k),
+                    "step {step}, {k}"
+                );
+            }
+            // Neither by its gradient nor by weight decay.
+            assert_eq!(component(&part, 1), pruned);
+        }
+        let state = optimizers[1].modules[0].as_ref().unwrap();
+        assert_eq!((state.steps, &state.components), (5, &vec![5, 0, 5, 5]));
+    }
+
+    #[test]
+    fn a_component_that_comes_back_begins_anew() {
+        let mut ours = pair(1);
+        let mut optimizer = self::optimizer(OptimizerState::Global);
+        for step in 0..5 {
+            optimizer.update_module(0, step, None, &mut ours, pair(10 + step as u32), 1.0);
+        }
+        let mut step = 5;
+        for remaining in [[true, false, true, true], [true, true, true, false]] {
+            components::prune(&mut ours, &remaining);
+            optimizer.pruned(0, &remaining);
+            for _ in 0..3 {
+                let gradients = pair(10 + step as u32);
+                optimizer.update_module(0, step, Some(&remaining), &mut ours, gradients, 1.0);
+                step += 1;
+            }
+        }
+        let state = optimizer.modules[0].as_ref().unwrap();
+        assert_eq!((state.steps, &state.components), (11, &vec![11, 3, 11, 0]));
+
+        // The second, as a fresh optimiser would have moved it from where it was pruned.
+        let mut fresh = pair(1);
+        let mut older = self::optimizer(OptimizerState::Global);
+        for step in 0..5 {
+            older.update_module(0, step, None, &mut fresh, pair(10 + step as u32), 1.0);
+        }
+        components::prune(&mut fresh, &[true, false, true, true]);
+        let mut fresh_optimizer = self::optimizer(OptimizerState::Global);
+        for step in 8..11 {
+            fresh_optimizer.update_module(0, step, None, &mut fresh, pair(10 + step as u32), 1.0);
+        }
+        assert_eq!(component(&ours, 1), component(&fresh, 1));
+        // The others never noticed.
+        let mut whole = pair(1);
+        let mut unpruned = self::optimizer(OptimizerState::Global);
+        for step in 0..11 {
+            unpruned.update_module(0, step, None, &mut whole, pair(10 + step as u32), 1.0);
+        }
+        for k in [0, 2] {
+            assert_eq!(component(&ours, k), component(&whole, k));
+        }
+    }
+
+    #[test]
+    fn runs_are_of_neighbours_updated_equally_often() {
+        let remains = |k: usize| k != 3;
+        assert_eq!(runs(&[5, 5, 2, 0, 2, 2], remains), [0..2, 2..3, 4..6]);
+        assert!(runs(&[1, 1], |_| false).is_empty());
+    }
 }

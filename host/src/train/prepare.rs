@@ -9,7 +9,7 @@ use crate::data::{self, Data};
 use crate::error::{Error, Result};
 use crate::model::{ModelFolder, Pretrained, fetch};
 use crate::plugin::{self, PluginPath};
-use crate::recipe::{Length, Recipe};
+use crate::recipe::{AdapterKind, Length, Recipe};
 
 /// A run before its first step, not yet on a device.
 pub struct Prepared {
@@ -140,6 +140,7 @@ impl Plugins {
             schedule: recipe.allocation.schedule.clone(),
             initial_budget: self.initial,
             probe_steps: recipe.allocation.probe_steps,
+            prunable: recipe.adapter.kind == AdapterKind::Lora,
             seed: recipe.seed,
             total_steps,
         };

@@ -144,9 +144,10 @@ impl Display {
 
     pub(super) fn reallocated(&self, reallocation: &Reallocation, modules: usize) {
         let active = reallocation.active.iter().filter(|active| **active).count();
+        let ranks: u32 = reallocation.ranks.iter().sum();
         tracing::info!(
             step = reallocation.step,
-            "reallocation {}: {active} of {modules} modules active, {} in, {} out",
+            "reallocation {}: {active} of {modules} modules active, ranks {ranks} in all, {} in, {} out",
             reallocation.index,
             reallocation.activated.len(),
             reallocation.deactivated.len()

@@ -1,11 +1,13 @@
 //! One optimiser step up to its gradients: forward and backward over the micro-batches, and everything
 //! the host reads of it, in one transfer.
 
+use std::ops::Range;
+
 use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
 use dynalora_plugin_api::{Measured, Needs, Observation, Raw, RawValue, Signal};
 
 use super::prefix::PrefixCache;
-use crate::adapter::{Adapters, Observe, Observed, Pass};
+use crate::adapter::{Adapters, Observe, Observed, Pass, components};
 use crate::data::{Batch, Label};
 use crate::error::{Error, Result};
 use crate::kernel::{Ad, Kernels, Sequences};
@@ -28,9 +30,14 @@ pub struct StepPlan<'a> {
     pub step: u64,
     /// Modules that train.
     pub active: &'a [bool],
+    /// Which components of each module remain; none where nothing is pruned. The others receive no
+    /// gradient, and add none to the gradient's norm.
+    pub components: Option<&'a [Vec<bool>]>,
+    /// The adapters' learning rate at this step, which the sensitivity of pruned components goes by.
+    pub rate: f64,
     /// Whether the gradients of inactive modules are measured as well.
     pub probing: bool,
-    /// What to measure; nothing where the scorer will not be asked again.
+    /// What to measure; nothing where no plugin will be asked again.
     pub needs: &'a Needs,
     /// Whether the raw values are wanted.
     pub raw: bool,
@@ -56,7 +63,7 @@ pub struct StepResult<B: Kernels> {
     pub gradients: Vec<Option<[Tensor<B, 2>; 2]>>,
     /// The head's gradients.
     pub head_gradients: Vec<Tensor<B, 2>>,
-    /// For the scorer.
+    /// For the plugins.
     pub observation: Observation,
 }
 
@@ -131,6 +138,27 @@ pub fn run<B: Kernels>(
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| Error::failure("a tensor of the head received no gradient"))?;
 
+    let remaining = |module: usize| plan.components.map(|modules| modules[module].as_slice());
+    let sensitivities: Vec<Option<Tensor<B, 1>>> = match plan.needs.components {
+        true => (trainee.adapters.pairs.iter().zip(&gradients).enumerate())
+            .map(|(module, (pair, gradient))| {
+                let remaining = remaining(module);
+                let gradient = gradient.as_ref()?;
+                Some(components::sensitivity(
+                    pair, gradient, remaining, plan.rate,
+                ))
+            })
+            .collect(),
+        false => Vec::new(),
+    };
+    for (module, gradient) in gradients.iter_mut().enumerate() {
+        if let Some(remaining) = remaining(module).filter(|all| all.contains(&false)) {
+            *gradient = gradient
+                .take()
+                .map(|pair| components::keep(pair, remaining));
+        }
+    }
+
     // Everything the host needs to know of the step, read at once.
     let mut read = Readout::default();
     let loss_at: Vec<usize> = losses.into_iter().map(|loss| read.push(loss)).collect();
@@ -164,6 +192,16 @@ pub fn run<B: Kernels>(
             .map(|module| read.push(weight_squares(&trainee.adapters.factors(module), scale)))
             .collect()
     });
+    let sensitivities_at: Vec<Option<Range<usize>>> = sensitivities
+        .into_iter()
+        .map(|module| {
+            module.map(|module| {
+                let rank = module.dims()[0];
+                let first = read.push(module);
+                first..first + rank
+            })
+        })
+        .collect();
     let values = read.values()?;
 
     let norms = |module: usize| {
@@ -223,6 +261,10 @@ pub fn run<B: Kernels>(
             .iter()
             .map(|value| raw_values(*value, trainee, &gradients, observed.last()))
             .collect::<Result<_>>()?,
+        components: sensitivities_at
+            .into_iter()
+            .map(|at| at.map_or_else(Vec::new, |at| values[at].to_vec()))
+            .collect(),
     };
     Ok(StepResult {
         loss: loss_at.iter().map(|at| f64::from(values[*at])).sum(),

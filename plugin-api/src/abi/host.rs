@@ -1,6 +1,6 @@
 //! The host's half: a plugin in another library as a plain [`Scorer`] or [`Allocator`].
 
-use abi_stable::std_types::{ROption, RResult, RSlice};
+use abi_stable::std_types::{ROption, RResult, RSlice, RString};
 
 use super::{
     AllocatorBox, EntryView, Make, ObservationView, RawView, Reply, RequestView, Root, ScorerBox,
@@ -38,12 +38,9 @@ impl RemoteScorer {
             parameters.into(),
             write_modules(modules)?.as_str().into(),
         ))?;
-        let needs = answer(scorer.needs())?;
-        let needs = serde_json::from_str(&needs)
-            .map_err(|error| format!("what it needs cannot be read: {error}"))?;
         Ok(RemoteScorer {
+            needs: read_needs(scorer.needs())?,
             scorer,
-            needs,
             values: Vec::new(),
         })
     }
@@ -60,51 +57,8 @@ impl Scorer for RemoteScorer {
     }
 
     fn observe(&mut self, observation: &Observation) -> Result<()> {
-        self.values.resize_with(observation.signals.len(), Vec::new);
-        for (values, measured) in self.values.iter_mut().zip(&observation.signals) {
-            values.clear();
-            values.extend(
-                measured
-                    .values
-                    .iter()
-                    .map(|value| value.unwrap_or(f32::NAN)),
-            );
-        }
-        let signals: Vec<SignalView<'_>> = observation
-            .signals
-            .iter()
-            .zip(&self.values)
-            .map(|(measured, values)| SignalView {
-                signal: measured.signal,
-                values: values.as_slice().into(),
-            })
-            .collect();
-        let buffers: Vec<Vec<RSlice<'_, f32>>> = observation
-            .raw
-            .iter()
-            .map(|raw| {
-                raw.buffers
-                    .iter()
-                    .map(|buffer| buffer.as_slice().into())
-                    .collect()
-            })
-            .collect();
-        let raw: Vec<RawView<'_>> = observation
-            .raw
-            .iter()
-            .zip(&buffers)
-            .map(|(raw, buffers)| RawView {
-                value: raw.value,
-                buffers: buffers.as_slice().into(),
-            })
-            .collect();
-        answer(self.scorer.observe(ObservationView {
-            step: observation.step,
-            tokens: observation.tokens,
-            active: observation.active.as_slice().into(),
-            signals: signals.as_slice().into(),
-            raw: raw.as_slice().into(),
-        }))
+        let RemoteScorer { scorer, values, .. } = self;
+        send(observation, values, |view| scorer.observe(view))
     }
 
     fn scores(&mut self) -> Result<Vec<f64>> {
@@ -128,8 +82,11 @@ impl Scorer for RemoteScorer {
 pub struct RemoteAllocator {
     allocator: AllocatorBox,
     modules: Vec<ModuleInfo>,
+    needs: Needs,
     /// Filled anew at every call.
     ledger: Vec<EntryView>,
+    /// As a [`RemoteScorer`]'s.
+    values: Vec<Vec<f32>>,
 }
 
 impl RemoteAllocator {
@@ -143,14 +100,27 @@ impl RemoteAllocator {
             write_modules(modules)?.as_str().into(),
         ))?;
         Ok(RemoteAllocator {
+            needs: read_needs(allocator.needs())?,
             allocator,
             modules: modules.to_vec(),
             ledger: Vec::new(),
+            values: Vec::new(),
         })
     }
 }
 
 impl Allocator for RemoteAllocator {
+    fn needs(&self) -> Needs {
+        self.needs.clone()
+    }
+
+    fn observe(&mut self, observation: &Observation) -> Result<()> {
+        let RemoteAllocator {
+            allocator, values, ..
+        } = self;
+        send(observation, values, |view| allocator.observe(view))
+    }
+
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
         // The modules crossed when the allocator was made and are not sent again.
         if request.modules != self.modules {
@@ -181,7 +151,10 @@ impl Allocator for RemoteAllocator {
         }))?;
         Ok(Allocation {
             active: chosen.active.into(),
-            ranks: chosen.ranks.into_option().map(Vec::from),
+            components: chosen
+                .components
+                .into_option()
+                .map(|modules| modules.into_iter().map(Vec::from).collect()),
         })
     }
 
@@ -192,6 +165,67 @@ impl Allocator for RemoteAllocator {
     fn load(&mut self, state: &[u8]) -> Result<()> {
         answer(self.allocator.load(state.into()))
     }
+}
+
+/// Hands an observation over; `values` is memory for one buffer per signal, filled anew.
+fn send(
+    observation: &Observation,
+    values: &mut Vec<Vec<f32>>,
+    to: impl FnOnce(ObservationView<'_>) -> Reply<()>,
+) -> Result<()> {
+    values.resize_with(observation.signals.len(), Vec::new);
+    for (values, measured) in values.iter_mut().zip(&observation.signals) {
+        values.clear();
+        values.extend(
+            measured
+                .values
+                .iter()
+                .map(|value| value.unwrap_or(f32::NAN)),
+        );
+    }
+    let signals: Vec<SignalView<'_>> = observation
+        .signals
+        .iter()
+        .zip(&*values)
+        .map(|(measured, values)| SignalView {
+            signal: measured.signal,
+            values: values.as_slice().into(),
+        })
+        .collect();
+    let buffers: Vec<Vec<RSlice<'_, f32>>> = observation
+        .raw
+        .iter()
+        .map(|raw| slices(&raw.buffers))
+        .collect();
+    let raw: Vec<RawView<'_>> = observation
+        .raw
+        .iter()
+        .zip(&buffers)
+        .map(|(raw, buffers)| RawView {
+            value: raw.value,
+            buffers: buffers.as_slice().into(),
+        })
+        .collect();
+    answer(to(ObservationView {
+        step: observation.step,
+        tokens: observation.tokens,
+        active: observation.active.as_slice().into(),
+        signals: signals.as_slice().into(),
+        raw: raw.as_slice().into(),
+        components: slices(&observation.components).as_slice().into(),
+    }))
+}
+
+fn slices(buffers: &[Vec<f32>]) -> Vec<RSlice<'_, f32>> {
+    buffers
+        .iter()
+        .map(|buffer| buffer.as_slice().into())
+        .collect()
+}
+
+fn read_needs(reply: Reply<RString>) -> Result<Needs> {
+    serde_json::from_str(&answer(reply)?)
+        .map_err(|error| format!("what it needs cannot be read: {error}").into())
 }
 
 fn answer<T>(reply: Reply<T>) -> Result<T> {

@@ -86,9 +86,11 @@ pub trait ScorerObject: Send {
     fn load(&mut self, state: RSlice<'_, u8>) -> Reply<()>;
 }
 
-/// [`Allocator`](crate::Allocator), as it crosses.
+/// [`Allocator`](crate::Allocator), as it crosses. `needs` answers in JSON.
 #[sabi_trait]
 pub trait AllocatorObject: Send {
+    fn needs(&self) -> Reply<RString>;
+    fn observe(&mut self, observation: ObservationView<'_>) -> Reply<()>;
     fn allocate(&mut self, request: RequestView<'_>) -> Reply<Answer>;
     fn save(&self) -> Reply<RVec<u8>>;
     #[sabi(last_prefix_field)]
@@ -104,6 +106,7 @@ pub struct ObservationView<'a> {
     pub active: RSlice<'a, bool>,
     pub signals: RSlice<'a, SignalView<'a>>,
     pub raw: RSlice<'a, RawView<'a>>,
+    pub components: RSlice<'a, RSlice<'a, f32>>,
 }
 
 /// [`Measured`](crate::Measured), as it crosses: NaN where there was nothing to measure.
@@ -151,5 +154,5 @@ pub struct EntryView {
 #[derive(StableAbi)]
 pub struct Answer {
     pub active: RVec<bool>,
-    pub ranks: ROption<RVec<u32>>,
+    pub components: ROption<RVec<RVec<bool>>>,
 }

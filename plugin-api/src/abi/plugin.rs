@@ -97,17 +97,22 @@ fn erased(root: Root) -> RootResult {
 }
 
 extern "C" fn describe_scorer<S: Plugin + Scorer>() -> Reply<RString> {
-    // What it measures can depend on its parameters: the manifest shows the defaults'. A panic here
-    // is the constructor's to report, when it is asked for in earnest.
-    let needs = || {
-        let scorer: S = construct("{}", &[example_module()]).ok()?;
-        Some(scorer.needs())
-    };
-    describe::<S>(Kind::Scorer, catch_unwind(needs).ok().flatten())
+    describe::<S>(Kind::Scorer, default_needs(S::needs))
 }
 
 extern "C" fn describe_allocator<A: Plugin + Allocator>() -> Reply<RString> {
-    describe::<A>(Kind::Allocator, None)
+    let needs = default_needs(A::needs).filter(|needs| *needs != Needs::default());
+    describe::<A>(Kind::Allocator, needs)
+}
+
+/// What a plugin with default parameters needs: it can depend on them. A panic here is the
+/// constructor's to report, when it is asked for in earnest.
+fn default_needs<P: Plugin>(needs: fn(&P) -> Needs) -> Option<Needs> {
+    let needs = || {
+        let plugin: P = construct("{}", &[example_module()]).ok()?;
+        Some(needs(&plugin))
+    };
+    catch_unwind(needs).ok().flatten()
 }
 
 extern "C" fn make_scorer<S: Plugin + Scorer + 'static>(
@@ -143,7 +148,7 @@ extern "C" fn make_allocator<A: Plugin + Allocator + 'static>(
             seed: 0,
         };
         Ok(AllocatorObject_TO::from_value(
-            Instance::new(plugin, request),
+            Instance::new(plugin, (request, Observation::default())),
             TD_Opaque,
         ))
     })
@@ -269,10 +274,7 @@ impl<P, Q> Drop for Instance<P, Q> {
 
 impl<S: Scorer> ScorerObject for Instance<S, Observation> {
     fn needs(&self) -> Reply<RString> {
-        self.call(|scorer, _| match serde_json::to_string(&scorer.needs()) {
-            Ok(json) => Ok(json.into()),
-            Err(error) => Err(error.to_string().into()),
-        })
+        self.call(|scorer, _| write_needs(&scorer.needs()))
     }
 
     fn wants_raw(&self, step: u64) -> Reply<bool> {
@@ -280,30 +282,7 @@ impl<S: Scorer> ScorerObject for Instance<S, Observation> {
     }
 
     fn observe(&mut self, view: ObservationView<'_>) -> Reply<()> {
-        self.input.step = view.step;
-        self.input.tokens = view.tokens;
-        refill(&mut self.input.active, view.active.iter().copied());
-        self.input
-            .signals
-            .resize_with(view.signals.len(), || Measured {
-                signal: crate::Signal::ActivationL2,
-                values: Vec::new(),
-            });
-        for (measured, view) in self.input.signals.iter_mut().zip(view.signals.iter()) {
-            measured.signal = view.signal;
-            refill(
-                &mut measured.values,
-                view.values.iter().map(|v| Some(*v).filter(|v| !v.is_nan())),
-            );
-        }
-        self.input.raw = view
-            .raw
-            .iter()
-            .map(|raw| Raw {
-                value: raw.value,
-                buffers: raw.buffers.iter().map(|buffer| buffer.to_vec()).collect(),
-            })
-            .collect();
+        receive(&mut self.input, view);
         self.call(|scorer, observation| scorer.observe(observation))
     }
 
@@ -324,9 +303,18 @@ impl<S: Scorer> ScorerObject for Instance<S, Observation> {
     }
 }
 
-impl<A: Allocator> AllocatorObject for Instance<A, AllocationRequest> {
+impl<A: Allocator> AllocatorObject for Instance<A, (AllocationRequest, Observation)> {
+    fn needs(&self) -> Reply<RString> {
+        self.call(|allocator, _| write_needs(&allocator.needs()))
+    }
+
+    fn observe(&mut self, view: ObservationView<'_>) -> Reply<()> {
+        receive(&mut self.input.1, view);
+        self.call(|allocator, (_, observation)| allocator.observe(observation))
+    }
+
     fn allocate(&mut self, view: RequestView<'_>) -> Reply<Answer> {
-        let request = &mut self.input;
+        let request = &mut self.input.0;
         refill(&mut request.scores, view.scores.iter().copied());
         refill(
             &mut request.ledger,
@@ -342,11 +330,13 @@ impl<A: Allocator> AllocatorObject for Instance<A, AllocationRequest> {
         request.total_steps = view.total_steps;
         request.reallocation = view.reallocation;
         request.seed = view.seed;
-        self.call(|allocator, request| {
-            let Allocation { active, ranks } = allocator.allocate(request)?;
+        self.call(|allocator, (request, _)| {
+            let Allocation { active, components } = allocator.allocate(request)?;
+            let components =
+                components.map(|modules| modules.into_iter().map(RVec::from).collect());
             Ok(Answer {
                 active: active.into(),
-                ranks: ROption::from(ranks.map(RVec::from)),
+                components: ROption::from(components),
             })
         })
     }
@@ -357,6 +347,51 @@ impl<A: Allocator> AllocatorObject for Instance<A, AllocationRequest> {
 
     fn load(&mut self, state: RSlice<'_, u8>) -> Reply<()> {
         self.call(|allocator, _| allocator.load(state.as_slice()))
+    }
+}
+
+fn write_needs(needs: &Needs) -> Result<RString> {
+    match serde_json::to_string(needs) {
+        Ok(json) => Ok(json.into()),
+        Err(error) => Err(error.to_string().into()),
+    }
+}
+
+/// Fills `observation` anew with what crossed.
+fn receive(observation: &mut Observation, view: ObservationView<'_>) {
+    observation.step = view.step;
+    observation.tokens = view.tokens;
+    refill(&mut observation.active, view.active.iter().copied());
+    observation
+        .signals
+        .resize_with(view.signals.len(), || Measured {
+            signal: crate::Signal::ActivationL2,
+            values: Vec::new(),
+        });
+    for (measured, view) in observation.signals.iter_mut().zip(view.signals.iter()) {
+        measured.signal = view.signal;
+        refill(
+            &mut measured.values,
+            view.values.iter().map(|v| Some(*v).filter(|v| !v.is_nan())),
+        );
+    }
+    observation.raw = view
+        .raw
+        .iter()
+        .map(|raw| Raw {
+            value: raw.value,
+            buffers: raw.buffers.iter().map(|buffer| buffer.to_vec()).collect(),
+        })
+        .collect();
+    observation
+        .components
+        .resize_with(view.components.len(), Vec::new);
+    for (module, view) in observation
+        .components
+        .iter_mut()
+        .zip(view.components.iter())
+    {
+        refill(module, view.iter().copied());
     }
 }
 

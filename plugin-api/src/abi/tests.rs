@@ -43,6 +43,7 @@ impl Scorer for Echo {
         Needs {
             signals: vec![Signal::WeightL2, Signal::DeltaL2],
             raw: vec![RawValue::Gradient],
+            components: true,
         }
     }
 
@@ -78,6 +79,10 @@ impl Scorer for Echo {
             numbers.push(f64::from(raw.value as u8));
             numbers.extend(raw.buffers.iter().flatten().map(|value| f64::from(*value)));
         }
+        for module in &seen.components {
+            numbers.push(module.len() as f64);
+            numbers.extend(module.iter().map(|value| f64::from(*value)));
+        }
         Ok(numbers)
     }
 
@@ -96,8 +101,9 @@ impl Drop for Echo {
     }
 }
 
-/// Activates the modules whose every input is what the test expects, and says no with its seed.
-struct Inspect;
+/// Activates the modules whose every input is what the test expects, and says no with its seed. Keeps
+/// the components that the last observation gave more than 1.
+struct Inspect(Vec<Vec<f32>>);
 
 impl Plugin for Inspect {
     type Parameters = Parameters;
@@ -106,17 +112,37 @@ impl Plugin for Inspect {
     const REFERENCE: &'static str = "none";
 
     fn new(_: Parameters, _: &[ModuleInfo]) -> Result<Self> {
-        Ok(Inspect)
+        Ok(Inspect(Vec::new()))
     }
 }
 
 impl Allocator for Inspect {
+    fn needs(&self) -> Needs {
+        Needs {
+            components: true,
+            ..Needs::default()
+        }
+    }
+
+    fn observe(&mut self, observation: &Observation) -> Result<()> {
+        if observation.step == 0 {
+            return Err(format!("{observation:?}").into());
+        }
+        self.0.clone_from(&observation.components);
+        Ok(())
+    }
+
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
         match request.seed {
             0 => Err(format!("{request:?}").into()),
             _ => Ok(Allocation {
                 active: request.scores.iter().map(|score| *score > 0.5).collect(),
-                ranks: Some(request.ranks.clone()),
+                components: Some(
+                    self.0
+                        .iter()
+                        .map(|module| module.iter().map(|value| *value > 1.0).collect())
+                        .collect(),
+                ),
             }),
         }
     }
@@ -143,6 +169,7 @@ fn observation(step: u64) -> Observation {
             value: RawValue::Gradient,
             buffers: vec![vec![0.25, 0.5], vec![], vec![4.0]],
         }],
+        components: vec![vec![1.5, 0.5], vec![], vec![2.0]],
     }
 }
 
@@ -166,7 +193,8 @@ fn a_manifest_crosses() {
     assert_eq!(scorer.needs.unwrap().raw, [RawValue::Gradient]);
     assert!(scorer.parameters["properties"]["number"].is_object());
     let allocator = manifest(local_allocator::<Inspect>("1.2.3")).unwrap();
-    assert_eq!((allocator.kind, allocator.needs), (Kind::Allocator, None));
+    assert_eq!(allocator.kind, Kind::Allocator);
+    assert!(allocator.needs.unwrap().components);
 }
 
 #[test]
@@ -185,6 +213,7 @@ fn an_observation_crosses_whole() {
         weight, 1.5, -1.0, 0.0,
         delta, -1.0, -1.0, f64::from(f32::MAX),
         f64::from(RawValue::Gradient as u8), 0.25, 0.5, 4.0,
+        2.0, 1.5, 0.5, 0.0, 1.0, 2.0,
     ]);
     assert_eq!(echo.save().unwrap(), [1, 2, 3]);
     assert!(
@@ -207,9 +236,15 @@ fn a_request_and_its_answer_cross_whole() {
     sent.ranks = vec![0, 8, 0];
     let root = local_allocator::<Inspect>("1.2.3");
     let mut inspect = RemoteAllocator::new(root, "{}", &sent.modules).unwrap();
+    assert_eq!(inspect.needs().signals, []);
+    assert!(inspect.needs().components);
+    inspect.observe(&observation(1)).unwrap();
     let answer = inspect.allocate(&sent).unwrap();
     assert_eq!(answer.active, [false, true, false]);
-    assert_eq!(answer.ranks.unwrap(), [0, 8, 0]);
+    let components = [vec![true, false], vec![], vec![true]];
+    assert_eq!(answer.components.unwrap(), components);
+    let seen = inspect.observe(&observation(0)).unwrap_err();
+    assert_eq!(seen.to_string(), format!("{:?}", observation(0)));
     sent.seed = 0;
     assert_eq!(
         inspect.allocate(&sent).unwrap_err().to_string(),

@@ -1,16 +1,26 @@
 //! Rules of allocators.
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
+use super::scorer::{
+    EXTREMES, Measure, needs_are_sane, observation, varied as varied_measurements,
+};
 use super::{Checks, ensure, kept};
 use crate::testing::request;
-use crate::{Allocation, AllocationRequest, Allocator, LedgerEntry, ModuleInfo, Random, Result};
+use crate::{
+    Allocation, AllocationRequest, Allocator, LedgerEntry, ModuleInfo, Needs, Random, Result,
+};
 
 type Make<'a> = &'a dyn Fn(&[ModuleInfo]) -> Result<Box<dyn Allocator>>;
 
 pub fn check(checks: &mut Checks, make: Make<'_>) {
     let plain = || varied(24, 7, 0);
+    checks.check("needs", || match make(&plain().modules)?.needs() {
+        needs if needs == Needs::default() => Ok("nothing".to_owned()),
+        needs => needs_are_sane(&needs),
+    });
     checks.check("answers a request", || {
         let allocation = fresh(make, &plain())?;
         let active = allocation.active.iter().filter(|active| **active).count();
@@ -36,6 +46,7 @@ pub fn check(checks: &mut Checks, make: Make<'_>) {
     checks.check("state comes back", || state_comes_back(make));
     checks.check("refuses a damaged state", || {
         let mut used = make(&plain().modules)?;
+        observe(&mut *used, 24, 1..=3, &varied_measurements)?;
         checked(&mut *used, &plain())?;
         let state = used.save()?;
         for bad in [b"\xff\x00 no state".as_slice(), &state[..state.len() / 2]] {
@@ -71,9 +82,22 @@ pub fn check(checks: &mut Checks, make: Make<'_>) {
             kept()
         });
     }
+    if make(&plain().modules).is_ok_and(|allocator| allocator.needs() != Needs::default()) {
+        for (name, measure) in EXTREMES {
+            checks.check(name, || {
+                let mut allocator = make(&plain().modules)?;
+                observe(&mut *allocator, 24, 1..=4, measure)?;
+                checked(&mut *allocator, &plain())?;
+                observe(&mut *allocator, 24, 5..=6, measure)?;
+                checked(&mut *allocator, &varied(24, 8, 0))?;
+                kept()
+            });
+        }
+    }
     checks.check("10,000 modules", || {
         let request = varied(10_000, 7, 0);
         let mut allocator = make(&request.modules)?;
+        observe(&mut *allocator, 10_000, 1..=1, &varied_measurements)?;
         let start = Instant::now();
         checked(&mut *allocator, &request)?;
         Ok(format!("{:.1} ms", start.elapsed().as_secs_f64() * 1e3))
@@ -105,8 +129,34 @@ fn varied(modules: usize, reallocation: u64, seed: u64) -> AllocationRequest {
     request
 }
 
+/// The answer of an allocator that has seen some steps, if it asks to.
 fn fresh(make: Make<'_>, request: &AllocationRequest) -> Result<Allocation> {
-    checked(&mut *make(&request.modules)?, request)
+    let mut allocator = make(&request.modules)?;
+    observe(
+        &mut *allocator,
+        request.modules.len(),
+        1..=3,
+        &varied_measurements,
+    )?;
+    checked(&mut *allocator, request)
+}
+
+/// Sends an allocator that asks for measurements those of some steps.
+fn observe(
+    allocator: &mut dyn Allocator,
+    modules: usize,
+    steps: RangeInclusive<u64>,
+    measure: Measure<'_>,
+) -> Result<()> {
+    let needs = allocator.needs();
+    if needs == Needs::default() {
+        return Ok(());
+    }
+    for step in steps {
+        let observation = observation(needs.clone(), true, modules, step, measure);
+        allocator.observe(&observation)?;
+    }
+    Ok(())
 }
 
 /// The answer, or the rule of [`Allocation`] it breaks.
@@ -117,16 +167,24 @@ fn checked(allocator: &mut dyn Allocator, request: &AllocationRequest) -> Result
         format!("{} flags for {} modules", active.len(), modules.len())
     })?;
     ensure(active.contains(&true), || "no module is active".into())?;
-    if let Some(ranks) = &allocation.ranks {
-        ensure(ranks.len() == modules.len(), || {
-            format!("{} ranks for {} modules", ranks.len(), modules.len())
+    if let Some(components) = &allocation.components {
+        ensure(components.len() == modules.len(), || {
+            format!(
+                "components of {} modules for {}",
+                components.len(),
+                modules.len()
+            )
         })?;
-        for ((module, rank), active) in modules.iter().zip(ranks).zip(active) {
-            ensure(*rank <= module.rank && (*rank > 0) == *active, || {
+        for ((module, components), active) in modules.iter().zip(components).zip(active) {
+            ensure(components.len() == module.rank as usize, || {
                 format!(
-                    "rank {rank} (of {}) for a module with active = {active}",
+                    "{} components for a module of rank {}",
+                    components.len(),
                     module.rank
                 )
+            })?;
+            ensure(components.contains(&true) == *active, || {
+                format!("components {components:?} for a module with active = {active}")
             })?;
         }
     }
@@ -136,7 +194,8 @@ fn checked(allocator: &mut dyn Allocator, request: &AllocationRequest) -> Result
 fn state_comes_back(make: Make<'_>) -> Result<String> {
     let requests: Vec<_> = (0..6).map(|index| varied(24, index, 100 + index)).collect();
     let mut first = make(&requests[0].modules)?;
-    for request in &requests[..3] {
+    for (step, request) in (1..).zip(&requests[..3]) {
+        observe(&mut *first, 24, step..=step, &varied_measurements)?;
         checked(&mut *first, request)?;
     }
     let state = first.save()?;
@@ -145,7 +204,10 @@ fn state_comes_back(make: Make<'_>) -> Result<String> {
     ensure(second.save()? == state, || {
         "what is saved after loading is not what was loaded".into()
     })?;
-    for request in &requests[3..] {
+    for (step, request) in (4..).zip(&requests[3..]) {
+        for allocator in [&mut first, &mut second] {
+            observe(&mut **allocator, 24, step..=step, &varied_measurements)?;
+        }
         let same = checked(&mut *first, request)? == checked(&mut *second, request)?;
         ensure(same, || {
             "after loading its state it answers differently".into()

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use super::{Checks, ensure, kept};
-use crate::testing::modules;
+use crate::testing::{RANK, modules};
 use crate::{Measured, ModuleInfo, Needs, Observation, Random, Raw, Result, Scorer, Signal};
 
 type Make<'a> = &'a dyn Fn(&[ModuleInfo]) -> Result<Box<dyn Scorer>>;
@@ -63,21 +63,9 @@ pub fn check(checks: &mut Checks, make: Make<'_>) {
         }
         kept()
     });
-    let measurements: [(&'static str, usize, Measure<'_>); 8] = [
-        ("nothing measured", MODULES, &|_, _| None),
-        ("most modules never measured", MODULES, &|_, module| {
-            (module == 3).then_some(1.0)
-        }),
-        ("equal measurements", MODULES, &|_, _| Some(0.5)),
-        ("all measurements zero", MODULES, &|_, _| Some(0.0)),
-        ("one module", 1, &varied),
-        ("huge measurements", MODULES, &|_, _| Some(f32::MAX)),
-        ("subnormal measurements", MODULES, &|_, _| Some(1e-45)),
-        ("huge and subnormal measurements", MODULES, &|_, module| {
-            Some([f32::MAX, 1e-45, 0.0, 1.0][module % 4])
-        }),
-    ];
-    for (name, count, measure) in measurements {
+    let one: (&str, usize, Measure<'_>) = ("one module", 1, &varied);
+    let many = EXTREMES.map(|(name, measure)| (name, MODULES, measure));
+    for (name, count, measure) in many.into_iter().chain([one]) {
         checks.check(name, || {
             let mut scorer = make(&modules(count))?;
             run(&mut *scorer, count, 1..=4, measure)?;
@@ -100,16 +88,42 @@ pub fn check(checks: &mut Checks, make: Make<'_>) {
 }
 
 /// What is measured of a module at a step.
-type Measure<'a> = &'a dyn Fn(u64, usize) -> Option<f32>;
+pub type Measure<'a> = &'a dyn Fn(u64, usize) -> Option<f32>;
+
+/// Measurements that a plugin must bear, and what they are.
+pub const EXTREMES: [(&str, Measure<'static>); 7] = [
+    ("nothing measured", &|_, _| None),
+    ("most modules never measured", &|_, module| {
+        (module == 3).then_some(1.0)
+    }),
+    ("equal measurements", &|_, _| Some(0.5)),
+    ("all measurements zero", &|_, _| Some(0.0)),
+    ("huge measurements", &|_, _| Some(f32::MAX)),
+    ("subnormal measurements", &|_, _| Some(1e-45)),
+    ("huge and subnormal measurements", &|_, module| {
+        Some([f32::MAX, 1e-45, 0.0, 1.0][module % 4])
+    }),
+];
 
 /// Values that differ from module to module and step to step, with some missing.
-fn varied(step: u64, module: usize) -> Option<f32> {
+pub fn varied(step: u64, module: usize) -> Option<f32> {
     let mut random = Random::new(step * 1_000_003 + module as u64);
     (random.uniform() > 0.1).then(|| (random.uniform() * 10.0) as f32)
 }
 
-fn observe(scorer: &dyn Scorer, count: usize, step: u64, measure: Measure<'_>) -> Observation {
-    let Needs { signals, raw } = scorer.needs();
+/// What the host would send at `step`, over so many [`modules`]; raw values where `raw` wants them.
+pub fn observation(
+    needs: Needs,
+    wants_raw: bool,
+    count: usize,
+    step: u64,
+    measure: Measure<'_>,
+) -> Observation {
+    let Needs {
+        signals,
+        raw,
+        components,
+    } = needs;
     let active: Vec<bool> = (0..count)
         .map(|module| !(module as u64 + step).is_multiple_of(3))
         .collect();
@@ -127,11 +141,7 @@ fn observe(scorer: &dyn Scorer, count: usize, step: u64, measure: Measure<'_>) -
             values: (0..count).map(|m| value(signal, m)).collect(),
         })
         .collect();
-    let raw = if scorer.wants_raw(step) {
-        raw
-    } else {
-        Vec::new()
-    };
+    let raw = if wants_raw { raw } else { Vec::new() };
     let buffer = |module| measure(step, module).map_or(Vec::new(), |value| vec![value; 16]);
     let raw = raw
         .into_iter()
@@ -140,13 +150,27 @@ fn observe(scorer: &dyn Scorer, count: usize, step: u64, measure: Measure<'_>) -
             buffers: (0..count).map(buffer).collect(),
         })
         .collect();
+    // The components of a module differ, but for what a case says of all.
+    let module = |module| match value(Signal::GradientL1, module) {
+        Some(value) => (1..=RANK).map(|k| value / k as f32).collect(),
+        None => Vec::new(),
+    };
     Observation {
         step,
         tokens: 128,
+        components: match components {
+            true => (0..count).map(module).collect(),
+            false => Vec::new(),
+        },
         active,
         signals,
         raw,
     }
+}
+
+fn observe(scorer: &dyn Scorer, count: usize, step: u64, measure: Measure<'_>) -> Observation {
+    let (needs, wants_raw) = (scorer.needs(), scorer.wants_raw(step));
+    observation(needs, wants_raw, count, step, measure)
 }
 
 fn run(
@@ -180,10 +204,8 @@ fn bits(scores: &[f64]) -> Vec<u64> {
     scores.iter().map(|score| score.to_bits()).collect()
 }
 
-fn needs_are_sane(needs: &Needs) -> Result<String> {
-    ensure(!(needs.signals.is_empty() && needs.raw.is_empty()), || {
-        "it asks for nothing".into()
-    })?;
+pub fn needs_are_sane(needs: &Needs) -> Result<String> {
+    ensure(*needs != Needs::default(), || "it asks for nothing".into())?;
     let signals: HashSet<_> = needs.signals.iter().collect();
     let raw: HashSet<_> = needs.raw.iter().collect();
     ensure(
@@ -196,6 +218,7 @@ fn needs_are_sane(needs: &Needs) -> Result<String> {
         .map(|signal| signal.to_string())
         .collect();
     named.extend(needs.raw.iter().map(|raw| format!("raw {raw}")));
+    named.extend(needs.components.then(|| "components".to_owned()));
     Ok(named.join(", "))
 }
 

@@ -73,7 +73,7 @@ impl Scorer for Activation {
     fn needs(&self) -> Needs {
         Needs {
             signals: vec![self.signal],
-            raw: Vec::new(),
+            ..Needs::default()
         }
     }
 

@@ -55,7 +55,7 @@ impl Scorer for Gradient {
     fn needs(&self) -> Needs {
         Needs {
             signals: vec![self.signal],
-            raw: Vec::new(),
+            ..Needs::default()
         }
     }
 

@@ -55,9 +55,20 @@ impl Scorer for Counting {
 struct Scripted {
     answers: Vec<Allocation>,
     asked: Arc<Mutex<Vec<AllocationRequest>>>,
+    needs: Needs,
+    observed: Arc<Mutex<Vec<u64>>>,
 }
 
 impl Allocator for Scripted {
+    fn needs(&self) -> Needs {
+        self.needs.clone()
+    }
+
+    fn observe(&mut self, observation: &Observation) -> PluginResult<()> {
+        self.observed.lock().unwrap().push(observation.step);
+        Ok(())
+    }
+
     fn allocate(&mut self, request: &AllocationRequest) -> PluginResult<Allocation> {
         self.asked.lock().unwrap().push(request.clone());
         let next = self.answers.get(request.reallocation as usize);
@@ -72,6 +83,7 @@ fn settings(schedule: Schedule) -> Settings {
         schedule,
         initial_budget: None,
         probe_steps: 1,
+        prunable: true,
         seed: 3,
         total_steps: 10,
     }
@@ -89,6 +101,8 @@ fn allocator(answers: &[Allocation]) -> (Option<Named<dyn Allocator>>, Asked) {
     let plugin = Box::new(Scripted {
         answers: answers.to_vec(),
         asked: asked.clone(),
+        needs: Needs::default(),
+        observed: Arc::default(),
     });
     (
         Some(Named {
@@ -107,6 +121,12 @@ fn controller(unit: Unit, counting: Counting, answers: &[Allocation]) -> (Contro
         Controller::new(settings, units, scorer(counting), allocator).unwrap(),
         asked,
     )
+}
+
+/// The first so many of each module's eight components.
+fn first_components(ranks: [usize; 5]) -> Vec<Vec<bool>> {
+    let module = |rank| (0..8).map(|k| k < rank).collect();
+    ranks.map(module).to_vec()
 }
 
 fn advance(controller: &mut Controller) -> Result<Option<Reallocation>> {
@@ -164,10 +184,7 @@ fn a_schedule_that_comes_due_asks_for_both_plugins() {
 fn asks_when_due_switches_and_reports_what_changed() {
     let answers = [
         Allocation::of([0, 4], 5),
-        Allocation {
-            active: vec![true, true, false, false, false],
-            ranks: Some(vec![4, 8, 0, 0, 0]),
-        },
+        Allocation::of_components(first_components([4, 8, 0, 0, 0])),
     ];
     let (mut controller, asked) = controller(Unit::Module, Counting::default(), &answers);
     assert_eq!(advance(&mut controller).unwrap(), None);
@@ -176,6 +193,7 @@ fn asks_when_due_switches_and_reports_what_changed() {
     assert_eq!(first.scores, [20.0, 21.0, 22.0, 23.0, 24.0]);
     assert_eq!(first.active, [true, false, false, false, true]);
     assert_eq!(first.ranks, [8, 0, 0, 0, 8]);
+    assert_eq!(controller.components(), None);
     assert_eq!(
         (first.activated, first.deactivated),
         (vec![], vec![1, 2, 3])
@@ -186,6 +204,8 @@ fn asks_when_due_switches_and_reports_what_changed() {
     assert_eq!(second.scores, [20.0, 21.0, 22.0, 23.0, 24.0]);
     assert_eq!((second.activated, second.deactivated), (vec![1], vec![4]));
     assert_eq!(controller.ranks(), [4, 8, 0, 0, 0]);
+    let components = first_components([4, 8, 0, 0, 0]);
+    assert_eq!(controller.components(), Some(&components[..]));
     let entry = |steps_active, times_chosen, last_chosen| LedgerEntry {
         steps_active,
         times_chosen,
@@ -211,16 +231,100 @@ fn asks_when_due_switches_and_reports_what_changed() {
     assert_ne!(asked[0].seed, asked[1].seed);
 }
 
+/// A controller with an allocator that asks for `needs`, and the steps it was told of.
+fn measuring(
+    unit: Unit,
+    scorer: Option<Named<dyn Scorer>>,
+    needs: Needs,
+    answers: &[Allocation],
+) -> (Result<Controller>, Asked, Arc<Mutex<Vec<u64>>>) {
+    let (asked, observed) = (Asked::default(), Arc::<Mutex<Vec<u64>>>::default());
+    let allocator = Named {
+        name: "scripted".to_owned(),
+        plugin: Box::new(Scripted {
+            answers: answers.to_vec(),
+            asked: asked.clone(),
+            needs,
+            observed: observed.clone(),
+        }) as Box<dyn Allocator>,
+    };
+    let units = Units::new(unit, encoder());
+    let settings = settings(Schedule::Periodic { every: 4 });
+    let controller = Controller::new(settings, units, scorer, Some(allocator));
+    (controller, asked, observed)
+}
+
+#[test]
+fn an_allocator_that_measures_needs_no_scorer() {
+    let components = Needs {
+        components: true,
+        ..Needs::default()
+    };
+    let answers = [
+        Allocation::of_components(first_components([3, 0, 0, 0, 8])),
+        Allocation::of_components(first_components([0, 1, 0, 0, 0])),
+    ];
+    let (controller, asked, observed) = measuring(Unit::Module, None, components.clone(), &answers);
+    let mut controller = controller.unwrap();
+    assert_eq!(*controller.needs(), components);
+    // All modules are active before the first reallocation, and inactive ones probed before the next.
+    assert!(!controller.probing(4));
+    let reallocations: Vec<_> = (0..10)
+        .filter_map(|_| advance(&mut controller).unwrap())
+        .collect();
+    assert!(reallocations[0].scores.is_empty());
+    assert_eq!(reallocations[0].ranks, [3, 0, 0, 0, 8]);
+    assert_eq!(reallocations[1].ranks, [0, 1, 0, 0, 0]);
+    assert_eq!(reallocations[1].deactivated, [0, 4]);
+    let asked = asked.lock().unwrap();
+    assert_eq!(
+        (&asked[1].scores, &asked[1].ranks),
+        (&vec![0.0; 5], &vec![3, 0, 0, 0, 8])
+    );
+    // Nothing is measured once the last reallocation is past.
+    assert_eq!(*observed.lock().unwrap(), (1..=8).collect::<Vec<u64>>());
+
+    let (controller, ..) = measuring(Unit::Module, None, components.clone(), &answers);
+    let mut controller = controller.unwrap();
+    for _ in 0..4 {
+        advance(&mut controller).unwrap();
+    }
+    assert!(!controller.probing(7) && controller.probing(8));
+
+    // Its needs come beside the scorer's, once each.
+    let signals = |signals: &[Signal]| Needs {
+        signals: signals.to_vec(),
+        raw: vec![RawValue::Weight],
+        components: false,
+    };
+    let of_scorer = Counting {
+        needs: signals(&[Signal::DeltaL2]),
+        ..Counting::default()
+    };
+    let needs = signals(&[Signal::WeightL2, Signal::DeltaL2]);
+    let (controller, ..) = measuring(Unit::Module, scorer(of_scorer), needs, &answers);
+    let controller = controller.unwrap();
+    let both = signals(&[Signal::DeltaL2, Signal::WeightL2]);
+    assert_eq!(*controller.needs(), both);
+    // The scorer wants raw values of even steps, the allocator of all.
+    assert!(controller.wants_raw(1) && controller.wants_raw(2));
+
+    let (refused, ..) = measuring(Unit::Layer, None, components, &answers);
+    let error = refused.err().unwrap();
+    assert!(
+        error.to_string().contains("chooses among layers"),
+        "{error}"
+    );
+    assert_eq!(error.exit_code(), 2);
+}
+
 #[test]
 fn layers_are_chosen_whole() {
-    let answer = Allocation {
-        active: vec![false, true, false],
-        ranks: Some(vec![0, 3, 0]),
-    };
+    let answer = Allocation::of([1], 3);
     let (mut controller, asked) = controller(Unit::Layer, Counting::default(), &[answer]);
     advance(&mut controller).unwrap();
     let reallocation = advance(&mut controller).unwrap().unwrap();
-    assert_eq!(reallocation.ranks, [0, 0, 3, 3, 0]);
+    assert_eq!(reallocation.ranks, [0, 0, 8, 8, 0]);
     assert_eq!(reallocation.scores.len(), 5);
     let asked = asked.lock().unwrap();
     assert_eq!(asked[0].scores, [41.0, 45.0, 24.0]);
@@ -317,6 +421,7 @@ fn probes_measures_and_copies_only_where_asked() {
     let needs = Needs {
         signals: vec![Signal::GradientL2],
         raw: vec![RawValue::Weight],
+        components: false,
     };
     let answers = vec![Allocation::of([0], 5); 4];
     let (mut gradient, _) = controller(
@@ -340,7 +445,7 @@ fn probes_measures_and_copies_only_where_asked() {
 
     let needs = Needs {
         signals: vec![Signal::ActivationL2],
-        raw: vec![],
+        ..Needs::default()
     };
     let (mut activation, _) = controller(
         Unit::Module,
@@ -362,7 +467,7 @@ fn a_restored_controller_goes_on_as_if_it_had_never_stopped() {
         Allocation::of([0, 4], 5),
         Allocation::of([1], 5),
         Allocation::of([2], 5),
-        Allocation::of([3], 5),
+        Allocation::of_components(first_components([0, 0, 3, 8, 1])),
     ];
     let run = |interrupted_after: Option<u64>| {
         let (mut controller, _) = self::controller(Unit::Module, Counting::default(), &answers);
@@ -410,8 +515,15 @@ fn a_state_of_another_run_is_refused() {
             broken(&|state| state.active.truncate(3)),
             "differ in length",
         ),
-        (broken(&|state| state.ranks[0] = 0), "contradict"),
-        (broken(&|state| state.ranks[0] = 9), "contradict"),
+        (broken(&|state| state.active = vec![false; 5]), "contradict"),
+        (
+            broken(&|state| state.components = Some(first_components([0, 1, 0, 0, 0]))),
+            "contradict",
+        ),
+        (
+            broken(&|state| state.components = Some(vec![vec![true; 9]; 5])),
+            "contradict",
+        ),
         (broken(&|state| state.step = 11), "at step 11"),
         (
             broken(&|state| state.scorer = None),

@@ -1,0 +1,65 @@
+//! Single components of a LoRA pair. Component k is row k of `A [rank, in]` and column k of
+//! `B [out, rank]`; one that does not remain is pruned: its column of B is zero and it is not updated.
+
+use burn::tensor::{Tensor, TensorData};
+
+use crate::kernel::Kernels;
+
+/// Sets the columns of B whose components do not remain to zero.
+pub fn prune<B: Kernels>(pair: &mut [Tensor<B, 2>; 2], remaining: &[bool]) {
+    let [_, b] = pair;
+    *b = b.clone() * flags(remaining, &b.device());
+}
+
+/// What belongs to the components that remain, of something in the shape of A and B; zero elsewhere.
+pub fn keep<B: Kernels>([a, b]: [Tensor<B, 2>; 2], remaining: &[bool]) -> [Tensor<B, 2>; 2] {
+    let flags = flags(remaining, &a.device());
+    [a * flags.clone().transpose(), b * flags]
+}
+
+/// The sensitivity of each component, `[rank]`: the mean of |w·∂L/∂w| over its row of A plus that over
+/// its column of B (Zhang et al. 2023, AdaLoRA, section 3.2).
+///
+/// A pruned component's column is zero, but not in AdaLoRA, where pruned ones train on between two
+/// reallocations: Adam's first step moves every entry by the learning rate. The column is taken as if it
+/// were that far from zero: `rate·|∂L/∂B|`.
+pub fn sensitivity<B: Kernels>(
+    [a, b]: &[Tensor<B, 2>; 2],
+    [of_a, of_b]: &[Tensor<B, 2>; 2],
+    remaining: Option<&[bool]>,
+    rate: f64,
+) -> Tensor<B, 1> {
+    let rank = a.dims()[0];
+    let mut size = b.clone().abs();
+    if let Some(remaining) = remaining {
+        let pruned: Vec<bool> = remaining.iter().map(|remains| !remains).collect();
+        size = size + flags(&pruned, &b.device()) * rate;
+    }
+    let rows = (a.clone() * of_a.clone()).abs().mean_dim(1);
+    let columns = (size * of_b.clone().abs()).mean_dim(0);
+    rows.reshape([rank]) + columns.reshape([rank])
+}
+
+/// The pair of the components that remain alone, a pair of that rank.
+pub fn extract<B: Kernels>([a, b]: &[Tensor<B, 2>; 2], remaining: &[bool]) -> [Tensor<B, 2>; 2] {
+    let indices: Vec<i64> = (0..)
+        .zip(remaining)
+        .filter_map(|(k, remains)| remains.then_some(k))
+        .collect();
+    let rank = indices.len();
+    let indices = Tensor::from_data(TensorData::new(indices, [rank]), &a.device());
+    [
+        a.clone().select(0, indices.clone()),
+        b.clone().select(1, indices),
+    ]
+}
+
+/// 1 where true, 0 where false: `[1, rank]`.
+fn flags<B: Kernels>(values: &[bool], device: &B::Device) -> Tensor<B, 2> {
+    let values: Vec<f32> = values
+        .iter()
+        .map(|value| f32::from(u8::from(*value)))
+        .collect();
+    let rank = values.len();
+    Tensor::from_data(TensorData::new(values, [1, rank]), device)
+}
