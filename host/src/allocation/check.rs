@@ -164,13 +164,14 @@ mod tests {
         for answer in [Allocation::of([1, 4], 5), kept(two, &good)] {
             allocation("mine", 7, &encoder(), &encoder(), true, &answer).unwrap();
         }
+        let pruned = kept(two, &good);
+        let error = allocation("mine", 7, &encoder(), &encoder(), false, &pruned).unwrap_err();
+        assert!(
+            error.to_string().contains("only the pairs of LoRA"),
+            "{error}"
+        );
         let layers = &encoder()[..3];
         let answer = Allocation::of_components(vec![vec![true; 8]; 3]);
-        let vectors = allocation("mine", 7, &encoder(), &encoder(), false, &answer).unwrap_err();
-        assert!(
-            vectors.to_string().contains("only the pairs of LoRA"),
-            "{vectors}"
-        );
         let error = allocation("mine", 7, layers, &encoder(), true, &answer).unwrap_err();
         assert!(error.to_string().contains("whole layers"), "{error}");
     }
