@@ -15,6 +15,7 @@ pub mod kernel;
 pub mod model;
 pub mod plugin;
 pub mod recipe;
+pub mod report;
 pub mod run;
 pub mod train;
 pub mod trained;

@@ -7,6 +7,7 @@ Without --minilm only the tiny models and their goldens are made.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ import transformers
 from safetensors.torch import load_file
 
 import forward
+import scores
 import tiny
 import training
 from common import FIXTURES, SEED, Encoder, be_deterministic, draw_head, write_json
@@ -43,6 +45,8 @@ def write_minilm(out, folder):
     training.write_minilm(training.Setup(folder, encoder, head, MINILM_NAME), out / "minilm")
     setup = training.Setup(folder, encoder, head, MINILM_NAME, **VERA)
     training.write_minilm(setup, out / "minilm" / "vera")
+    setup = training.Setup(folder, encoder, head, MINILM_NAME, steps=scores.STEPS)
+    scores.write(setup, out / "minilm" / "scores.json", k=5)
     return worst
 
 
@@ -71,6 +75,8 @@ def write_tiny(out):
             # Layers of two widths, so that the shared matrices are cut to both.
             setup = training.Setup(folder, encoder, head, name, targets="all-linear", steps=20, **VERA)
             training.write_tiny(setup, folder / "golden" / "vera", indices)
+            setup = dataclasses.replace(setup, steps=scores.STEPS)
+            scores.write(setup, folder / "golden" / "all-linear" / "scores.json", k=5)
             regression = draw_head(folder, labels=1, scale=0.2)
             setup = training.Setup(folder, encoder, regression, name, labels=1, **short)
             training.write_tiny(setup, folder / "golden" / "regression", indices)

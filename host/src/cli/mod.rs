@@ -5,6 +5,7 @@ mod plan;
 mod plugins;
 mod predict;
 mod quickstart;
+mod report;
 mod session;
 mod train;
 
@@ -50,6 +51,8 @@ enum Command {
     Predict(predict::Arguments),
     /// Show what a recipe would train: modules, parameters, FLOPs and memory
     Plan(plan::Arguments),
+    /// Average finished runs over seeds, compare them with a baseline, and draw them
+    Report(report::Arguments),
     /// List, describe and check plugins
     Plugins(plugins::Arguments),
     /// Fetch a small model and compare dynamic allocation with plain LoRA on it, in minutes
@@ -65,6 +68,7 @@ pub fn run() -> Result<()> {
         Command::Evaluate(arguments) => evaluate::run(&arguments, &common),
         Command::Predict(arguments) => predict::run(&arguments, &common),
         Command::Plan(arguments) => plan::run(&arguments, &common),
+        Command::Report(arguments) => report::run(&arguments, &common),
         Command::Plugins(arguments) => plugins::run(&arguments, &common),
         Command::Quickstart(arguments) => quickstart::run(&arguments, &common),
     }

@@ -1,7 +1,5 @@
 //! `dynalora plan`
 
-mod cost;
-
 use std::path::PathBuf;
 
 use dynalora_plugin_api::ModuleInfo;
@@ -14,6 +12,7 @@ use crate::data::{Problem, labels_of};
 use crate::error::{Error, Result};
 use crate::model::{EncoderConfig, Pretrained, fetch, head_parameters};
 use crate::recipe::{BatchLimit, OptimizerState, Recipe};
+use crate::train::cost::{LastLayer, Shape, Sizes, cost};
 use crate::train::{count, size};
 
 /// Arguments of `dynalora plan`.
@@ -202,7 +201,17 @@ fn plan(recipe: &Recipe, pretrained: &Pretrained, arguments: &Arguments) -> Resu
             }
         });
     let length = recipe.model.max_length.min(config.max_length());
-    let cost = cost::cost(config, &linears, &adapter, &modules, &active, length);
+    // The longest sequence. The last layer is counted for all tokens, as steps in which a scorer measures it
+    // run it; the others spare all but the first token's queries, projection and feed-forward there.
+    let mut longest = Sizes::default();
+    longest.add(&[0, length]);
+    let shape = Shape {
+        config,
+        linears: &linears,
+        modules: &modules,
+        trains_a: adapter.trains_a(),
+    };
+    let cost = cost(shape, &active, longest, 0, LastLayer::Whole);
 
     let adapter_parameters = modules.iter().map(|module| module.parameters).sum::<u64>();
     let active_parameters = chosen().map(|module| module.parameters).sum::<u64>();
@@ -237,8 +246,8 @@ fn plan(recipe: &Recipe, pretrained: &Pretrained, arguments: &Arguments) -> Resu
         active_modules: chosen().count(),
         active_parameters,
         lowest_active_layer: lowest,
-        forward_flops: cost.forward,
-        backward_flops: cost.backward,
+        forward_flops: cost.forward / length as u64,
+        backward_flops: cost.backward / length as u64,
         tokens,
         memory,
         active,

@@ -43,6 +43,9 @@ pub struct StepRecord {
     pub seconds: f64,
     /// Largest memory the process has taken, in bytes, where the system tells.
     pub peak_memory: Option<u64>,
+    /// Floating-point operations of training since the start of the run, as [`Summary::flops`].
+    #[serde(default)]
+    pub flops: u64,
 }
 
 /// What an evaluation found.
@@ -143,6 +146,10 @@ pub struct Summary {
     pub seconds: f64,
     /// Real tokens trained on.
     pub tokens: u64,
+    /// Floating-point operations of the encoder, forward and backward, that training took; evaluation and
+    /// optimiser left out. 0 in runs from before they were counted.
+    #[serde(default)]
+    pub flops: u64,
     /// The device, as it was named at the start.
     pub device: String,
 }

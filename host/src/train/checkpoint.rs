@@ -20,6 +20,9 @@ pub struct Progress {
     pub step: u64,
     /// Tokens seen.
     pub tokens: u64,
+    /// Floating-point operations so far.
+    #[serde(default)]
+    pub flops: u64,
     /// Seconds spent training, evaluation included, over all sittings.
     pub seconds: f64,
     /// The best evaluation so far: step and value of the deciding metric.
@@ -49,6 +52,7 @@ impl Progress {
         Progress {
             step: 0,
             tokens: 0,
+            flops: 0,
             seconds: 0.0,
             best: None,
             active_modules: 0,

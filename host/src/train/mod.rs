@@ -1,6 +1,7 @@
 //! Training: the loop, and what it is made of.
 
 mod checkpoint;
+pub mod cost;
 pub mod evaluate;
 mod machine;
 pub mod metrics;
@@ -32,6 +33,7 @@ use crate::run::{
     AllocationRecord, Checkpoint, EvalRecord, MetricRecord, StepRecord, Summary, Writer,
 };
 use checkpoint::Progress;
+use cost::{LastLayer, Shape, Sizes};
 use optimizer::{GroupState, Optimizer, OptimizerConfig};
 use prefix::PrefixCache;
 use progress::Status;
@@ -95,6 +97,14 @@ pub fn train<B: Kernels>(
         };
         modules.iter().zip(ranks).map(of_rank).sum()
     };
+    let linears = pretrained.linears();
+    let shape = Shape {
+        config: &pretrained.config,
+        linears: &linears,
+        modules,
+        trains_a: trainee.adapters.config.trains_a(),
+    };
+    let layers = pretrained.config.layers;
     let empty_cache = || PrefixCache::new(train.cache_memory_mib << 20);
     let mut prefix_cache = train.cache_frozen_prefix.then(empty_cache);
     let deciding = recipe.evaluation.metric.unwrap_or(data.metrics[0]);
@@ -123,7 +133,6 @@ pub fn train<B: Kernels>(
                 &nothing
             };
             let prefix = prefix_cache.as_mut().and_then(|cache| {
-                let layers = trainee.model.encoder.depth();
                 let depth = frozen_layers(modules, controller.active(), layers);
                 let skipped = |module: &ModuleInfo| {
                     module.layer.is_some_and(|layer| (layer as usize) < depth)
@@ -132,6 +141,10 @@ pub fn train<B: Kernels>(
                 let run = probing || (reads_outputs(needs) && modules.iter().any(skipped));
                 (depth > 0 && !run).then_some(Prefix { cache, depth })
             });
+            let tracked: Vec<bool> = (controller.active().iter())
+                .map(|active| *active || probing)
+                .collect();
+            let depth = prefix.as_ref().map_or(0, |prefix| prefix.depth);
             let result = step::run(
                 &trainee,
                 &batches,
@@ -156,6 +169,19 @@ pub fn train<B: Kernels>(
                 export(&writer, &recipe, &prepared.rest, &trainee, components)?;
                 display.end();
                 return Err(diverged(number, &result, &writer));
+            }
+
+            let last = LastLayer::AsRead {
+                outputs: reads_outputs(needs),
+            };
+            let mut sizes = Sizes::default();
+            for batch in &batches {
+                sizes.add(&batch.offsets);
+            }
+            let run = cost::cost(shape, &tracked, sizes, depth, last);
+            state.flops += run.forward + run.backward;
+            if let Some(cache) = &mut prefix_cache {
+                state.flops += cost::prefix(shape, cache.take_computed(), depth);
             }
 
             let rate = optimizer.rate(state.step);
@@ -220,6 +246,7 @@ pub fn train<B: Kernels>(
                     tokens: state.tokens,
                     seconds: state.seconds,
                     peak_memory: peak_memory(),
+                    flops: state.flops,
                 };
                 writer.metric(&MetricRecord::Step(record.clone()))?;
                 display.logged(&record);
@@ -286,6 +313,7 @@ pub fn train<B: Kernels>(
         peak_memory: peak_memory(),
         seconds: state.seconds,
         tokens: state.tokens,
+        flops: state.flops,
         device: device_name.to_owned(),
     };
     tracing::debug!(model = %folder.dir.display(), "trained");

@@ -9,6 +9,7 @@ use std::io::Write;
 
 use burn::tensor::{Tensor, TensorData};
 
+use super::cost::Sizes;
 use super::step::{Trainee, read, upload};
 use crate::adapter::Pass;
 use crate::data::Batch;
@@ -24,6 +25,8 @@ pub struct PrefixCache {
     /// Made when the memory is used up; the system deletes it with the process.
     file: Option<File>,
     written: u64,
+    /// Sequences that had to be run since the last [`take_computed`](Self::take_computed).
+    computed: Sizes,
 }
 
 enum Entry {
@@ -42,7 +45,13 @@ impl PrefixCache {
             entries: HashMap::new(),
             file: None,
             written: 0,
+            computed: Sizes::default(),
         }
+    }
+
+    /// The sequences whose prefix was run rather than found, since this was last asked.
+    pub fn take_computed(&mut self) -> Sizes {
+        std::mem::take(&mut self.computed)
     }
 
     /// The hidden states of `batch` after the first `depth` layers, `[tokens, hidden]`. What is not kept yet
@@ -63,6 +72,7 @@ impl PrefixCache {
             .collect();
         if !missing.is_empty() {
             let part = batch.part(&missing);
+            self.computed.add(&part.offsets);
             let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
             let input = upload::<B>(&part, device);
             let states = trainee.model.encoder.prefix(&input, depth, &mut pass);

@@ -1,0 +1,332 @@
+//! Arms: runs of one recipe that differ in nothing but the seed and the folder.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::{Figure, Paired, Reading, Spread};
+use crate::error::{Error, Result};
+use crate::recipe::{Initial, Recipe, Schedule};
+
+/// How arms are named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Naming {
+    /// By what their recipes differ in, such as `allocator=top-k k=50%`
+    #[default]
+    Recipe,
+    /// By the folder their runs lie in, or by what the names of the runs' folders begin with
+    Folder,
+}
+
+/// Runs of one recipe.
+#[derive(Clone, Debug, Serialize)]
+pub struct Arm {
+    /// What sets it apart.
+    pub name: String,
+    /// One for each seed.
+    pub runs: Vec<Reading>,
+    /// Each figure over the runs that count.
+    pub figures: BTreeMap<Figure, Spread>,
+    /// The comparison; none for the baseline itself, or without one.
+    pub against_baseline: Option<Against>,
+    /// What its recipe says, key by key, without seed, folder and what has no effect.
+    #[serde(skip)]
+    settings: Settings,
+}
+
+/// An arm beside the baseline.
+#[derive(Clone, Debug, Serialize)]
+pub struct Against {
+    /// The seeds that both have.
+    pub seeds: Vec<u64>,
+    /// The metric at its best.
+    pub metric: Option<Paired>,
+    /// The metric at the end.
+    #[serde(rename = "final")]
+    pub last: Option<Paired>,
+    /// Mean time of a step, as a multiple of the baseline's.
+    pub step_time: Option<f64>,
+}
+
+type Settings = BTreeMap<String, String>;
+
+impl Arm {
+    /// The runs that count.
+    pub fn counted(&self, unfinished: bool) -> impl Iterator<Item = &Reading> {
+        self.runs
+            .iter()
+            .filter(move |run| run.finished || unfinished)
+    }
+
+    pub(super) fn sum_up(&mut self, unfinished: bool) {
+        let mut values: BTreeMap<Figure, Vec<f64>> = BTreeMap::new();
+        for run in self.counted(unfinished) {
+            for (figure, value) in &run.figures {
+                values.entry(*figure).or_default().push(*value);
+            }
+        }
+        let spreads = values
+            .iter()
+            .map(|(figure, values)| (*figure, Spread::of(values)));
+        self.figures = spreads
+            .filter_map(|(figure, spread)| Some((figure, spread?)))
+            .collect();
+    }
+
+    /// Two runs of one seed are one observation, not two.
+    pub(super) fn refuse_repeated_seeds(&self) -> Result<()> {
+        for (at, run) in self.runs.iter().enumerate() {
+            let same = self.runs[..at].iter().find(|other| other.seed == run.seed);
+            if let Some(other) = same {
+                return Err(Error::user(format!(
+                    "{} and {} are the same recipe with the same seed, {}",
+                    other.path.display(),
+                    run.path.display(),
+                    run.seed
+                ))
+                .help("give one of them: the same seed twice is one observation"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn against(&self, baseline: &Arm, unfinished: bool) -> Against {
+        let pairs: Vec<(&Reading, &Reading)> = (self.counted(unfinished))
+            .filter_map(|run| {
+                let mut others = baseline.counted(unfinished);
+                Some((run, others.find(|other| other.seed == run.seed)?))
+            })
+            .collect();
+        let paired = |figure: Figure| {
+            let values = pairs.iter().filter_map(|(run, other)| {
+                Some((*run.figures.get(&figure)?, *other.figures.get(&figure)?))
+            });
+            Paired::of(&values.collect::<Vec<_>>())
+        };
+        let step = |arm: &Arm| Some(arm.figures.get(&Figure::StepSeconds)?.mean);
+        Against {
+            seeds: pairs.iter().map(|(run, _)| run.seed).collect(),
+            metric: paired(Figure::Metric),
+            last: paired(Figure::Final),
+            step_time: step(self).zip(step(baseline)).map(|(own, base)| own / base),
+        }
+    }
+
+    fn is_plain_lora(&self) -> bool {
+        self.runs.iter().all(|run| is_plain_lora(&run.recipe))
+    }
+}
+
+fn is_plain_lora(recipe: &Recipe) -> bool {
+    let allocation = &recipe.allocation;
+    matches!(allocation.schedule, Schedule::Never {}) && allocation.initial == Initial::All
+}
+
+/// Which arm is the baseline.
+pub fn baseline(arms: &[Arm], wanted: Option<&str>) -> Result<Option<usize>> {
+    let Some(wanted) = wanted else {
+        let mut plain = (0..arms.len()).filter(|at| arms[*at].is_plain_lora());
+        let first = plain.next().filter(|_| plain.next().is_none());
+        return Ok(first.filter(|_| arms.len() > 1));
+    };
+    if let Some(exact) = arms.iter().position(|arm| arm.name == wanted) {
+        return Ok(Some(exact));
+    }
+    let mut parts = (0..arms.len()).filter(|at| arms[*at].name.contains(wanted));
+    match (parts.next(), parts.next()) {
+        (Some(one), None) => Ok(Some(one)),
+        (found, _) => {
+            let names: Vec<String> = arms.iter().map(|arm| format!("`{}`", arm.name)).collect();
+            let many = match found {
+                Some(_) => "fits several arms",
+                None => "is no arm",
+            };
+            Err(Error::user(format!("--baseline \"{wanted}\" {many}"))
+                .help(format!("the arms are {}", names.join(", "))))
+        }
+    }
+}
+
+/// Puts runs of one recipe together and names the arms.
+pub fn group(readings: Vec<Reading>, naming: Naming) -> Result<Vec<Arm>> {
+    let mut arms: Vec<Arm> = Vec::new();
+    for reading in readings {
+        let settings = settings(&reading.recipe)?;
+        match arms.iter_mut().find(|arm| arm.settings == settings) {
+            Some(arm) => arm.runs.push(reading),
+            None => arms.push(Arm {
+                name: String::new(),
+                runs: vec![reading],
+                figures: BTreeMap::new(),
+                against_baseline: None,
+                settings,
+            }),
+        }
+    }
+    let names = match naming {
+        // Nothing differs.
+        Naming::Recipe if arms.len() > 1 => by_recipe(&arms),
+        _ => by_folder(&arms),
+    };
+    if let Some(twice) = repeated(&names) {
+        return Err(Error::user(format!(
+            "two arms, whose recipes differ, would both be called `{twice}` by their folders"
+        ))
+        .help("leave `--names folder` out to name them by what they differ in"));
+    }
+    for (arm, name) in arms.iter_mut().zip(names) {
+        arm.name = name;
+    }
+    Ok(arms)
+}
+
+fn repeated(names: &[String]) -> Option<&String> {
+    let mut seen = BTreeSet::new();
+    names.iter().find(|name| !seen.insert(*name))
+}
+
+/// A recipe key by key, as text.
+fn settings(recipe: &Recipe) -> Result<Settings> {
+    let value = toml::Value::try_from(recipe)
+        .map_err(|error| Error::failure("a recipe cannot be written").because(error))?;
+    let mut settings = Settings::new();
+    flatten("", &value, &mut settings);
+    settings.retain(|key, _| key != "seed" && key != "output");
+    if is_plain_lora(recipe) {
+        // Nobody is asked and nothing goes inactive.
+        settings.retain(|key, _| {
+            let table = key.split('.').next();
+            !matches!(table, Some("allocation" | "allocator" | "scorer"))
+        });
+    }
+    Ok(settings)
+}
+
+fn flatten(key: &str, value: &toml::Value, settings: &mut Settings) {
+    let shown = match value {
+        toml::Value::Table(table) => {
+            for (inner, value) in table {
+                let dot = if key.is_empty() { "" } else { "." };
+                flatten(&format!("{key}{dot}{inner}"), value, settings);
+            }
+            return;
+        }
+        toml::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    settings.insert(key.to_owned(), shown);
+}
+
+/// Names by the keys whose values differ among the arms that have them, after `LoRA` for an arm that
+/// allocates nothing; an arm that differs in nothing else is named by its allocator. Where that does not tell
+/// all arms apart, a missing key counts as a value too, and all is written in full.
+fn by_recipe(arms: &[Arm]) -> Vec<String> {
+    let names = differences(arms, false);
+    match repeated(&names).is_some() || names.contains(&String::new()) {
+        true => differences(arms, true),
+        false => names,
+    }
+}
+
+fn differences(arms: &[Arm], in_full: bool) -> Vec<String> {
+    let all: BTreeSet<&String> = arms.iter().flat_map(|arm| arm.settings.keys()).collect();
+    let mut keys: Vec<&String> = (all.iter().copied())
+        .filter(|key| {
+            let values: BTreeSet<_> = arms.iter().map(|arm| arm.settings.get(*key)).collect();
+            values
+                .iter()
+                .filter(|value| in_full || value.is_some())
+                .count()
+                > 1
+        })
+        .collect();
+    let allocator = all.iter().filter(|key| key.starts_with("allocator."));
+    let mut allocator: Vec<&String> = allocator.copied().collect();
+    // A plugin's name comes before its parameters, a schedule's kind before its steps.
+    for keys in [&mut keys, &mut allocator] {
+        keys.sort_by_key(|key| {
+            let (table, last) = key.rsplit_once('.').unwrap_or(("", key));
+            (table, title(key) == **key, last)
+        });
+    }
+    let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
+    let short = |key: &str| {
+        let whole = title(key);
+        let mut others = keys.iter().filter(|other| **other != key);
+        match in_full || others.any(|other| last(title(other)) == last(whole)) {
+            true => whole.to_owned(),
+            false => last(whole),
+        }
+    };
+    let name = |arm: &Arm| {
+        let lora = arm.is_plain_lora().then(|| "LoRA".to_owned());
+        let own = || arm.settings.keys().filter(|key| keys.contains(key));
+        let chosen = match lora.is_none() && own().next().is_none() {
+            true => &allocator,
+            false => &keys,
+        };
+        let parts = chosen.iter().filter_map(|key| {
+            let value = match arm.settings.get(*key) {
+                Some(value) if in_full => value.as_str(),
+                // Of a path the end is enough.
+                Some(value) => value.rsplit('/').next().unwrap_or(value),
+                None if in_full => "none",
+                None => return None,
+            };
+            Some(format!("{}={value}", short(key)))
+        });
+        lora.into_iter().chain(parts).collect::<Vec<_>>().join(" ")
+    };
+    arms.iter().map(name).collect()
+}
+
+/// A key as it is shown: `allocator.plugin` is the allocator.
+fn title(key: &str) -> &str {
+    let table = key.strip_suffix(".plugin").or(key.strip_suffix(".kind"));
+    table.unwrap_or(key)
+}
+
+/// Names by folders: the one that holds all runs of the arm and no others, or what the names of the runs'
+/// own begin with, without the seed.
+fn by_folder(arms: &[Arm]) -> Vec<String> {
+    let parents = |arm: &Arm| -> BTreeSet<_> {
+        let outputs = arm.runs.iter().map(|run| std::path::absolute(&run.path));
+        outputs
+            .filter_map(|path| Some(path.ok()?.parent()?.to_owned()))
+            .collect()
+    };
+    let last = |path: &Path| {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        name.to_string_lossy().into_owned()
+    };
+    let name = |(at, arm): (usize, &Arm)| {
+        let own = parents(arm);
+        let others = arms.iter().enumerate().filter(|(other, _)| *other != at);
+        let shared = others
+            .flat_map(|(_, arm)| parents(arm))
+            .any(|p| own.contains(&p));
+        if let (Some(parent), 1, false) = (own.first(), own.len(), shared || arm.runs.len() == 1) {
+            return last(parent);
+        }
+        let names: Vec<String> = arm.runs.iter().map(|run| last(&run.path)).collect();
+        let common = names.iter().fold(names[0].as_str(), |common, name| {
+            let same = common.char_indices().zip(name.chars());
+            let differs = same.into_iter().find(|((_, a), b)| a != b);
+            let end = differs.map_or(common.len().min(name.len()), |((at, _), _)| at);
+            &common[..end]
+        });
+        let separator = |c: char| c.is_ascii_digit() || "-_.=".contains(c);
+        let common = common.trim_end_matches(separator);
+        let seedless = ["-seed", "_seed", ".seed", "-s", "_s", ".s"]
+            .iter()
+            .find_map(|end| common.strip_suffix(end))
+            .unwrap_or(common);
+        match seedless.is_empty() {
+            true => names[0].clone(),
+            false => seedless.to_owned(),
+        }
+    };
+    arms.iter().enumerate().map(name).collect()
+}

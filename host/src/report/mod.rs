@@ -1,0 +1,112 @@
+//! What finished runs say together: arms averaged over seeds, compared with a baseline, and drawn.
+//!
+//! Runs are read, grouped into [`Arm`]s, summed up and, as a table or a page, written out; nothing here
+//! trains or needs a device.
+
+mod arm;
+mod figure;
+mod html;
+mod plot;
+mod reading;
+mod statistics;
+mod table;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+pub use arm::{Against, Arm, Naming};
+pub use figure::Figure;
+pub use html::page;
+pub use plot::{Plot, plots};
+pub use reading::Reading;
+pub use statistics::{Paired, Spread};
+pub use table::{markdown, tables};
+
+use crate::error::{Error, Result};
+
+/// What to make of the runs.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The metric that is compared; none: the one that picks the runs' best checkpoints.
+    pub metric: Option<String>,
+    /// The arm that the others are compared with, by its name or a part of it; none: plain LoRA, if there
+    /// is one such arm.
+    pub baseline: Option<String>,
+    /// How arms are named.
+    pub names: Naming,
+    /// Whether unfinished runs count.
+    pub unfinished: bool,
+}
+
+/// Runs by arm.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The metric that is compared.
+    pub metric: String,
+    /// The name of the arm that the others are compared with.
+    pub baseline: Option<String>,
+    /// Whether unfinished runs are in the averages.
+    pub unfinished_count: bool,
+    /// In the order in which their first runs were given.
+    pub arms: Vec<Arm>,
+}
+
+impl Report {
+    /// Reads the runs in `folders` and sums them up. An error if they learn different tasks, if one was given
+    /// twice, or if a file of theirs is damaged.
+    pub fn new(folders: &[PathBuf], options: &Options) -> Result<Report> {
+        let mut readings = Vec::new();
+        for folder in folders {
+            readings.push(Reading::open(folder, options.metric.as_deref())?);
+        }
+        let Some(first) = readings.first() else {
+            return Err(Error::user("there is no run to report on")
+                .help("name one or more folders of runs: dynalora report runs/*"));
+        };
+        for other in &readings {
+            if other.task != first.task || other.metric != first.metric {
+                return Err(Error::user(format!(
+                    "runs of different tasks cannot be compared: {} is judged by {} on {}, {} by {} on {}",
+                    first.path.display(),
+                    first.metric,
+                    first.task,
+                    other.path.display(),
+                    other.metric,
+                    other.task
+                ))
+                .help("report on the runs of one task at a time; --metric names a metric that all have"));
+            }
+        }
+        let metric = first.metric.clone();
+        let mut arms = arm::group(readings, options.names)?;
+        for arm in &mut arms {
+            arm.refuse_repeated_seeds()?;
+            arm.sum_up(options.unfinished);
+        }
+        let baseline = arm::baseline(&arms, options.baseline.as_deref())?;
+        if let Some(index) = baseline {
+            let baseline = arms[index].clone();
+            for (other, arm) in arms.iter_mut().enumerate() {
+                if other != index {
+                    arm.against_baseline = Some(arm.against(&baseline, options.unfinished));
+                }
+            }
+        }
+        Ok(Report {
+            metric,
+            baseline: baseline.map(|index| arms[index].name.clone()),
+            unfinished_count: options.unfinished,
+            arms,
+        })
+    }
+
+    /// The runs that have not come to their end.
+    pub fn unfinished(&self) -> impl Iterator<Item = &Reading> {
+        let runs = self.arms.iter().flat_map(|arm| &arm.runs);
+        runs.filter(|run| !run.finished)
+    }
+}
+
+#[cfg(test)]
+mod tests;

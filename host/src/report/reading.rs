@@ -1,0 +1,238 @@
+//! One run, read for a report.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::Figure;
+use crate::error::{Error, Result};
+use crate::recipe::Recipe;
+use crate::run::{AllocationRecord, EvalRecord, MetricRecord, Run, StepRecord, Summary};
+
+/// What a report takes from a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reading {
+    /// The folder as it was given.
+    pub path: PathBuf,
+    /// The recipe's seed.
+    pub seed: u64,
+    /// Whether the run came to its end.
+    pub finished: bool,
+    /// Optimiser steps made, as far as they are recorded.
+    pub steps: u64,
+    /// What is known of it.
+    pub figures: BTreeMap<Figure, f64>,
+    /// The metric after so many steps.
+    pub curve: Vec<(u64, f64)>,
+    /// What it learns: a task, or the file it is evaluated on.
+    #[serde(skip)]
+    pub task: String,
+    /// The metric's name.
+    #[serde(skip)]
+    pub metric: String,
+    /// The resolved recipe.
+    #[serde(skip)]
+    pub recipe: Recipe,
+    /// Paths of the adapted modules.
+    #[serde(skip)]
+    pub modules: Vec<String>,
+    /// Which of them were active when.
+    #[serde(skip)]
+    pub choices: Vec<Choice>,
+}
+
+/// A mask and the steps it governed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The steps after this one …
+    pub from: u64,
+    /// … up to and including this one.
+    pub to: u64,
+    /// Per module.
+    pub active: Vec<bool>,
+}
+
+impl Reading {
+    /// Reads the run in `folder`; `metric` names another metric than the one that picks its best checkpoint.
+    pub fn open(folder: &Path, metric: Option<&str>) -> Result<Reading> {
+        let run = Run::open(folder)?;
+        let recipe = Recipe::load(&run.recipe_path(), &[])?;
+        let deciding = (recipe.evaluation.metric).unwrap_or_else(|| recipe.data.metrics()[0]);
+        let metric = metric.unwrap_or(deciding.name()).to_owned();
+        let summary = run.summary()?;
+        let (mut records, mut evaluations) = (Vec::new(), Vec::new());
+        for record in run.metrics()? {
+            match record {
+                MetricRecord::Step(record) => records.push(record),
+                MetricRecord::Evaluation(record) => evaluations.push(record),
+            }
+        }
+        let logged = records.last();
+        let steps = (summary.as_ref()).map_or(logged.map_or(0, |last| last.step), |s| s.steps);
+        let curve = curve(&run, &evaluations, &metric)?;
+        let (modules, choices) = choices(&run, run.allocations()?, steps)?;
+
+        let mut figures = BTreeMap::new();
+        let values = || {
+            curve
+                .iter()
+                .map(|(_, value)| *value)
+                .filter(|v| v.is_finite())
+        };
+        if let Some(best) = values().reduce(f64::max) {
+            figures.insert(Figure::Metric, best);
+        }
+        if let Some((_, last)) = curve.last().filter(|(_, value)| value.is_finite()) {
+            figures.insert(Figure::Final, *last);
+        }
+        time_and_work(&mut figures, summary.as_ref(), logged, &evaluations, steps);
+        of_choices(&mut figures, &modules, &choices);
+        Ok(Reading {
+            path: folder.to_owned(),
+            seed: recipe.seed,
+            finished: summary.is_some(),
+            steps,
+            figures,
+            curve,
+            task: task(&recipe),
+            metric,
+            recipe,
+            modules,
+            choices,
+        })
+    }
+}
+
+/// What a run is evaluated on, in words.
+fn task(recipe: &Recipe) -> String {
+    let data = &recipe.data;
+    match (data.task, &data.validation) {
+        (Some(task), _) => task.to_string(),
+        (None, Some(file)) => file.display().to_string(),
+        (None, None) => "nothing".to_owned(),
+    }
+}
+
+/// The metric at each evaluation, of the split that decides: the one evaluated first.
+fn curve(run: &Run, evaluations: &[EvalRecord], metric: &str) -> Result<Vec<(u64, f64)>> {
+    let split = evaluations.first().map(|first| &first.split);
+    let deciding = evaluations
+        .iter()
+        .filter(|record| Some(&record.split) == split);
+    deciding
+        .map(|record| match record.metrics.get(metric) {
+            Some(value) => Ok((record.step, *value)),
+            None => {
+                let measured: Vec<&str> = record.metrics.keys().map(String::as_str).collect();
+                Err(Error::user(format!(
+                    "the run {} has no metric `{metric}` at step {}",
+                    run.dir().display(),
+                    record.step
+                ))
+                .help(format!("it measured {}", measured.join(", "))))
+            }
+        })
+        .collect()
+}
+
+/// The masks with the steps they governed. A mask that governed none is left out.
+fn choices(
+    run: &Run,
+    records: Vec<AllocationRecord>,
+    steps: u64,
+) -> Result<(Vec<String>, Vec<Choice>)> {
+    let modules = (records.first()).map_or(Vec::new(), |first| first.modules.clone());
+    if let Some(record) = records.iter().find(|r| r.active.len() != modules.len()) {
+        return Err(Error::user(format!(
+            "{}: the record of step {} is of {} modules, but the file begins with {}",
+            run.dir().join("allocations.jsonl").display(),
+            record.step,
+            record.active.len(),
+            modules.len()
+        ))
+        .help("restore the file from a copy, or leave the run out"));
+    }
+    let ends = records.iter().skip(1).map(|record| record.step);
+    let ends: Vec<u64> = ends.chain([steps]).collect();
+    let choices = records.into_iter().zip(ends).map(|(record, to)| Choice {
+        from: record.step,
+        to: to.min(steps),
+        active: record.active,
+    });
+    Ok((modules, choices.filter(|c| c.to > c.from).collect()))
+}
+
+fn time_and_work(
+    figures: &mut BTreeMap<Figure, f64>,
+    summary: Option<&Summary>,
+    logged: Option<&StepRecord>,
+    evaluations: &[EvalRecord],
+    steps: u64,
+) {
+    let mut add = |figure, value: Option<f64>| {
+        if let Some(value) = value {
+            figures.insert(figure, value);
+        }
+    };
+    if let Some(summary) = summary {
+        let active = summary.active_parameters_mean;
+        add(Figure::TrainableParameters, Some(active));
+        let all = summary.adapter_parameters;
+        add(
+            Figure::TrainableShare,
+            (all > 0).then(|| active / all as f64),
+        );
+    }
+    let (seconds, memory, flops) = match (summary, logged) {
+        (Some(summary), _) => (summary.seconds, summary.peak_memory, summary.flops),
+        (None, Some(last)) => (last.seconds, last.peak_memory, last.flops),
+        (None, None) => return,
+    };
+    add(Figure::Seconds, Some(seconds));
+    // An evaluation after the last record of an unfinished run is not in that record's seconds.
+    let evaluated = evaluations
+        .iter()
+        .filter(|record| summary.is_some() || record.step < steps);
+    let evaluated: f64 = evaluated.map(|record| record.seconds).sum();
+    add(
+        Figure::StepSeconds,
+        (steps > 0).then(|| (seconds - evaluated).max(0.0) / steps as f64),
+    );
+    add(Figure::PeakMemory, memory.map(|bytes| bytes as f64));
+    // 0: from before they were counted.
+    add(Figure::Flops, (flops > 0).then_some(flops as f64));
+}
+
+fn of_choices(figures: &mut BTreeMap<Figure, f64>, modules: &[String], choices: &[Choice]) {
+    let steps: u64 = choices.iter().map(|choice| choice.to - choice.from).sum();
+    if steps == 0 || modules.is_empty() {
+        return;
+    }
+    let touched = (0..modules.len()).filter(|at| choices.iter().any(|c| c.active[*at]));
+    figures.insert(
+        Figure::UniqueShare,
+        touched.count() as f64 / modules.len() as f64,
+    );
+    let layers: Vec<Option<u64>> = modules.iter().map(|path| layer(path)).collect();
+    // With nothing active in the layers, the backward pass ends above the highest of them.
+    let above = layers
+        .iter()
+        .flatten()
+        .max()
+        .map_or(0, |highest| highest + 1);
+    let lowest = choices.iter().map(|choice| {
+        let active = layers
+            .iter()
+            .zip(&choice.active)
+            .filter(|(_, active)| **active);
+        let lowest = active.map(|(layer, _)| layer.unwrap_or(above)).min();
+        (lowest.unwrap_or(above) * (choice.to - choice.from)) as f64
+    });
+    figures.insert(Figure::LowestLayer, lowest.sum::<f64>() / steps as f64);
+}
+
+/// The index of the layer that a module's path names.
+fn layer(path: &str) -> Option<u64> {
+    path.split('.').find_map(|part| part.parse().ok())
+}

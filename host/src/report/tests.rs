@@ -1,0 +1,352 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use clap::ValueEnum;
+use dynalora_plugin_api::LedgerEntry;
+
+use super::*;
+use crate::run::{AllocationRecord, EvalRecord, MetricRecord, Run, StepRecord, Summary};
+
+const PLAIN: &str = "[allocation]\nschedule = { kind = \"never\" }\n";
+const TOP_K: &str = "[allocation]\nschedule = { kind = \"periodic\", every = 10 }\n\
+    [scorer]\nplugin = \"activation\"\n[allocator]\nplugin = \"top-k\"\nk = 2\n";
+const UNIFORM: &str = "[allocation]\nschedule = { kind = \"periodic\", every = 10 }\n\
+    [scorer]\nplugin = \"activation\"\n[allocator]\nplugin = \"uniform\"\nk = 2\n";
+const MODULES: [&str; 4] = [
+    "encoder.layer.0.attention.self.query",
+    "encoder.layer.0.attention.self.value",
+    "encoder.layer.1.attention.self.query",
+    "encoder.layer.1.attention.self.value",
+];
+
+/// Writes a run as training does: forty steps, evaluated at steps 20 and 40 with accuracies `values`, its
+/// modules chosen anew after step 10.
+fn write(dir: &Path, seed: u64, tables: &str, values: [f64; 2], finished: bool) -> PathBuf {
+    let recipe = format!(
+        "seed = {seed}\noutput = \"{}\"\n[model]\nname = \"org/model\"\n[data]\ntask = \"minimal-pairs\"\n\
+         metrics = [\"accuracy\"]\n{tables}",
+        dir.display()
+    );
+    let mut writer = Run::create(dir, &recipe).unwrap();
+    let names = MODULES.map(str::to_owned).to_vec();
+    let dynamic = !tables.ends_with(PLAIN);
+    let first = [true, !dynamic, true, true];
+    writer
+        .allocation(&AllocationRecord::initial(
+            names,
+            &first,
+            &first.map(|active| if active { 8 } else { 0 }),
+        ))
+        .unwrap();
+    if dynamic {
+        let active = vec![false, false, true, true];
+        writer
+            .allocation(&AllocationRecord {
+                step: 10,
+                index: Some(0),
+                scores: vec![0.1, 0.4, 0.3, 0.2],
+                ranks: active
+                    .iter()
+                    .map(|active| if *active { 8 } else { 0 })
+                    .collect(),
+                active,
+                ledger: vec![LedgerEntry::default(); 4],
+                ..Default::default()
+            })
+            .unwrap();
+    }
+    let evaluations = if finished { &values[..] } else { &values[..1] };
+    for (number, value) in evaluations.iter().enumerate() {
+        let step = 20 * (number as u64 + 1);
+        let seconds = step as f64 * if dynamic { 0.1 } else { 0.2 } + (number + 1) as f64;
+        writer
+            .metric(&MetricRecord::Step(StepRecord {
+                step,
+                seconds: seconds - 1.0,
+                peak_memory: Some(200 << 20),
+                flops: step * 1_000_000,
+                ..Default::default()
+            }))
+            .unwrap();
+        for split in ["validation", "validation_mismatched"] {
+            let value = if split == "validation" { *value } else { 0.0 };
+            writer
+                .metric(&MetricRecord::Evaluation(EvalRecord {
+                    step,
+                    split: split.to_owned(),
+                    metrics: BTreeMap::from([("accuracy".to_owned(), value)]),
+                    seconds: 0.5,
+                    ..Default::default()
+                }))
+                .unwrap();
+        }
+    }
+    if finished {
+        writer
+            .summary(&Summary {
+                steps: 40,
+                modules: 4,
+                adapter_parameters: 24_576,
+                active_parameters_mean: if dynamic { 15_360.0 } else { 24_576.0 },
+                peak_memory: Some(200 << 20),
+                seconds: if dynamic { 6.0 } else { 10.0 },
+                flops: 40_000_000,
+                ..Default::default()
+            })
+            .unwrap();
+    }
+    dir.to_owned()
+}
+
+/// Three seeds of plain LoRA, of top-k and of uniform, the last of them unfinished.
+fn runs(folder: &Path) -> Vec<PathBuf> {
+    let mut runs = Vec::new();
+    for (seed, [lora, top_k, uniform]) in [
+        (1, [[0.70, 0.80], [0.71, 0.79], [0.60, 0.65]]),
+        (2, [[0.74, 0.82], [0.80, 0.78], [0.66, 0.61]]),
+        (3, [[0.72, 0.84], [0.70, 0.83], [0.63, 0.70]]),
+    ] {
+        for (arm, tables, values) in [
+            ("lora", PLAIN, lora),
+            ("top-k", TOP_K, top_k),
+            ("uniform", UNIFORM, uniform),
+        ] {
+            let dir = folder.join(format!("{arm}-seed{seed}"));
+            runs.push(write(
+                &dir,
+                seed,
+                tables,
+                values,
+                (arm, seed) != ("uniform", 3),
+            ));
+        }
+    }
+    runs
+}
+
+fn columns() -> Vec<Figure> {
+    Figure::value_variants().to_vec()
+}
+
+fn message(report: Result<Report>) -> String {
+    report.map_or_else(|error| error.to_string(), |_| "no error".to_owned())
+}
+
+#[test]
+fn the_tables_say_what_the_runs_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = runs(folder.path());
+    let report = Report::new(&runs, &Options::default()).unwrap();
+    let tables = tables(&report, &columns());
+    insta::assert_snapshot!(markdown(&tables[..2]), @r"
+    Mean ± standard deviation over seeds:
+
+    | arm               | seeds               | best accuracy   | final accuracy  | trainable parameters | trainable, % of LoRA | modules touched, % | lowest active layer | step, s         | run, s | peak memory, MiB | training, FLOP |
+    |-------------------|---------------------|-----------------|-----------------|----------------------|----------------------|--------------------|---------------------|-----------------|--------|------------------|----------------|
+    | LoRA              | 3                   | 0.8200 ± 0.0200 | 0.8200 ± 0.0200 | 24.6 k               | 100.0                | 100.0              | 0.00                | 0.2000 ± 0.0000 | 10.0   | 200              | 4.000e7        |
+    | allocator=top-k   | 3                   | 0.8067 ± 0.0208 | 0.8000 ± 0.0265 | 15.4 k               | 62.5                 | 75.0               | 0.75                | 0.1000 ± 0.0000 | 6.0    | 200              | 4.000e7        |
+    | allocator=uniform | 2, and 1 unfinished | 0.6550 ± 0.0071 | 0.6300 ± 0.0283 | 15.4 k               | 62.5                 | 75.0               | 0.75                | 0.1000 ± 0.0000 | 6.0    | 200              | 4.000e7        |
+
+    Difference from LoRA, seed by seed, with the paired t interval:
+
+    | arm               | seeds | best accuracy    | 95 % interval      | final accuracy   | 95 % interval      | step time |
+    |-------------------|-------|------------------|--------------------|------------------|--------------------|-----------|
+    | allocator=top-k   | 3     | -0.0133 ± 0.0058 | -0.0277 to +0.0010 | -0.0200 ± 0.0173 | -0.0630 to +0.0230 | × 0.50    |
+    | allocator=uniform | 2     | -0.1550 ± 0.0071 | -0.2185 to -0.0915 | -0.1800 ± 0.0424 | -0.5612 to +0.2012 | × 0.50    |
+    ");
+    let unfinished = runs[8].display().to_string();
+    assert_eq!(
+        tables[2].rows,
+        [[unfinished.as_str(), "3", "20", "0.6300", "0.6300"]]
+    );
+    // Best of 0.79, 0.80 and 0.83 against 0.80, 0.82 and 0.84: differences −0.01, −0.02, −0.01.
+    let top_k = &report.arms[1];
+    let metric = top_k.against_baseline.as_ref().unwrap().metric.unwrap();
+    assert!((metric.difference.mean + 0.04 / 3.0).abs() < 1e-12);
+}
+
+#[test]
+fn arms_are_named_by_what_a_reader_looks_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = runs(folder.path());
+    let names = |runs: &[PathBuf], names: Naming| -> Vec<String> {
+        let options = Options {
+            names,
+            ..Default::default()
+        };
+        let report = Report::new(runs, &options).unwrap();
+        report.arms.into_iter().map(|arm| arm.name).collect()
+    };
+    assert_eq!(
+        names(&runs, Naming::Recipe),
+        ["LoRA", "allocator=top-k", "allocator=uniform"]
+    );
+    assert_eq!(names(&runs, Naming::Folder), ["lora", "top-k", "uniform"]);
+    // Beside plain LoRA alone, an arm has nothing to differ in: its allocator is what a reader looks for.
+    assert_eq!(
+        names(&runs[..2], Naming::Recipe),
+        ["LoRA", "allocator=top-k k=2"]
+    );
+    // One arm differs from nothing.
+    assert_eq!(names(&runs[..1], Naming::Recipe), ["lora"]);
+    let half = TOP_K.replace("k = 2", "k = \"50%\"");
+    let other = write(&folder.path().join("half/1"), 1, &half, [0.5; 2], true);
+    let again = write(&folder.path().join("half/2"), 2, &half, [0.6; 2], true);
+    let all = [runs[1].clone(), runs[2].clone(), other, again];
+    assert_eq!(
+        names(&all, Naming::Recipe),
+        [
+            "allocator=top-k k=2",
+            "allocator=uniform k=2",
+            "allocator=top-k k=50%"
+        ]
+    );
+    assert_eq!(names(&all, Naming::Folder), ["top-k", "uniform", "half"]);
+    // A rank on one side only is a difference of plain LoRA too.
+    let wide = format!("[adapter]\nrank = 16\n{PLAIN}");
+    let wide = write(&folder.path().join("wide"), 1, &wide, [0.5; 2], true);
+    assert_eq!(
+        names(&[runs[0].clone(), wide], Naming::Recipe),
+        ["LoRA rank=8", "LoRA rank=16"]
+    );
+}
+
+#[test]
+fn unfinished_runs_count_only_when_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = runs(folder.path());
+    let report = Report::new(&runs, &Options::default()).unwrap();
+    assert_eq!(report.arms[2].figures[&Figure::Final].count, 2);
+    assert_eq!(report.unfinished().count(), 1);
+    let options = Options {
+        unfinished: true,
+        ..Default::default()
+    };
+    let counted = Report::new(&runs, &options).unwrap();
+    let uniform = &counted.arms[2];
+    assert_eq!(uniform.figures[&Figure::Final].count, 3);
+    // What only the closing account tells, it has of two.
+    assert_eq!(uniform.figures[&Figure::TrainableShare].count, 2);
+    assert_eq!(uniform.against_baseline.as_ref().unwrap().seeds, [1, 2, 3]);
+}
+
+#[test]
+fn a_baseline_is_found_by_name_or_part() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = runs(folder.path());
+    let with = |baseline: &str| {
+        let options = Options {
+            baseline: Some(baseline.to_owned()),
+            ..Default::default()
+        };
+        Report::new(&runs, &options)
+    };
+    assert_eq!(with("top").unwrap().baseline.unwrap(), "allocator=top-k");
+    let found = message(with("allocator"));
+    assert_eq!(found, "--baseline \"allocator\" fits several arms");
+    assert_eq!(message(with("vera")), "--baseline \"vera\" is no arm");
+    // Without plain LoRA nothing is compared unless it is said with what.
+    let others = [runs[1].clone(), runs[2].clone()];
+    assert_eq!(
+        Report::new(&others, &Options::default()).unwrap().baseline,
+        None
+    );
+}
+
+#[test]
+fn mistakes_are_named_with_folder_file_and_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = runs(folder.path());
+    let report = |runs: &[PathBuf]| message(Report::new(runs, &Options::default()));
+    let nowhere = report(&[folder.path().join("nowhere")]);
+    assert!(nowhere.ends_with("no such folder"), "{nowhere}");
+    let twice = report(&[runs[0].clone(), runs[0].clone()]);
+    assert!(
+        twice.ends_with("same recipe with the same seed, 1"),
+        "{twice}"
+    );
+
+    let metric = Options {
+        metric: Some("matthews".to_owned()),
+        ..Default::default()
+    };
+    let found = message(Report::new(&runs[..1], &metric));
+    assert!(
+        found.ends_with("has no metric `matthews` at step 20"),
+        "{found}"
+    );
+
+    let recipe = runs[3].join("recipe.toml");
+    let text = fs::read_to_string(&recipe).unwrap();
+    let other = text
+        .replace("minimal-pairs", "cola")
+        .replace("metrics", "dir = \"x\"\nmetrics");
+    fs::write(&recipe, other).unwrap();
+    let found = report(&runs);
+    assert!(
+        found.starts_with("runs of different tasks cannot be compared")
+            && found.contains("accuracy on minimal-pairs")
+            && found.ends_with("accuracy on cola"),
+        "{found}"
+    );
+    fs::write(&recipe, text).unwrap();
+
+    let metrics = runs[1].join("metrics.jsonl");
+    let text = fs::read_to_string(&metrics).unwrap();
+    fs::write(
+        &metrics,
+        text.replacen("\"kind\":\"evaluation\"", "\"kind\":", 1),
+    )
+    .unwrap();
+    let found = report(&runs);
+    assert!(
+        found.ends_with("top-k-seed1/metrics.jsonl, line 2: not a record"),
+        "{found}"
+    );
+    fs::write(&metrics, text).unwrap();
+
+    let allocations = runs[1].join("allocations.jsonl");
+    let text = fs::read_to_string(&allocations).unwrap();
+    fs::write(
+        &allocations,
+        text.replace("[false,false,true,true]", "[true]"),
+    )
+    .unwrap();
+    let found = report(&runs);
+    assert!(
+        found.contains("the record of step 10 is of 1 modules"),
+        "{found}"
+    );
+}
+
+#[test]
+fn the_page_stands_alone_and_escapes_what_it_shows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut runs = runs(folder.path());
+    let strange = TOP_K.replace("top-k", "a<b|c");
+    runs.push(write(
+        &folder.path().join("strange"),
+        1,
+        &strange,
+        [0.5; 2],
+        true,
+    ));
+    let report = Report::new(&runs, &Options::default()).unwrap();
+    let plots = plots(&report, Figure::Flops, Figure::Metric).unwrap();
+    let names: Vec<&str> = plots.iter().map(|plot| plot.name.as_str()).collect();
+    assert_eq!(names[..3], ["metric", "scatter", "allocation-01"]);
+    assert_eq!(names.len(), 2 + runs.len());
+    // The metric's plot: a band for the arms with several seeds, a line for each arm and the unfinished run,
+    // and a line for each arm in the legend.
+    let count = |part: &str| plots[0].svg.matches(part).count();
+    assert_eq!(count("<polygon"), 3);
+    assert!(plots[0].svg.contains("optimiser step") && plots[0].svg.contains("accuracy"));
+    let tables = tables(&report, &columns());
+    assert!(markdown(&tables).contains("a<b\\|c"));
+    let page = page(&report, &tables, &plots);
+    assert!(page.contains("a&lt;b|c") && !page.contains("a<b"));
+    for outside in ["<script", "href=", "src=", "url(", "@import"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+}
