@@ -122,7 +122,7 @@ fn around(values: impl Iterator<Item = f64>) -> Option<std::ops::Range<f64>> {
         0.0 => (0.05 * high.abs()).max(1e-3),
         width => 0.05 * width,
     };
-    (low <= high).then(|| low - room..high + room)
+    (low <= high).then_some(low - room..high + room)
 }
 
 /// A number at a tick.
