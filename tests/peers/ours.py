@@ -43,12 +43,6 @@ class Run:
     def evaluation(self) -> dict:
         return next(record for record in self.records if record["kind"] == "evaluation")
 
-    def active_layers(self) -> list[int]:
-        """The layers that the first choice made active."""
-        first = json.loads((self.folder / "allocations.jsonl").read_text().splitlines()[0])
-        active = (path for path, active in zip(first["modules"], first["active"]) if active)
-        return sorted({int(next(part for part in path.split(".") if part.isdigit())) for path in active})
-
 
 def recipe(model: Path, targets: list[str], workload: Workload, output: Path, threads: int) -> dict[str, object]:
     """Plain LoRA on a workload; its keys are a recipe's, dotted."""

@@ -125,7 +125,7 @@ ROWS = (
     ),
     Row(
         "topk50_cola_throughput",
-        "top-k, half of the layers by their gradients, every 50 steps; against PEFT, all modules",
+        "top-k, half of the layers by their gradients, every 20 steps; against PEFT, all modules",
         "topk50_cola.rate",
         ("peft_cola.rate",),
         RATE,
@@ -172,7 +172,7 @@ ROWS = (
     ),
     Row(
         "topk50_memory_saved",
-        "share of memory above the weights that half of the layers save; against our plain LoRA",
+        "share of memory above the weights that the upper half of the layers saves; against our plain LoRA",
         "half_dense.above_weights",
         ("dense.above_weights",),
         BYTES,

@@ -12,7 +12,7 @@ use super::cpu::{Disjoint, View, tensor};
 use super::dropout::{self, Dropout, hash};
 use super::gemm::{Matrix, Segment, Start, narrowest, pack, panel_width, sweep};
 use super::record::{input, plain, record, unwrap};
-use super::simd::{LANES, Level, exp, fma, level, max_of, sum_of, vectorised};
+use super::simd::{LANES, Level, exp, fma, level, map_sum, max_of, vectorised};
 use super::{Ad, Kernels};
 
 /// Where each sequence lies among the packed tokens.
@@ -480,10 +480,7 @@ vectorised! {
             let (row, hidden) = row.split_at_mut(head.seen(first + r));
             hidden.fill(0.0);
             let max = max_of(row);
-            for score in row.iter_mut() {
-                *score = exp::<FMA>((*score - max) * head.scale);
-            }
-            let inverse = 1.0 / sum_of(row, |x| x);
+            let inverse = 1.0 / map_sum(row, |score| exp::<FMA>((score - max) * head.scale));
             for weight in row.iter_mut() {
                 *weight *= inverse;
             }

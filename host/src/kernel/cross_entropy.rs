@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::cpu::{View, tensor};
 use super::gemm::{Matrix, Out, Start, Term, multiply, product};
 use super::record::{input, is_tracked, plain, record, unwrap};
-use super::simd::{exp, max_of, sum_of, vectorised};
+use super::simd::{exp, map_sum, max_of, vectorised};
 use super::{Ad, Frozen, Kernels};
 
 /// By burn's own operations, over all logits at once.
@@ -87,10 +87,7 @@ vectorised! {
     fn slope(logits: &mut [f32], target: usize) -> f32 {
         let max = max_of(logits);
         let of_target = logits[target] - max;
-        for logit in logits.iter_mut() {
-            *logit = exp::<FMA>(*logit - max);
-        }
-        let sum = sum_of(logits, |x| x);
+        let sum = map_sum(logits, |logit| exp::<FMA>(logit - max));
         let inverse = 1.0 / sum;
         for logit in logits.iter_mut() {
             *logit *= inverse;

@@ -208,6 +208,25 @@ pub fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     sum
 }
 
+/// `x ← f(x)`, and the sum of what comes out, in the same order as [`sum_of`].
+#[inline(always)]
+pub fn map_sum(x: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (chunks, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *value = f(*value);
+            *lane += *value;
+        }
+    }
+    let mut sum: f32 = lanes.iter().sum();
+    for value in rest {
+        *value = f(*value);
+        sum += *value;
+    }
+    sum
+}
+
 /// The largest value of a slice.
 #[inline(always)]
 pub fn max_of(x: &[f32]) -> f32 {

@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{Distribution, Tensor, Tolerance};
+use burn::tensor::{Distribution, Tensor, TensorData, Tolerance};
 use burn_flex::Flex;
 
 use super::simd::{Level, force};
@@ -32,7 +32,7 @@ fn plain_random(rows: usize, columns: usize) -> Tensor<Flex, 2> {
 }
 
 /// Runs both versions on tracked copies of the same inputs, weighs the outputs with the same random
-/// gradient, and compares outputs and input gradients.
+/// gradient, and compares outputs and input gradients, these also with finite differences.
 fn compare<const N: usize>(
     inputs: [Wide; N],
     ours: impl Fn([Wide; N]) -> Wide,
@@ -59,11 +59,14 @@ fn compare<const N: usize>(
         output
             .into_data()
             .assert_approx_eq(&expected.clone().into_data(), tolerance);
-        for (gradient, expected) in gradients.into_iter().zip(&expected_gradients) {
+        for (gradient, expected) in gradients.iter().zip(&expected_gradients) {
             gradient
-                .into_data()
+                .to_data()
                 .assert_approx_eq(&expected.clone().into_data(), tolerance);
         }
+        agree_with_differences(&inputs, &gradients, |inputs| {
+            (ours(inputs).inner() * weights.clone().inner()).into_data()
+        });
         // Untracked inputs take another path.
         let untracked = ours(inputs.clone()).inner();
         untracked
@@ -71,6 +74,36 @@ fn compare<const N: usize>(
             .assert_approx_eq(&expected.clone().into_data(), tolerance);
     }
     force(Level::Avx512);
+}
+
+/// Each input's gradient along a random direction against the central difference there, of a sum of `terms`
+/// that is taken in f64. Differences of f32 values are good to a few parts in a thousand.
+fn agree_with_differences<const N: usize>(
+    inputs: &[Wide; N],
+    gradients: &[Tensor<Flex, 2>; N],
+    terms: impl Fn([Wide; N]) -> TensorData,
+) {
+    const STEP: f32 = 1e-2;
+    let sum = |data: TensorData| -> f64 { data.iter::<f32>().map(f64::from).sum() };
+    let size = |data: TensorData| -> f64 { data.iter::<f32>().map(|x| f64::from(x).powi(2)).sum() };
+    for (which, gradient) in gradients.iter().enumerate() {
+        let [rows, columns] = gradient.dims();
+        let direction = plain_random(rows, columns);
+        let moved = |by: f32| {
+            let mut inputs = inputs.clone();
+            let to = inputs[which].clone().inner() + direction.clone() * by;
+            inputs[which] = Tensor::from_inner(to);
+            sum(terms(inputs))
+        };
+        let difference = (moved(STEP) - moved(-STEP)) / f64::from(2.0 * STEP);
+        let slope = sum((gradient.clone() * direction.clone()).into_data());
+        // A random slope is about as large as the gradient is long.
+        let scale = size(gradient.to_data()).sqrt();
+        assert!(
+            (difference - slope).abs() <= 1e-2 * (scale + slope.abs()),
+            "input {which}: the slope is {slope}, the difference {difference}"
+        );
+    }
 }
 
 #[test]
@@ -82,8 +115,10 @@ fn activations() {
         Activation::Relu,
         Activation::Silu,
     ] {
+        // Away from zero, where ReLU has a corner.
+        let x = random(37, 53) * 2.0;
         compare(
-            [random(37, 53) * 2.0],
+            [x.clone() + x.sign() * 0.1],
             |[x]| Flex::activation(x, function),
             |[x]| activation::composed(x, function),
         );
