@@ -72,11 +72,11 @@ def write_tiny(out):
         if name == "tiny-bert":
             setup = training.Setup(folder, encoder, head, name, targets="all-linear", **short)
             training.write_tiny(setup, folder / "golden" / "all-linear", indices)
+            setup = dataclasses.replace(setup, steps=scores.STEPS)
+            scores.write(setup, folder / "golden" / "all-linear" / "scores.json", k=5)
             # Layers of two widths, so that the shared matrices are cut to both.
             setup = training.Setup(folder, encoder, head, name, targets="all-linear", steps=20, **VERA)
             training.write_tiny(setup, folder / "golden" / "vera", indices)
-            setup = dataclasses.replace(setup, steps=scores.STEPS)
-            scores.write(setup, folder / "golden" / "all-linear" / "scores.json", k=5)
             regression = draw_head(folder, labels=1, scale=0.2)
             setup = training.Setup(folder, encoder, regression, name, labels=1, **short)
             training.write_tiny(setup, folder / "golden" / "regression", indices)
