@@ -8,7 +8,8 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// mimalloc's option for how long freed memory is kept before it is given back, in milliseconds. Its own
-/// ten are less than a step, so that each step would have the same pages cleared by the kernel again.
+/// ten are less than a step, so that each step would have the same pages cleared by the kernel again. The crate
+/// names the option that comes after it, not this one.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = libmimalloc_sys::mi_option_use_numa_nodes - 1;
 
 fn main() -> ExitCode {

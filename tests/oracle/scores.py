@@ -7,10 +7,9 @@ see whole tensors, the adapter's share as the product of its two matrices with t
 from dataclasses import asdict, dataclass
 
 import torch
-from transformers import get_linear_schedule_with_warmup
 
 from common import write_json
-from training import build, modules, trainable
+from training import build, modules, optimisation, trainable
 
 STEPS = 21
 # None follows the last step, so that twenty steps are scored.
@@ -113,15 +112,7 @@ def run(setup, case, k):
     model = build(setup, random_b=True)
     layers = modules(model)
     parameters = trainable(model)
-    optimiser = torch.optim.AdamW(
-        parameters.values(),
-        lr=setup.learning_rate,
-        betas=setup.betas,
-        eps=setup.eps,
-        weight_decay=setup.weight_decay,
-        foreach=False,
-    )
-    schedule = get_linear_schedule_with_warmup(optimiser, setup.warmup_steps, setup.steps)
+    optimiser, schedule = optimisation(setup, parameters)
     active, totals = [True] * len(layers), [None] * len(layers)
     losses, reallocations = [], []
     for step, batch in enumerate(setup.batches(), start=1):

@@ -207,10 +207,8 @@ def layer_of(path):
     return int(numbers[0]) if numbers else None
 
 
-def train(setup, random_b, active_layers=None):
-    """A whole run. `active_layers(step)` gives the layers whose modules are active, None for all of them."""
-    model = build(setup, random_b)
-    parameters = trainable(model)
+def optimisation(setup, parameters):
+    """AdamW over trainable parameters, and its learning-rate schedule."""
     optimiser = torch.optim.AdamW(
         parameters.values(),
         lr=setup.learning_rate,
@@ -219,7 +217,14 @@ def train(setup, random_b, active_layers=None):
         weight_decay=setup.weight_decay,
         foreach=False,
     )
-    schedule = get_linear_schedule_with_warmup(optimiser, setup.warmup_steps, setup.steps)
+    return optimiser, get_linear_schedule_with_warmup(optimiser, setup.warmup_steps, setup.steps)
+
+
+def train(setup, random_b, active_layers=None):
+    """A whole run. `active_layers(step)` gives the layers whose modules are active, None for all of them."""
+    model = build(setup, random_b)
+    parameters = trainable(model)
+    optimiser, schedule = optimisation(setup, parameters)
     log = {"losses": [], "learning_rates": [], "gradient_norms": []}
     signals = []
     for step, batch in enumerate(setup.batches(), start=1):

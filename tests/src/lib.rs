@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use dynalora::model::{ModelFolder, fetch};
 pub use golden::{Golden, Run, Signals, Training};
-pub use scene::Scene;
+pub use scene::{Scene, module_paths};
 
 /// The folder of this package.
 pub fn package() -> &'static Path {

@@ -204,3 +204,9 @@ every = 4
             .collect()
     }
 }
+
+/// The paths of all modules, from the first record of `allocations.jsonl`.
+pub fn module_paths(first: &serde_json::Value) -> Vec<&str> {
+    let modules = first["modules"].as_array().expect("paths");
+    modules.iter().filter_map(|path| path.as_str()).collect()
+}

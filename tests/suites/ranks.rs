@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dynalora_tests::{Golden, Scene, minilm};
+use dynalora_tests::{Golden, Scene, minilm, module_paths};
 use serde_json::Value;
 
 /// The tiny recipe with `rank-budget`, by its own measurements: eleven modules of rank 4, 40 steps.
@@ -45,12 +45,7 @@ fn ranks_follow_the_schedule_and_what_is_pruned_is_zero() {
         .filter_map(|record| record["step"].as_u64())
         .collect();
     assert_eq!(steps, [0, 4, 8, 12, 16, 20, 24, 28, 32, 36]);
-    let modules: Vec<&str> = records[0]["modules"]
-        .as_array()
-        .expect("paths")
-        .iter()
-        .filter_map(Value::as_str)
-        .collect();
+    let modules = module_paths(&records[0]);
     assert_eq!(modules.len(), 11);
     for (record, step) in records.iter().zip(steps) {
         // From 44 to 11 between steps 8 and 28, by the cube of what is left of the way.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dynalora_tests::{Golden, Scene};
+use dynalora_tests::{Golden, Scene, module_paths};
 use serde_json::Value;
 
 fn adapter(run: &Path) -> Vec<u8> {
@@ -90,12 +90,7 @@ fn an_inactive_module_stays_as_it_is() {
     );
     let records = scene.records("run", "allocations.jsonl");
     assert_eq!(records.len(), 2);
-    let modules: Vec<&str> = records[0]["modules"]
-        .as_array()
-        .expect("paths")
-        .iter()
-        .filter_map(Value::as_str)
-        .collect();
+    let modules = module_paths(&records[0]);
     let chosen = active(&records[1]);
     // A whole unit: one layer's modules, or the pooler alone.
     let layer = |path: &str| {

@@ -106,17 +106,16 @@ pub fn cpu_gated(x: Tensor<Ad<Flex>, 2>, function: Activation) -> Tensor<Ad<Flex
     let inner = width / 2;
     let saved = x.clone().inner();
     let view = View::new(saved.clone());
-    // SAFETY: the rows cover the buffer: each is written as a copy of its up-projection first.
+    // SAFETY: the rows cover the buffer: each is written as a copy of its gate first.
     let output = unsafe {
         written(tokens * inner, |out| {
             out.par_chunks_mut(inner)
                 .zip(view.values().par_chunks(width))
                 .for_each(|(out, x)| {
                     let (gate, up) = x.split_at(inner);
-                    let out = out.write_copy_of_slice(up);
-                    let mut values = gate.to_vec();
-                    forward(&mut values, function);
-                    scale(out, &values);
+                    let out = out.write_copy_of_slice(gate);
+                    forward(out, function);
+                    scale(out, up);
                 });
         })
     };

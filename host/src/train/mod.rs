@@ -141,26 +141,18 @@ pub fn train<B: Kernels>(
                 let run = probing || (reads_outputs(needs) && modules.iter().any(skipped));
                 (depth > 0 && !run).then_some(Prefix { cache, depth })
             });
-            let tracked: Vec<bool> = (controller.active().iter())
-                .map(|active| *active || probing)
-                .collect();
             let depth = prefix.as_ref().map_or(0, |prefix| prefix.depth);
-            let result = step::run(
-                &trainee,
-                &batches,
-                &StepPlan {
-                    step: number,
-                    active: controller.active(),
-                    components: controller.components(),
-                    rate: optimizer.rate(state.step),
-                    probing,
-                    needs,
-                    raw: controller.wants_raw(number),
-                    seed: dropout_seed(recipe.seed, number),
-                },
-                prefix,
-                device,
-            )?;
+            let plan = StepPlan {
+                step: number,
+                active: controller.active(),
+                components: controller.components(),
+                rate: optimizer.rate(state.step),
+                probing,
+                needs,
+                raw: controller.wants_raw(number),
+                seed: dropout_seed(recipe.seed, number),
+            };
+            let result = step::run(&trainee, &batches, &plan, prefix, device)?;
             if !(result.loss.is_finite() && result.gradient_norm.is_finite()) {
                 // Nothing has been updated yet: what is saved is the last good state.
                 state.allocation = controller.state()?;
@@ -178,7 +170,7 @@ pub fn train<B: Kernels>(
             for batch in &batches {
                 sizes.add(&batch.offsets);
             }
-            let run = cost::cost(shape, &tracked, sizes, depth, last);
+            let run = cost::cost(shape, &plan.tracked(), sizes, depth, last);
             state.flops += run.forward + run.backward;
             if let Some(cache) = &mut prefix_cache {
                 state.flops += cost::prefix(shape, cache.take_computed(), depth);

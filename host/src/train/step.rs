@@ -53,6 +53,14 @@ pub struct Prefix<'a> {
     pub depth: usize,
 }
 
+impl StepPlan<'_> {
+    /// Modules whose gradients are computed: those that train, and all in a probing step.
+    pub fn tracked(&self) -> Vec<bool> {
+        let active = self.active.iter();
+        active.map(|active| *active || self.probing).collect()
+    }
+}
+
 /// What came out of a step.
 pub struct StepResult<B: Kernels> {
     /// Mean loss.
@@ -77,11 +85,7 @@ pub fn run<B: Kernels>(
     device: &B::Device,
 ) -> Result<StepResult<B>> {
     let modules = trainee.adapters.modules.len();
-    let tracked: Vec<bool> = plan
-        .active
-        .iter()
-        .map(|active| *active || plan.probing)
-        .collect();
+    let tracked = plan.tracked();
     let wants = |signals: &[Signal]| plan.needs.signals.iter().any(|s| signals.contains(s));
     let wants_raw = |value| plan.raw && plan.needs.raw.contains(&value);
     let observe = Observe {
