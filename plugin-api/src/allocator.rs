@@ -11,8 +11,8 @@ pub struct AllocationRequest {
     /// The modules to choose from, in forward order.
     pub modules: Vec<ModuleInfo>,
     /// The scorer's answer, one per module, as it came: finite and not negative, not normalised. Zeros
-    /// where there is no scorer, which only an allocator that [`needs`](Allocator::needs) something
-    /// can do without.
+    /// where there is no scorer, which only an allocator whose [`needs`](Allocator::needs) say so can do
+    /// without.
     pub scores: Vec<f64>,
     /// History, one entry per module.
     pub ledger: Vec<LedgerEntry>,
@@ -96,8 +96,8 @@ impl Allocation {
 
 /// Chooses which modules receive gradient updates until the next reallocation.
 pub trait Allocator: Send {
-    /// What to measure for [`observe`](Allocator::observe), beside what the scorer needs; by default
-    /// nothing. Asked once, before the first step. Measurements are of single modules: an allocator
+    /// What to measure for [`observe`](Allocator::observe), beside what the scorer needs, and whether
+    /// scores are read at all; by default nothing, and they are. Asked once, before the first step. Measurements are of single modules: an allocator
     /// that needs any cannot choose among layers.
     fn needs(&self) -> Needs {
         Needs::default()

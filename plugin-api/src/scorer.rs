@@ -67,6 +67,17 @@ pub struct Needs {
     pub raw: Vec<RawValue>,
     /// Whether [`Observation::components`] are wanted, at every step.
     pub components: bool,
+    /// Of an allocator: whether it reads no scores, so that a recipe need not name a scorer. One that
+    /// measures need not either.
+    #[serde(default)]
+    pub no_scores: bool,
+}
+
+impl Needs {
+    /// Whether anything is to be measured.
+    pub fn measures(&self) -> bool {
+        !self.signals.is_empty() || !self.raw.is_empty() || self.components
+    }
 }
 
 /// One signal of one step: a value per module, `None` where there was nothing to measure

@@ -47,11 +47,11 @@ fn runs_are_averaged_over_seeds_and_compared() {
     let table = report(&scene, &runs, &[columns, "--names", "folder"]);
     let table = table.split("\n\n").nth(1).expect("a table");
     insta::assert_snapshot!(table, @r"
-    | arm     | seeds | trainable parameters | trainable, % of LoRA | modules touched, % | training, FLOP |
-    |---------|-------|----------------------|----------------------|--------------------|----------------|
-    | lora    | 2     | 3328                 | 100.0                | 100.0              | 2.877e8        |
-    | top-k   | 2     | 2389                 | 71.8                 | 100.0              | 4.310e8        |
-    | uniform | 2     | 2304                 | 69.2                 | 100.0              | 4.290e8        |
+    | arm     | seeds | trainable parameters | trainable, % of all | modules touched, % | training, FLOP |
+    |---------|-------|----------------------|---------------------|--------------------|----------------|
+    | lora    | 2     | 3328                 | 100.0               | 100.0              | 2.877e8        |
+    | top-k   | 2     | 2389                 | 71.8                | 100.0              | 4.310e8        |
+    | uniform | 2     | 2304                 | 69.2                | 100.0              | 4.290e8        |
     ");
 
     let json: Value = serde_json::from_str(&report(&scene, &runs, &["--json"])).expect("JSON");

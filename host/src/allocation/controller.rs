@@ -81,8 +81,8 @@ pub struct Controller {
 
 impl Controller {
     /// A controller before its first step. Scorer and allocator may be missing where the schedule
-    /// never comes due, and the scorer where the allocator measures by itself. The scorer was made for
-    /// [`Units::modules`], the allocator for [`Units::infos`].
+    /// never comes due, and the scorer where the allocator measures by itself or reads no scores. The
+    /// scorer was made for [`Units::modules`], the allocator for [`Units::infos`].
     pub fn new(
         settings: Settings,
         units: Units,
@@ -108,10 +108,10 @@ impl Controller {
             .as_ref()
             .filter(|_| reallocates)
             .map_or_else(Needs::default, |allocator| allocator.plugin.needs());
-        let observes = of_allocator != Needs::default();
+        let observes = of_allocator.measures();
         let missing = match (&scorer, &allocator) {
             (_, None) => Some("allocator"),
-            (None, _) if !observes => Some("scorer"),
+            (None, _) if !observes && !of_allocator.no_scores => Some("scorer"),
             _ => None,
         };
         if let (true, Some(missing)) = (reallocates, missing) {

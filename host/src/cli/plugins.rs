@@ -102,6 +102,9 @@ fn info(name: &str, as_json: bool, common: &Common) -> Result<()> {
         if !needs.signals.is_empty() {
             text.push_str(&format!("\nmeasures {:?}", needs.signals));
         }
+        if needs.no_scores {
+            text.push_str("\nreads no scores: a recipe need not name a scorer");
+        }
         if needs.components {
             text.push_str("\nmeasures the sensitivity of every component of A and B");
         }

@@ -686,56 +686,65 @@ fn every_config_loads() {
     }
 }
 
-/// The commands in configs/paper/README.md, with every value of their loops, name recipes that are there
-/// and flags that they take, and none writes where another does.
+/// The commands in the experiments' pages, with every value of their loops, name recipes that are there and
+/// flags that they take, and none writes where another of its page does.
 #[test]
-fn the_commands_of_the_paper_load() {
-    let text = std::fs::read_to_string(repository().join("configs/paper/README.md"))
-        .expect("configs/paper/README.md");
-    let mut outputs = std::collections::HashMap::new();
-    for command in commands(&text) {
-        let words = shell_words(&command);
-        let sets: Vec<String> = words[3..]
-            .chunks(2)
-            .map(|flag| match flag {
-                [name, value] if name == "--set" => value.clone(),
-                _ => panic!("{flag:?} in {command}"),
-            })
-            .collect();
-        let recipe = Recipe::load(&repository().join(&words[2]), &sets)
-            .unwrap_or_else(|error| panic!("{command}\n{}", show(&error)));
-        assert_eq!(recipe.warnings(), Vec::<String>::new(), "{command}");
-        if let Some(other) = outputs.insert(recipe.output, command.clone()) {
-            panic!("one output:\n{other}\n{command}");
+fn the_commands_of_the_experiments_load() {
+    for (page, least) in [
+        ("configs/paper/README.md", 80),
+        ("docs/reproduction.md", 100),
+    ] {
+        let text = std::fs::read_to_string(repository().join(page)).expect(page);
+        let mut outputs = std::collections::HashMap::new();
+        for command in commands(&text) {
+            let words = shell_words(&command);
+            let sets: Vec<String> = words[3..]
+                .chunks(2)
+                .map(|flag| match flag {
+                    [name, value] if name == "--set" => value.clone(),
+                    _ => panic!("{flag:?} in {command}"),
+                })
+                .collect();
+            let recipe = Recipe::load(&repository().join(&words[2]), &sets)
+                .unwrap_or_else(|error| panic!("{command}\n{}", show(&error)));
+            assert_eq!(recipe.warnings(), Vec::<String>::new(), "{command}");
+            if let Some(other) = outputs.insert(recipe.output, command.clone()) {
+                panic!("one output:\n{other}\n{command}");
+            }
         }
+        assert!(
+            outputs.len() >= least,
+            "{} commands in {page}",
+            outputs.len()
+        );
     }
-    assert!(outputs.len() >= 80, "{} commands", outputs.len());
 }
 
-/// Every `dynalora train` in a text, once for each value of the `for` loop it stands in.
+/// Every `dynalora train` in a text, once for each value of the `for` loops it stands in.
 fn commands(text: &str) -> Vec<String> {
-    let mut commands = Vec::new();
-    let mut around: Option<(&str, Vec<&str>)> = None;
+    let mut found = Vec::new();
+    let mut around: Vec<(&str, Vec<&str>)> = Vec::new();
     for line in text.lines().map(str::trim) {
         if let Some((name, values)) = line.strip_prefix("for ").and_then(|l| l.split_once(" in ")) {
             let values = values
                 .strip_suffix("; do")
                 .expect("a loop in the shell's words");
-            around = Some((name, values.split(' ').collect()));
+            around.push((name, values.split(' ').collect()));
         } else if line == "done" {
-            around = None;
+            around.pop().expect("a loop that is open");
         } else if line.starts_with("dynalora train ") {
-            match &around {
-                None => commands.push(line.to_owned()),
-                Some((name, values)) => commands.extend(
-                    values
-                        .iter()
-                        .map(|value| line.replace(&format!("${name}"), value)),
-                ),
+            let mut commands = vec![line.to_owned()];
+            for (name, values) in &around {
+                let with = |value| {
+                    let command = |line: &String| line.replace(&format!("${name}"), value);
+                    commands.iter().map(command).collect::<Vec<_>>()
+                };
+                commands = values.iter().copied().flat_map(with).collect();
             }
+            found.extend(commands);
         }
     }
-    commands
+    found
 }
 
 /// The words of a command, some of them in single quotes.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{Figure, Paired, Reading, Spread};
 use crate::error::{Error, Result};
-use crate::recipe::{Initial, Recipe, Schedule};
+use crate::recipe::{AdapterKind, Initial, Recipe, Schedule};
 
 /// How arms are named.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -114,12 +114,17 @@ impl Arm {
         }
     }
 
-    fn is_plain_lora(&self) -> bool {
-        self.runs.iter().all(|run| is_plain_lora(&run.recipe))
+    /// `LoRA` or `VeRA` for an arm whose modules are all active throughout.
+    fn plain(&self) -> Option<&'static str> {
+        let recipe = &self.runs.first()?.recipe;
+        allocates_nothing(recipe).then(|| match recipe.adapter.kind {
+            AdapterKind::Lora => "LoRA",
+            AdapterKind::Vera => "VeRA",
+        })
     }
 }
 
-fn is_plain_lora(recipe: &Recipe) -> bool {
+fn allocates_nothing(recipe: &Recipe) -> bool {
     let allocation = &recipe.allocation;
     matches!(allocation.schedule, Schedule::Never {}) && allocation.initial == Initial::All
 }
@@ -127,7 +132,7 @@ fn is_plain_lora(recipe: &Recipe) -> bool {
 /// Which arm is the baseline.
 pub fn baseline(arms: &[Arm], wanted: Option<&str>) -> Result<Option<usize>> {
     let Some(wanted) = wanted else {
-        let mut plain = (0..arms.len()).filter(|at| arms[*at].is_plain_lora());
+        let mut plain = (0..arms.len()).filter(|at| arms[*at].plain() == Some("LoRA"));
         let first = plain.next().filter(|_| plain.next().is_none());
         return Ok(first.filter(|_| arms.len() > 1));
     };
@@ -194,7 +199,7 @@ fn settings(recipe: &Recipe) -> Result<Settings> {
     let mut settings = Settings::new();
     flatten("", &value, &mut settings);
     settings.retain(|key, _| key != "seed" && key != "output");
-    if is_plain_lora(recipe) {
+    if allocates_nothing(recipe) {
         // Nobody is asked and nothing goes inactive.
         settings.retain(|key, _| {
             let table = key.split('.').next();
@@ -219,7 +224,7 @@ fn flatten(key: &str, value: &toml::Value, settings: &mut Settings) {
     settings.insert(key.to_owned(), shown);
 }
 
-/// Names by the keys whose values differ among the arms that have them, after `LoRA` for an arm that
+/// Names by the keys whose values differ among the arms that have them, after `LoRA` or `VeRA` for an arm that
 /// allocates nothing; an arm that differs in nothing else is named by its allocator. Where that does not tell
 /// all arms apart, a missing key counts as a value too, and all is written in full.
 fn by_recipe(arms: &[Arm]) -> Vec<String> {
@@ -261,9 +266,9 @@ fn differences(arms: &[Arm], in_full: bool) -> Vec<String> {
         }
     };
     let name = |arm: &Arm| {
-        let lora = arm.is_plain_lora().then(|| "LoRA".to_owned());
+        let plain = arm.plain().map(str::to_owned);
         let own = || arm.settings.keys().filter(|key| keys.contains(key));
-        let chosen = match lora.is_none() && own().next().is_none() {
+        let chosen = match plain.is_none() && own().next().is_none() {
             true => &allocator,
             false => &keys,
         };
@@ -277,7 +282,7 @@ fn differences(arms: &[Arm], in_full: bool) -> Vec<String> {
             };
             Some(format!("{}={value}", short(key)))
         });
-        lora.into_iter().chain(parts).collect::<Vec<_>>().join(" ")
+        plain.into_iter().chain(parts).collect::<Vec<_>>().join(" ")
     };
     arms.iter().map(name).collect()
 }

@@ -16,7 +16,7 @@ pub enum Figure {
     Final,
     /// Active adapter parameters, mean over the steps
     TrainableParameters,
-    /// The same as a share of all adapters' parameters, which plain LoRA trains
+    /// The same as a share of all adapters' parameters
     TrainableShare,
     /// Modules that were active at some time, as a share of all
     UniqueShare,
@@ -39,7 +39,7 @@ impl Figure {
             Figure::Metric => format!("best {metric}"),
             Figure::Final => format!("final {metric}"),
             Figure::TrainableParameters => "trainable parameters".to_owned(),
-            Figure::TrainableShare => "trainable, % of LoRA".to_owned(),
+            Figure::TrainableShare => "trainable, % of all".to_owned(),
             Figure::UniqueShare => "modules touched, %".to_owned(),
             Figure::LowestLayer => "lowest active layer".to_owned(),
             Figure::StepSeconds => "step, s".to_owned(),

@@ -142,11 +142,11 @@ fn the_tables_say_what_the_runs_recorded() {
     insta::assert_snapshot!(markdown(&tables[..2]), @r"
     Mean ± standard deviation over seeds:
 
-    | arm               | seeds               | best accuracy   | final accuracy  | trainable parameters | trainable, % of LoRA | modules touched, % | lowest active layer | step, s         | run, s | peak memory, MiB | training, FLOP |
-    |-------------------|---------------------|-----------------|-----------------|----------------------|----------------------|--------------------|---------------------|-----------------|--------|------------------|----------------|
-    | LoRA              | 3                   | 0.8200 ± 0.0200 | 0.8200 ± 0.0200 | 24.6 k               | 100.0                | 100.0              | 0.00                | 0.2000 ± 0.0000 | 10.0   | 200              | 4.000e7        |
-    | allocator=top-k   | 3                   | 0.8067 ± 0.0208 | 0.8000 ± 0.0265 | 15.4 k               | 62.5                 | 75.0               | 0.75                | 0.1000 ± 0.0000 | 6.0    | 200              | 4.000e7        |
-    | allocator=uniform | 2, and 1 unfinished | 0.6550 ± 0.0071 | 0.6300 ± 0.0283 | 15.4 k               | 62.5                 | 75.0               | 0.75                | 0.1000 ± 0.0000 | 6.0    | 200              | 4.000e7        |
+    | arm               | seeds               | best accuracy   | final accuracy  | trainable parameters | trainable, % of all | modules touched, % | lowest active layer | step, s         | run, s | peak memory, MiB | training, FLOP |
+    |-------------------|---------------------|-----------------|-----------------|----------------------|---------------------|--------------------|---------------------|-----------------|--------|------------------|----------------|
+    | LoRA              | 3                   | 0.8200 ± 0.0200 | 0.8200 ± 0.0200 | 24.6 k               | 100.0               | 100.0              | 0.00                | 0.2000 ± 0.0000 | 10.0   | 200              | 4.000e7        |
+    | allocator=top-k   | 3                   | 0.8067 ± 0.0208 | 0.8000 ± 0.0265 | 15.4 k               | 62.5                | 75.0               | 0.75                | 0.1000 ± 0.0000 | 6.0    | 200              | 4.000e7        |
+    | allocator=uniform | 2, and 1 unfinished | 0.6550 ± 0.0071 | 0.6300 ± 0.0283 | 15.4 k               | 62.5                | 75.0               | 0.75                | 0.1000 ± 0.0000 | 6.0    | 200              | 4.000e7        |
 
     Difference from LoRA, seed by seed, with the paired t interval:
 
@@ -210,6 +210,18 @@ fn arms_are_named_by_what_a_reader_looks_for() {
         names(&[runs[0].clone(), wide], Naming::Recipe),
         ["LoRA rank=8", "LoRA rank=16"]
     );
+}
+
+#[test]
+fn vera_is_not_taken_for_lora() {
+    let folder = tempfile::tempdir().unwrap();
+    let lora = write(&folder.path().join("lora"), 1, PLAIN, [0.7; 2], true);
+    let vera = format!("[adapter]\nkind = \"vera\"\nrank = 8\n{PLAIN}");
+    let vera = write(&folder.path().join("vera"), 1, &vera, [0.6; 2], true);
+    let report = Report::new(&[vera, lora], &Options::default()).unwrap();
+    let names: Vec<&str> = report.arms.iter().map(|arm| arm.name.as_str()).collect();
+    assert_eq!(names, ["VeRA adapter=vera", "LoRA adapter=lora"]);
+    assert_eq!(report.baseline.as_deref(), Some("LoRA adapter=lora"));
 }
 
 #[test]

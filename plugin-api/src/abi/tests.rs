@@ -44,6 +44,7 @@ impl Scorer for Echo {
             signals: vec![Signal::WeightL2, Signal::DeltaL2],
             raw: vec![RawValue::Gradient],
             components: true,
+            ..Needs::default()
         }
     }
 

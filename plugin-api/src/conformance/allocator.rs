@@ -9,17 +9,16 @@ use super::scorer::{
 };
 use super::{Checks, ensure, kept};
 use crate::testing::request;
-use crate::{
-    Allocation, AllocationRequest, Allocator, LedgerEntry, ModuleInfo, Needs, Random, Result,
-};
+use crate::{Allocation, AllocationRequest, Allocator, LedgerEntry, ModuleInfo, Random, Result};
 
 type Make<'a> = &'a dyn Fn(&[ModuleInfo]) -> Result<Box<dyn Allocator>>;
 
 pub fn check(checks: &mut Checks, make: Make<'_>) {
     let plain = || varied(24, 7, 0);
     checks.check("needs", || match make(&plain().modules)?.needs() {
-        needs if needs == Needs::default() => Ok("nothing".to_owned()),
-        needs => needs_are_sane(&needs),
+        needs if needs.measures() => needs_are_sane(&needs),
+        needs if needs.no_scores => ignores_scores(make),
+        _ => Ok("scores".to_owned()),
     });
     checks.check("answers a request", || {
         let allocation = fresh(make, &plain())?;
@@ -82,7 +81,7 @@ pub fn check(checks: &mut Checks, make: Make<'_>) {
             kept()
         });
     }
-    if make(&plain().modules).is_ok_and(|allocator| allocator.needs() != Needs::default()) {
+    if make(&plain().modules).is_ok_and(|allocator| allocator.needs().measures()) {
         for (name, measure) in EXTREMES {
             checks.check(name, || {
                 let mut allocator = make(&plain().modules)?;
@@ -149,7 +148,7 @@ fn observe(
     measure: Measure<'_>,
 ) -> Result<()> {
     let needs = allocator.needs();
-    if needs == Needs::default() {
+    if !needs.measures() {
         return Ok(());
     }
     for step in steps {
@@ -189,6 +188,21 @@ fn checked(allocator: &mut dyn Allocator, request: &AllocationRequest) -> Result
         }
     }
     Ok(allocation)
+}
+
+/// Of an allocator that says so.
+fn ignores_scores(make: Make<'_>) -> Result<String> {
+    for seed in 0..20 {
+        let request = varied(24, 7, seed);
+        let other = AllocationRequest {
+            scores: vec![0.0; 24],
+            ..request.clone()
+        };
+        ensure(fresh(make, &request)? == fresh(make, &other)?, || {
+            "needs no scores, but other scores change its answer".into()
+        })?;
+    }
+    Ok("nothing, not even scores".to_owned())
 }
 
 fn state_comes_back(make: Make<'_>) -> Result<String> {

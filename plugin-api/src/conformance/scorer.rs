@@ -123,6 +123,7 @@ pub fn observation(
         signals,
         raw,
         components,
+        no_scores: _,
     } = needs;
     let active: Vec<bool> = (0..count)
         .map(|module| !(module as u64 + step).is_multiple_of(3))

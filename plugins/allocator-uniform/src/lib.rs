@@ -6,11 +6,11 @@
 //! P(i | drawn so far: D) = 1 / (n − |D|)
 //! ```
 //!
-//! With `by = "parameters"` drawing goes on up to the first module that would exceed the share.
+//! Without a `[scorer]` nothing is measured for it. With `by = "parameters"` drawing goes on up to the first module that would exceed the share.
 
 use dynalora_plugin_api::{
-    Allocation, AllocationRequest, Allocator, Budget, Limit, ModuleInfo, Plugin, Random, Result,
-    draw_without_replacement, export_plugin,
+    Allocation, AllocationRequest, Allocator, Budget, Limit, ModuleInfo, Needs, Plugin, Random,
+    Result, draw_without_replacement, export_plugin,
 };
 
 /// The plugin.
@@ -34,6 +34,13 @@ impl Plugin for Uniform {
 }
 
 impl Allocator for Uniform {
+    fn needs(&self) -> Needs {
+        Needs {
+            no_scores: true,
+            ..Needs::default()
+        }
+    }
+
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
         let modules = request.modules.len();
         let weights = vec![1.0; modules];

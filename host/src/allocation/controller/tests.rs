@@ -295,7 +295,7 @@ fn an_allocator_that_measures_needs_no_scorer() {
     let signals = |signals: &[Signal]| Needs {
         signals: signals.to_vec(),
         raw: vec![RawValue::Weight],
-        components: false,
+        ..Needs::default()
     };
     let of_scorer = Counting {
         needs: signals(&[Signal::DeltaL2]),
@@ -316,6 +316,27 @@ fn an_allocator_that_measures_needs_no_scorer() {
         "{error}"
     );
     assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
+fn an_allocator_that_reads_no_scores_needs_no_scorer() {
+    let needs = Needs {
+        no_scores: true,
+        ..Needs::default()
+    };
+    for unit in [Unit::Module, Unit::Layer] {
+        let units = if unit == Unit::Module { 5 } else { 3 };
+        let answers = [Allocation::of([1], units), Allocation::of([2], units)];
+        let (controller, asked, observed) = measuring(unit, None, needs.clone(), &answers);
+        let mut controller = controller.unwrap();
+        assert!(!controller.needs().measures());
+        let reallocations: Vec<_> = (0..8)
+            .filter_map(|_| advance(&mut controller).unwrap())
+            .collect();
+        assert_eq!(reallocations.len(), asked.lock().unwrap().len());
+        assert!(reallocations.iter().all(|one| one.scores.is_empty()));
+        assert!(observed.lock().unwrap().is_empty());
+    }
 }
 
 #[test]
@@ -421,7 +442,7 @@ fn probes_measures_and_copies_only_where_asked() {
     let needs = Needs {
         signals: vec![Signal::GradientL2],
         raw: vec![RawValue::Weight],
-        components: false,
+        ..Needs::default()
     };
     let answers = vec![Allocation::of([0], 5); 4];
     let (mut gradient, _) = controller(
