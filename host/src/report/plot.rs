@@ -5,6 +5,7 @@ use std::fmt::Display;
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::reading::Choice;
 use super::{Arm, Figure, Reading, Report, Spread};
@@ -287,7 +288,7 @@ fn curves(report: &Report) -> Result<Option<Plot>> {
     }))
 }
 
-/// One point a run; hollow where it is unfinished.
+/// One point a run, hollow where it is unfinished, and each arm's name at the mean of those that count.
 fn scatter(report: &Report, x: Figure, y: Figure) -> Result<Option<Plot>> {
     let points: Vec<(usize, (f64, f64), bool)> = (report.arms.iter().enumerate())
         .flat_map(|(index, arm)| arm.runs.iter().map(move |run| (index, run)))
@@ -302,6 +303,7 @@ fn scatter(report: &Report, x: Figure, y: Figure) -> Result<Option<Plot>> {
         return Ok(None);
     };
     let names = [x, y].map(|figure| figure.heading(&report.metric));
+    let middle = (across.start + across.end) / 2.0;
     let svg = drawn(height_with_legend(report), |root| {
         let area = legend(root, report)?;
         let [x_name, y_name] = &names;
@@ -310,6 +312,19 @@ fn scatter(report: &Report, x: Figure, y: Figure) -> Result<Option<Plot>> {
             .iter()
             .map(|(index, at, finished)| marker(*index, *at, *finished));
         chart.draw_series(points).map_err(text)?;
+        let names = report.arms.iter().enumerate().filter_map(|(index, arm)| {
+            let mean = |figure: Figure| Some(figure.scaled(arm.figures.get(&figure)?.mean));
+            let at = (mean(x)?, mean(y)?);
+            // Away from the nearer edge.
+            let (side, apart) = match at.0 > middle {
+                true => (HPos::Right, -9),
+                false => (HPos::Left, 9),
+            };
+            let style = ("sans-serif", 12).into_font().color(&colour(index));
+            let style = style.pos(Pos::new(side, VPos::Center));
+            Some(EmptyElement::at(at) + Text::new(arm.name.clone(), (apart, 0), style))
+        });
+        chart.draw_series(names).map_err(text)?;
         Ok(())
     })?;
     Ok(Some(Plot {

@@ -354,6 +354,8 @@ fn the_page_stands_alone_and_escapes_what_it_shows() {
     let count = |part: &str| plots[0].svg.matches(part).count();
     assert_eq!(count("<polygon"), 3);
     assert!(plots[0].svg.contains("optimiser step") && plots[0].svg.contains("accuracy"));
+    // Each arm has its name at its points and in the legend.
+    assert_eq!(plots[1].svg.matches("LoRA\n").count(), 2);
     let tables = tables(&report, &columns());
     assert!(markdown(&tables).contains("a<b\\|c"));
     let page = page(&report, &tables, &plots);
