@@ -76,6 +76,33 @@ fn every_scorer_and_allocator_is_a_word_away() {
 }
 
 #[test]
+fn the_control_draws_the_same_modules_without_a_scorer() {
+    let scene = Scene::new();
+    let uniform = "allocator.plugin=uniform";
+    scene.train("measured", &[uniform]);
+    scene.edit("[scorer]\nplugin = \"activation\"\n", "");
+    scene.train("unmeasured", &[uniform]);
+    let [measured, unmeasured] =
+        ["measured", "unmeasured"].map(|name| scene.records(name, "allocations.jsonl"));
+    assert_eq!(measured.len(), unmeasured.len());
+    for (measured, unmeasured) in measured.iter().zip(&unmeasured).skip(1) {
+        assert_eq!(active(measured), active(unmeasured));
+        let scores = |record: &Value| record["scores"].as_array().map_or(0, Vec::len);
+        assert!(scores(measured) > 0 && scores(unmeasured) == 0);
+    }
+    // Nobody else does without.
+    let refused = scene.run(&[
+        "train",
+        "recipe.toml",
+        "--set",
+        "allocator.plugin=top-k",
+        "--set",
+        "output=refused",
+    ]);
+    assert_eq!(refused.status.code(), Some(2));
+}
+
+#[test]
 fn an_inactive_module_stays_as_it_is() {
     let scene = Scene::new();
     let set = "allocation.schedule={ kind = \"once\", after = 6 }";
