@@ -14,6 +14,9 @@ pub enum Norm {
     /// The square root of the sum of squares.
     #[default]
     L2,
+    /// The l2 norm over the square root of how many values a module has: its outputs for one token, or its
+    /// adapter's parameters. Modules of different sizes compare by it.
+    Rms,
 }
 
 /// Over which steps a scorer adds up.

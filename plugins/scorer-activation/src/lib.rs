@@ -7,6 +7,8 @@
 //! output:  yᵢ = Σ_t ‖(Wᵢ + ΔWᵢ) x_t‖
 //! delta:   yᵢ = Σ_t ‖ΔWᵢ x_t‖²
 //! ```
+//!
+//! A norm grows with a module's width: `norm = "rms"`, the l2 norm over the square root of `out_features`, does not.
 
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
@@ -42,6 +44,8 @@ pub enum Target {
 pub struct Activation {
     signal: Signal,
     squared: bool,
+    /// What each module's value is divided by.
+    scales: Vec<f64>,
     total: Accumulated,
 }
 
@@ -55,15 +59,21 @@ impl Plugin for Activation {
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let signal = match (parameters.target, parameters.norm) {
             (Target::Output, Norm::L1) => Signal::ActivationL1,
-            (Target::Output, Norm::L2) => Signal::ActivationL2,
+            (Target::Output, Norm::L2 | Norm::Rms) => Signal::ActivationL2,
             (Target::Delta, Norm::L2) => Signal::DeltaL2,
-            (Target::Delta, Norm::L1) => {
+            (Target::Delta, Norm::L1 | Norm::Rms) => {
                 return Err("parameter `norm`: target = \"delta\" is measured in l2 only".into());
             }
         };
         Ok(Activation {
             signal,
             squared: parameters.target == Target::Delta,
+            scales: (modules.iter())
+                .map(|module| match parameters.norm {
+                    Norm::Rms => (module.out_features.max(1) as f64).sqrt(),
+                    Norm::L1 | Norm::L2 => 1.0,
+                })
+                .collect(),
             total: Accumulated::new(parameters.window, modules.len())?,
         })
     }
@@ -80,10 +90,11 @@ impl Scorer for Activation {
     fn observe(&mut self, observation: &Observation) -> Result<()> {
         let values = observation.signal(self.signal)?.iter();
         let squared = self.squared;
-        self.total.add(values.map(|value| {
-            let value = f64::from((*value)?);
-            Some(if squared { value * value } else { value })
-        }))
+        self.total
+            .add(values.zip(&self.scales).map(|(value, scale)| {
+                let value = f64::from((*value)?) / scale;
+                Some(if squared { value * value } else { value })
+            }))
     }
 
     fn scores(&mut self) -> Result<Vec<f64>> {
@@ -126,10 +137,23 @@ mod tests {
     }
 
     #[test]
+    fn rms_does_not_grow_with_the_width() {
+        // The fourth module is as wide as the third, the fifth four times as wide.
+        let modules = testing::modules(5);
+        let width = |module: usize| modules[module].out_features as f64;
+        assert_eq!((width(2), 4.0 * width(3)), (width(3), width(4)));
+        let step = [[Some(8.0); 5]];
+        let scores = testing::score::<Activation>(r#"{"norm": "rms"}"#, &step).unwrap();
+        assert_eq!(scores[3], 8.0 / width(3).sqrt());
+        assert_eq!(scores[3], 2.0 * scores[4]);
+    }
+
+    #[test]
     fn asks_for_the_signal_it_reads() {
         let signal = |parameters| testing::needs::<Activation>(parameters).unwrap().signals;
         assert_eq!(signal("{}"), [Signal::ActivationL2]);
         assert_eq!(signal(r#"{"norm": "l1"}"#), [Signal::ActivationL1]);
+        assert_eq!(signal(r#"{"norm": "rms"}"#), [Signal::ActivationL2]);
         assert_eq!(signal(r#"{"target": "delta"}"#), [Signal::DeltaL2]);
         assert!(testing::needs::<Activation>(r#"{"target": "delta", "norm": "l1"}"#).is_err());
     }

@@ -6,6 +6,9 @@
 //! yᵢ = Σ_t ‖∂L_t/∂(Aᵢ, Bᵢ)‖
 //! ```
 //!
+//! A norm grows with the number of an adapter's parameters: `norm = "rms"`, the l2 norm over the square root of
+//! their number, does not.
+//!
 //! A step that has no gradient of a module (it is inactive, and the host does not probe) leaves its
 //! score as it was.
 
@@ -29,6 +32,8 @@ pub struct Parameters {
 /// The plugin.
 pub struct Gradient {
     signal: Signal,
+    /// What each module's value is divided by.
+    scales: Vec<f64>,
     total: Accumulated,
 }
 
@@ -42,10 +47,16 @@ impl Plugin for Gradient {
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let signal = match parameters.norm {
             Norm::L1 => Signal::GradientL1,
-            Norm::L2 => Signal::GradientL2,
+            Norm::L2 | Norm::Rms => Signal::GradientL2,
         };
         Ok(Gradient {
             signal,
+            scales: (modules.iter())
+                .map(|module| match parameters.norm {
+                    Norm::Rms => (module.parameters.max(1) as f64).sqrt(),
+                    Norm::L1 | Norm::L2 => 1.0,
+                })
+                .collect(),
             total: Accumulated::new(parameters.window, modules.len())?,
         })
     }
@@ -61,7 +72,9 @@ impl Scorer for Gradient {
 
     fn observe(&mut self, observation: &Observation) -> Result<()> {
         let values = observation.signal(self.signal)?.iter();
-        self.total.add(values.map(|value| value.map(f64::from)))
+        self.total.add(
+            (values.zip(&self.scales)).map(|(value, scale)| Some(f64::from((*value)?) / scale)),
+        )
     }
 
     fn scores(&mut self) -> Result<Vec<f64>> {
@@ -102,10 +115,22 @@ mod tests {
     }
 
     #[test]
+    fn rms_does_not_grow_with_the_number_of_parameters() {
+        let modules = testing::modules(5);
+        let parameters = |module: usize| modules[module].parameters as f64;
+        assert!(parameters(3) < parameters(4));
+        let scores = testing::score::<Gradient>(r#"{"norm": "rms"}"#, &[[Some(8.0); 5]]).unwrap();
+        for module in [3, 4] {
+            assert_eq!(scores[module], 8.0 / parameters(module).sqrt());
+        }
+    }
+
+    #[test]
     fn asks_for_the_signal_it_reads() {
         let signal = |parameters| testing::needs::<Gradient>(parameters).unwrap().signals;
         assert_eq!(signal("{}"), [Signal::GradientL2]);
         assert_eq!(signal(r#"{"norm": "l1"}"#), [Signal::GradientL1]);
+        assert_eq!(signal(r#"{"norm": "rms"}"#), [Signal::GradientL2]);
     }
 
     #[test]
