@@ -117,10 +117,11 @@ impl Arm {
     /// `LoRA` or `VeRA` for an arm whose modules are all active throughout.
     fn plain(&self) -> Option<&'static str> {
         let recipe = &self.runs.first()?.recipe;
-        allocates_nothing(recipe).then(|| match recipe.adapter.kind {
+        let name = match recipe.adapter.kind {
             AdapterKind::Lora => "LoRA",
             AdapterKind::Vera => "VeRA",
-        })
+        };
+        allocates_nothing(recipe).then_some(name)
     }
 }
 
