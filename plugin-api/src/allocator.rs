@@ -97,8 +97,8 @@ impl Allocation {
 /// Chooses which modules receive gradient updates until the next reallocation.
 pub trait Allocator: Send {
     /// What to measure for [`observe`](Allocator::observe), beside what the scorer needs, and whether
-    /// scores are read at all; by default nothing, and they are. Asked once, before the first step. Measurements are of single modules: an allocator
-    /// that needs any cannot choose among layers.
+    /// scores are read at all; by default nothing, and they are. Asked once, before the first step.
+    /// Measurements are of single modules: an allocator that needs any cannot choose among layers.
     fn needs(&self) -> Needs {
         Needs::default()
     }

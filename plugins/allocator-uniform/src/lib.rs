@@ -6,7 +6,8 @@
 //! P(i | drawn so far: D) = 1 / (n − |D|)
 //! ```
 //!
-//! Without a `[scorer]` nothing is measured for it. With `by = "parameters"` drawing goes on up to the first module that would exceed the share.
+//! Without a `[scorer]` nothing is measured for it. With `by = "parameters"` drawing goes on up to the first
+//! module that would exceed the share.
 
 use dynalora_plugin_api::{
     Allocation, AllocationRequest, Allocator, Budget, Limit, ModuleInfo, Needs, Plugin, Random,

@@ -8,7 +8,8 @@
 //! delta:   yᵢ = Σ_t ‖ΔWᵢ x_t‖²
 //! ```
 //!
-//! A norm grows with a module's width: `norm = "rms"`, the l2 norm over the square root of `out_features`, does not.
+//! A norm grows with a module's width: `norm = "rms"`, the l2 norm over the square root of `out_features`,
+//! does not.
 
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
