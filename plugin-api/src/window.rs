@@ -19,6 +19,16 @@ pub enum Norm {
     Rms,
 }
 
+impl Norm {
+    /// What the norm of a module with so many `values` is divided by.
+    pub fn divisor(self, values: u64) -> f64 {
+        match self {
+            Norm::L1 | Norm::L2 => 1.0,
+            Norm::Rms => (values.max(1) as f64).sqrt(),
+        }
+    }
+}
+
 /// Over which steps a scorer adds up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -46,7 +46,7 @@ pub struct Activation {
     signal: Signal,
     squared: bool,
     /// What each module's value is divided by.
-    scales: Vec<f64>,
+    divisors: Vec<f64>,
     total: Accumulated,
 }
 
@@ -69,11 +69,8 @@ impl Plugin for Activation {
         Ok(Activation {
             signal,
             squared: parameters.target == Target::Delta,
-            scales: (modules.iter())
-                .map(|module| match parameters.norm {
-                    Norm::Rms => (module.out_features.max(1) as f64).sqrt(),
-                    Norm::L1 | Norm::L2 => 1.0,
-                })
+            divisors: (modules.iter())
+                .map(|module| parameters.norm.divisor(module.out_features))
                 .collect(),
             total: Accumulated::new(parameters.window, modules.len())?,
         })
@@ -92,8 +89,8 @@ impl Scorer for Activation {
         let values = observation.signal(self.signal)?.iter();
         let squared = self.squared;
         self.total
-            .add(values.zip(&self.scales).map(|(value, scale)| {
-                let value = f64::from((*value)?) / scale;
+            .add(values.zip(&self.divisors).map(|(value, divisor)| {
+                let value = f64::from((*value)?) / divisor;
                 Some(if squared { value * value } else { value })
             }))
     }

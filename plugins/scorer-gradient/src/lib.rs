@@ -33,7 +33,7 @@ pub struct Parameters {
 pub struct Gradient {
     signal: Signal,
     /// What each module's value is divided by.
-    scales: Vec<f64>,
+    divisors: Vec<f64>,
     total: Accumulated,
 }
 
@@ -51,11 +51,8 @@ impl Plugin for Gradient {
         };
         Ok(Gradient {
             signal,
-            scales: (modules.iter())
-                .map(|module| match parameters.norm {
-                    Norm::Rms => (module.parameters.max(1) as f64).sqrt(),
-                    Norm::L1 | Norm::L2 => 1.0,
-                })
+            divisors: (modules.iter())
+                .map(|module| parameters.norm.divisor(module.parameters))
                 .collect(),
             total: Accumulated::new(parameters.window, modules.len())?,
         })
@@ -73,7 +70,8 @@ impl Scorer for Gradient {
     fn observe(&mut self, observation: &Observation) -> Result<()> {
         let values = observation.signal(self.signal)?.iter();
         self.total.add(
-            (values.zip(&self.scales)).map(|(value, scale)| Some(f64::from((*value)?) / scale)),
+            (values.zip(&self.divisors))
+                .map(|(value, divisor)| Some(f64::from((*value)?) / divisor)),
         )
     }
 
