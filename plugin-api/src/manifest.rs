@@ -39,8 +39,8 @@ pub struct Manifest {
     pub description: String,
     /// Where it comes from: paper and equation.
     pub reference: String,
-    /// What the plugin asks the host to measure if it is given no parameters; none for an allocator
-    /// that asks for nothing, and for a plugin that cannot do without parameters.
+    /// What the plugin asks the host to measure with default parameters, those that it requires made up from
+    /// their schema; none for an allocator that asks for nothing.
     pub needs: Option<Needs>,
     /// JSON Schema (draft 2020-12) of the parameters.
     pub parameters: Value,

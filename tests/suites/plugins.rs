@@ -59,6 +59,9 @@ fn the_shipped_plugins_are_listed_and_conform() {
     for name in names {
         assert!(scene.ok(&["plugins", "info", name]).contains(name));
     }
+    // Its `k` is required: what it needs is asked with one made up.
+    let uniform = scene.ok(&["plugins", "info", "uniform"]);
+    assert!(uniform.contains("reads no scores"), "{uniform}");
 }
 
 /// Writes and builds a plugin crate that depends on plugin-api alone, outside the workspace.

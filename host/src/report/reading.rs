@@ -215,12 +215,12 @@ fn of_choices(figures: &mut BTreeMap<Figure, f64>, modules: &[String], choices: 
         touched.count() as f64 / modules.len() as f64,
     );
     let layers: Vec<Option<u64>> = modules.iter().map(|path| layer(path)).collect();
+    // Modules of which none is in a layer (a pooler's alone) have no lowest one.
+    let Some(highest) = layers.iter().flatten().max() else {
+        return;
+    };
     // With nothing active in the layers, the backward pass ends above the highest of them.
-    let above = layers
-        .iter()
-        .flatten()
-        .max()
-        .map_or(0, |highest| highest + 1);
+    let above = highest + 1;
     let lowest = choices.iter().map(|choice| {
         let active = layers
             .iter()
@@ -235,4 +235,28 @@ fn of_choices(figures: &mut BTreeMap<Figure, f64>, modules: &[String], choices: 
 /// The index of the layer that a module's path names.
 fn layer(path: &str) -> Option<u64> {
     path.split('.').find_map(|part| part.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_modules_in_layers_have_a_lowest_one() {
+        let lowest = |modules: &[&str], active: &[bool]| {
+            let modules: Vec<String> = modules.iter().map(ToString::to_string).collect();
+            let choice = Choice {
+                from: 0,
+                to: 4,
+                active: active.to_vec(),
+            };
+            let mut figures = BTreeMap::new();
+            of_choices(&mut figures, &modules, &[choice]);
+            figures.get(&Figure::LowestLayer).copied()
+        };
+        let modules = ["layer.0.query", "layer.1.query", "pooler.dense"];
+        assert_eq!(lowest(&modules, &[false, true, true]), Some(1.0));
+        assert_eq!(lowest(&modules, &[false, false, true]), Some(2.0));
+        assert_eq!(lowest(&modules[2..], &[true]), None);
+    }
 }

@@ -15,6 +15,7 @@ use super::{
     API_VERSION, AllocatorBox, AllocatorObject, AllocatorObject_TO, Answer, Make, ObservationView,
     Reply, RequestView, Root, RootFields, ScorerBox, ScorerObject, ScorerObject_TO,
 };
+use crate::conformance::example;
 use crate::{
     Allocation, AllocationRequest, Allocator, Error, Kind, LedgerEntry, Manifest, Measured,
     ModuleInfo, Needs, Observation, Plugin, Raw, Result, Scorer,
@@ -105,11 +106,12 @@ extern "C" fn describe_allocator<A: Plugin + Allocator>() -> Reply<RString> {
     describe::<A>(Kind::Allocator, needs)
 }
 
-/// What a plugin with default parameters needs: it can depend on them. A panic here is the
-/// constructor's to report, when it is asked for in earnest.
+/// What a plugin needs with default parameters, those that it requires made up from their schema: it can
+/// depend on them. A panic here is the constructor's to report, when it is asked for in earnest.
 fn default_needs<P: Plugin>(needs: fn(&P) -> Needs) -> Option<Needs> {
     let needs = || {
-        let plugin: P = construct("{}", &[example_module()]).ok()?;
+        let schema = schemars::schema_for!(P::Parameters).to_value();
+        let plugin: P = construct(&example(&schema).to_string(), &[example_module()]).ok()?;
         Some(needs(&plugin))
     };
     catch_unwind(needs).ok().flatten()

@@ -8,6 +8,8 @@ mod common;
 mod parameters;
 mod scorer;
 
+pub(crate) use parameters::example;
+
 use serde_json::Value;
 
 use crate::abi::host::{self, RemoteAllocator, RemoteScorer};
@@ -107,7 +109,7 @@ pub fn check_scorer(
     parameters: Option<Value>,
     make: Make<'_, dyn Scorer>,
 ) -> Report {
-    let parameters = parameters.unwrap_or_else(|| parameters::example(&manifest.parameters));
+    let parameters = parameters.unwrap_or_else(|| example(&manifest.parameters));
     let mut checks = Checks::default();
     let try_make = |p: &Value, modules: &[ModuleInfo]| make(p, modules).map(drop);
     if common::check(&mut checks, &manifest, &parameters, &try_make) {
@@ -126,7 +128,7 @@ pub fn check_allocator(
     parameters: Option<Value>,
     make: Make<'_, dyn Allocator>,
 ) -> Report {
-    let parameters = parameters.unwrap_or_else(|| parameters::example(&manifest.parameters));
+    let parameters = parameters.unwrap_or_else(|| example(&manifest.parameters));
     let mut checks = Checks::default();
     let try_make = |p: &Value, modules: &[ModuleInfo]| make(p, modules).map(drop);
     if common::check(&mut checks, &manifest, &parameters, &try_make) {
