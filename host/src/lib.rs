@@ -12,6 +12,7 @@ pub mod device;
 pub mod error;
 pub mod export;
 pub mod kernel;
+pub mod metrics;
 pub mod model;
 pub mod plugin;
 pub mod recipe;

@@ -9,7 +9,7 @@ use crate::kernel::Kernels;
 use crate::model::{Model, ModelFolder, Pretrained, fetch};
 use crate::recipe::Recipe;
 use crate::run::Run;
-use crate::train::step::Trainee;
+use crate::train::trainee::Trainee;
 
 /// A run or an adapter folder, opened but not yet on a device.
 pub struct Trained {

@@ -7,6 +7,7 @@ pub mod conformance;
 mod count;
 mod manifest;
 mod module;
+mod parameters;
 mod sample;
 mod scorer;
 mod state;

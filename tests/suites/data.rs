@@ -1,6 +1,6 @@
 //! Real data sets in their published files.
 
-use dynalora::data::config::{DataConfig, Problem};
+use dynalora::data::{DataConfig, Problem};
 use dynalora::data::{Example, Label, Splits, Task, read};
 use dynalora_tests::shared_data;
 

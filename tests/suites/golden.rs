@@ -11,7 +11,8 @@ use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::{ModelConfig, OptimizerState};
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
 use dynalora::train::schedule::LearningRateSchedule;
-use dynalora::train::step::{self, StepPlan, StepResult, Trainee, upload};
+use dynalora::train::step::{self, StepPlan, StepResult};
+use dynalora::train::trainee::{Trainee, read, upload};
 use dynalora_plugin_api::{Needs, Signal};
 use dynalora_tests::{Golden, Run, Training, fixture, minilm, model_folder};
 
@@ -107,7 +108,7 @@ fn logits(trainee: &Trainee<Flex>, batch: &Batch) -> Vec<f32> {
     let output = trainee
         .model
         .forward(&upload::<Flex>(batch, &DEVICE), &mut pass);
-    step::read(output.inner()).expect("f32 values")
+    read(output.inner()).expect("f32 values")
 }
 
 fn hidden(trainee: &Trainee<Flex>, batch: &Batch) -> Vec<f32> {
@@ -115,7 +116,7 @@ fn hidden(trainee: &Trainee<Flex>, batch: &Batch) -> Vec<f32> {
     let encoder = &trainee.model.encoder;
     let input = upload::<Flex>(batch, &DEVICE);
     let output = encoder.prefix(&input, encoder.depth(), &mut pass);
-    step::read(output.inner()).expect("f32 values")
+    read(output.inner()).expect("f32 values")
 }
 
 fn largest_difference(ours: &[f32], theirs: &[f32]) -> f32 {
@@ -332,7 +333,7 @@ impl Case {
                 .into_iter()
                 .zip(pair)
             {
-                ours.push((name, step::read(gradient).expect("f32 values")));
+                ours.push((name, read(gradient).expect("f32 values")));
             }
         }
         for (tensor, gradient) in trainee
@@ -342,7 +343,7 @@ impl Case {
             .iter()
             .zip(&result.head_gradients)
         {
-            let values = step::read(gradient.clone()).expect("f32 values");
+            let values = read(gradient.clone()).expect("f32 values");
             ours.push((format!("base_model.model.{}", tensor.name), values));
         }
         let names = golden.names();
@@ -445,7 +446,7 @@ impl Case {
         }
         assert_eq!(ours.len(), golden.final_l2.len());
         for (name, tensor) in ours {
-            let values = step::read(tensor).expect("f32 values");
+            let values = read(tensor).expect("f32 values");
             let norm = values
                 .iter()
                 .map(|value| f64::from(*value).powi(2))
@@ -682,7 +683,7 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
         for (index, module) in trainee.adapters.modules.iter().enumerate() {
             let [a, b] = ["lora_A", "lora_B"]
                 .map(|part| format!("base_model.model.bert.{}.{part}.weight", module.path));
-            let read = |name: &String| -> (Vec<f32>, Vec<f32>) {
+            let stored = |name: &String| -> (Vec<f32>, Vec<f32>) {
                 let weights = adapter.floats(name);
                 // The gradient of A is left out where it is zero.
                 let gradients = match names.contains(name) {
@@ -691,7 +692,7 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
                 };
                 (weights, gradients)
             };
-            let ((a, of_a), (b, of_b)) = (read(&a), read(&b));
+            let ((a, of_a), (b, of_b)) = (stored(&a), stored(&b));
             let (inputs, outputs) = (a.len() / rank, b.len() / rank);
             let ours = &result.observation.components[index];
             assert_eq!(ours.len(), rank);
@@ -723,10 +724,7 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
             let [ours_a, ours_b] = result.gradients[index]
                 .clone()
                 .expect("every module is active");
-            let (ours_a, ours_b) = (
-                step::read(ours_a).expect("f32"),
-                step::read(ours_b).expect("f32"),
-            );
+            let (ours_a, ours_b) = (read(ours_a).expect("f32"), read(ours_b).expect("f32"));
             for k in (0..rank).filter(|k| components.as_ref().is_some_and(|all| !all[index][*k])) {
                 assert!(
                     ours_a[k * inputs..(k + 1) * inputs]

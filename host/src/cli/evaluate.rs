@@ -9,8 +9,8 @@ use super::{Common, print, print_json, table};
 use crate::data::Encoded;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
+use crate::metrics::Metric;
 use crate::train::evaluate;
-use crate::train::metrics::Metric;
 use crate::trained::Trained;
 
 /// Arguments of `dynalora evaluate`.

@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use super::config::{Format, Problem};
 use super::problems::Problems;
-use super::table::{Row, shorten};
-use super::task::Part;
+use super::table::{Format, Row, shorten};
+use super::task::{Part, Problem};
 use super::{Example, Label};
 use crate::error::{Error, Result};
 

@@ -11,10 +11,11 @@ mod table;
 mod task;
 
 pub use batch::{Batch, EpochPlan, evaluation_batches};
-pub use config::{DataConfig, Problem};
+pub use config::DataConfig;
 pub use encode::{Encoded, tokenize};
 pub use load::{Data, Splits, labels_of, load, read};
-pub use task::{Part, Task};
+pub use table::{Column, Format};
+pub use task::{Part, Problem, Task};
 
 /// One text, or pair of texts, of a data set.
 #[derive(Clone, Debug, PartialEq)]

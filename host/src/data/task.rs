@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::config::{Column, Format, Problem};
-use super::table::{Header, Layout, Positions};
+use super::table::{Column, Format, Header, Layout, Positions};
 use crate::error::{Error, Result};
-use crate::train::metrics::Metric;
+use crate::metrics::Metric;
 
 /// A task known by name: the nine of GLUE (Wang et al. 2018) and the embedded corpus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -34,6 +33,16 @@ pub enum Task {
     Wnli,
     /// The acceptability corpus that the program generates itself.
     MinimalPairs,
+}
+
+/// What the head predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Problem {
+    /// One of several classes.
+    Classification,
+    /// One real number.
+    Regression,
 }
 
 /// What is fixed about a task.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::document::Document;
 use super::words::Every;
 use crate::error::Result;
-use crate::train::metrics::Metric;
+use crate::metrics::Metric;
 use crate::train::schedule::{LearningRateSchedule, Warmup};
 
 /// How to train.

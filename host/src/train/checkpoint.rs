@@ -7,7 +7,7 @@ use dynalora_plugin_api::ModuleInfo;
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::{GroupState, Optimizer};
-use super::step::Trainee;
+use super::trainee::Trainee;
 use crate::allocation;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;

@@ -1,11 +1,11 @@
 //! Evaluation: every example once, longest first, in batches of a token budget.
 
-use super::metrics::{self, Answers, Metric};
-use super::step::{Trainee, read, upload};
+use super::trainee::{Trainee, read, upload};
 use crate::adapter::Pass;
 use crate::data::{Encoded, Label, evaluation_batches};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
+use crate::metrics::{self, Answers, Metric};
 
 /// The logits of every example, `[examples][outputs]`, in the order of the data.
 pub fn logits<B: Kernels>(

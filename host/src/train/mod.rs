@@ -4,13 +4,13 @@ mod checkpoint;
 pub mod cost;
 pub mod evaluate;
 mod machine;
-pub mod metrics;
 pub mod optimizer;
 pub mod prefix;
 mod prepare;
 mod progress;
 pub mod schedule;
 pub mod step;
+pub mod trainee;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -37,7 +37,8 @@ use cost::{LastLayer, Shape, Sizes};
 use optimizer::{GroupState, Optimizer, OptimizerConfig};
 use prefix::PrefixCache;
 use progress::Status;
-use step::{Prefix, StepPlan, Trainee};
+use step::{Prefix, StepPlan};
+use trainee::Trainee;
 
 /// Trains what `prepared` describes into the run that `writer` holds, from `from` if it was interrupted,
 /// and returns the closing account. The adapter is exported at the end, of the best checkpoint where an

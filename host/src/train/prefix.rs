@@ -10,7 +10,7 @@ use std::io::Write;
 use burn::tensor::{Tensor, TensorData};
 
 use super::cost::Sizes;
-use super::step::{Trainee, read, upload};
+use super::trainee::{Trainee, read, upload};
 use crate::adapter::Pass;
 use crate::data::Batch;
 use crate::error::{Error, Result};

@@ -7,22 +7,11 @@ use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
 use dynalora_plugin_api::{Measured, Needs, Observation, Raw, RawValue, Signal};
 
 use super::prefix::PrefixCache;
-use crate::adapter::{Adapters, Observe, Observed, Pass, components};
+use super::trainee::{Trainee, read, upload};
+use crate::adapter::{Observe, Observed, Pass, components};
 use crate::data::{Batch, Label};
 use crate::error::{Error, Result};
 use crate::kernel::{Ad, Kernels, Sequences};
-use crate::model::{Input, Model};
-
-/// The model with everything in it that trains.
-#[derive(Clone, Debug)]
-pub struct Trainee<B: Kernels> {
-    /// The frozen part.
-    pub model: Model<B>,
-    /// The adapters.
-    pub adapters: Adapters<B>,
-    /// The head's tensors, in the order of `model.head.tensors()`.
-    pub head: Vec<Tensor<B, 2>>,
-}
 
 /// What one step is to do.
 pub struct StepPlan<'a> {
@@ -317,14 +306,6 @@ impl<B: Kernels> Readout<B> {
     }
 }
 
-/// A tensor's values on the host.
-pub fn read<B: Kernels, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>> {
-    tensor
-        .into_data()
-        .into_vec::<f32>()
-        .map_err(|error| Error::failure(format!("the device did not give f32 values: {error:?}")))
-}
-
 /// `‖s·BA‖²` by the Gram matrices of A and B.
 fn weight_squares<B: Kernels>([a, b]: &[Tensor<B, 2>; 2], scale: f32) -> Tensor<B, 1> {
     let of_a = a.clone().matmul(a.clone().transpose());
@@ -357,21 +338,6 @@ fn raw_values<B: Kernels>(
         .map(buffer)
         .collect::<Result<_>>()?;
     Ok(Raw { value, buffers })
-}
-
-/// A packed batch on the device.
-pub fn upload<B: Kernels>(batch: &Batch, device: &B::Device) -> Input<B> {
-    let ints = |values: &[u32]| {
-        let values: Vec<i64> = values.iter().map(|value| i64::from(*value)).collect();
-        let len = values.len();
-        Tensor::<B, 1, Int>::from_data(TensorData::new(values, [len]), device)
-    };
-    Input {
-        ids: ints(&batch.ids),
-        types: ints(&batch.type_ids),
-        positions: ints(&batch.positions),
-        sequences: Sequences::new(&batch.offsets),
-    }
 }
 
 /// Mean cross-entropy over classes, or mean squared error of values; `logits [sequences, outputs]`.

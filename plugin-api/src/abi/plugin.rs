@@ -15,7 +15,7 @@ use super::{
     API_VERSION, AllocatorBox, AllocatorObject, AllocatorObject_TO, Answer, Make, ObservationView,
     Reply, RequestView, Root, RootFields, ScorerBox, ScorerObject, ScorerObject_TO,
 };
-use crate::conformance::example;
+use crate::parameters::example;
 use crate::{
     Allocation, AllocationRequest, Allocator, Error, Kind, LedgerEntry, Manifest, Measured,
     ModuleInfo, Needs, Observation, Plugin, Raw, Result, Scorer,

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Checks, ensure, kept, parameters};
+use super::{Checks, ensure, kept};
+use crate::parameters;
 use crate::testing::modules;
 use crate::{Manifest, ModuleInfo, Result};
 

@@ -5,15 +5,13 @@
 
 mod allocator;
 mod common;
-mod parameters;
 mod scorer;
-
-pub(crate) use parameters::example;
 
 use serde_json::Value;
 
 use crate::abi::host::{self, RemoteAllocator, RemoteScorer};
 use crate::abi::plugin::{local_allocator, local_scorer};
+use crate::parameters::example;
 use crate::testing::text;
 use crate::{Allocator, Error, Manifest, ModuleInfo, Plugin, Result, Scorer};
 

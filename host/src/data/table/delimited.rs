@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use super::{Header, Layout, Positions, Row, check_texts, read_bytes, shorten};
-use crate::data::config::Column;
+use super::{Column, Header, Layout, Positions, Row, check_texts, read_bytes, shorten};
 use crate::data::problems::Problems;
 use crate::error::{Error, Result};
 

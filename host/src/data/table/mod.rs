@@ -1,6 +1,7 @@
 //! Files of rows: CSV, TSV, JSON lines and Parquet, reduced to the three columns an example has.
 
 mod delimited;
+mod format;
 mod json_lines;
 mod named;
 mod parquet;
@@ -9,7 +10,8 @@ mod tests;
 
 use std::path::Path;
 
-use super::config::{Column, Format};
+pub use format::{Column, Format};
+
 use crate::error::{Error, Result};
 
 /// One row of a file, not yet understood.

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use super::{Layout, Row, shorten};
-use crate::data::config::Column;
+use super::{Column, Layout, Row, shorten};
 use crate::error::{Error, Result};
 
 /// The wanted columns of a format that names them.

@@ -1,0 +1,70 @@
+//! How a file is written, and how its columns are named.
+
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// A column by its name in the header, or by its position from 0 in a file without one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a column's name, or its position from 0")]
+pub enum Column {
+    /// By name.
+    Name(String),
+    /// By position, from 0.
+    Index(usize),
+}
+
+impl std::fmt::Display for Column {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Column::Name(name) => write!(f, "`{name}`"),
+            Column::Index(index) => write!(f, "number {index} (from 0)"),
+        }
+    }
+}
+
+/// How a data file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Lines of fields with commas between them.
+    Csv,
+    /// Lines of fields with tabs between them.
+    Tsv,
+    /// One JSON object a line.
+    Jsonl,
+    /// Apache Parquet.
+    Parquet,
+}
+
+impl Format {
+    /// The format that the extension of `path` stands for.
+    pub fn of(path: &Path) -> Result<Self> {
+        let extension = path
+            .extension()
+            .and_then(|e| e.to_str())
+            .unwrap_or_default();
+        match extension.to_ascii_lowercase().as_str() {
+            "csv" => Ok(Format::Csv),
+            "tsv" | "tab" => Ok(Format::Tsv),
+            "jsonl" | "ndjson" | "json" => Ok(Format::Jsonl),
+            "parquet" | "pq" => Ok(Format::Parquet),
+            _ => Err(Error::user(format!(
+                "{}: the extension does not say how the file is written",
+                path.display()
+            ))
+            .help("Known extensions: csv, tsv, jsonl, parquet. Or name the format in the recipe: `data.format = \"csv\"`.")),
+        }
+    }
+
+    /// What a place in such a file is called.
+    pub(in crate::data) fn unit(self) -> &'static str {
+        match self {
+            Format::Csv | Format::Tsv | Format::Jsonl => "line",
+            Format::Parquet => "row",
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The model with everything in it that trains, the batches that go to it and the values that come back.
+
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::adapter::Adapters;
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::kernel::{Kernels, Sequences};
+use crate::model::{Input, Model};
+
+/// The model with everything in it that trains.
+#[derive(Clone, Debug)]
+pub struct Trainee<B: Kernels> {
+    /// The frozen part.
+    pub model: Model<B>,
+    /// The adapters.
+    pub adapters: Adapters<B>,
+    /// The head's tensors, in the order of `model.head.tensors()`.
+    pub head: Vec<Tensor<B, 2>>,
+}
+
+/// A packed batch on the device.
+pub fn upload<B: Kernels>(batch: &Batch, device: &B::Device) -> Input<B> {
+    let ints = |values: &[u32]| {
+        let values: Vec<i64> = values.iter().map(|value| i64::from(*value)).collect();
+        let len = values.len();
+        Tensor::<B, 1, Int>::from_data(TensorData::new(values, [len]), device)
+    };
+    Input {
+        ids: ints(&batch.ids),
+        types: ints(&batch.type_ids),
+        positions: ints(&batch.positions),
+        sequences: Sequences::new(&batch.offsets),
+    }
+}
+
+/// A tensor's values on the host.
+pub fn read<B: Kernels, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>> {
+    tensor
+        .into_data()
+        .into_vec::<f32>()
+        .map_err(|error| Error::failure(format!("the device did not give f32 values: {error:?}")))
+}
