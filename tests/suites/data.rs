@@ -1,7 +1,6 @@
 //! Real data sets in their published files.
 
-use dynalora::data::{DataConfig, Problem};
-use dynalora::data::{Example, Label, Splits, Task, read};
+use dynalora::data::{DataConfig, Example, Label, Problem, Splits, Task, read};
 use dynalora_tests::shared_data;
 
 /// The splits of a task in the shared folder; none where it is absent.

@@ -98,20 +98,20 @@ fn erased(root: Root) -> RootResult {
 }
 
 extern "C" fn describe_scorer<S: Plugin + Scorer>() -> Reply<RString> {
-    describe::<S>(Kind::Scorer, default_needs(S::needs))
+    describe::<S>(Kind::Scorer, |schema| default_needs(schema, S::needs))
 }
 
 extern "C" fn describe_allocator<A: Plugin + Allocator>() -> Reply<RString> {
-    let needs = default_needs(A::needs).filter(|needs| *needs != Needs::default());
-    describe::<A>(Kind::Allocator, needs)
+    describe::<A>(Kind::Allocator, |schema| {
+        default_needs(schema, A::needs).filter(|needs| *needs != Needs::default())
+    })
 }
 
 /// What a plugin needs with default parameters, those that it requires made up from their schema: it can
 /// depend on them. A panic here is the constructor's to report, when it is asked for in earnest.
-fn default_needs<P: Plugin>(needs: fn(&P) -> Needs) -> Option<Needs> {
+fn default_needs<P: Plugin>(schema: &Value, needs: fn(&P) -> Needs) -> Option<Needs> {
     let needs = || {
-        let schema = schemars::schema_for!(P::Parameters).to_value();
-        let plugin: P = construct(&example(&schema).to_string(), &[example_module()]).ok()?;
+        let plugin: P = construct(&example(schema).to_string(), &[example_module()]).ok()?;
         Some(needs(&plugin))
     };
     catch_unwind(needs).ok().flatten()
@@ -156,8 +156,9 @@ extern "C" fn make_allocator<A: Plugin + Allocator + 'static>(
     })
 }
 
-fn describe<P: Plugin>(kind: Kind, needs: Option<Needs>) -> Reply<RString> {
+fn describe<P: Plugin>(kind: Kind, needs: fn(&Value) -> Option<Needs>) -> Reply<RString> {
     guard(|| {
+        let parameters = schemars::schema_for!(P::Parameters).to_value();
         let manifest = Manifest {
             name: P::NAME.to_owned(),
             kind,
@@ -165,8 +166,8 @@ fn describe<P: Plugin>(kind: Kind, needs: Option<Needs>) -> Reply<RString> {
             api_version: API_VERSION.to_owned(),
             description: P::DESCRIPTION.to_owned(),
             reference: P::REFERENCE.to_owned(),
-            needs,
-            parameters: schemars::schema_for!(P::Parameters).to_value(),
+            needs: needs(&parameters),
+            parameters,
         };
         match serde_json::to_string(&manifest) {
             Ok(json) => Ok(json.into()),
