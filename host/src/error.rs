@@ -14,6 +14,8 @@ pub enum Kind {
     User,
     /// The program or the machine failed: exit code 1.
     Failure,
+    /// A signal of this number asked the process to stop: exit code 128 and the number.
+    Interrupted(i32),
 }
 
 /// An error for a person to read: one sentence, the place, the cause and the way out.
@@ -46,6 +48,11 @@ impl Error {
     /// A failure of the program or of the machine under it.
     pub fn failure(message: impl Into<String>) -> Self {
         Self::new(Kind::Failure, message.into())
+    }
+
+    /// A signal asked the process to stop.
+    pub fn interrupted(signal: i32, message: impl Into<String>) -> Self {
+        Self::new(Kind::Interrupted(signal), message.into())
     }
 
     fn new(kind: Kind, message: String) -> Self {
@@ -91,6 +98,7 @@ impl Error {
         match self.kind {
             Kind::User => 2,
             Kind::Failure => 1,
+            Kind::Interrupted(signal) => 128 + signal as u8,
         }
     }
 }

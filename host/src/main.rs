@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.exit_code();
-            eprintln!("{:?}", miette::Report::new(error));
+            dynalora::train::say(&format!("{:?}", miette::Report::new(error)));
             ExitCode::from(code)
         }
     }

@@ -416,7 +416,7 @@ impl Case {
             let at = number as u64 - 1;
             for (module, gradients) in result.gradients.into_iter().enumerate() {
                 if let Some(gradients) = gradients {
-                    let pair = &mut trainee.adapters.pairs[module];
+                    let pair = trainee.adapters.pair_mut(module);
                     optimizer.update_module(module, at, None, pair, gradients, clip);
                 }
             }
@@ -433,7 +433,7 @@ impl Case {
     fn check_final(&self, trainee: &Trainee<Flex>, golden: &Run) {
         let prefix = self.pretrained.config.family.names().prefix;
         let mut ours: Vec<(String, Tensor<Flex, 2>)> = Vec::new();
-        for (module, pair) in trainee.adapters.modules.iter().zip(&trainee.adapters.pairs) {
+        for (module, pair) in trainee.adapters.modules.iter().zip(trainee.adapters.pairs()) {
             for (name, tensor) in saved_names(&trainee.adapters.config, prefix, &module.path)
                 .into_iter()
                 .zip(pair)

@@ -15,7 +15,7 @@ use crate::kernel::Kernels;
 use crate::recipe::{AdapterConfig, AdapterKind};
 
 pub use lora::LoraConfig;
-pub use pass::{Observe, Observed, Pass};
+pub use pass::{Observe, Observed, Pass, Site, mixed};
 pub use targets::select;
 pub use vera::{Projections, VeraConfig};
 
@@ -163,11 +163,11 @@ pub struct Adapters<B: Kernels> {
     pub config: Config,
     /// The modules in forward order.
     pub modules: Vec<ModuleInfo>,
-    /// The two tensors that each trains. LoRA: `A [rank, in]`, `B [out, rank]`. VeRA: the vectors
-    /// `λ_d [rank, 1]` and `λ_b [out, 1]`.
-    pub pairs: Vec<[Tensor<B, 2>; 2]>,
     /// VeRA's frozen matrices.
     pub projections: Option<Projections<B>>,
+    pairs: Vec<[Tensor<B, 2>; 2]>,
+    /// How often each pair was given out to be written to.
+    versions: Vec<u64>,
 }
 
 impl<B: Kernels> Adapters<B> {
@@ -185,12 +185,40 @@ impl<B: Kernels> Adapters<B> {
             Config::Lora(_) => None,
             Config::Vera(vera) => Some(Projections::draw(vera, &modules, device)),
         };
+        Adapters::of(config, modules, pairs, projections)
+    }
+
+    /// Adapters with the values of these `pairs`, one for each of `modules`.
+    pub fn of(
+        config: Config,
+        modules: Vec<ModuleInfo>,
+        pairs: Vec<[Tensor<B, 2>; 2]>,
+        projections: Option<Projections<B>>,
+    ) -> Self {
         Adapters {
             config,
+            projections,
+            versions: vec![0; modules.len()],
             modules,
             pairs,
-            projections,
         }
+    }
+
+    /// The two tensors that each module trains. LoRA: `A [rank, in]`, `B [out, rank]`. VeRA: the vectors
+    /// `λ_d [rank, 1]` and `λ_b [out, 1]`.
+    pub fn pairs(&self) -> &[[Tensor<B, 2>; 2]] {
+        &self.pairs
+    }
+
+    /// A module's pair, to be written to: whatever was computed with it before is out of date.
+    pub fn pair_mut(&mut self, module: usize) -> &mut [Tensor<B, 2>; 2] {
+        self.versions[module] += 1;
+        &mut self.pairs[module]
+    }
+
+    /// A number per module that changes whenever its pair may have.
+    pub fn versions(&self) -> &[u64] {
+        &self.versions
     }
 
     /// A `[rank, in]` and B `[out, rank]` of a module as it stands: its share of the weight is `s·BA`.

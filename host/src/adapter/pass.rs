@@ -4,8 +4,45 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::{Adapters, Projections};
+use super::{Adapters, Projections, stream};
 use crate::kernel::{Ad, Branch, Dropout, Frozen, Kernels, Lora, Outputs};
+
+/// Where something is dropped. A mask is a function of the pass's seed, the site and the element's place in
+/// the batch: neither what else a pass runs nor what it measures changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// The sum of the embeddings.
+    Embeddings,
+    /// The attention weights of a layer.
+    Attention(u32),
+    /// The output of a layer's attention.
+    AttentionOutput(u32),
+    /// The output of a layer's feed-forward.
+    FeedForward(u32),
+    /// The input of the head's layer of this number.
+    Head(u32),
+}
+
+impl Site {
+    /// A number that no other site of the model has; those of the adapters have the highest bit set.
+    fn number(self) -> u32 {
+        match self {
+            Site::Embeddings => 0,
+            Site::Attention(layer) => 4 * layer + 1,
+            Site::AttentionOutput(layer) => 4 * layer + 2,
+            Site::FeedForward(layer) => 4 * layer + 3,
+            Site::Head(layer) => 4 * layer + 4,
+        }
+    }
+}
+
+/// SplitMix64's step (Steele et al. 2014): two numbers to one that looks like neither.
+pub fn mixed(seed: u64, number: u64) -> u64 {
+    let mut z = seed.wrapping_add(number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
 
 /// Which reductions a pass takes of each module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +64,8 @@ pub struct Observed<B: Kernels> {
     pub delta: Option<Tensor<B, 1>>,
     /// The output, `[tokens, out]`.
     pub raw_activation: Option<Tensor<B, 2>>,
+    /// Rows that the module saw: the batch's tokens, or one a sequence above the last layer.
+    pub rows: usize,
 }
 
 /// One forward pass. Made for each batch, used up by it.
@@ -41,11 +80,13 @@ pub struct Pass<B: Kernels> {
     projections: Option<Projections<B>>,
     scale: f32,
     adapter_dropout: f32,
+    /// The dropout site of each module's adapter.
+    adapter_sites: Vec<u32>,
     observe: Observe,
+    /// Whether what runs now only runs to be measured, without gradients.
+    beside: bool,
     /// The seed of this pass's dropout; none in evaluation.
-    seed: Option<u32>,
-    /// Dropout sites passed so far.
-    sites: u32,
+    seed: Option<u64>,
 }
 
 impl<B: Kernels> Pass<B> {
@@ -61,7 +102,7 @@ impl<B: Kernels> Pass<B> {
         head: &[Tensor<B, 2>],
         tracked: &[bool],
         observe: Observe,
-        seed: u32,
+        seed: u64,
     ) -> Self {
         Self::new(adapters, head, tracked, true, observe, Some(seed))
     }
@@ -72,7 +113,7 @@ impl<B: Kernels> Pass<B> {
         tracked: &[bool],
         head_tracked: bool,
         observe: Observe,
-        seed: Option<u32>,
+        seed: Option<u64>,
     ) -> Self {
         let enter = |tensor: &Tensor<B, 2>, tracked: bool| {
             let tensor = Tensor::<Ad<B>, 2>::from_inner(tensor.clone());
@@ -82,7 +123,10 @@ impl<B: Kernels> Pass<B> {
                 tensor
             }
         };
-        let pairs = adapters.pairs.iter().zip(tracked);
+        let pairs = adapters.pairs().iter().zip(tracked);
+        // By name, so that a module drops the same whichever others are adapted.
+        let modules = adapters.modules.iter();
+        let adapter_sites = modules.map(|module| stream(&module.path) as u32 | 1 << 31);
         Pass {
             pairs: pairs
                 .map(|(pair, tracked)| pair.each_ref().map(|tensor| enter(tensor, *tracked)))
@@ -95,29 +139,47 @@ impl<B: Kernels> Pass<B> {
             projections: adapters.projections.clone(),
             scale: adapters.config.scale(),
             adapter_dropout: adapters.config.dropout(),
+            adapter_sites: adapter_sites.collect(),
             observe,
+            beside: false,
             seed,
-            sites: 0,
         }
     }
 
-    /// The next dropout site of this pass, with `probability` while training.
-    pub fn dropout(&mut self, probability: f32) -> Dropout {
-        let Some(seed) = self.seed.filter(|_| probability > 0.0) else {
-            // Not counted, so that the masks are the same where layers without dropout are skipped.
-            return Dropout::NONE;
-        };
-        self.sites += 1;
-        // An odd multiplier spreads neighbouring sites over the seeds.
-        Dropout {
-            probability,
-            seed: seed.wrapping_add(self.sites.wrapping_mul(0x9e37_79b9)),
+    /// Dropout at `site`, with `probability` while training.
+    pub fn dropout(&self, site: Site, probability: f32) -> Dropout {
+        self.dropout_at(site.number(), probability)
+    }
+
+    fn dropout_at(&self, site: u32, probability: f32) -> Dropout {
+        match self.seed {
+            Some(seed) if probability > 0.0 => Dropout {
+                probability,
+                seed: (mixed(seed, site.into()) >> 32) as u32,
+            },
+            _ => Dropout::NONE,
         }
     }
 
     /// Whether outputs of modules are measured in this pass, so that all tokens' are needed.
     pub fn observes_outputs(&self) -> bool {
         self.observe != Observe::default()
+    }
+
+    /// Runs what only has to be measured, without gradients.
+    pub fn beside<R>(&mut self, run: impl FnOnce(&mut Self) -> R) -> R {
+        let before = std::mem::replace(&mut self.beside, true);
+        let result = run(self);
+        self.beside = before;
+        result
+    }
+
+    /// Runs what has been measured already, or is not to be.
+    pub fn unobserved<R>(&mut self, run: impl FnOnce(&mut Self) -> R) -> R {
+        let observe = std::mem::take(&mut self.observe);
+        let result = run(self);
+        self.observe = observe;
+        result
     }
 
     /// The outputs, side by side, of up to three layers that read the same `x`: each frozen layer, and its
@@ -151,37 +213,12 @@ impl<B: Kernels> Pass<B> {
         y
     }
 
-    /// The output of a layer for `few` of the tokens in `all`. Measured is the output for all of them, beside
-    /// the graph, so that the backward pass still goes through the few alone.
-    pub fn linear_of_few(
-        &mut self,
-        few: Tensor<Ad<B>, 2>,
-        all: Tensor<Ad<B>, 2>,
-        layer: (&Frozen<B>, Option<usize>),
-    ) -> Tensor<Ad<B>, 2> {
-        if let (true, (frozen, Some(index))) = (self.observes_outputs(), layer) {
-            let sites = self.sites;
-            let mut lora = self.lora(index, frozen.weight.dims());
-            self.sites = sites;
-            let b = lora.b.inner();
-            lora.a = Tensor::from_inner(lora.a.inner());
-            lora.b = Tensor::from_inner(b.clone());
-            let all = Tensor::from_inner(all.inner());
-            let lora = Some(lora);
-            let Outputs { y, mut side } = B::linears(all, vec![Branch { frozen, lora }]);
-            let columns = 0..y.dims()[1];
-            let share = side.remove(0).map(|xa| (xa, b));
-            self.measure(index, y.inner(), columns, share);
-        }
-        let observe = std::mem::take(&mut self.observe);
-        let y = self.linear(few, &[layer]);
-        self.observe = observe;
-        y
-    }
-
     /// The side path of module `index`, whose weight has these dimensions.
-    fn lora(&mut self, index: usize, dims: [usize; 2]) -> Lora<B> {
-        let pair = self.pairs[index].clone();
+    fn lora(&self, index: usize, dims: [usize; 2]) -> Lora<B> {
+        let mut pair = self.pairs[index].clone();
+        if self.beside {
+            pair = pair.map(|tensor| Tensor::from_inner(tensor.inner()));
+        }
         let [a, b] = match &self.projections {
             None => pair,
             Some(projections) => projections.factors(dims, pair),
@@ -190,7 +227,7 @@ impl<B: Kernels> Pass<B> {
             a,
             b,
             scale: self.scale,
-            dropout: self.dropout(self.adapter_dropout),
+            dropout: self.dropout_at(self.adapter_sites[index], self.adapter_dropout),
         }
     }
 
@@ -209,6 +246,7 @@ impl<B: Kernels> Pass<B> {
             raw_activation,
         } = self.observe;
         self.observed[index] = Some(Observed {
+            rows: y.dims()[0],
             activation: activation.then(|| B::sums(y.clone(), columns.clone())),
             delta: delta.then(|| match share {
                 Some((xa, b)) => delta_squares(xa, b, self.scale),

@@ -293,6 +293,26 @@ impl Controller {
         Ok(None)
     }
 
+    /// Books a step whose update was left out: nobody trained, and nothing was measured. Reallocates if the
+    /// schedule says so.
+    pub fn after_skipped_step(&mut self) -> Result<Option<Reallocation>> {
+        self.step += 1;
+        let Settings {
+            schedule,
+            total_steps,
+            ..
+        } = &self.settings;
+        match schedule.is_due(self.step, *total_steps) {
+            true => self.reallocate(),
+            false => Ok(None),
+        }
+    }
+
+    /// Reallocations made.
+    pub fn reallocations(&self) -> u64 {
+        self.reallocations
+    }
+
     fn reallocate(&mut self) -> Result<Option<Reallocation>> {
         let (step, index, ranks) = (self.step, self.reallocations, self.ranks());
         // The constructor saw to it that there is one if the schedule ever comes due.

@@ -9,6 +9,7 @@ mod report;
 mod session;
 mod train;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
@@ -94,6 +95,9 @@ fn start_tracing(common: &Common) -> Result<()> {
         .with_writer(std::io::stderr)
         .with_target(false)
         .without_time()
+        // A line that cannot be written is no reason to end a run, nor to panic.
+        .log_internal_errors(false)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     Ok(())
 }

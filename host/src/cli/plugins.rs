@@ -67,7 +67,7 @@ fn list(as_json: bool, common: &Common) -> Result<()> {
         return print_json(&answer);
     }
     for error in broken {
-        eprintln!("not usable: {error}");
+        crate::train::say(&format!("not usable: {error}"));
     }
     let mut table = table(&["name", "kind", "version", "description", "library"]);
     for plugin in found {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::fetch;
 use crate::recipe::Recipe;
 use crate::run::Summary;
-use crate::train::{count, duration, size};
+use crate::train::{count, duration, size, say};
 
 /// The recipe, part of the program.
 const RECIPE: &str = include_str!("../../../configs/quickstart.toml");
@@ -62,7 +62,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
             sets.push(change.to_owned());
         }
         if !common.quiet {
-            eprintln!("\n{name}");
+            say(&format!("\n{name}"));
         }
         let path = PathBuf::from("configs/quickstart.toml");
         let (mut recipe, _) = Recipe::parse(&path, RECIPE, &sets)?;

@@ -57,7 +57,7 @@ impl Session {
             Verbosity::Normal
         };
         if verbosity == Verbosity::Normal {
-            eprintln!("device: {why}");
+            train::say(&format!("device: {why}"));
         }
         let name = match device {
             Chosen::Cpu => "cpu".to_owned(),

@@ -130,9 +130,10 @@ impl EpochPlan {
         &self.batches
     }
 
-    /// The micro-batches of each optimiser step; the last step of an epoch may have fewer.
-    pub fn steps(&self, accumulation: usize) -> impl Iterator<Item = &[Vec<usize>]> {
-        self.batches.chunks(accumulation)
+    /// The micro-batches of optimiser step `step` of the epoch, from 0; the last may have fewer than others.
+    pub fn step(&self, step: usize, accumulation: usize) -> &[Vec<usize>] {
+        let first = (step * accumulation).min(self.batches.len());
+        &self.batches[first..self.batches.len().min(first + accumulation)]
     }
 }
 
@@ -267,7 +268,10 @@ mod tests {
         let data = data(&[2; 10]);
         let plan = EpochPlan::new(&data, &recipe(Order::Shuffle, Some(2), None), 0, 0);
         assert_eq!(
-            plan.steps(2).map(<[Vec<usize>]>::len).collect::<Vec<_>>(),
+            (0..9)
+                .map(|step| plan.step(step, 2).len())
+                .take_while(|batches| *batches > 0)
+                .collect::<Vec<_>>(),
             [2, 2, 1]
         );
     }

@@ -103,7 +103,7 @@ pub fn write<B: Kernels>(
     let mut tensors = Vec::new();
     let mut modules = Vec::new();
     let (mut rank_pattern, mut alpha_pattern) = (Map::new(), Map::new());
-    for (index, (module, pair)) in adapters.modules.iter().zip(&adapters.pairs).enumerate() {
+    for (index, (module, pair)) in adapters.modules.iter().zip(adapters.pairs()).enumerate() {
         let remaining = components.map_or(&[][..], |all| &all[index]);
         let pair = match remaining.contains(&false) {
             true if !remaining.contains(&true) => continue,
@@ -423,12 +423,12 @@ impl Peft {
                 Some(Projections::new([a, b], &modules))
             }
         };
-        Ok(Adapters {
-            config: self.config.clone(),
+        Ok(Adapters::of(
+            self.config.clone(),
             modules,
             pairs,
             projections,
-        })
+        ))
     }
 
     /// The head's values on a device.

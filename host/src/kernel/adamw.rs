@@ -17,6 +17,10 @@ pub struct AdamWStep {
     pub beta1: f32,
     /// Decay of the second moment.
     pub beta2: f32,
+    /// `1 - β₁`, rounded once: of `β₁` as f32 the difference would be off in its fifth digit.
+    pub rest1: f32,
+    /// `1 - β₂`, rounded once.
+    pub rest2: f32,
     /// ε beside the root of the second moment.
     pub epsilon: f32,
     /// Decoupled weight decay; multiplied by the rate.
@@ -39,8 +43,8 @@ pub fn composed<B: Backend>(
     step: AdamWStep,
 ) -> Moments<B> {
     let gradient = gradient * step.gradient_scale;
-    let first = first * step.beta1 + gradient.clone() * (1.0 - step.beta1);
-    let second = second * step.beta2 + gradient.powi_scalar(2) * (1.0 - step.beta2);
+    let first = first * step.beta1 + gradient.clone() * step.rest1;
+    let second = second * step.beta2 + gradient.powi_scalar(2) * step.rest2;
     let root = second.clone().sqrt() / step.correction2.sqrt() + step.epsilon;
     let value = value * (1.0 - step.rate * step.weight_decay)
         - first.clone() / root * (step.rate / step.correction1);
@@ -72,8 +76,8 @@ vectorised! {
         let (rate, root) = (step.rate / step.correction1, 1.0 / step.correction2.sqrt());
         for (((value, m), v), gradient) in value.iter_mut().zip(first).zip(second).zip(gradient) {
             let gradient = gradient * step.gradient_scale;
-            *m = *m * step.beta1 + gradient * (1.0 - step.beta1);
-            *v = *v * step.beta2 + gradient * gradient * (1.0 - step.beta2);
+            *m = *m * step.beta1 + gradient * step.rest1;
+            *v = *v * step.beta2 + gradient * gradient * step.rest2;
             *value = *value * decay - rate * *m / (v.sqrt() * root + step.epsilon);
         }
     }

@@ -587,6 +587,8 @@ fn adamw_updates() {
         rate: 1e-2,
         beta1: 0.9,
         beta2: 0.999,
+        rest1: 0.1,
+        rest2: 0.001,
         epsilon: 1e-8,
         weight_decay: 0.1,
         correction1: 1.0 - 0.9f32.powi(3),

@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::{EncoderConfig, Linear, Weights};
-use crate::adapter::{LinearInfo, Pass};
+use crate::adapter::{LinearInfo, Pass, Site};
 use crate::error::Result;
 use crate::kernel::{Ad, AttentionLayout, Kernels, Norm, NormKind, Projected, Sequences};
 
@@ -43,6 +43,8 @@ fn load_norm<B: Kernels>(
 
 #[derive(Clone, Debug)]
 struct Layer<B: Kernels> {
+    /// Its number, from 0.
+    index: u32,
     query: Linear<B>,
     key: Linear<B>,
     value: Linear<B>,
@@ -68,7 +70,7 @@ impl<B: Kernels> Layer<B> {
     }
 
     /// The first tokens' hidden states, `[sequences, hidden]`, from all tokens': queries, output and
-    /// feed-forward of the others are nowhere read. What a scorer measures is read of all of them, though.
+    /// feed-forward of the others are nowhere read, except by a scorer.
     fn firsts(
         &self,
         x: Tensor<Ad<B>, 2>,
@@ -77,18 +79,45 @@ impl<B: Kernels> Layer<B> {
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
         let firsts = first_tokens::<B>(sequences, &x.device());
-        let rest = [&self.projection, &self.up, &self.down];
-        if pass.observes_outputs() && rest.iter().any(|linear| linear.module.is_some()) {
-            return self.forward(x, sequences, config, pass).select(0, firsts);
+        let pairs = pass.linear(x.clone(), &[&self.key, &self.value].map(Linear::parts));
+        if pass.observes_outputs() {
+            self.measure(&x, &pairs, sequences, config, pass);
         }
-        let residual = x.clone().select(0, firsts);
-        let queries = pass.linear_of_few(residual.clone(), x.clone(), self.query.parts());
-        let projected = Projected::Split {
-            queries,
-            pairs: pass.linear(x, &[&self.key, &self.value].map(Linear::parts)),
-        };
-        let queries = Sequences::single(sequences.count());
-        self.finish(projected, residual, queries, sequences, config, pass)
+        let residual = x.select(0, firsts);
+        pass.unobserved(|pass| {
+            let queries = pass.linear(residual.clone(), &[self.query.parts()]);
+            let projected = Projected::Split { queries, pairs };
+            let queries = Sequences::single(sequences.count());
+            self.finish(projected, residual, queries, sequences, config, pass)
+        })
+    }
+
+    /// Measures the modules that [`firsts`](Self::firsts) runs for the first tokens alone, for all tokens: beside
+    /// the graph, so that gradients and dropout are those of a pass that measures nothing.
+    fn measure(
+        &self,
+        x: &Tensor<Ad<B>, 2>,
+        pairs: &Tensor<Ad<B>, 2>,
+        sequences: &Sequences,
+        config: &EncoderConfig,
+        pass: &mut Pass<B>,
+    ) {
+        let detached = |tensor: &Tensor<Ad<B>, 2>| Tensor::from_inner(tensor.clone().inner());
+        let rest = [&self.projection, &self.up, &self.down];
+        let is_module = |linear: &Linear<B>| linear.module.is_some();
+        let of_rest = rest.into_iter().any(is_module);
+        if !of_rest && !is_module(&self.query) {
+            return;
+        }
+        let x = detached(x);
+        pass.beside(|pass| {
+            let queries = pass.linear(x.clone(), &[self.query.parts()]);
+            if of_rest {
+                let pairs = detached(pairs);
+                let projected = Projected::Split { queries, pairs };
+                self.finish(projected, x, sequences.clone(), sequences, config, pass);
+            }
+        });
     }
 
     /// From queries, keys and values to the hidden states of the queries' tokens, whose input is `residual`.
@@ -106,16 +135,19 @@ impl<B: Kernels> Layer<B> {
             pairs: pairs.clone(),
             shape: config.attention(),
         };
-        let dropout = pass.dropout(config.attention_dropout);
+        let site = |site: fn(u32) -> Site| site(self.index);
+        let dropout = pass.dropout(site(Site::Attention), config.attention_dropout);
         let attended = B::packed_attention(projected, &layout, dropout);
         let attended = pass.linear(attended, &[self.projection.parts()]);
-        let attended = B::dropout(attended, pass.dropout(config.hidden_dropout));
+        let dropout = pass.dropout(site(Site::AttentionOutput), config.hidden_dropout);
+        let attended = B::dropout(attended, dropout);
         let x = B::add_norm(attended, Some(residual), &self.attention_norm);
 
         let inner = pass.linear(x.clone(), &[self.up.parts()]);
         let inner = B::activation(inner, config.activation);
         let inner = pass.linear(inner, &[self.down.parts()]);
-        let inner = B::dropout(inner, pass.dropout(config.hidden_dropout));
+        let dropout = pass.dropout(site(Site::FeedForward), config.hidden_dropout);
+        let inner = B::dropout(inner, dropout);
         B::add_norm(inner, Some(x), &self.output_norm)
     }
 }
@@ -163,6 +195,7 @@ impl<B: Kernels> Encoder<B> {
                 load_norm(weights, &name, config, device)
             };
             Ok(Layer {
+                index: layer as u32,
                 query: linear(0)?,
                 key: linear(1)?,
                 value: linear(2)?,
@@ -249,6 +282,6 @@ impl<B: Kernels> Encoder<B> {
         }
         let rest = Some(Tensor::from_inner(rest));
         let x = B::add_norm(Tensor::from_inner(words), rest, &self.embedding_norm);
-        B::dropout(x, pass.dropout(config.hidden_dropout))
+        B::dropout(x, pass.dropout(Site::Embeddings, config.hidden_dropout))
     }
 }

@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
 use super::{EncoderConfig, Family, Linear};
-use crate::adapter::{Pass, stream};
+use crate::adapter::{Pass, Site, stream};
 use crate::kernel::{Ad, Kernels};
 
 /// A tensor of the head that trains. One-dimensional ones are kept as `[1, n]`.
@@ -115,23 +115,23 @@ impl<B: Kernels> Head<B> {
         match (self.family, &self.pooler) {
             (Family::Bert, Some(pooler)) => {
                 x = pass.linear(x, &[pooler.parts()]).tanh();
-                x = B::dropout(x, pass.dropout(self.dropout));
+                x = B::dropout(x, pass.dropout(Site::Head(1), self.dropout));
                 layer(0, x, pass)
             }
             (Family::Bert, None) => {
                 x = layer(0, x, pass).tanh();
-                x = B::dropout(x, pass.dropout(self.dropout));
+                x = B::dropout(x, pass.dropout(Site::Head(1), self.dropout));
                 layer(1, x, pass)
             }
             (Family::Roberta, _) => {
-                x = B::dropout(x, pass.dropout(self.dropout));
+                x = B::dropout(x, pass.dropout(Site::Head(0), self.dropout));
                 x = layer(0, x, pass).tanh();
-                x = B::dropout(x, pass.dropout(self.dropout));
+                x = B::dropout(x, pass.dropout(Site::Head(1), self.dropout));
                 layer(1, x, pass)
             }
             (Family::DistilBert, _) => {
                 x = activation::relu(layer(0, x, pass));
-                x = B::dropout(x, pass.dropout(self.dropout));
+                x = B::dropout(x, pass.dropout(Site::Head(1), self.dropout));
                 layer(1, x, pass)
             }
         }

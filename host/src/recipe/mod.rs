@@ -18,7 +18,7 @@ pub use allocation::{AllocationConfig, Initial, OptimizerState, Schedule, Unit};
 pub use document::{Document, nearest};
 pub use model::ModelConfig;
 pub use plugin::PluginConfig;
-pub use train::{BatchLimit, CheckpointConfig, EvaluationConfig, Length, Order, TrainConfig};
+pub use train::{BatchLimit, CheckpointConfig, EvaluationConfig, Length, OnNonfinite, Order, TrainConfig};
 pub use words::{Device, Every};
 
 use crate::data::config::DataConfig;
@@ -68,6 +68,9 @@ pub struct Recipe {
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
 }
+
+/// More than any machine has cores: the system would refuse to start them, or die of them.
+const MOST_THREADS: usize = 1024;
 
 fn default_seed() -> u64 {
     42
@@ -212,7 +215,12 @@ impl Recipe {
             &self.output,
             "a folder",
         )?;
-        at.check_count("threads", self.threads.unwrap_or(1) as u64)?;
+        at.check(
+            "threads",
+            (1..=MOST_THREADS).contains(&self.threads.unwrap_or(1)),
+            self.threads.unwrap_or(1) as f64,
+            &format!("a whole number from 1 to {MOST_THREADS}"),
+        )?;
         self.model.validate(at)?;
         self.data
             .validate()

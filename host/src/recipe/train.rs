@@ -48,6 +48,9 @@ pub struct TrainConfig {
     pub epsilon: f64,
     /// The gradient is scaled down to this norm where it is larger; 0 turns that off.
     pub max_grad_norm: f64,
+    /// What becomes of a step whose loss or gradient is not finite: `"stop"` ends the run, `"skip"` leaves its
+    /// update out, up to ten in a row.
+    pub on_nonfinite: OnNonfinite,
     /// Optimiser steps between two records in `metrics.jsonl`.
     pub log_every: u64,
     /// Keep the output of the layers below the lowest active module from one epoch to the next. Exact, and so
@@ -73,6 +76,17 @@ pub enum BatchLimit {
     Examples(usize),
     /// So many tokens at most.
     Tokens(usize),
+}
+
+/// What becomes of a step whose loss or gradient is not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnNonfinite {
+    /// The run ends, its last good state saved.
+    #[default]
+    Stop,
+    /// Its update is left out.
+    Skip,
 }
 
 /// In which order training examples are met.
@@ -106,6 +120,7 @@ impl Default for TrainConfig {
             beta2: 0.999,
             epsilon: 1e-8,
             max_grad_norm: 1.0,
+            on_nonfinite: OnNonfinite::default(),
             log_every: 10,
             cache_frozen_prefix: false,
             cache_memory_mib: 512,
@@ -200,9 +215,10 @@ impl TrainConfig {
         let epsilon = self.epsilon;
         at.check(
             "train.epsilon",
-            epsilon.is_finite() && epsilon > 0.0,
+            // Updates are made in f32, where less would be zero and a division by it.
+            epsilon.is_finite() && epsilon as f32 >= f32::MIN_POSITIVE,
             epsilon,
-            "a number above 0",
+            "a number of at least 1.2e-38, the smallest normal f32",
         )
     }
 }
@@ -250,4 +266,7 @@ impl EvaluationConfig {
 pub struct CheckpointConfig {
     /// `"epoch"`, a number of steps, or `"never"`: only at the end.
     pub every: Every,
+    /// Minutes after the last checkpoint at which another is due; left out: steps alone decide.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minutes: Option<f64>,
 }

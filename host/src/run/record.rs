@@ -25,7 +25,7 @@ pub struct StepRecord {
     pub step: u64,
     /// Epochs finished, as a fraction: 1.5 is the middle of the second.
     pub epoch: f64,
-    /// Mean loss over the steps since the record before.
+    /// Mean loss per example since the record before; `null` where every update since then was left out.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// The learning rate of the step.
@@ -46,6 +46,9 @@ pub struct StepRecord {
     /// Floating-point operations of training since the start of the run, as [`Summary::flops`].
     #[serde(default)]
     pub flops: u64,
+    /// Steps since the start of the run whose update was left out because it was not finite.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
 }
 
 /// What an evaluation found.
@@ -150,6 +153,9 @@ pub struct Summary {
     /// optimiser left out. 0 in runs from before they were counted.
     #[serde(default)]
     pub flops: u64,
+    /// Steps whose update was left out because it was not finite (`train.on_nonfinite = "skip"`).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
     /// The device, as it was named at the start.
     pub device: String,
 }
@@ -164,6 +170,10 @@ pub struct Best {
     /// Its value.
     #[serde(deserialize_with = "number")]
     pub value: f64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {

@@ -1,5 +1,6 @@
 //! What a run needs to go on exactly where it stopped.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Tensor;
@@ -33,8 +34,20 @@ pub struct Progress {
     pub active_parameters: u64,
     /// The most adapter parameters that were active at once.
     pub peak_parameters: u64,
-    /// Sum of the losses since the last record, and their number.
+    /// Sum of the losses of all examples since the last record, and their number.
     pub open_loss: (f64, u64),
+    /// Steps whose update was left out because it was not finite, and how many of them the last ones are.
+    #[serde(default)]
+    pub skipped: u64,
+    /// See [`skipped`](Self::skipped).
+    #[serde(default)]
+    pub skipped_in_a_row: u64,
+    /// Whether an evaluation was due after the last step and has not been made.
+    #[serde(default)]
+    pub evaluation_owed: bool,
+    /// The metrics of the last evaluation.
+    #[serde(default)]
+    pub metrics: BTreeMap<String, f64>,
     /// Updates of each module's optimiser state; none where it has no state.
     pub module_updates: Vec<Option<u64>>,
     /// Updates of each component of each module of which any has been pruned; empty lists for others.
@@ -59,6 +72,10 @@ impl Progress {
             active_parameters: 0,
             peak_parameters: 0,
             open_loss: (0.0, 0),
+            skipped: 0,
+            skipped_in_a_row: 0,
+            evaluation_owed: false,
+            metrics: BTreeMap::new(),
             module_updates: Vec::new(),
             component_updates: Vec::new(),
             head_updates: None,
@@ -96,7 +113,7 @@ pub fn write<B: Kernels>(
     for (module, path) in module_names(trainee).iter().enumerate() {
         group(
             path,
-            &trainee.adapters.pairs[module],
+            &trainee.adapters.pairs()[module],
             optimizer.modules[module].as_ref(),
         )?;
     }
@@ -166,7 +183,7 @@ pub fn read<B: Kernels>(
     };
     for (module, names) in module_names(trainee).iter().enumerate() {
         let updates = progress.module_updates[module];
-        optimizer.modules[module] = load(names, &mut trainee.adapters.pairs[module], updates)?;
+        optimizer.modules[module] = load(names, trainee.adapters.pair_mut(module), updates)?;
         let components = progress.component_updates.get(module);
         if let (Some(state), Some(components)) = (&mut optimizer.modules[module], components) {
             state.components.clone_from(components);

@@ -43,7 +43,8 @@ impl Sizes {
 pub enum LastLayer {
     /// For all of them.
     Whole,
-    /// For those that are read; for all where a scorer measures the `outputs` of its modules.
+    /// For those that are read; beside the graph, forward, for all where a scorer measures the `outputs` of
+    /// its modules.
     AsRead {
         /// Whether one does.
         outputs: bool,
@@ -130,36 +131,40 @@ impl<'a> Walk<'a> {
     fn layer(&mut self, layer: &[LinearInfo; 6], wanted: bool, last: LastLayer) -> bool {
         let [query, key, value, projection, up, down] = layer;
         let is_module = |linear: &&LinearInfo| self.pairs.contains_key(linear.path.as_str());
-        // Whether queries and all that follows the attention are computed of all tokens, and whether queries
-        // are measured of all, beside the few that are read.
-        let (rest, measured) = match last {
-            LastLayer::Whole => (true, false),
-            LastLayer::AsRead { outputs } => {
-                let rest = outputs && [projection, up, down].iter().any(is_module);
-                (rest, !rest && outputs && is_module(&query))
-            }
-        };
         let sizes = self.sizes;
-        let rows = |whole: bool| if whole { sizes.tokens } else { sizes.sequences };
-        if measured {
+        // Queries, and the rows of all that follows the attention. One query a sequence meets each of its
+        // tokens once.
+        let (rows, met) = match last {
+            LastLayer::Whole => (sizes.tokens, sizes.pairs),
+            LastLayer::AsRead { .. } => (sizes.sequences, sizes.tokens),
+        };
+        if last == (LastLayer::AsRead { outputs: true }) {
             let backward = self.cost.backward;
-            self.linear(query, false, sizes.tokens);
+            let of_rest = [projection, up, down].iter().any(is_module);
+            if of_rest || is_module(&query) {
+                self.linear(query, false, sizes.tokens);
+            }
+            if of_rest {
+                self.cost.forward += self.attention * sizes.pairs;
+                for linear in [projection, up, down] {
+                    self.linear(linear, false, sizes.tokens);
+                }
+            }
             self.cost.backward = backward;
         }
         let attended = [
-            self.linear(query, wanted, rows(rest)),
+            self.linear(query, wanted, rows),
             self.linear(key, wanted, sizes.tokens),
             self.linear(value, wanted, sizes.tokens),
         ];
         let attended = attended.contains(&true);
-        // One query a sequence meets each of its tokens once.
-        let attention = self.attention * if rest { sizes.pairs } else { sizes.tokens };
+        let attention = self.attention * met;
         self.cost.forward += attention;
         // The gradients of queries, keys, values and weights, for the two products of the forward pass.
         self.cost.backward += if attended { 2 * attention } else { 0 };
-        let between = self.linear(projection, attended, rows(rest)) || wanted;
-        let inner = self.linear(up, between, rows(rest));
-        self.linear(down, inner, rows(rest)) || between
+        let between = self.linear(projection, attended, rows) || wanted;
+        let inner = self.linear(up, between, rows);
+        self.linear(down, inner, rows) || between
     }
 
     /// Passes a linear layer with so many rows; `wanted` says whether its input's gradient is. The answer

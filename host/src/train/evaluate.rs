@@ -14,8 +14,23 @@ pub fn logits<B: Kernels>(
     batch_tokens: usize,
     device: &B::Device,
 ) -> Result<Vec<Vec<f32>>> {
+    let all = logits_until(&|| false, trainee, data, batch_tokens, device)?;
+    Ok(all.expect("nobody asks"))
+}
+
+/// [`logits`], or none where somebody `asked` to stop before all were there.
+fn logits_until<B: Kernels>(
+    asked: &dyn Fn() -> bool,
+    trainee: &Trainee<B>,
+    data: &Encoded,
+    batch_tokens: usize,
+    device: &B::Device,
+) -> Result<Option<Vec<Vec<f32>>>> {
     let mut logits = vec![Vec::new(); data.len()];
     for batch in evaluation_batches(data, batch_tokens) {
+        if asked() {
+            return Ok(None);
+        }
         let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
         let input = upload::<B>(&batch, device);
         let output = trainee.model.forward(&input, &mut pass).inner();
@@ -25,7 +40,7 @@ pub fn logits<B: Kernels>(
             logits[*index] = row.to_vec();
         }
     }
-    Ok(logits)
+    Ok(Some(logits))
 }
 
 /// The class with the largest logit; the first of equals.
@@ -46,8 +61,31 @@ pub fn evaluate<B: Kernels>(
     metrics: &[Metric],
     batch_tokens: usize,
     device: &B::Device,
-) -> Result<(f64, Vec<(Metric, f64)>)> {
-    let logits = logits(trainee, data, batch_tokens, device)?;
+) -> Result<Evaluated> {
+    let found = until(&|| false, trainee, data, metrics, batch_tokens, device)?;
+    Ok(found.expect("nobody asks"))
+}
+
+/// [`evaluate`], or nothing where somebody `asked` to stop before it was done.
+pub fn until<B: Kernels>(
+    asked: &dyn Fn() -> bool,
+    trainee: &Trainee<B>,
+    data: &Encoded,
+    metrics: &[Metric],
+    batch_tokens: usize,
+    device: &B::Device,
+) -> Result<Option<Evaluated>> {
+    let logits = logits_until(asked, trainee, data, batch_tokens, device)?;
+    let Some(logits) = logits else {
+        return Ok(None);
+    };
+    score(data, metrics, &logits).map(Some)
+}
+
+/// Mean loss and metrics.
+pub type Evaluated = (f64, Vec<(Metric, f64)>);
+
+fn score(data: &Encoded, metrics: &[Metric], logits: &[Vec<f32>]) -> Result<Evaluated> {
     if let Some(expected) = Label::values(&data.labels) {
         let predicted: Vec<f32> = logits.iter().map(|row| row[0]).collect();
         let squares = predicted

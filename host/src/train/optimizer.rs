@@ -216,6 +216,8 @@ fn adamw_step(config: &OptimizerConfig, rate: f64, steps: u64, gradient_scale: f
         rate: rate as f32,
         beta1: config.beta1 as f32,
         beta2: config.beta2 as f32,
+        rest1: (1.0 - config.beta1) as f32,
+        rest2: (1.0 - config.beta2) as f32,
         epsilon: config.epsilon as f32,
         weight_decay: config.weight_decay as f32,
         correction1: (1.0 - config.beta1.powf(steps as f64)) as f32,

@@ -1,7 +1,8 @@
 //! The output of the layers below the lowest active module, kept from one epoch to the next.
 //!
-//! Nothing in those layers changes while the depth stays what it is, and a token's hidden state there depends
-//! on its own sequence alone, so that it is computed once per example. Without dropout this is exact.
+//! A token's hidden state there depends on its own sequence, the frozen weights and the adapters of those layers
+//! alone, so that it is computed once per example and kept until one of these adapters was written to. Without
+//! dropout this is exact.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,6 +21,8 @@ use crate::kernel::{Ad, Kernels};
 pub struct PrefixCache {
     limit: usize,
     depth: usize,
+    /// The [versions](crate::adapter::Adapters::versions) of the adapters below that depth.
+    versions: Vec<u64>,
     used: usize,
     entries: HashMap<usize, Entry>,
     /// Made when the memory is used up; the system deletes it with the process.
@@ -41,6 +44,7 @@ impl PrefixCache {
         PrefixCache {
             limit,
             depth: 0,
+            versions: Vec::new(),
             used: 0,
             entries: HashMap::new(),
             file: None,
@@ -55,7 +59,7 @@ impl PrefixCache {
     }
 
     /// The hidden states of `batch` after the first `depth` layers, `[tokens, hidden]`. What is not kept yet
-    /// is computed; another depth than last time empties the cache first.
+    /// is computed; another depth or other adapters below it than last time empty the cache first.
     pub fn states<B: Kernels>(
         &mut self,
         trainee: &Trainee<B>,
@@ -63,9 +67,18 @@ impl PrefixCache {
         depth: usize,
         device: &B::Device,
     ) -> Result<Tensor<Ad<B>, 2>> {
-        if depth != self.depth {
-            *self = PrefixCache::new(self.limit);
-            self.depth = depth;
+        let modules = trainee.adapters.modules.iter();
+        let below = modules
+            .zip(trainee.adapters.versions())
+            .filter(|(module, _)| module.layer.is_some_and(|layer| (layer as usize) < depth));
+        let versions: Vec<u64> = below.map(|(_, version)| *version).collect();
+        if depth != self.depth || versions != self.versions {
+            *self = PrefixCache {
+                depth,
+                versions,
+                computed: self.take_computed(),
+                ..PrefixCache::new(self.limit)
+            };
         }
         let missing: Vec<usize> = (0..batch.indices.len())
             .filter(|at| !self.entries.contains_key(&batch.indices[*at]))

@@ -1,6 +1,6 @@
 //! What a person sees of a run while it goes: a bar on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -121,13 +121,13 @@ impl Display {
                     duration(per_step * (self.total_steps - status.step) as f64)
                 )
             };
-            eprintln!(
+            say(&format!(
                 "step {}/{} epoch {:.2} {}{left}",
                 status.step,
                 self.total_steps,
                 status.epoch,
                 line()
-            );
+            ));
         }
     }
 
@@ -176,7 +176,7 @@ impl Display {
         );
         match &self.bar {
             Some(bar) => bar.println(line),
-            None if self.verbosity == Verbosity::Normal => eprintln!("{line}"),
+            None if self.verbosity == Verbosity::Normal => say(&line),
             None => {}
         }
     }
@@ -186,6 +186,12 @@ impl Display {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Writes a line to standard error. Nobody may be there to read it, or the disk behind it may be full: that is
+/// no reason to end a run.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A number of bytes for a person.
@@ -204,5 +210,8 @@ pub fn count(number: u64) -> String {
 
 /// A number of seconds for a person.
 pub fn duration(seconds: f64) -> String {
-    indicatif::HumanDuration(Duration::from_secs_f64(seconds.max(0.0))).to_string()
+    match Duration::try_from_secs_f64(seconds.max(0.0)) {
+        Ok(duration) => indicatif::HumanDuration(duration).to_string(),
+        Err(_) => "for ever".to_owned(),
+    }
 }

@@ -1,0 +1,106 @@
+//! Losses and gradients that are not finite: what is said of them, and what is done.
+
+use super::Training;
+use super::step::StepResult;
+use super::trainee::{read, upload};
+use crate::adapter::{Observe, Pass};
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::kernel::Kernels;
+use crate::recipe::OnNonfinite;
+
+/// Steps in a row after which leaving their updates out is given up: nothing changes any more by then.
+const MOST_SKIPPED: u64 = 10;
+
+impl<B: Kernels> Training<'_, B> {
+    /// Whether the step's update is left out, because its loss or gradient is not finite; an error where the
+    /// recipe wants the run to stop for that, with the last good state saved.
+    pub(super) fn skips(
+        &mut self,
+        batches: &[Batch],
+        plan_seed: u64,
+        result: &StepResult<B>,
+    ) -> Result<bool> {
+        if result.loss.is_finite() && result.gradient_norm.is_finite() {
+            return Ok(false);
+        }
+        let step = self.progress.step + 1;
+        let what = self.describe(batches, plan_seed, result)?;
+        let policy = self.recipe.train.on_nonfinite;
+        if policy == OnNonfinite::Skip && self.progress.skipped_in_a_row < MOST_SKIPPED {
+            tracing::warn!("step {step}: {what}; its update is left out");
+            return Ok(true);
+        }
+        let again = match policy {
+            OnNonfinite::Skip => format!(", as in the {MOST_SKIPPED} steps before"),
+            OnNonfinite::Stop => String::new(),
+        };
+        // Nothing has been updated yet: what is saved is the last good state.
+        self.save(None)?;
+        let components = self.controller.components().map(<[_]>::to_vec);
+        self.export(components.as_deref())?;
+        self.display.end();
+        Err(Error::failure(format!(
+            "step {step}: {what}{again}: the run has diverged"
+        ))
+        .help(self.after_divergence()))
+    }
+
+    /// What to do after a divergence.
+    pub(super) fn after_divergence(&self) -> String {
+        format!(
+            "{} has the last checkpoint before it. Start again with a lower train.learning_rate, a longer train.warmup \
+             or train.max_grad_norm set: dynalora train RECIPE --force --set train.learning_rate={:e}; \
+             train.on_nonfinite = \"skip\" leaves single bad steps out",
+            self.writer.run().dir().display(),
+            self.recipe.train.learning_rate / 3.0
+        )
+    }
+
+    /// What is not finite, and the first module in which it shows.
+    fn describe(
+        &self,
+        batches: &[Batch],
+        plan_seed: u64,
+        result: &StepResult<B>,
+    ) -> Result<String> {
+        let modules = &self.rest.modules;
+        if result.loss.is_finite() {
+            let norms = result.gradient_norms.iter();
+            let mut active = norms.zip(self.controller.active()).zip(modules);
+            let first = active.find_map(|((norm, active), module)| {
+                (*active && norm.is_some_and(|norm| !norm.is_finite())).then_some(&module.path)
+            });
+            let of = first.map_or("the head".to_owned(), Clone::clone);
+            return Ok(format!("the gradient of {of} is not finite"));
+        }
+        let loss = format!("the loss is {}", result.loss);
+        for (module, pair) in modules.iter().zip(self.trainee.adapters.pairs()) {
+            for tensor in pair {
+                if read(tensor.clone())?.iter().any(|value| !value.is_finite()) {
+                    return Ok(format!("{loss}: the adapter of {} is not finite", module.path));
+                }
+            }
+        }
+        // Once more, looking at what comes out of each module.
+        let nothing = vec![false; modules.len()];
+        let observe = Observe {
+            activation: true,
+            ..Observe::default()
+        };
+        for batch in batches {
+            let adapters = &self.trainee.adapters;
+            let mut pass = Pass::train(adapters, &self.trainee.head, &nothing, observe, plan_seed);
+            let input = upload::<B>(batch, self.device);
+            self.trainee.model.forward(&input, &mut pass);
+            for (module, observed) in modules.iter().zip(pass.observed) {
+                let sums = observed.and_then(|observed| observed.activation);
+                let sums = sums.map_or(Ok(Vec::new()), read)?;
+                if sums.iter().any(|sum| !sum.is_finite()) {
+                    return Ok(format!("{loss}, and the output of {} is not finite", module.path));
+                }
+            }
+        }
+        Ok(format!("{loss}, though every module's output is finite"))
+    }
+}

@@ -1,0 +1,223 @@
+//! What is recorded of a run: its steps, its evaluations, its end.
+
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+use dynalora_plugin_api::ModuleInfo;
+
+use super::checkpoint::Progress;
+use super::cost::{self, LastLayer, Shape, Sizes};
+use super::progress::Status;
+use super::step::StepResult;
+use super::stop::Stop;
+use super::{Training, evaluate, peak_memory};
+use crate::data::Batch;
+use crate::error::Result;
+use crate::kernel::Kernels;
+use crate::run::{EvalRecord, MetricRecord, StepRecord, Summary};
+
+/// What a step was, for its record.
+pub(super) struct Made {
+    pub loss: f64,
+    pub examples: u64,
+    pub gradient_norm: f64,
+    pub rate: f64,
+    /// Modules that were updated, and their parameters.
+    pub active: usize,
+    pub active_parameters: u64,
+    pub tokens: u64,
+    pub flops: u64,
+    /// Whether its update was left out.
+    pub skipped: bool,
+}
+
+impl<B: Kernels> Training<'_, B> {
+    /// The parameters of all modules at these ranks.
+    fn parameters_at(&self, ranks: &[u32]) -> u64 {
+        let of_rank = |(module, rank): (&ModuleInfo, &u32)| {
+            module.parameters * u64::from(*rank) / u64::from(module.rank)
+        };
+        self.rest.modules.iter().zip(ranks).map(of_rank).sum()
+    }
+
+    /// The operations of a step over `batches`: `tracked` modules have gradients, `outputs` says whether any
+    /// output is measured, and the first `depth` layers were not run but for what their cache lacked.
+    pub(super) fn flops(
+        &mut self,
+        batches: &[Batch],
+        tracked: &[bool],
+        outputs: bool,
+        depth: usize,
+    ) -> u64 {
+        let mut sizes = Sizes::default();
+        for batch in batches {
+            sizes.add(&batch.offsets);
+        }
+        let linears = self.rest.pretrained.linears();
+        let shape = Shape {
+            config: &self.rest.pretrained.config,
+            linears: &linears,
+            modules: &self.rest.modules,
+            trains_a: self.trainee.adapters.config.trains_a(),
+        };
+        let run = cost::cost(shape, tracked, sizes, depth, LastLayer::AsRead { outputs });
+        let computed = self.cache.as_mut().map(|cache| cache.take_computed());
+        let computed = computed.map_or(0, |computed| cost::prefix(shape, computed, depth));
+        run.forward + run.backward + computed
+    }
+
+    /// What the step that is about to be applied is.
+    pub(super) fn made(&self, result: &StepResult<B>, flops: u64, skipped: bool) -> Made {
+        let active = self.controller.active().iter().filter(|active| **active);
+        Made {
+            loss: result.loss,
+            examples: result.examples,
+            gradient_norm: result.gradient_norm,
+            rate: self.optimizer.rate(self.progress.step),
+            active: active.count(),
+            active_parameters: self.parameters_at(&self.controller.ranks()),
+            tokens: result.observation.tokens,
+            flops,
+            skipped,
+        }
+    }
+
+    /// Counts a finished step.
+    pub(super) fn count(&mut self, made: &Made) {
+        let seconds = self.seconds();
+        let Progress { open_loss, .. } = &mut self.progress;
+        if !made.skipped {
+            open_loss.0 += made.loss * made.examples as f64;
+            open_loss.1 += made.examples;
+        }
+        let progress = &mut self.progress;
+        progress.step += 1;
+        progress.tokens += made.tokens;
+        progress.flops += made.flops;
+        progress.seconds = seconds;
+        progress.skipped += u64::from(made.skipped);
+        progress.skipped_in_a_row = match made.skipped {
+            true => progress.skipped_in_a_row + 1,
+            false => 0,
+        };
+        progress.active_modules += made.active as u64;
+        progress.active_parameters += made.active_parameters;
+        progress.peak_parameters = progress.peak_parameters.max(made.active_parameters);
+    }
+
+    /// Shows the step, and records it where a record is due.
+    pub(super) fn record(&mut self, made: &Made) -> Result<()> {
+        let step = self.progress.step;
+        self.display.step(&Status {
+            step,
+            epoch: self.epoch(),
+            loss: made.loss,
+            rate: made.rate,
+            active: made.active,
+            active_parameters: made.active_parameters,
+            tokens: self.progress.tokens,
+            seconds: self.progress.seconds,
+        });
+        if !step.is_multiple_of(self.recipe.train.log_every) && step != self.total_steps {
+            return Ok(());
+        }
+        let (sum, examples) = std::mem::take(&mut self.progress.open_loss);
+        let record = StepRecord {
+            step,
+            epoch: self.epoch(),
+            // Not a number where every step since the last record was skipped.
+            loss: sum / examples as f64,
+            learning_rate: made.rate,
+            grad_norm: made.gradient_norm,
+            active_modules: made.active,
+            active_parameters: made.active_parameters,
+            tokens: self.progress.tokens,
+            seconds: self.progress.seconds,
+            peak_memory: peak_memory(),
+            flops: self.progress.flops,
+            skipped: self.progress.skipped,
+        };
+        self.writer.metric(&MetricRecord::Step(record.clone()))?;
+        self.display.logged(&record);
+        Ok(())
+    }
+
+    /// Evaluates where that is owed, and says whether the result is the best so far: the metric that decides and
+    /// its value. What was asked to stop meanwhile still owes it.
+    pub(super) fn evaluate(&mut self, stop: &Stop) -> Result<Option<(String, f64)>> {
+        if !self.progress.evaluation_owed {
+            return Ok(None);
+        }
+        let (step, epoch) = (self.progress.step, self.epoch());
+        let data = &self.rest.data;
+        let mut records = Vec::new();
+        for (split, examples) in &data.validation {
+            let started = Instant::now();
+            let tokens = self.recipe.evaluation.batch_tokens;
+            let asked = || stop.signal().is_some();
+            let (trainee, metrics) = (&self.trainee, &data.metrics);
+            let found =
+                evaluate::until(&asked, trainee, examples, metrics, tokens, self.device)?;
+            let Some((loss, metrics)) = found else {
+                return Ok(None);
+            };
+            let metrics = metrics.iter();
+            records.push(EvalRecord {
+                step,
+                epoch,
+                split: split.clone(),
+                examples: examples.len() as u64,
+                loss,
+                metrics: metrics
+                    .map(|(metric, value)| (metric.name().to_owned(), *value))
+                    .collect(),
+                seconds: started.elapsed().as_secs_f64(),
+            });
+        }
+        self.progress.evaluation_owed = false;
+        let deciding = self.recipe.evaluation.metric.unwrap_or(data.metrics[0]);
+        // The first split decides; MNLI has a second.
+        let best = records.first().and_then(|record| {
+            let value = *record.metrics.get(deciding.name())?;
+            let better = self.progress.best.is_none_or(|(_, best)| value > best);
+            (value.is_finite() && better).then(|| (deciding.name().to_owned(), value))
+        });
+        if let Some((_, value)) = best {
+            self.progress.best = Some((step, value));
+        }
+        if let Some(record) = records.first() {
+            self.progress.metrics = record.metrics.clone();
+        }
+        for record in records {
+            self.display.evaluated(&record);
+            self.writer.metric(&MetricRecord::Evaluation(record))?;
+        }
+        Ok(best)
+    }
+
+    /// The closing account.
+    pub(super) fn summary(&self, device_name: &str) -> Result<Summary> {
+        let progress = &self.progress;
+        let values = |tensor: &Tensor<B, 2>| tensor.dims().iter().product::<usize>() as u64;
+        let modules = &self.rest.modules;
+        Ok(Summary {
+            steps: progress.step,
+            epochs: self.epoch(),
+            best: self.writer.run().best()?.map(|(_, best)| best),
+            metrics: progress.metrics.clone(),
+            modules: modules.len(),
+            adapter_parameters: modules.iter().map(|module| module.parameters).sum(),
+            head_parameters: self.trainee.head.iter().map(values).sum(),
+            active_parameters_mean: progress.active_parameters as f64
+                / progress.step.max(1) as f64,
+            active_parameters_peak: progress.peak_parameters,
+            reallocations: self.controller.reallocations(),
+            peak_memory: peak_memory(),
+            seconds: progress.seconds,
+            tokens: progress.tokens,
+            flops: progress.flops,
+            skipped: progress.skipped,
+            device: device_name.to_owned(),
+        })
+    }
+}

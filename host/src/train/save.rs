@@ -1,0 +1,120 @@
+//! What is saved of a run: checkpoints along the way, the adapter at the end.
+
+use burn::tensor::Tensor;
+
+use super::checkpoint;
+use super::optimizer::GroupState;
+use super::trainee::read;
+use super::Training;
+use super::stop::Signal;
+use crate::error::{Error, Result};
+use crate::export;
+use crate::kernel::Kernels;
+
+impl<B: Kernels> Training<'_, B> {
+    /// Whether a checkpoint is due after the step just finished, in a run that was `asked` to stop or not.
+    pub(super) fn checkpoint_due(&self, asked: Option<Signal>) -> bool {
+        let (step, at) = self.saved;
+        let late = |minutes| at.elapsed().as_secs_f64() >= 60.0 * minutes;
+        step < self.progress.step
+            && (asked.is_some()
+                || self.is_due(self.recipe.checkpoint.every)
+                || self.recipe.checkpoint.minutes.is_some_and(late))
+    }
+
+    /// Makes a checkpoint of the state after the last step; the best one where `best` says by what.
+    pub(super) fn save(&mut self, best: Option<(String, f64)>) -> Result<()> {
+        self.refuse_infinite()?;
+        self.progress.seconds = self.seconds();
+        self.progress.allocation = self.controller.state()?;
+        let states = &self.optimizer.modules;
+        let steps = |state: &Option<GroupState<B>>| state.as_ref().map(|state| state.steps);
+        self.progress.module_updates = states.iter().map(steps).collect();
+        let components = |state: &Option<GroupState<B>>| match state {
+            Some(state) => state.components.clone(),
+            None => Vec::new(),
+        };
+        self.progress.component_updates = states.iter().map(components).collect();
+        self.progress.head_updates = self.optimizer.head.as_ref().map(|state| state.steps);
+        let pending = self.writer.begin_checkpoint(self.progress.step)?;
+        checkpoint::write(
+            pending.path(),
+            &self.trainee,
+            &self.optimizer,
+            &self.progress,
+        )?;
+        self.writer.commit_checkpoint(pending, best)?;
+        self.saved = (self.progress.step, std::time::Instant::now());
+        Ok(())
+    }
+
+    /// Refuses to keep values that no later step could mend.
+    fn refuse_infinite(&self) -> Result<()> {
+        let finite = |tensor: &Tensor<B, 2>| -> Result<bool> {
+            Ok(read(tensor.clone())?.iter().all(|value| value.is_finite()))
+        };
+        let adapters = &self.trainee.adapters;
+        for (module, pair) in adapters.modules.iter().zip(adapters.pairs()) {
+            if !(finite(&pair[0])? && finite(&pair[1])?) {
+                return Err(self.infinite(&format!("the adapter of {}", module.path)));
+            }
+        }
+        for (tensor, value) in self.trainee.model.head.tensors().iter().zip(&self.trainee.head) {
+            if !finite(value)? {
+                return Err(self.infinite(&format!("the head's {}", tensor.name)));
+            }
+        }
+        Ok(())
+    }
+
+    fn infinite(&self, what: &str) -> Error {
+        Error::failure(format!(
+            "{what} has values that are not finite after step {}: the run has diverged",
+            self.progress.step
+        ))
+        .help(self.after_divergence())
+    }
+
+    /// Exports the adapter in the format of PEFT; of each module only the `components` that remain.
+    pub(super) fn export(&self, components: Option<&[Vec<bool>]>) -> Result<()> {
+        let head = self.trainee.model.head.tensors().into_iter();
+        let head: Vec<_> = head.zip(self.trainee.head.iter().cloned()).collect();
+        // Written beside and renamed, so that nobody meets half an adapter.
+        let run = self.writer.run();
+        let (folder, fresh) = (run.adapter_dir(), run.dir().join(".adapter"));
+        let cannot_write =
+            |error| Error::failure(format!("cannot write {}", folder.display())).because(error);
+        if fresh.exists() {
+            std::fs::remove_dir_all(&fresh).map_err(cannot_write)?;
+        }
+        std::fs::create_dir_all(&fresh).map_err(cannot_write)?;
+        export::write(
+            &fresh,
+            self.rest.pretrained.config.family,
+            &self.recipe.model.name,
+            &self.trainee.adapters,
+            components,
+            &self.rest.pretrained.linears(),
+            &head,
+        )?;
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).map_err(cannot_write)?;
+        }
+        std::fs::rename(&fresh, &folder).map_err(cannot_write)
+    }
+
+    /// Exports the best checkpoint where an evaluation picked one, else the last state.
+    pub(super) fn export_best(&mut self) -> Result<()> {
+        let mut components = self.controller.components().map(<[_]>::to_vec);
+        if let Some((best, _)) = self.writer.run().best()? {
+            let best = checkpoint::read(
+                &best.path,
+                &mut self.trainee,
+                &mut self.optimizer,
+                self.device,
+            )?;
+            components = best.allocation.components;
+        }
+        self.export(components.as_deref())
+    }
+}
