@@ -564,7 +564,7 @@ fn flags_replace_what_the_recipe_says() {
     assert_eq!(recipe.adapter.targets.0.len(), 2);
     assert_eq!(
         recipe.train.warmup,
-        crate::train::schedule::Warmup::Share(0.1)
+        crate::recipe::Warmup::Share(0.1)
     );
     assert_eq!(recipe.allocation.schedule, Schedule::Periodic { every: 5 });
     let allocator = recipe.allocator.expect("an allocator");

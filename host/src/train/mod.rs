@@ -8,7 +8,7 @@ pub mod optimizer;
 pub mod prefix;
 mod prepare;
 mod progress;
-pub mod schedule;
+mod record;
 pub mod step;
 pub mod trainee;
 
@@ -19,7 +19,7 @@ use dynalora_plugin_api::{ModuleInfo, Needs, RawValue, Signal};
 
 pub use machine::peak_memory;
 pub use prepare::{Prepared, Rest};
-pub use progress::{Display, Verbosity, count, duration, size};
+pub use progress::{Display, Verbosity};
 
 use crate::adapter::{Adapters, components};
 use crate::allocation::Controller;
