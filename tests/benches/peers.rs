@@ -5,8 +5,9 @@ use std::hint::black_box;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use dynalora::allocation::{Controller, Named, Schedule, Settings, Unit, Units};
+use dynalora::allocation::{Controller, Named, Settings, Units};
 use dynalora::plugin::{PluginPath, load_allocator, load_scorer};
+use dynalora::recipe::{Schedule, Unit};
 use dynalora_plugin_api::{Measured, Observation, testing};
 use gemm::Parallelism;
 use serde_json::{Value, json};

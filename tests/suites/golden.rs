@@ -8,9 +8,9 @@ use dynalora::adapter::{Adapters, Config, LoraConfig, Pass};
 use dynalora::data::{Batch, Label};
 use dynalora::export;
 use dynalora::model::{Model, Pretrained};
+use dynalora::recipe::LearningRateSchedule;
 use dynalora::recipe::{ModelConfig, OptimizerState};
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
-use dynalora::train::schedule::LearningRateSchedule;
 use dynalora::train::step::{self, StepPlan, StepResult};
 use dynalora::train::trainee::{Trainee, read, upload};
 use dynalora_plugin_api::{Needs, Signal};
@@ -433,7 +433,12 @@ impl Case {
     fn check_final(&self, trainee: &Trainee<Flex>, golden: &Run) {
         let prefix = self.pretrained.config.family.names().prefix;
         let mut ours: Vec<(String, Tensor<Flex, 2>)> = Vec::new();
-        for (module, pair) in trainee.adapters.modules.iter().zip(trainee.adapters.pairs()) {
+        for (module, pair) in trainee
+            .adapters
+            .modules
+            .iter()
+            .zip(trainee.adapters.pairs())
+        {
             for (name, tensor) in saved_names(&trainee.adapters.config, prefix, &module.path)
                 .into_iter()
                 .zip(pair)

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::check;
 use super::initial;
 use super::ledger::Ledger;
-use super::schedule::Schedule;
 use super::seed::reallocation_seed;
 use super::state::{PluginState, State};
 use super::unit::Units;
 use crate::error::{Error, Result};
+use crate::recipe::Schedule;
 
 /// A plugin under the name that errors and checkpoints give it.
 pub struct Named<P: ?Sized> {
@@ -27,7 +27,7 @@ pub struct Named<P: ?Sized> {
 pub struct Settings {
     /// When to reallocate.
     pub schedule: Schedule,
-    /// What is active at first; none for all. See [`initial_budget`](super::initial_budget).
+    /// What is active at first; none for all. See [`initial_budget`](crate::recipe::AllocationConfig::initial_budget).
     pub initial_budget: Option<Budget>,
     /// For how many steps before each reallocation inactive modules' gradients are measured too.
     pub probe_steps: u64,

@@ -5,15 +5,13 @@ mod check;
 mod controller;
 mod initial;
 mod ledger;
-mod schedule;
 mod seed;
 mod state;
 mod unit;
 
 pub use controller::{Controller, Named, Reallocation, Settings};
-pub use initial::{Initial, draw as initial_units, initial_budget};
+pub use initial::draw as initial_units;
 pub use ledger::Ledger;
-pub use schedule::Schedule;
 pub use seed::{initial_seed, reallocation_seed};
 pub use state::{PluginState, State};
-pub use unit::{Unit, Units};
+pub use unit::Units;

@@ -1,19 +1,8 @@
 //! What the allocator chooses among: single modules, or whole layers.
 
 use dynalora_plugin_api::ModuleInfo;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-/// The grain of the choice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Unit {
-    /// Every module on its own.
-    #[default]
-    Module,
-    /// The modules of one transformer layer together; a module outside the layers on its own.
-    Layer,
-}
+use crate::recipe::Unit;
 
 /// The modules of a run, grouped into the units an allocator chooses among.
 ///

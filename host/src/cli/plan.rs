@@ -7,13 +7,13 @@ use serde::Serialize;
 
 use super::{Common, print, print_json, table};
 use crate::adapter::Config;
-use crate::allocation::{Unit, Units, initial_units};
+use crate::allocation::{Units, initial_units};
 use crate::data::{Problem, labels_of};
 use crate::error::{Error, Result};
 use crate::model::{EncoderConfig, Pretrained, fetch, head_parameters};
-use crate::recipe::{BatchLimit, OptimizerState, Recipe};
+use crate::number::{count, size};
+use crate::recipe::{BatchLimit, OptimizerState, Recipe, Unit};
 use crate::train::cost::{LastLayer, Shape, Sizes, cost};
-use crate::train::{count, size};
 
 /// Arguments of `dynalora plan`.
 #[derive(Debug, clap::Args)]

@@ -6,9 +6,10 @@ use super::train::train;
 use super::{Common, print, print_json, table};
 use crate::error::{Error, Result};
 use crate::model::fetch;
+use crate::number::{count, duration, size};
 use crate::recipe::Recipe;
 use crate::run::Summary;
-use crate::train::{count, duration, size, say};
+use crate::train::say;
 
 /// The recipe, part of the program.
 const RECIPE: &str = include_str!("../../../configs/quickstart.toml");

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use super::session::{self, Session};
 use super::{Common, print, print_json, table};
 use crate::error::{Kind, Result};
+use crate::number::{count, duration, size};
 use crate::recipe::Recipe;
 use crate::run::{Run, Summary};
-use crate::train::{Prepared, count, duration, size};
+use crate::train::Prepared;
 
 /// Arguments of `dynalora train`.
 #[derive(Debug, clap::Args)]

@@ -235,7 +235,7 @@ fn write(file: &Path, encoded: &Encoded) -> Result<(), Failure> {
         .collect::<Result<Vec<_>, Failure>>()?;
     let folder: PathBuf = file.parent().unwrap_or(Path::new(".")).to_owned();
     std::fs::create_dir_all(&folder)?;
-    crate::run::write_atomically(file, &safetensors::serialize(views, None)?)?;
+    crate::file::write_atomically(file, &safetensors::serialize(views, None)?)?;
     Ok(())
 }
 

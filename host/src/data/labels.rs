@@ -4,9 +4,10 @@ use std::path::Path;
 
 use super::problems::Problems;
 use super::table::{Format, Row, shorten};
-use super::task::{Part, Problem};
+use super::task::Part;
 use super::{Example, Label};
 use crate::error::{Error, Result};
+use crate::recipe::Problem;
 
 /// More different labels would be a column of texts or numbers, not of classes.
 const MOST: usize = 1000;

@@ -2,18 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use super::config::{Columns, DataConfig};
 use super::encode::tokenize_cached;
 use super::labels::{Reader, distinct, is_whole};
 use super::minimal_pairs::{self, Sizes};
 use super::table::{Format, Header, Layout, Row};
-use super::task::{Part, Problem, Task};
+use super::task::Part;
 use super::{Encoded, EpochPlan, Example, Label, table};
 use crate::cache;
 use crate::error::{Error, Result};
-use crate::metrics::Metric;
 use crate::model::ModelFolder;
-use crate::recipe::{Recipe, TrainConfig};
+use crate::recipe::{Columns, DataConfig, Metric, Problem, Recipe, Task, TrainConfig};
 
 /// Everything a run learns from and is judged by.
 #[derive(Clone, Debug)]

@@ -1,7 +1,6 @@
 //! Tasks, formats, tokenising and batching.
 
 mod batch;
-pub mod config;
 mod encode;
 mod labels;
 mod load;
@@ -11,11 +10,11 @@ mod table;
 mod task;
 
 pub use batch::{Batch, EpochPlan, evaluation_batches};
-pub use config::DataConfig;
 pub use encode::{Encoded, tokenize};
 pub use load::{Data, Splits, labels_of, load, read};
-pub use table::{Column, Format};
-pub use task::{Part, Problem, Task};
+pub use task::Part;
+
+pub use crate::recipe::{Column, DataConfig, Format, Problem, Task};
 
 /// One text, or pair of texts, of a data set.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,60 +1,15 @@
-//! The tasks known by name: what they are about, how their published files are laid out.
+//! How the published files of the tasks known by name are laid out.
 
 use std::path::{Path, PathBuf};
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
 use super::table::{Column, Format, Header, Layout, Positions};
 use crate::error::{Error, Result};
-use crate::metrics::Metric;
+use crate::recipe::Task;
 
-/// A task known by name: the nine of GLUE (Wang et al. 2018) and the embedded corpus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Task {
-    /// Acceptability of a sentence (Warstadt et al. 2019).
-    Cola,
-    /// Sentiment of a sentence (Socher et al. 2013).
-    Sst2,
-    /// Paraphrase (Dolan & Brockett 2005).
-    Mrpc,
-    /// Similarity of two sentences, a value from 0 to 5 (Cer et al. 2017).
-    Stsb,
-    /// Duplicate questions from Quora.
-    Qqp,
-    /// Inference in several genres; validated on matched and mismatched ones (Williams et al. 2018).
-    Mnli,
-    /// Whether a sentence answers a question (from SQuAD, Rajpurkar et al. 2016).
-    Qnli,
-    /// Inference (the RTE challenges, 2005 to 2009).
-    Rte,
-    /// Inference on pronouns (Levesque et al. 2012).
-    Wnli,
-    /// The acceptability corpus that the program generates itself.
-    MinimalPairs,
-}
-
-/// What the head predicts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Problem {
-    /// One of several classes.
-    Classification,
-    /// One real number.
-    Regression,
-}
-
-/// What is fixed about a task.
+/// What is fixed about a task's files.
 struct Facts {
-    /// The name in recipes.
-    name: &'static str,
     /// The folder's name in GLUE's own archives.
     folder: &'static str,
-    /// Classes in the order of their numbers in the files; empty for a regression.
-    labels: &'static [&'static str],
-    /// What the task is judged by, the deciding one first.
-    metrics: &'static [Metric],
     /// Names the text's column has in one layout or another.
     text: &'static [&'static str],
     /// The same for the second text; empty for tasks of one.
@@ -65,15 +20,10 @@ struct Facts {
     headerless: Option<Positions>,
 }
 
-const ENTAILMENT: &[&str] = &["entailment", "not_entailment"];
-
 const fn facts_of(task: Task) -> Facts {
     match task {
         Task::Cola => Facts {
-            name: "cola",
             folder: "CoLA",
-            labels: &["unacceptable", "acceptable"],
-            metrics: &[Metric::Matthews, Metric::Accuracy],
             text: &["sentence"],
             text_pair: &[],
             label: &["label"],
@@ -87,30 +37,21 @@ const fn facts_of(task: Task) -> Facts {
             }),
         },
         Task::Sst2 => Facts {
-            name: "sst2",
             folder: "SST-2",
-            labels: &["negative", "positive"],
-            metrics: &[Metric::Accuracy],
             text: &["sentence"],
             text_pair: &[],
             label: &["label"],
             headerless: None,
         },
         Task::Mrpc => Facts {
-            name: "mrpc",
             folder: "MRPC",
-            labels: &["not_equivalent", "equivalent"],
-            metrics: &[Metric::Accuracy, Metric::F1],
             text: &["#1 String", "sentence1"],
             text_pair: &["#2 String", "sentence2"],
             label: &["Quality", "label"],
             headerless: None,
         },
         Task::Stsb => Facts {
-            name: "stsb",
             folder: "STS-B",
-            labels: &[],
-            metrics: &[Metric::Pearson, Metric::Spearman],
             text: &["sentence1"],
             text_pair: &["sentence2"],
             label: &["score", "label"],
@@ -124,60 +65,42 @@ const fn facts_of(task: Task) -> Facts {
             }),
         },
         Task::Qqp => Facts {
-            name: "qqp",
             folder: "QQP",
-            labels: &["not_duplicate", "duplicate"],
-            metrics: &[Metric::Accuracy, Metric::F1],
             text: &["question1"],
             text_pair: &["question2"],
             label: &["is_duplicate", "label"],
             headerless: None,
         },
         Task::Mnli => Facts {
-            name: "mnli",
             folder: "MNLI",
-            labels: &["entailment", "neutral", "contradiction"],
-            metrics: &[Metric::Accuracy],
             text: &["sentence1", "premise"],
             text_pair: &["sentence2", "hypothesis"],
             label: &["gold_label", "label"],
             headerless: None,
         },
         Task::Qnli => Facts {
-            name: "qnli",
             folder: "QNLI",
-            labels: ENTAILMENT,
-            metrics: &[Metric::Accuracy],
             text: &["question"],
             text_pair: &["sentence"],
             label: &["label"],
             headerless: None,
         },
         Task::Rte => Facts {
-            name: "rte",
             folder: "RTE",
-            labels: ENTAILMENT,
-            metrics: &[Metric::Accuracy],
             text: &["sentence1"],
             text_pair: &["sentence2"],
             label: &["label"],
             headerless: None,
         },
         Task::Wnli => Facts {
-            name: "wnli",
             folder: "WNLI",
-            labels: &["not_entailment", "entailment"],
-            metrics: &[Metric::Accuracy],
             text: &["sentence1"],
             text_pair: &["sentence2"],
             label: &["label"],
             headerless: None,
         },
         Task::MinimalPairs => Facts {
-            name: "minimal-pairs",
             folder: "",
-            labels: &["unacceptable", "acceptable"],
-            metrics: &[Metric::Matthews, Metric::Accuracy],
             text: &[],
             text_pair: &[],
             label: &[],
@@ -215,32 +138,9 @@ pub(super) struct Found {
 }
 
 impl Task {
-    fn facts(self) -> Facts {
-        facts_of(self)
-    }
-
-    /// Names of the classes in the order of their numbers in the files; empty for a regression.
-    pub fn labels(self) -> Vec<String> {
-        let labels = self.facts().labels.iter();
-        labels.map(|label| (*label).to_owned()).collect()
-    }
-
-    /// What the task is judged by, the deciding one first.
-    pub fn metrics(self) -> &'static [Metric] {
-        self.facts().metrics
-    }
-
-    /// What the task's head predicts.
-    pub fn problem(self) -> Problem {
-        match self {
-            Task::Stsb => Problem::Regression,
-            _ => Problem::Classification,
-        }
-    }
-
     /// How a file of this task is read. `part` decides whether it must have labels.
     pub(super) fn layout(self, file: &Path, part: Part) -> Layout {
-        let facts = self.facts();
+        let facts = facts_of(self);
         let columns = |names: &[&str]| {
             names
                 .iter()
@@ -270,14 +170,18 @@ impl Task {
     /// The files of `part` in `dir`, one entry per split (MNLI validates on two); none where the
     /// published data lacks the part, an error where it should be there.
     pub(super) fn files(self, dir: &Path, part: Part) -> Result<Vec<Found>> {
-        let facts = self.facts();
+        let facts = facts_of(self);
         if !dir.is_dir() {
             return Err(Error::user(format!("{}: there is no such folder", dir.display())).help(format!(
                 "`data.dir` is the folder with the files of `{}`; a relative path starts at the recipe's folder.",
-                facts.name
+                self.name()
             )));
         }
-        let folders = [dir.to_owned(), dir.join(facts.folder), dir.join(facts.name)];
+        let folders = [
+            dir.to_owned(),
+            dir.join(facts.folder),
+            dir.join(self.name()),
+        ];
         let mut looked_for = Vec::new();
         let mut found = Vec::new();
         for (split, names) in self.names(part) {
@@ -298,13 +202,13 @@ impl Task {
                 "{}: no {} file of `{}`",
                 dir.display(),
                 part.name(),
-                facts.name
+                self.name()
             ))
             .help(format!(
                 "Looked for {} here and in {}/ and {}/. The folder holds: {}.",
                 looked_for.join("; "),
                 facts.folder,
-                facts.name,
+                self.name(),
                 listing(dir)
             )));
         }
@@ -377,12 +281,6 @@ impl Task {
                 ],
             )],
         }
-    }
-}
-
-impl std::fmt::Display for Task {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.facts().name)
     }
 }
 

@@ -5,9 +5,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::document::Document;
+use super::initial::{Initial, initial_budget};
 use super::plugin::PluginConfig;
-use crate::allocation::initial_budget;
-pub use crate::allocation::{Initial, Schedule, Unit};
+use super::schedule::Schedule;
 use crate::error::Result;
 
 /// Which modules are active, and when that changes.
@@ -32,6 +32,17 @@ pub struct AllocationConfig {
     pub probe_steps: u64,
     /// When to reallocate.
     pub schedule: Schedule,
+}
+
+/// The grain of the choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Every module on its own.
+    #[default]
+    Module,
+    /// The modules of one transformer layer together; a module outside the layers on its own.
+    Layer,
 }
 
 /// What becomes of the optimiser's state of a module that goes inactive.

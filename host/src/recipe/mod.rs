@@ -2,9 +2,16 @@
 
 mod adapter;
 mod allocation;
+mod data;
 mod document;
+mod format;
+mod initial;
+mod learning_rate;
+mod metric;
 mod model;
 mod plugin;
+mod schedule;
+mod task;
 mod train;
 mod words;
 
@@ -14,14 +21,24 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use adapter::{AdapterConfig, AdapterKind, Matcher, Target, Targets};
-pub use allocation::{AllocationConfig, Initial, OptimizerState, Schedule, Unit};
+pub use allocation::{AllocationConfig, OptimizerState, Unit};
+pub use data::{Columns, DataConfig};
 pub use document::{Document, nearest};
+pub use format::{Column, Format};
+pub use initial::Initial;
+#[cfg(test)]
+pub(crate) use initial::initial_budget;
+pub use learning_rate::{LearningRateSchedule, Warmup};
+pub use metric::Metric;
 pub use model::ModelConfig;
 pub use plugin::PluginConfig;
-pub use train::{BatchLimit, CheckpointConfig, EvaluationConfig, Length, OnNonfinite, Order, TrainConfig};
+pub use schedule::Schedule;
+pub use task::{Problem, Task};
+pub use train::{
+    BatchLimit, CheckpointConfig, EvaluationConfig, Length, OnNonfinite, Order, TrainConfig,
+};
 pub use words::{Device, Every};
 
-use crate::data::config::DataConfig;
 use crate::error::{Error, Result};
 
 /// Everything that decides a run, checked, with its paths made absolute.

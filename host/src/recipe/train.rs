@@ -4,10 +4,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::document::Document;
+use super::learning_rate::{LearningRateSchedule, Warmup};
+use super::metric::Metric;
 use super::words::Every;
 use crate::error::Result;
-use crate::metrics::Metric;
-use crate::train::schedule::{LearningRateSchedule, Warmup};
 
 /// How to train.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::file::{cannot_write, read_json, sync_folder, write_json};
 use super::record::Best;
 use crate::error::{Error, Result};
+use crate::file::{cannot_write, read_json, sync_folder, write_json};
 
 /// A finished checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]

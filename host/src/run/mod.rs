@@ -12,18 +12,17 @@
 //! | `.lock` | held while a training writes here |
 
 mod checkpoint;
-mod file;
 mod record;
 mod writer;
 
 use std::path::{Path, PathBuf};
 
 pub use checkpoint::{Checkpoint, PendingCheckpoint};
-pub use file::write_atomically;
 pub use record::{AllocationRecord, Best, EvalRecord, MetricRecord, StepRecord, Summary};
 pub use writer::Writer;
 
 use crate::error::{Error, Result};
+use crate::file;
 
 /// A run directory, to be read. Opening one changes nothing in it.
 #[derive(Clone, Debug, PartialEq, Eq)]

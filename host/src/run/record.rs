@@ -6,8 +6,6 @@ use std::collections::BTreeMap;
 use dynalora_plugin_api::LedgerEntry;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::allocation::Reallocation;
-
 /// One line of `metrics.jsonl`, tagged by its `kind`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -90,20 +88,6 @@ pub struct AllocationRecord {
     pub ranks: Vec<u32>,
     /// The ledger, this choice included.
     pub ledger: Vec<LedgerEntry>,
-}
-
-impl From<&Reallocation> for AllocationRecord {
-    fn from(reallocation: &Reallocation) -> Self {
-        AllocationRecord {
-            step: reallocation.step,
-            index: Some(reallocation.index),
-            modules: Vec::new(),
-            scores: reallocation.scores.clone(),
-            active: reallocation.active.clone(),
-            ranks: reallocation.ranks.clone(),
-            ledger: reallocation.ledger.clone(),
-        }
-    }
 }
 
 impl AllocationRecord {

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::Run;
 use super::checkpoint::{self, Checkpoint, PendingCheckpoint};
-use super::file::{Lines, cannot_read, cannot_write, truncate_lines, write_atomically, write_json};
 use super::record::{AllocationRecord, MetricRecord, Summary};
 use crate::error::{Error, Result};
+use crate::file::{Lines, cannot_read, cannot_write, truncate_lines, write_atomically, write_json};
 
 /// A run that is being trained.
 #[derive(Debug)]

@@ -40,10 +40,10 @@ impl<B: Kernels> Training<'_, B> {
         let components = self.controller.components().map(<[_]>::to_vec);
         self.export(components.as_deref())?;
         self.display.end();
-        Err(Error::failure(format!(
-            "step {step}: {what}{again}: the run has diverged"
-        ))
-        .help(self.after_divergence()))
+        Err(
+            Error::failure(format!("step {step}: {what}{again}: the run has diverged"))
+                .help(self.after_divergence()),
+        )
     }
 
     /// What to do after a divergence.
@@ -78,7 +78,10 @@ impl<B: Kernels> Training<'_, B> {
         for (module, pair) in modules.iter().zip(self.trainee.adapters.pairs()) {
             for tensor in pair {
                 if read(tensor.clone())?.iter().any(|value| !value.is_finite()) {
-                    return Ok(format!("{loss}: the adapter of {} is not finite", module.path));
+                    return Ok(format!(
+                        "{loss}: the adapter of {} is not finite",
+                        module.path
+                    ));
                 }
             }
         }
@@ -97,7 +100,10 @@ impl<B: Kernels> Training<'_, B> {
                 let sums = observed.and_then(|observed| observed.activation);
                 let sums = sums.map_or(Ok(Vec::new()), read)?;
                 if sums.iter().any(|sum| !sum.is_finite()) {
-                    return Ok(format!("{loss}, and the output of {} is not finite", module.path));
+                    return Ok(format!(
+                        "{loss}, and the output of {} is not finite",
+                        module.path
+                    ));
                 }
             }
         }

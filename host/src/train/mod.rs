@@ -23,7 +23,7 @@ use dynalora_plugin_api::{ModuleInfo, Needs, Observation, RawValue, Signal};
 
 pub use machine::peak_memory;
 pub use prepare::{Prepared, Rest};
-pub use progress::{Display, Verbosity, count, duration, say, size};
+pub use progress::{Display, Verbosity, say};
 
 use crate::adapter::{Adapters, components, mixed};
 use crate::allocation::Controller;
@@ -56,7 +56,8 @@ pub fn train<B: Kernels>(
     let stop = Stop::listen()?;
     let (recipe, rest) = (&prepared.recipe, &prepared.rest);
     let (controller, total) = (prepared.controller, prepared.total_steps);
-    let mut training = Training::<B>::new(recipe, rest, controller, total, writer, device, display)?;
+    let mut training =
+        Training::<B>::new(recipe, rest, controller, total, writer, device, display)?;
     training.begin(from)?;
     let done = training.progress.step;
     let mut steps = Steps::new(&rest.data, &recipe.train, recipe.seed, total, done);

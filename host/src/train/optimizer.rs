@@ -4,10 +4,9 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::schedule::LearningRateSchedule;
 use crate::adapter::components;
 use crate::kernel::{AdamWStep, Kernels};
-use crate::recipe::OptimizerState;
+use crate::recipe::{LearningRateSchedule, OptimizerState};
 
 /// The numbers of the optimiser, from the recipe's `[train]`.
 #[derive(Clone, Debug, PartialEq)]

@@ -49,6 +49,11 @@ impl Iterator for Steps<'_> {
         let (_, plan) = self.plan.as_ref()?;
         let micro_batches = plan.step(step as usize, self.train.gradient_accumulation);
         self.done += 1;
-        Some(micro_batches.iter().map(|batch| self.data.train.batch(batch)).collect())
+        Some(
+            micro_batches
+                .iter()
+                .map(|batch| self.data.train.batch(batch))
+                .collect(),
+        )
     }
 }

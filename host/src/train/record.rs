@@ -11,10 +11,11 @@ use super::progress::Status;
 use super::step::StepResult;
 use super::stop::Stop;
 use super::{Training, evaluate, peak_memory};
+use crate::allocation::Reallocation;
 use crate::data::Batch;
 use crate::error::Result;
 use crate::kernel::Kernels;
-use crate::run::{EvalRecord, MetricRecord, StepRecord, Summary};
+use crate::run::{AllocationRecord, EvalRecord, MetricRecord, StepRecord, Summary};
 
 /// What a step was, for its record.
 pub(super) struct Made {
@@ -156,8 +157,7 @@ impl<B: Kernels> Training<'_, B> {
             let tokens = self.recipe.evaluation.batch_tokens;
             let asked = || stop.signal().is_some();
             let (trainee, metrics) = (&self.trainee, &data.metrics);
-            let found =
-                evaluate::until(&asked, trainee, examples, metrics, tokens, self.device)?;
+            let found = evaluate::until(&asked, trainee, examples, metrics, tokens, self.device)?;
             let Some((loss, metrics)) = found else {
                 return Ok(None);
             };
@@ -208,8 +208,7 @@ impl<B: Kernels> Training<'_, B> {
             modules: modules.len(),
             adapter_parameters: modules.iter().map(|module| module.parameters).sum(),
             head_parameters: self.trainee.head.iter().map(values).sum(),
-            active_parameters_mean: progress.active_parameters as f64
-                / progress.step.max(1) as f64,
+            active_parameters_mean: progress.active_parameters as f64 / progress.step.max(1) as f64,
             active_parameters_peak: progress.peak_parameters,
             reallocations: self.controller.reallocations(),
             peak_memory: peak_memory(),
@@ -219,5 +218,19 @@ impl<B: Kernels> Training<'_, B> {
             skipped: progress.skipped,
             device: device_name.to_owned(),
         })
+    }
+}
+
+impl From<&Reallocation> for AllocationRecord {
+    fn from(reallocation: &Reallocation) -> Self {
+        AllocationRecord {
+            step: reallocation.step,
+            index: Some(reallocation.index),
+            modules: Vec::new(),
+            scores: reallocation.scores.clone(),
+            active: reallocation.active.clone(),
+            ranks: reallocation.ranks.clone(),
+            ledger: reallocation.ledger.clone(),
+        }
     }
 }

@@ -2,11 +2,11 @@
 
 use burn::tensor::Tensor;
 
+use super::Training;
 use super::checkpoint;
 use super::optimizer::GroupState;
-use super::trainee::read;
-use super::Training;
 use super::stop::Signal;
+use super::trainee::read;
 use crate::error::{Error, Result};
 use crate::export;
 use crate::kernel::Kernels;
@@ -59,7 +59,14 @@ impl<B: Kernels> Training<'_, B> {
                 return Err(self.infinite(&format!("the adapter of {}", module.path)));
             }
         }
-        for (tensor, value) in self.trainee.model.head.tensors().iter().zip(&self.trainee.head) {
+        for (tensor, value) in self
+            .trainee
+            .model
+            .head
+            .tensors()
+            .iter()
+            .zip(&self.trainee.head)
+        {
             if !finite(value)? {
                 return Err(self.infinite(&format!("the head's {}", tensor.name)));
             }

@@ -1,8 +1,8 @@
 //! SIGINT, SIGTERM and SIGHUP: the step is finished and saved first; a second one ends the process at once.
 
+use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
@@ -18,12 +18,6 @@ impl Stop {
             .get_or_init(|| install().map_err(|error| error.to_string()))
             .clone()
             .map_err(|error| Error::failure(format!("signals cannot be handled: {error}")))
-    }
-
-    /// One that nobody asks, for tests.
-    #[cfg(test)]
-    pub fn never() -> Self {
-        Stop(Arc::default())
     }
 
     /// The signal that came, if any did.

@@ -3,8 +3,8 @@ use std::sync::{Arc, Mutex};
 use dynalora_plugin_api::{Allocation, Count, Result as PluginResult};
 
 use super::*;
-use crate::allocation::unit::Unit;
 use crate::allocation::unit::tests::encoder;
+use crate::recipe::Unit;
 
 /// Scores a module by the number of steps it was observed in, plus its position.
 #[derive(Default)]

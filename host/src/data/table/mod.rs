@@ -1,7 +1,6 @@
 //! Files of rows: CSV, TSV, JSON lines and Parquet, reduced to the three columns an example has.
 
 mod delimited;
-mod format;
 mod json_lines;
 mod named;
 mod parquet;
@@ -10,9 +9,8 @@ mod tests;
 
 use std::path::Path;
 
-pub use format::{Column, Format};
-
 use crate::error::{Error, Result};
+pub use crate::recipe::{Column, Format};
 
 /// One row of a file, not yet understood.
 #[derive(Debug, PartialEq)]

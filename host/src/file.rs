@@ -29,7 +29,7 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
 }
 
 /// Makes the names in a folder durable. Only Unix has the call, and needs it.
-pub(super) fn sync_folder(folder: Option<&Path>) -> std::io::Result<()> {
+pub(crate) fn sync_folder(folder: Option<&Path>) -> std::io::Result<()> {
     match folder {
         Some(folder) if cfg!(unix) => {
             let here = Path::new(".");
@@ -44,20 +44,20 @@ pub(super) fn sync_folder(folder: Option<&Path>) -> std::io::Result<()> {
     }
 }
 
-pub(super) fn cannot_write(path: &Path, error: std::io::Error) -> Error {
+pub(crate) fn cannot_write(path: &Path, error: std::io::Error) -> Error {
     Error::failure(format!("cannot write {}", path.display()))
         .because(error)
         .help("check the folder's permissions and the space left on the disk")
 }
 
-pub(super) fn cannot_read(path: &Path, error: std::io::Error) -> Error {
+pub(crate) fn cannot_read(path: &Path, error: std::io::Error) -> Error {
     Error::user(format!("cannot read {}", path.display()))
         .because(error)
         .help("check that the file is there and that you may read it")
 }
 
 /// The text of a file; none if there is no such file.
-pub(super) fn read(path: &Path) -> Result<Option<String>> {
+pub(crate) fn read(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -66,7 +66,7 @@ pub(super) fn read(path: &Path) -> Result<Option<String>> {
 }
 
 /// Writes `value` as indented JSON, atomically.
-pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|error| {
         Error::failure(format!("cannot express {} as JSON", path.display())).because(error)
     })?;
@@ -75,7 +75,7 @@ pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 }
 
 /// The value in a JSON file; none if there is no such file.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let Some(text) = read(path)? else {
         return Ok(None);
     };
@@ -88,7 +88,7 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// A file of JSON records, one a line, that is only ever added to.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     path: PathBuf,
     file: File,
 }
@@ -160,12 +160,12 @@ fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<(String, T)>> {
 }
 
 /// The records of a file of JSON lines, in order.
-pub(super) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+pub(crate) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     Ok(lines(path)?.into_iter().map(|(_, record)| record).collect())
 }
 
 /// Drops the records of a file of JSON lines whose `step` lies past `last_step`, and a torn last line.
-pub(super) fn truncate_lines(path: &Path, last_step: u64) -> Result<()> {
+pub(crate) fn truncate_lines(path: &Path, last_step: u64) -> Result<()> {
     #[derive(serde::Deserialize)]
     struct At {
         step: u64,

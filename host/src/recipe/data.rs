@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::{Column, Format};
+use super::format::{Column, Format};
+use super::metric::Metric;
 use super::task::{Problem, Task};
 use crate::error::{Error, Result};
-use crate::metrics::Metric;
 
 /// Where the examples come from: a known `task`, or files of one's own.
 ///

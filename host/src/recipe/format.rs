@@ -61,7 +61,7 @@ impl Format {
     }
 
     /// What a place in such a file is called.
-    pub(in crate::data) fn unit(self) -> &'static str {
+    pub(crate) fn unit(self) -> &'static str {
         match self {
             Format::Csv | Format::Tsv | Format::Jsonl => "line",
             Format::Parquet => "row",
