@@ -7,7 +7,9 @@ use crate::Result;
 
 /// A number the host measures per module and optimiser step, on the device.
 ///
-/// Norms run over the real tokens of the whole step (every micro-batch of it), padding excluded.
+/// Norms run over the real tokens of the whole step (every micro-batch of it), padding excluded. A module that
+/// sees one token a sequence, as a pooler does, is measured as if that one stood for all of them, so that its
+/// norms compare with the others'.
 #[repr(u8)]
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, StableAbi,

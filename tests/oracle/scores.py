@@ -63,17 +63,20 @@ class Watch:
         @torch.no_grad()
         def see(module, inputs, output):
             x = inputs[0]
+            weight = 1.0
             if x.ndim == 3:
-                # A pooler sees one token a sentence, all of them real.
                 x, output = x[self.mask], output[self.mask]
+            else:
+                # A pooler sees one token a sentence, which stands for all of them.
+                weight = self.mask.sum().item() / len(x)
             x, y = x.double(), output.double()
             a = module.lora_A["default"].weight.double()
             b = module.lora_B["default"].weight.double()
             update = module.scaling["default"] * (b @ a)
             sums = self.sums[path]
-            sums["l1"] += y.abs().sum().item()
-            sums["squares"] += y.square().sum().item()
-            sums["delta"] += (x @ update.T).square().sum().item()
+            sums["l1"] += weight * y.abs().sum().item()
+            sums["squares"] += weight * y.square().sum().item()
+            sums["delta"] += weight * (x @ update.T).square().sum().item()
 
         return see
 

@@ -188,12 +188,15 @@ class Signals:
         record |= {name: [] for name in names}
         for path, module in self.modules.items():
             delta = delta_weight(module)
-            # A pooler sees one token a sentence, so there is nothing to leave out.
-            real = mask.bool() if self.outputs[path].ndim == 3 else slice(None)
+            # A pooler sees one token a sentence, which stands for all of them.
+            every = self.outputs[path].ndim == 3
+            real = mask.bool() if every else slice(None)
+            weight = 1.0 if every else record["tokens"] / len(self.outputs[path])
             l1, l2 = norms(self.outputs[path][real])
-            record["activation_l1"].append(l1)
-            record["activation_l2"].append(l2)
-            record["delta_l2"].append(norms(self.inputs[path][real].double() @ delta.T)[1])
+            record["activation_l1"].append(weight * l1)
+            record["activation_l2"].append(weight**0.5 * l2)
+            delta_l2 = norms(self.inputs[path][real].double() @ delta.T)[1]
+            record["delta_l2"].append(weight**0.5 * delta_l2)
             l1, l2 = norms(torch.cat([parameter.grad.flatten() for parameter in own_parameters(module)]))
             record["gradient_l1"].append(l1)
             record["gradient_l2"].append(l2)

@@ -38,11 +38,12 @@ impl Scene {
         let lines: Vec<&str> = sentences.lines().collect();
         scene.write("train.csv", &rows(&lines[..48]));
         scene.write("dev.csv", &rows(&lines[48..]));
-        scene.write("recipe.toml", &scene.recipe());
+        scene.write("recipe.toml", &scene.recipe_text());
         scene
     }
 
-    fn recipe(&self) -> String {
+    /// The recipe as it was at first.
+    pub fn recipe_text(&self) -> String {
         format!(
             r#"seed = 3
 output = "{output}"
@@ -99,7 +100,7 @@ every = 4
 
     /// Replaces a part of the recipe, which must be there.
     pub fn edit(&self, from: &str, to: &str) {
-        let recipe = self.recipe();
+        let recipe = self.recipe_text();
         assert!(recipe.contains(from), "{from:?} is not in the recipe");
         self.write("recipe.toml", &recipe.replace(from, to));
     }
