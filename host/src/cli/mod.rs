@@ -64,7 +64,7 @@ enum Command {
 pub fn run() -> Result<()> {
     let Arguments { command, common } = Arguments::parse();
     start_tracing(&common)?;
-    guard::keep_stdout();
+    guard::begin();
     plugin::describe_in_children();
     match command {
         Command::Train(arguments) => train::run(&arguments, &common),

@@ -1,8 +1,8 @@
 //! What keeps a plugin in the same process from speaking or ending in the program's name.
 //!
-//! Standard output is the program's alone: [`keep_stdout`] sends whatever else writes there to standard error.
-//! An `exit()` that the program has not announced ([`announce_exit`]) becomes exit code 1 with a sentence. What
-//! ends a process at once (`abort`, `_exit`, a segmentation fault) cannot be held back within it.
+//! A program that calls [`begin`] has standard output to itself ([`stdout`]): whatever else writes there goes to
+//! standard error. And an `exit()` that it has not announced ([`announce_exit`]) becomes exit code 1 with a
+//! sentence. What ends a process at once (`abort`, `_exit`, a segmentation fault) cannot be held back within it.
 
 use std::io::{self, Write};
 #[cfg(unix)]
@@ -14,9 +14,16 @@ use std::sync::{
 #[cfg(unix)]
 static STDOUT: OnceLock<std::fs::File> = OnceLock::new();
 
-/// Keeps standard output for [`stdout`], and points what writes to descriptor 1 at standard error. To be called
-/// before any library is loaded; elsewhere than on Unix it does nothing.
-pub fn keep_stdout() {
+/// Guards the program from now on. To be called before any library is loaded.
+pub fn begin() {
+    keep_stdout();
+    #[cfg(unix)]
+    GUARDED.store(true, Ordering::SeqCst);
+}
+
+/// Keeps standard output for [`stdout`], and points what writes to descriptor 1 at standard error; elsewhere
+/// than on Unix it does nothing.
+fn keep_stdout() {
     #[cfg(unix)]
     {
         use std::os::fd::AsFd;
@@ -42,6 +49,8 @@ pub fn stdout() -> Box<dyn Write> {
 }
 
 #[cfg(unix)]
+static GUARDED: AtomicBool = AtomicBool::new(false);
+#[cfg(unix)]
 static ANNOUNCED: AtomicBool = AtomicBool::new(false);
 #[cfg(unix)]
 static LOADED: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -53,10 +62,10 @@ pub fn announce_exit() {
     ANNOUNCED.store(true, Ordering::SeqCst);
 }
 
-/// From now on an `exit()` that nobody announced is a plugin's: `name` has been loaded.
+/// In a guarded program an `exit()` that nobody announced is a plugin's from now on: `name` is loaded.
 pub fn expect_no_exit(name: &str) {
     #[cfg(unix)]
-    {
+    if GUARDED.load(Ordering::SeqCst) {
         static REGISTERED: Once = Once::new();
         if let Ok(mut loaded) = LOADED.lock() {
             loaded.push(name.to_owned());
