@@ -15,7 +15,10 @@ const PURGE_DELAY: libmimalloc_sys::mi_option_t = libmimalloc_sys::mi_option_use
 fn main() -> ExitCode {
     // SAFETY: sets a number, before any other thread exists.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 5000) };
-    match dynalora::cli::run() {
+    let outcome = dynalora::cli::run();
+    // From here on an exit is the program's own: a plugin's would have an exit code that says what is not so.
+    dynalora::plugin::guard::announce_exit();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.exit_code();

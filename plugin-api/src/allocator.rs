@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::scorer::refuse_state;
-use crate::{LedgerEntry, ModuleInfo, Needs, Observation, Result};
+use crate::{LedgerEntry, ModuleInfo, Needs, Observation, Result, Start};
 
 /// Everything an allocator may base its choice on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,6 +101,13 @@ pub trait Allocator: Send {
     /// Measurements are of single modules: an allocator that needs any cannot choose among layers.
     fn needs(&self) -> Needs {
         Needs::default()
+    }
+
+    /// Told of the run, once, before the first step and before [`load`](Allocator::load). An error refuses the run,
+    /// which has then cost nothing; the sentences of the answer are warnings for the person who starts it.
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        let _ = start;
+        Ok(Vec::new())
     }
 
     /// Takes in one step's measurements, where [`needs`](Allocator::needs) asks for any.

@@ -10,6 +10,7 @@ mod module;
 mod parameters;
 mod sample;
 mod scorer;
+mod start;
 mod state;
 pub mod testing;
 mod window;
@@ -19,8 +20,9 @@ pub use budget::{Budget, By, Limit};
 pub use count::Count;
 pub use manifest::{Kind, Manifest};
 pub use module::{LedgerEntry, ModuleInfo};
-pub use sample::{Random, draw_without_replacement};
+pub use sample::{Random, draw_by_logarithms, draw_without_replacement};
 pub use scorer::{Measured, Needs, Observation, Raw, RawValue, Scorer, Signal};
+pub use start::{Start, Unit};
 pub use state::{load_state, save_state};
 pub use window::{Accumulated, Norm, Window};
 

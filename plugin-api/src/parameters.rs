@@ -91,6 +91,75 @@ pub fn refused(root: &Value, schema: &Value) -> Vec<Value> {
     refused
 }
 
+/// Values at the ends of what a property's schema allows, and a little beyond: a plugin takes them and works, or
+/// refuses them.
+pub fn extremes(root: &Value, schema: &Value) -> Vec<Value> {
+    let schema = follow(root, schema);
+    let mut found = Vec::new();
+    for key in ["oneOf", "anyOf", "allOf"] {
+        for schema in schema[key].as_array().into_iter().flatten() {
+            found.extend(extremes(root, schema));
+        }
+    }
+    found.extend(schema["enum"].as_array().into_iter().flatten().cloned());
+    found.extend(
+        Some(&schema["const"])
+            .filter(|value| !value.is_null())
+            .cloned(),
+    );
+    let kinds = match &schema["type"] {
+        Value::Array(kinds) => kinds.clone(),
+        kind => vec![kind.clone()],
+    };
+    for kind in kinds {
+        match kind.as_str() {
+            Some("integer") => {
+                found.extend(
+                    [0, 1, i64::MAX as u64, u64::MAX, u64::from(u32::MAX)].map(|n| json!(n)),
+                );
+            }
+            Some("number") => {
+                let mut numbers = vec![
+                    0.0,
+                    -0.0,
+                    5e-324,
+                    1e-300,
+                    f64::MIN_POSITIVE,
+                    f64::EPSILON,
+                    1.0_f64.next_down(),
+                    1.0,
+                    1e300,
+                    f64::MAX,
+                ];
+                for bound in ["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"] {
+                    if let Some(bound) = schema[bound].as_f64() {
+                        numbers.extend([bound, bound.next_up(), bound.next_down()]);
+                    }
+                }
+                found.extend(numbers.into_iter().map(|n| json!(n)));
+            }
+            Some("boolean") => found.extend([json!(false), json!(true)]),
+            // A share, where it is one.
+            Some("string") if schema["pattern"].as_str().is_some_and(|p| p.contains('%')) => {
+                found.extend(["0.0000000001%", "100%", "99.99999999%"].map(|text| json!(text)));
+            }
+            Some("string") => found.push(json!("\u{1b}".repeat(10_000))),
+            Some("object") => {
+                let fields = schema["properties"].as_object();
+                for (name, schema) in fields.into_iter().flatten() {
+                    found.extend(
+                        extremes(root, schema)
+                            .into_iter()
+                            .map(|value| json!({ name: value })),
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 /// The schema that `schema` stands for, through its `$ref`s.
 fn follow<'a>(root: &'a Value, mut schema: &'a Value) -> &'a Value {
     // No deeper than anyone writes, should they go in a circle.
@@ -133,6 +202,20 @@ mod tests {
         assert_eq!(example["k"], json!("50%"));
         assert!(example.get("window").is_none());
         serde_json::from_value::<Parameters>(example).unwrap();
+    }
+
+    #[test]
+    fn extremes_reach_into_alternatives() {
+        let schema = schemars::schema_for!(Parameters).to_value();
+        let of = |name: &str| extremes(&schema, &schema["properties"][name]);
+        assert!(of("share").contains(&json!(5e-324)) && of("share").contains(&json!(f64::MAX)));
+        assert!(of("k").contains(&json!("100%")) && of("k").contains(&json!(u64::MAX)));
+        assert!(of("norm").contains(&json!("rms")));
+        assert!(
+            of("window").contains(&json!({"ema": 1.0_f64.next_down()})),
+            "{:?}",
+            of("window")
+        );
     }
 
     #[test]

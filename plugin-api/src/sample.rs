@@ -35,12 +35,40 @@ impl Random {
 ///
 /// Exact successive sampling in O((n + count) log n); `count` beyond the length draws everything.
 pub fn draw_without_replacement(weights: &[f64], count: usize, random: &mut Random) -> Vec<usize> {
-    let mut left: Vec<usize> = (0..weights.len()).collect();
-    let mut drawn = Vec::with_capacity(count.min(weights.len()));
+    draw(weights.len(), count, random, |left| relative(weights, left))
+}
+
+/// [`draw_without_replacement`] with weights given by their natural logarithms, for weights that no number
+/// could hold: `exp` of a quotient's logarithm may be beyond the largest or below the smallest. A weight of
+/// zero is minus infinity; one that is not a number, or is infinite, counts as zero.
+pub fn draw_by_logarithms(logarithms: &[f64], count: usize, random: &mut Random) -> Vec<usize> {
+    draw(logarithms.len(), count, random, |left| {
+        let weight = |index: &usize| Some(logarithms[*index]).filter(|weight| weight.is_finite());
+        let largest = left
+            .iter()
+            .filter_map(weight)
+            .fold(f64::NEG_INFINITY, f64::max);
+        if largest == f64::NEG_INFINITY {
+            return vec![1.0; left.len()];
+        }
+        let share = |index| weight(index).map_or(0.0, |weight| (weight - largest).exp());
+        left.iter().map(share).collect()
+    })
+}
+
+/// Draws `count` of `all` positions; `relative` gives the weights of those left, the largest of them 1.
+fn draw(
+    all: usize,
+    count: usize,
+    random: &mut Random,
+    relative: impl Fn(&[usize]) -> Vec<f64>,
+) -> Vec<usize> {
+    let mut left: Vec<usize> = (0..all).collect();
+    let mut drawn = Vec::with_capacity(count.min(all));
     while drawn.len() < count && !left.is_empty() {
         // One round draws until the weights in the tree are used up. Weights too small to be seen
         // beside the round's largest wait for the next round; the last round has only zeros.
-        let mut tree = Tree::new(&relative(weights, &left));
+        let mut tree = Tree::new(&relative(&left));
         while drawn.len() < count
             && let Some(leaf) = tree.take(random.uniform())
         {
@@ -187,6 +215,40 @@ mod tests {
             assert_eq!(draw, [0, 1, 2, 3, 4]);
         }
         assert!(draw_without_replacement(&[], 3, &mut Random::new(0)).is_empty());
+    }
+
+    #[test]
+    fn logarithms_draw_what_their_weights_would() {
+        let weights: [f64; 6] = [0.5, 0.3, 0.0, 3e300, 2e-300, 1e-300];
+        let logarithms = weights.map(f64::ln);
+        for seed in 0..2000 {
+            assert_eq!(
+                draw_by_logarithms(&logarithms, 6, &mut Random::new(seed)),
+                draw_without_replacement(&weights, 6, &mut Random::new(seed))
+            );
+        }
+        // Weights of e^±5000 in the proportions of 1 to 3, and none.
+        let three = 3_f64.ln();
+        let logarithms = [
+            5000.0,
+            5000.0 + three,
+            f64::NEG_INFINITY,
+            -5000.0,
+            -5000.0 + three,
+            f64::NAN,
+        ];
+        let mut first = [0; 6];
+        let mut third = [0; 6];
+        for seed in 0..4000 {
+            let draw = draw_by_logarithms(&logarithms, 9, &mut Random::new(seed));
+            first[draw[0]] += 1;
+            third[draw[2]] += 1;
+            assert!(draw[4..].contains(&2) && draw[4..].contains(&5), "{draw:?}");
+        }
+        for (drawn, at) in [(first, 0), (third, 3)] {
+            assert!((900..1100).contains(&drawn[at]), "{drawn:?}");
+            assert_eq!(drawn[at] + drawn[at + 1], 4000, "{drawn:?}");
+        }
     }
 
     /// ChaCha8 with a key of zeros starts with these bytes (the eSTREAM test vector, 256-bit key,

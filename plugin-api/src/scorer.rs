@@ -3,7 +3,7 @@
 use abi_stable::StableAbi;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Result, Start};
 
 /// A number the host measures per module and optimiser step, on the device.
 ///
@@ -147,6 +147,13 @@ impl Observation {
 pub trait Scorer: Send {
     /// What to measure. Asked once, before the first step.
     fn needs(&self) -> Needs;
+
+    /// Told of the run, once, before the first step and before [`load`](Scorer::load). An error refuses the run,
+    /// which has then cost nothing; the sentences of the answer are warnings for the person who starts it.
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        let _ = start;
+        Ok(Vec::new())
+    }
 
     /// Whether the raw values in [`Needs::raw`] are wanted at `step` (counted from 1).
     fn wants_raw(&self, step: u64) -> bool {

@@ -13,7 +13,7 @@ use crate::abi::host::{RemoteAllocator, RemoteScorer};
 use crate::abi::plugin::{local_allocator, local_scorer};
 use crate::{
     Allocation, AllocationRequest, Allocator, LedgerEntry, Measured, ModuleInfo, Needs,
-    Observation, Plugin, Result, Scorer,
+    Observation, Plugin, Result, Scorer, Start,
 };
 
 /// `r_max` of all [`modules`].
@@ -61,6 +61,11 @@ pub fn request(scores: &[f64]) -> AllocationRequest {
         reallocation: 0,
         seed: 1,
     }
+}
+
+/// The run that [`request`]s come from: 1,000 steps with a reallocation after every fiftieth.
+pub fn start() -> Start {
+    Start::periodic(1000, 50)
 }
 
 /// The scorer made from `parameters` (a JSON object) over so many [`modules`].

@@ -1,8 +1,45 @@
 //! The rules for what a plugin answers. The host trusts nothing that comes back.
 
-use dynalora_plugin_api::{Allocation, ModuleInfo};
+use dynalora_plugin_api::{Allocation, ModuleInfo, Observation};
 
 use crate::error::{Error, Result};
+
+/// Refuses measurements that are no numbers, before a plugin is blamed for them: a missing one crosses as NaN.
+pub fn observation(modules: &[ModuleInfo], observation: &Observation) -> Result<()> {
+    let diverged = |what: &str, module: usize, value: f32| {
+        let path = modules.get(module).map_or("?", |module| &module.path);
+        let step = observation.step;
+        Err(Error::user(format!(
+            "{what} of module {path} is {value} at step {step}: the run has diverged"
+        ))
+        .help(
+            "this is no fault of a plugin: start a new run with a lower `learning_rate`, a longer `warmup` or a \
+             smaller `max_grad_norm` in [train]",
+        ))
+    };
+    for measured in &observation.signals {
+        let values = measured.values.iter().enumerate();
+        for (module, value) in values.filter_map(|(at, value)| Some((at, (*value)?))) {
+            if !value.is_finite() {
+                return diverged(&format!("the signal {}", measured.signal), module, value);
+            }
+        }
+    }
+    let bad = |buffer: &[f32]| buffer.iter().copied().find(|value| !value.is_finite());
+    for raw in &observation.raw {
+        for (module, buffer) in raw.buffers.iter().enumerate() {
+            if let Some(value) = bad(buffer) {
+                return diverged(&format!("a value of the raw {}", raw.value), module, value);
+            }
+        }
+    }
+    for (module, buffer) in observation.components.iter().enumerate() {
+        if let Some(value) = bad(buffer) {
+            return diverged("the sensitivity of a component", module, value);
+        }
+    }
+    Ok(())
+}
 
 /// Refuses scores that are not one finite number, zero or more, per module.
 pub fn scores(scorer: &str, step: u64, modules: &[ModuleInfo], scores: &[f64]) -> Result<()> {
@@ -91,13 +128,22 @@ pub fn allocation(
     Ok(())
 }
 
+/// What can be done about a run that a plugin has ended. A run goes on with the recipe that it was started with, or
+/// not at all.
+pub fn way_on(kind: &str) -> String {
+    format!(
+        "Mend it, build it again and run the same recipe with --resume, which goes on from the last checkpoint if \
+         one has been saved. Other parameters or another {kind} are another run: give it an `output` of its own"
+    )
+}
+
 fn refusal(kind: &str, name: &str, step: u64, rule: &str) -> Error {
     Error::user(format!(
         "the {kind} `{name}` broke a rule at the reallocation after step {step}: {rule}"
     ))
     .help(format!(
-        "this is a fault of the plugin: see `dynalora plugins check`, mend or replace it, or name \
-         another {kind} in the recipe; the run can go on from its last checkpoint"
+        "this is a fault of the plugin: see `dynalora plugins check`. {}",
+        way_on(kind)
     ))
 }
 

@@ -1,18 +1,19 @@
 //! The controller: from what was measured to the modules that train next.
 
 use dynalora_plugin_api::{
-    AllocationRequest, Allocator, Budget, LedgerEntry, Needs, Observation, RawValue, Scorer, Signal,
+    AllocationRequest, Allocator, Budget, LedgerEntry, Needs, Observation, RawValue, Scorer,
+    Signal, Start,
 };
 use serde::{Deserialize, Serialize};
 
 use super::check;
 use super::initial;
 use super::ledger::Ledger;
-use super::seed::reallocation_seed;
+use super::seed::{reallocation_seed, start_seed};
 use super::state::{PluginState, State};
 use super::unit::Units;
 use crate::error::{Error, Result};
-use crate::recipe::Schedule;
+use crate::recipe::{Schedule, Unit};
 
 /// A plugin under the name that errors and checkpoints give it.
 pub struct Named<P: ?Sized> {
@@ -86,8 +87,8 @@ impl Controller {
     pub fn new(
         settings: Settings,
         units: Units,
-        scorer: Option<Named<dyn Scorer>>,
-        allocator: Option<Named<dyn Allocator>>,
+        mut scorer: Option<Named<dyn Scorer>>,
+        mut allocator: Option<Named<dyn Allocator>>,
     ) -> Result<Self> {
         settings.schedule.validate()?;
         if units.modules().is_empty() {
@@ -147,6 +148,16 @@ impl Controller {
                 "a plugin measures the components of LoRA's pairs, which VeRA's vectors do not have",
             )
             .help("set kind = \"lora\" in [adapter], or choose another scorer or allocator"));
+        }
+        if reallocates {
+            if let Some(Named { name, plugin }) = &mut scorer {
+                let answer = plugin.start(&start(&settings, &units, true));
+                started("scorer", name, answer)?;
+            }
+            if let Some(Named { name, plugin }) = &mut allocator {
+                let answer = plugin.start(&start(&settings, &units, false));
+                started("allocator", name, answer)?;
+            }
         }
         let chosen = initial::draw(settings.initial_budget, units.infos(), settings.seed)?;
         let active = units.expand(&chosen);
@@ -270,6 +281,9 @@ impl Controller {
         let unable = |kind, name: &str, error| {
             failed(kind, name, format!("could not take in step {step}"), error)
         };
+        if measuring {
+            check::observation(self.units.modules(), observation)?;
+        }
         if measuring && let Some(Named { name, plugin }) = &mut self.scorer {
             plugin
                 .observe(observation)
@@ -523,10 +537,44 @@ fn keep(
 }
 
 fn failed(kind: &str, name: &str, what: String, error: dynalora_plugin_api::Error) -> Error {
-    Error::user(format!("the {kind} `{name}` {what}")).because(error).help(format!(
-        "check the parameters in [{kind}] and the plugin itself (`dynalora plugins check`); the run can \
-         go on from its last checkpoint"
-    ))
+    Error::user(format!("the {kind} `{name}` {what}"))
+        .because(error)
+        .help(format!(
+            "`dynalora plugins check` finds faults of a plugin. {}",
+            check::way_on(kind)
+        ))
+}
+
+/// What a plugin is told of the run.
+fn start(settings: &Settings, units: &Units, scorer: bool) -> Start {
+    let mut start = Start::default();
+    start.total_steps = settings.total_steps;
+    start.first_reallocation = settings.schedule.next_due(0, settings.total_steps);
+    let last = settings.schedule.last_due(settings.total_steps);
+    start.last_reallocation = last.map(|(step, _)| step);
+    start.reallocations = last.map_or(0, |(_, count)| count);
+    start.unit = match units.unit() {
+        Unit::Module => dynalora_plugin_api::Unit::Module,
+        Unit::Layer => dynalora_plugin_api::Unit::Layer,
+    };
+    start.seed = start_seed(settings.seed, scorer);
+    start
+}
+
+/// What a plugin says to that.
+fn started(kind: &str, name: &str, answer: dynalora_plugin_api::Result<Vec<String>>) -> Result<()> {
+    let warnings = answer.map_err(|error| {
+        Error::user(format!(
+            "the {kind} `{name}` cannot work in this run: {error}"
+        ))
+        .help(format!(
+            "change the parameters in [{kind}], [allocation], or the length of the run in [train]"
+        ))
+    })?;
+    for warning in warnings {
+        tracing::warn!("the {kind} `{name}`: {warning}");
+    }
+    Ok(())
 }
 
 fn unfit(why: &str) -> Error {

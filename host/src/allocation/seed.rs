@@ -15,6 +15,12 @@ pub fn initial_seed(run: u64) -> u64 {
     reallocation_seed(run, u64::MAX)
 }
 
+/// The seed a scorer or an allocator is given before the first step, for draws of its own: what would be
+/// reallocation number -2 for a scorer and -3 for an allocator.
+pub fn start_seed(run: u64, scorer: bool) -> u64 {
+    reallocation_seed(run, if scorer { u64::MAX - 1 } else { u64::MAX - 2 })
+}
+
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A bijection of the 64-bit numbers in which every input bit touches every output bit.
@@ -42,9 +48,10 @@ mod tests {
         let mut seeds: Vec<u64> = (0..50)
             .flat_map(|run| (0..50).map(move |index| reallocation_seed(run, index)))
             .chain((0..50).map(initial_seed))
+            .chain((0..50).flat_map(|run| [true, false].map(|scorer| start_seed(run, scorer))))
             .collect();
         seeds.sort_unstable();
         seeds.dedup();
-        assert_eq!(seeds.len(), 51 * 50);
+        assert_eq!(seeds.len(), 53 * 50);
     }
 }

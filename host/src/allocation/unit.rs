@@ -10,6 +10,7 @@ use crate::recipe::Unit;
 /// together, from the first step on, so that they share one history.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Units {
+    unit: Unit,
     modules: Vec<ModuleInfo>,
     infos: Vec<ModuleInfo>,
     members: Vec<Vec<usize>>,
@@ -41,6 +42,7 @@ impl Units {
             })
             .collect();
         Units {
+            unit,
             modules,
             infos,
             members,
@@ -51,6 +53,11 @@ impl Units {
     /// The modules, as they were given.
     pub fn modules(&self) -> &[ModuleInfo] {
         &self.modules
+    }
+
+    /// The grain they were grouped by.
+    pub fn unit(&self) -> Unit {
+        self.unit
     }
 
     /// Whether every unit is a single module.

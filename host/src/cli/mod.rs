@@ -16,6 +16,7 @@ use clap::{ArgAction, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, Result};
+use crate::plugin::{self, guard};
 
 /// Fine-tunes pretrained models with dynamic low-rank module allocation: LoRA where only a part of the
 /// modules trains at a time.
@@ -64,6 +65,8 @@ enum Command {
 pub fn run() -> Result<()> {
     let Arguments { command, common } = Arguments::parse();
     start_tracing(&common)?;
+    guard::begin();
+    plugin::describe_in_children();
     match command {
         Command::Train(arguments) => train::run(&arguments, &common),
         Command::Evaluate(arguments) => evaluate::run(&arguments, &common),
@@ -112,7 +115,7 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
 /// Prints a text on standard output. A reader that has gone away (`| head`) is no error.
 fn print(text: &str) -> Result<()> {
     use std::io::Write;
-    match writeln!(std::io::stdout(), "{text}") {
+    match writeln!(guard::stdout(), "{text}") {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::failure(
             format!("cannot write to standard output: {error}"),
         )),

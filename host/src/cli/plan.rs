@@ -12,7 +12,8 @@ use crate::data::{Problem, labels_of};
 use crate::error::{Error, Result};
 use crate::model::{EncoderConfig, Pretrained, fetch, head_parameters};
 use crate::number::{count, size};
-use crate::recipe::{BatchLimit, OptimizerState, Recipe, Unit};
+use crate::recipe::{BatchLimit, Length, OptimizerState, Recipe, Unit};
+use crate::train::Plugins;
 use crate::train::cost::{LastLayer, Shape, Sizes, cost};
 
 /// Arguments of `dynalora plan`.
@@ -70,11 +71,16 @@ struct Memory {
 }
 
 /// Reads recipe and model, and of the data at most the names of the classes, and prints the plan.
-pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
+pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
     let pretrained = Pretrained::open(&folder, &recipe.model)?;
     let plan = plan(&recipe, &pretrained, arguments)?;
+    // What training would refuse is refused here: plugins that are missing, or that cannot do this.
+    let plugins = Plugins::load(&recipe, &plan.modules, &common.plugin_dir)?;
+    if let Length::Steps(steps) = recipe.train.length() {
+        plugins.controller(&recipe, steps)?;
+    }
     if arguments.json {
         return print_json(&plan);
     }

@@ -32,6 +32,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Describe the library at a path in this process, for the process that asked
+    #[command(name = "__describe", hide = true)]
+    DescribeHere {
+        /// The library
+        path: PathBuf,
+    },
     /// Check that a plugin keeps the rules of the boundary
     Check {
         /// The path of its library
@@ -49,6 +55,7 @@ enum Command {
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     match &arguments.command {
         Command::List { json } => list(*json, common),
+        Command::DescribeHere { path } => print(&plugin::describe_here(path)?),
         Command::Info { name, json } => info(name, *json, common),
         Command::Check {
             path,

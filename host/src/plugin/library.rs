@@ -1,13 +1,24 @@
-//! One plugin library: opened, its layout and version checked.
+//! One plugin library: its static manifest read, its file checked, described in a child, and only then loaded.
 
 use std::path::{Path, PathBuf};
 
 use abi_stable::library::{LibraryError, lib_header_from_path};
 use dynalora_plugin_api::Manifest;
 use dynalora_plugin_api::abi::host::manifest;
-use dynalora_plugin_api::abi::{API_VERSION, Root, SYMBOL};
+use dynalora_plugin_api::abi::{API_VERSION, Root, text};
 
+use super::label::{self, Label, Said};
+use super::{elf, guard, probe, trust};
 use crate::error::{Error, Result};
+
+/// A file that says that it is a plugin of this host's version. Nothing of it has been run.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The file, absolute.
+    pub path: PathBuf,
+    /// What it says of itself.
+    pub label: Label,
+}
 
 /// A library that was found to be a plugin of this host's version. It stays loaded until the process ends.
 #[derive(Clone)]
@@ -22,126 +33,163 @@ pub struct Library {
 
 /// What the first look at a file tells.
 pub enum Look {
-    /// A plugin for this host.
-    Plugin(Library),
+    /// A plugin for this host, so far as can be told without running it.
+    Plugin(Candidate),
     /// Some other library.
     Stranger,
-    /// It should be a plugin, but cannot be used.
-    Broken(Error),
+    /// It should be a plugin, but cannot be used: its name, where it has one, and why.
+    Broken(Option<String>, Error),
 }
 
-impl Library {
-    /// Opens the plugin at `path`, or says what is wrong with the file.
+impl Candidate {
+    /// The plugin at `path`, or what is wrong with the file.
     pub fn open(path: &Path) -> Result<Self> {
+        // A name without a folder would be looked for in the system's.
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         if !path.is_file() {
             return Err(Error::user(format!("there is no plugin library {}", path.display()))
                 .help("name a plugin by its name, or by the path of its built library (.so, .dylib, .dll)"));
         }
-        match look(path) {
-            Look::Plugin(library) => Ok(library),
-            Look::Broken(error) => Err(error),
+        match look(&path) {
+            Look::Plugin(candidate) => Ok(candidate),
+            Look::Broken(_, error) => Err(error),
             Look::Stranger => Err(Error::user(format!(
-                "{} is a library, but no dynalora plugin: it does not export {SYMBOL}",
+                "{} is no dynalora plugin: it has no static manifest",
                 path.display()
             ))
-            .help("end the plugin's source with one export_plugin! line and build it as a cdylib")),
+            .help(format!(
+                "end the plugin's source with one export_plugin! line and build it as a cdylib, with \
+                 dynalora-plugin-api = \"{API_VERSION}\""
+            ))),
         }
+    }
+
+    /// What the plugin says of itself, all of it: its code is run, in a child of this program where one can be had.
+    pub fn describe(&self) -> Result<Manifest> {
+        trust::warn_of(&self.path);
+        match probe::describe(&self.path) {
+            Some(Ok(manifest)) => self.agrees(manifest),
+            Some(Err(probe::Fault::Refused(error))) => Err(error),
+            Some(Err(probe::Fault::Ended(why))) => Err(unusable(&self.path, &why)),
+            None => self.load_here().map(|library| library.manifest),
+        }
+    }
+
+    /// Loads the library into this process, once a child has lived through it.
+    pub fn load(&self) -> Result<Library> {
+        self.describe()?;
+        self.load_here()
+    }
+
+    /// Loads the library into this process, come what may.
+    pub fn load_here(&self) -> Result<Library> {
+        let path = &self.path;
+        guard::expect_no_exit(&self.label.name);
+        let header = match lib_header_from_path(path) {
+            Ok(header) => header,
+            Err(LibraryError::OpenError { err, .. }) => {
+                return Err(unusable(path, &err.to_string()));
+            }
+            Err(error) => return Err(mismatch(path, &error)),
+        };
+        let root = header
+            .init_root_module::<Root>()
+            .map_err(|error| mismatch(path, &error))?;
+        let manifest = manifest(root).map_err(|error| {
+            Error::user(format!(
+                "the plugin {} does not describe itself: {error}",
+                path.display()
+            ))
+            .help("this is a mistake in the plugin: tell its author")
+        })?;
+        Ok(Library {
+            path: path.clone(),
+            root,
+            manifest: self.agrees(manifest)?,
+        })
+    }
+
+    /// Refuses a library that is another than its static manifest says.
+    fn agrees(&self, manifest: Manifest) -> Result<Manifest> {
+        let Label { name, kind, .. } = &self.label;
+        if (&manifest.name, manifest.kind) == (name, *kind) {
+            return Ok(manifest);
+        }
+        Err(unusable(
+            &self.path,
+            &format!(
+                "its static manifest says {kind} `{name}`, but it calls itself {} `{}`",
+                manifest.kind, manifest.name
+            ),
+        ))
     }
 }
 
-/// Looks at a file without trusting it more than loading a library has to.
+/// Looks at a file without running anything in it.
 pub fn look(path: &Path) -> Look {
-    if is_cut_short(path) {
-        return Look::Broken(
-            Error::user(format!(
-                "{} cannot be loaded as a library: the file is cut short",
+    let label = match label::read(path) {
+        Ok(Said::Plugin(label)) => label,
+        Ok(Said::Nothing) => return Look::Stranger,
+        Ok(Said::Older) => {
+            let error = Error::user(format!(
+                "the plugin {} was built with a dynalora-plugin-api from before 0.2, and has no static manifest",
                 path.display()
-            ))
-            .help("build or copy the plugin again"),
+            ));
+            return Look::Broken(None, error.help(rebuild()));
+        }
+        Ok(Said::Damaged(why)) => return Look::Broken(None, unusable(path, &why)),
+        Err(error) => {
+            let error = Error::user(format!("the library {} cannot be read", path.display()))
+                .because(error)
+                .help("see to it that you may read it, or remove it from the plugin path");
+            return Look::Broken(None, error);
+        }
+    };
+    let broken = |error| Look::Broken(Some(label.name.clone()), error);
+    if minor(&label.api_version) != minor(API_VERSION) {
+        let error = Error::user(format!(
+            "the plugin {} was built against dynalora-plugin-api {}, this program against {API_VERSION}",
+            path.display(),
+            label.api_version
+        ));
+        return broken(error.help(rebuild()));
+    }
+    if label.panic != "unwind" {
+        let error = Error::user(format!(
+            "the plugin {} was built with panic = \"{}\": a panic in it would end this program",
+            path.display(),
+            label.panic
+        ));
+        return broken(
+            error.help("remove `panic` from the profile in its Cargo.toml, and build it again"),
         );
     }
-    let header = match lib_header_from_path(path) {
-        Ok(header) => header,
-        Err(LibraryError::GetSymbolError { .. }) => return Look::Stranger,
-        Err(LibraryError::OpenError { err, .. }) => {
-            return Look::Broken(
-                Error::user(format!(
-                    "{} cannot be loaded as a library: {err}",
-                    path.display()
-                ))
-                .help("the file is damaged or built for another system: build the plugin again"),
-            );
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            if let Some(fault) = elf::fault(&bytes) {
+                return broken(unusable(path, &fault));
+            }
         }
-        Err(error) => return Look::Broken(mismatch(path, &error)),
-    };
-    let root = match header.init_root_module::<Root>() {
-        Ok(root) => root,
-        Err(error) => return Look::Broken(mismatch(path, &error)),
-    };
-    let manifest = match manifest(root) {
-        Ok(manifest) => manifest,
-        Err(error) => {
-            return Look::Broken(
-                Error::user(format!(
-                    "the plugin {} does not describe itself: {error}",
-                    path.display()
-                ))
-                .help("this is a mistake in the plugin: tell its author"),
-            );
-        }
-    };
-    if minor(&manifest.api_version) != minor(API_VERSION) {
-        return Look::Broken(
-            Error::user(format!(
-                "the plugin {} was built against dynalora-plugin-api {}, this program against {API_VERSION}",
-                path.display(),
-                manifest.api_version
-            ))
-            .help(rebuild()),
-        );
+        Err(error) => return broken(unusable(path, &error.to_string())),
     }
     // One spelling of a file, so that two ways to it are seen to be one.
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    Look::Plugin(Library {
-        path,
-        root,
-        manifest,
-    })
-}
-
-/// Whether an ELF file ends before a segment that would be mapped: loading it would not fail but kill the
-/// process with SIGBUS.
-fn is_cut_short(path: &Path) -> bool {
-    let Ok(bytes) = std::fs::read(path) else {
-        return false;
-    };
-    // 64-bit little-endian ELF; others are left to the system's loader.
-    if !bytes.starts_with(b"\x7fELF\x02\x01") {
-        return false;
-    }
-    let number = |at: usize, len: usize| -> Option<u64> {
-        let mut value = [0; 8];
-        value[..len].copy_from_slice(bytes.get(at..at + len)?);
-        Some(u64::from_le_bytes(value))
-    };
-    let whole = || -> Option<bool> {
-        let (table, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
-        for index in 0..count {
-            let entry = usize::try_from(table.checked_add(index * size)?).ok()?;
-            let end = number(entry + 0x08, 8)?.checked_add(number(entry + 0x20, 8)?)?;
-            if end > bytes.len() as u64 {
-                return Some(false);
-            }
-        }
-        Some(true)
-    };
-    whole() != Some(true)
+    Look::Plugin(Candidate { path, label })
 }
 
 /// Major and minor number: what both sides must share.
 fn minor(version: &str) -> Option<(&str, &str)> {
     let mut parts = version.split('.');
     Some((parts.next()?, parts.next()?))
+}
+
+fn unusable(path: &Path, why: &str) -> Error {
+    Error::user(format!(
+        "{} cannot be loaded as a plugin: {}",
+        path.display(),
+        text::shown(why, text::LONGEST)
+    ))
+    .help("the file is damaged or built for another system: build or copy the plugin again")
 }
 
 fn mismatch(path: &Path, error: &LibraryError) -> Error {
@@ -153,8 +201,9 @@ fn mismatch(path: &Path, error: &LibraryError) -> Error {
         .unwrap_or("unknown")
         .trim();
     Error::user(format!(
-        "the plugin {} does not fit this program: {first}",
-        path.display()
+        "the plugin {} does not fit this program: {}",
+        path.display(),
+        text::line(first, 500)
     ))
     .help(rebuild())
 }

@@ -1,8 +1,16 @@
 //! Plugins: where they are looked for, how they are loaded and checked. The only module that knows that
 //! plugins are dynamic libraries; what it gives out are plugin-api's plain traits.
+//!
+//! A lookup reads static manifests alone ([`label`]); what was found is described in a child ([`probe`]); and only
+//! then is that one library loaded. [`guard`] keeps it from standard output and from ending the program unheard.
 
+mod elf;
+pub mod guard;
+mod label;
 mod library;
+mod probe;
 mod search;
+mod trust;
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +21,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use library::Library;
+use library::{Candidate, Library};
+pub use probe::by_this_program as describe_in_children;
 pub use search::PluginPath;
 
 /// A plugin library that was found.
@@ -71,20 +80,28 @@ pub fn load_allocator(
 
 /// What the plugin `name` (a manifest name, or a library's path) says of itself.
 pub fn describe(path: &PluginPath, name: &str) -> Result<Found> {
-    let library = if is_path(name) {
-        Library::open(Path::new(name))?
-    } else {
-        path.named(name)?
-    };
+    let candidate = candidate(path, name)?;
     Ok(Found {
-        path: library.path,
-        manifest: library.manifest,
+        manifest: candidate.describe()?,
+        path: candidate.path,
     })
+}
+
+/// In a child of this program: what the library at `path` says of itself, as JSON.
+pub fn describe_here(path: &Path) -> Result<String> {
+    guard::leave_no_core();
+    let described = Candidate::open(path).and_then(|candidate| candidate.load_here());
+    let answer: probe::Answer = described.map(|library| library.manifest).map_err(|error| {
+        let help = miette::Diagnostic::help(&error).map_or(String::new(), |help| help.to_string());
+        [error.to_string(), help]
+    });
+    serde_json::to_string(&answer)
+        .map_err(|error| Error::failure(format!("a manifest cannot be written as JSON: {error}")))
 }
 
 /// Runs the conformance checks on a library. `parameters` are made up from its schema where none are given.
 pub fn check(path: &Path, parameters: Option<Value>) -> Result<Report> {
-    let library = Library::open(path)?;
+    let library = Candidate::open(path)?.load()?;
     let root = library.root;
     Ok(match library.manifest.kind {
         Kind::Scorer => {
@@ -109,23 +126,27 @@ pub fn check(path: &Path, parameters: Option<Value>) -> Result<Report> {
 }
 
 fn find(path: &PluginPath, name: &str, kind: Kind) -> Result<Library> {
-    let library = if is_path(name) {
-        Library::open(Path::new(name))?
-    } else {
-        path.named(name)?
-    };
-    if library.manifest.kind != kind {
+    let candidate = candidate(path, name)?;
+    if candidate.label.kind != kind {
         return Err(Error::user(format!(
             "`{name}` is {}, where {} is needed ({})",
-            article(library.manifest.kind),
+            article(candidate.label.kind),
             article(kind),
-            library.path.display()
+            candidate.path.display()
         ))
         .help(format!(
             "`dynalora plugins list` shows every {kind}; name it in [{kind}]"
         )));
     }
-    Ok(library)
+    candidate.load()
+}
+
+/// The library of a manifest name or a path; nothing of it is run.
+fn candidate(path: &PluginPath, name: &str) -> Result<Candidate> {
+    match is_path(name) {
+        true => Candidate::open(Path::new(name)),
+        false => path.named(name),
+    }
 }
 
 /// Whether a recipe names a library's path rather than a plugin's name.

@@ -1,9 +1,12 @@
 //! Where plugins are looked for.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use dynalora_plugin_api::Manifest;
+
 use super::Found;
-use super::library::{Library, Look, look};
+use super::library::{Candidate, Look, look};
 use crate::error::{Error, Result};
 
 /// Folders added between the recipe's and the program's own.
@@ -56,39 +59,75 @@ impl PluginPath {
         &self.folders
     }
 
-    /// Every plugin on the path, by name, and what looked like one but cannot be used.
+    /// Every plugin on the path, by name, and what looked like one but cannot be used. Each is run in a child, to
+    /// describe itself.
     pub fn discover(&self) -> (Vec<Found>, Vec<Error>) {
-        let (libraries, broken) = self.libraries();
-        let found = libraries.into_iter().map(|library| Found {
-            path: library.path,
-            manifest: library.manifest,
-        });
-        (found.collect(), broken)
-    }
-
-    /// The plugin of this name. None, or more than one, is an error.
-    pub(super) fn named(&self, name: &str) -> Result<Library> {
-        let (libraries, broken) = self.libraries();
-        let mut of_name = libraries
-            .iter()
-            .filter(|library| library.manifest.name == name);
-        match (of_name.next(), of_name.next()) {
-            (Some(first), Some(second)) => Err(Error::user(format!(
-                "two plugins are called `{name}`: {} and {}",
-                first.path.display(),
-                second.path.display()
-            ))
-            .help("remove or rename one, or name the library by its path in the recipe")),
-            (Some(only), None) => Ok(only.clone()),
-            (None, _) => Err(self.not_found(name, &libraries, &broken)),
+        let Seen {
+            candidates,
+            mut broken,
+        } = self.look();
+        let mut found: Vec<(usize, Found)> = Vec::new();
+        for ((folder, candidate), described) in candidates.iter().zip(describe(&candidates)) {
+            match described {
+                Ok(manifest) => found.push((
+                    *folder,
+                    Found {
+                        path: candidate.path.clone(),
+                        manifest,
+                    },
+                )),
+                Err(error) => broken.push((candidate.label.name.clone(), error)),
+            }
         }
+        // Stable: of one name, the folder that comes first comes first.
+        found.sort_by(|(_, a), (_, b)| a.manifest.name.cmp(&b.manifest.name));
+        let mut broken: Vec<Error> = broken.into_iter().map(|(_, error)| error).collect();
+        let mut usable = Vec::new();
+        for of_name in found.chunk_by(|(_, a), (_, b)| a.manifest.name == b.manifest.name) {
+            let places = || {
+                of_name
+                    .iter()
+                    .map(|(folder, found)| (*folder, found.path.as_path()))
+            };
+            match choose(&of_name[0].1.manifest.name, places()) {
+                Ok(()) => usable.push(of_name[0].1.clone()),
+                Err(error) => broken.push(error),
+            }
+        }
+        (usable, broken)
     }
 
-    fn not_found(&self, name: &str, libraries: &[Library], broken: &[Error]) -> Error {
-        let names: Vec<&str> = libraries
-            .iter()
-            .map(|library| library.manifest.name.as_str())
+    /// The plugin of this name, in the first folder that has one. None, or more than one there, is an error.
+    pub(super) fn named(&self, name: &str) -> Result<Candidate> {
+        let seen = self.look();
+        let of_name = || {
+            seen.candidates
+                .iter()
+                .filter(|(_, candidate)| candidate.label.name == name)
+        };
+        let Some((folder, first)) = of_name().next() else {
+            return Err(self.not_found(name, &seen));
+        };
+        choose(
+            name,
+            of_name().map(|(folder, candidate)| (*folder, candidate.path.as_path())),
+        )?;
+        tracing::debug!(
+            "`{name}` is {}, in folder {folder} of the path",
+            first.path.display()
+        );
+        for (_, error) in seen.broken.iter().filter(|(broken, _)| broken == name) {
+            tracing::warn!("passed over: {error}; `{name}` is {}", first.path.display());
+        }
+        Ok(first.clone())
+    }
+
+    fn not_found(&self, name: &str, seen: &Seen) -> Error {
+        let mut names: Vec<&str> = (seen.candidates.iter())
+            .map(|(_, candidate)| candidate.label.name.as_str())
             .collect();
+        names.sort_unstable();
+        names.dedup();
         let near = nearest(name, names.iter().copied())
             .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
         let found = match names.is_empty() {
@@ -105,35 +144,101 @@ impl PluginPath {
              plugins; --plugin-dir adds a folder",
             folders.join("\n")
         );
-        for error in broken {
+        // Those of this name first; no more of them than fit on a screen.
+        let (named, others): (Vec<_>, Vec<_>) =
+            seen.broken.iter().partition(|(broken, _)| broken == name);
+        let broken = || named.iter().chain(&others);
+        for (_, error) in broken().take(SHOWN) {
             help.push_str(&format!("\nnot usable: {error}"));
+        }
+        if broken().count() > SHOWN {
+            help.push_str(&format!(
+                "\nand {} more; `dynalora plugins list` names them",
+                broken().count() - SHOWN
+            ));
         }
         Error::user(format!("there is no plugin `{name}`")).help(help)
     }
 
-    /// Every usable plugin, sorted by name, and what is broken.
-    fn libraries(&self) -> (Vec<Library>, Vec<Error>) {
-        let mut libraries: Vec<Library> = Vec::new();
-        let mut broken = Vec::new();
-        let mut seen: Vec<PathBuf> = Vec::new();
-        for folder in &self.folders {
+    /// Everything on the path that says that it is a plugin, in the order of the folders; nothing of it is run.
+    fn look(&self) -> Seen {
+        let mut found = Seen::default();
+        let mut seen: HashSet<PathBuf> = HashSet::new();
+        for (index, folder) in self.folders.iter().enumerate() {
             for path in files(folder) {
                 // The same file by two folders or a link is one.
                 let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
-                if seen.contains(&whole) {
+                if !seen.insert(whole) {
                     continue;
                 }
-                seen.push(whole);
                 match look(&path) {
-                    Look::Plugin(library) => libraries.push(library),
+                    Look::Plugin(candidate) => found.candidates.push((index, candidate)),
                     Look::Stranger => tracing::debug!("{} is no plugin", path.display()),
-                    Look::Broken(error) => broken.push(error),
+                    Look::Broken(name, error) => {
+                        found.broken.push((name.unwrap_or_default(), error))
+                    }
                 }
             }
         }
-        libraries.sort_by(|a, b| a.manifest.name.cmp(&b.manifest.name));
-        (libraries, broken)
+        found
     }
+}
+
+/// How many broken libraries an error names.
+const SHOWN: usize = 4;
+
+/// What is on the path: libraries with the place of their folder, and the broken ones with the name they have.
+#[derive(Default)]
+struct Seen {
+    candidates: Vec<(usize, Candidate)>,
+    broken: Vec<(String, Error)>,
+}
+
+/// Of the libraries of one name, with the places of their folders, the first counts: two in its folder are an error,
+/// one in a later folder is shadowed, which is said.
+fn choose<'a>(name: &str, mut of_name: impl Iterator<Item = (usize, &'a Path)>) -> Result<()> {
+    let Some((folder, first)) = of_name.next() else {
+        return Ok(());
+    };
+    for (other, path) in of_name {
+        if other == folder {
+            return Err(Error::user(format!(
+                "two plugins in one folder are called `{name}`: {} and {}",
+                first.display(),
+                path.display()
+            ))
+            .help("remove or rename one, or name the library by its path in the recipe"));
+        }
+        tracing::warn!(
+            "two plugins are called `{name}`: {} is used, and {}, in a later folder, is not",
+            first.display(),
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// What each of the libraries says of itself, several asked at a time.
+fn describe(candidates: &[(usize, Candidate)]) -> Vec<Result<Manifest>> {
+    let workers = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(8);
+    let share = candidates.len().div_ceil(workers).max(1);
+    let ask = |(_, candidate): &(usize, Candidate)| candidate.describe();
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = (candidates.chunks(share))
+            .map(|some| scope.spawn(move || some.iter().map(ask).collect::<Vec<_>>()))
+            .collect();
+        let lost = || {
+            vec![Err(Error::failure(
+                "a thread that describes plugins was lost",
+            ))]
+        };
+        asked
+            .into_iter()
+            .flat_map(|asked| asked.join().unwrap_or_else(|_| lost()))
+            .collect()
+    })
 }
 
 /// Files directly in `folder` that are named as libraries are on this system, by name.

@@ -85,6 +85,23 @@ impl Schedule {
         next.filter(|&step| step < total_steps)
     }
 
+    /// The last step that a reallocation follows, and how many there are, in a run of `total_steps`.
+    pub fn last_due(&self, total_steps: u64) -> Option<(u64, u64)> {
+        self.next_due(0, total_steps)?;
+        match self {
+            Schedule::Never {} => None,
+            Schedule::Once { after } => Some((*after, 1)),
+            Schedule::Periodic { every } => {
+                let count = total_steps.saturating_sub(1).checked_div(*every)?;
+                Some((count * every, count))
+            }
+            Schedule::At { steps } => {
+                let before = steps.iter().filter(|step| **step < total_steps);
+                Some((before.clone().max().copied()?, before.count() as u64))
+            }
+        }
+    }
+
     /// Whether a reallocation follows step `step`, which has just finished.
     pub fn is_due(&self, step: u64, total_steps: u64) -> bool {
         step > 0 && self.next_due(step - 1, total_steps) == Some(step)
@@ -184,6 +201,26 @@ mod tests {
             ),
             [1, 2, 7]
         );
+    }
+
+    #[test]
+    fn the_last_and_their_number_are_what_counting_gives() {
+        let schedules = [
+            Schedule::Never {},
+            Schedule::Once { after: 7 },
+            Schedule::Periodic { every: 4 },
+            Schedule::Periodic { every: 1 },
+            Schedule::At {
+                steps: vec![1, 5, 9],
+            },
+        ];
+        for schedule in schedules {
+            for total in 0..30 {
+                let due = due(&schedule, total);
+                let counted = due.last().map(|last| (*last, due.len() as u64));
+                assert_eq!(schedule.last_due(total), counted, "{schedule:?}, {total}");
+            }
+        }
     }
 
     #[test]

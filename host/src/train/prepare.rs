@@ -93,7 +93,7 @@ fn refuse_dropout_under_a_cache(recipe: &Recipe, pretrained: &Pretrained) -> Res
 }
 
 /// The plugins of a recipe, made for its modules.
-struct Plugins {
+pub struct Plugins {
     units: Units,
     scorer: Option<plugin::Loaded<dyn dynalora_plugin_api::Scorer>>,
     allocator: Option<plugin::Loaded<dyn dynalora_plugin_api::Allocator>>,
@@ -101,7 +101,8 @@ struct Plugins {
 }
 
 impl Plugins {
-    fn load(recipe: &Recipe, modules: &[ModuleInfo], plugin_dirs: &[PathBuf]) -> Result<Self> {
+    /// Finds and makes them; the parameters of each are held against the modules that it is to choose among.
+    pub fn load(recipe: &Recipe, modules: &[ModuleInfo], plugin_dirs: &[PathBuf]) -> Result<Self> {
         let allocation = &recipe.allocation;
         let units = Units::new(allocation.unit, modules.to_vec());
         let initial = allocation.initial_budget(recipe.allocator.as_ref())?;
@@ -135,7 +136,8 @@ impl Plugins {
         })
     }
 
-    fn controller(self, recipe: &Recipe, total_steps: u64) -> Result<Controller> {
+    /// The controller of a run of so many steps, in which they have to be able to work.
+    pub fn controller(self, recipe: &Recipe, total_steps: u64) -> Result<Controller> {
         let settings = Settings {
             schedule: recipe.allocation.schedule.clone(),
             initial_budget: self.initial,

@@ -1,23 +1,41 @@
 //! The host's half: a plugin in another library as a plain [`Scorer`] or [`Allocator`].
 
-use abi_stable::std_types::{ROption, RResult, RSlice, RString};
+use abi_stable::std_types::{ROption, RResult, RSlice, RString, RVec};
 
 use super::{
     AllocatorBox, EntryView, Make, ObservationView, RawView, Reply, RequestView, Root, ScorerBox,
-    SignalView,
+    SignalView, text,
 };
 use crate::{
     Allocation, AllocationRequest, Allocator, Kind, LedgerEntry, Manifest, ModuleInfo, Needs,
-    Observation, Result, Scorer,
+    Observation, Result, Scorer, Start,
 };
+
+/// The longest manifest taken, in bytes of JSON.
+const LONGEST_MANIFEST: usize = 1 << 20;
 
 /// The manifest of a loaded library's plugin.
 pub fn manifest(root: Root) -> Result<Manifest> {
     let json = answer(root.describe()())?;
-    let mut manifest: Manifest = serde_json::from_str(&json)
-        .map_err(|error| format!("its manifest cannot be read: {error}"))?;
-    manifest.version = root.version().as_str().to_owned();
-    Ok(manifest)
+    if json.len() > LONGEST_MANIFEST {
+        return Err(format!(
+            "its manifest is of {} bytes: a megabyte is the most there may be",
+            json.len()
+        )
+        .into());
+    }
+    let manifest: Manifest = serde_json::from_str(&json)
+        .map_err(|error| unreadable("its manifest cannot be read", error))?;
+    Ok(Manifest {
+        name: text::line(&manifest.name, 200),
+        kind: manifest.kind,
+        version: text::line(root.version().as_str(), 200),
+        api_version: text::line(&manifest.api_version, 200),
+        description: text::shown(&manifest.description, text::LONGEST),
+        reference: text::shown(&manifest.reference, text::LONGEST),
+        needs: manifest.needs,
+        parameters: text::json(manifest.parameters),
+    })
 }
 
 /// A scorer in another library.
@@ -49,6 +67,10 @@ impl RemoteScorer {
 impl Scorer for RemoteScorer {
     fn needs(&self) -> Needs {
         self.needs.clone()
+    }
+
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        warnings(self.scorer.start(write_start(start)?.as_str().into()))
     }
 
     fn wants_raw(&self, step: u64) -> bool {
@@ -112,6 +134,10 @@ impl RemoteAllocator {
 impl Allocator for RemoteAllocator {
     fn needs(&self) -> Needs {
         self.needs.clone()
+    }
+
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        warnings(self.allocator.start(write_start(start)?.as_str().into()))
     }
 
     fn observe(&mut self, observation: &Observation) -> Result<()> {
@@ -225,13 +251,33 @@ fn slices(buffers: &[Vec<f32>]) -> Vec<RSlice<'_, f32>> {
 
 fn read_needs(reply: Reply<RString>) -> Result<Needs> {
     serde_json::from_str(&answer(reply)?)
-        .map_err(|error| format!("what it needs cannot be read: {error}").into())
+        .map_err(|error| unreadable("what it needs cannot be read", error))
+}
+
+fn write_start(start: &Start) -> Result<String> {
+    serde_json::to_string(start)
+        .map_err(|error| format!("the run cannot be written as JSON: {error}").into())
+}
+
+/// A plugin's warnings, no more of them than anyone reads.
+fn warnings(reply: Reply<RVec<RString>>) -> Result<Vec<String>> {
+    let warnings = answer(reply)?;
+    Ok(warnings
+        .iter()
+        .take(20)
+        .map(|warning| text::shown(warning, text::LONGEST))
+        .collect())
+}
+
+/// What serde says can quote what it read.
+fn unreadable(what: &str, error: serde_json::Error) -> crate::Error {
+    text::shown(&format!("{what}: {error}"), text::LONGEST).into()
 }
 
 fn answer<T>(reply: Reply<T>) -> Result<T> {
     match reply {
         RResult::ROk(answer) => Ok(answer),
-        RResult::RErr(message) => Err(message.into_string().into()),
+        RResult::RErr(message) => Err(text::shown(&message, text::LONGEST).into()),
     }
 }
 

@@ -7,7 +7,8 @@
 //! What crosses: per-step numbers as slices, a missing measurement as NaN; what crosses once
 //! (manifest, parameters, modules) as JSON. abi_stable compares the layout of everything declared
 //! here, recursively, when the library is loaded. A panic never crosses: every entry catches it and
-//! answers with an error.
+//! answers with an error, and texts are cut and stripped of control characters before anyone sees them
+//! ([`text`]). What a lookup needs can be read from a library's file without running any of it ([`label`]).
 
 // Much of this module is written by abi_stable's macros.
 #![allow(
@@ -17,9 +18,11 @@
 )]
 
 pub mod host;
+pub mod label;
 pub mod plugin;
 #[cfg(test)]
 mod tests;
+pub mod text;
 
 use abi_stable::StableAbi;
 use abi_stable::library::RootModule;
@@ -73,10 +76,11 @@ pub type ScorerBox = ScorerObject_TO<'static, RBox<()>>;
 /// An allocator on the plugin's side.
 pub type AllocatorBox = AllocatorObject_TO<'static, RBox<()>>;
 
-/// [`Scorer`](crate::Scorer), as it crosses. `needs` answers in JSON.
+/// [`Scorer`](crate::Scorer), as it crosses. `needs` answers in JSON, `start` takes it.
 #[sabi_trait]
 pub trait ScorerObject: Send {
     fn needs(&self) -> Reply<RString>;
+    fn start(&mut self, start: RStr<'_>) -> Reply<RVec<RString>>;
     fn wants_raw(&self, step: u64) -> Reply<bool>;
     fn observe(&mut self, observation: ObservationView<'_>) -> Reply<()>;
     fn scores(&mut self) -> Reply<RVec<f64>>;
@@ -86,10 +90,11 @@ pub trait ScorerObject: Send {
     fn load(&mut self, state: RSlice<'_, u8>) -> Reply<()>;
 }
 
-/// [`Allocator`](crate::Allocator), as it crosses. `needs` answers in JSON.
+/// [`Allocator`](crate::Allocator), as it crosses. `needs` answers in JSON, `start` takes it.
 #[sabi_trait]
 pub trait AllocatorObject: Send {
     fn needs(&self) -> Reply<RString>;
+    fn start(&mut self, start: RStr<'_>) -> Reply<RVec<RString>>;
     fn observe(&mut self, observation: ObservationView<'_>) -> Reply<()>;
     fn allocate(&mut self, request: RequestView<'_>) -> Reply<Answer>;
     fn save(&self) -> Reply<RVec<u8>>;

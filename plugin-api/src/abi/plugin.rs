@@ -1,8 +1,9 @@
 //! The plugin's half: an author's type behind the functions the host calls.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 
 use abi_stable::library::{CheckTypeLayout, LibHeader, RootModuleResult};
 use abi_stable::prefix_type::PrefixTypeTrait;
@@ -13,29 +14,57 @@ use serde_json::Value;
 
 use super::{
     API_VERSION, AllocatorBox, AllocatorObject, AllocatorObject_TO, Answer, Make, ObservationView,
-    Reply, RequestView, Root, RootFields, ScorerBox, ScorerObject, ScorerObject_TO,
+    Reply, RequestView, Root, RootFields, ScorerBox, ScorerObject, ScorerObject_TO, text,
 };
 use crate::parameters::example;
 use crate::{
     Allocation, AllocationRequest, Allocator, Error, Kind, LedgerEntry, Manifest, Measured,
-    ModuleInfo, Needs, Observation, Plugin, Raw, Result, Scorer,
+    ModuleInfo, Needs, Observation, Plugin, Raw, Result, Scorer, Start,
 };
 
 /// Exports a type as the plugin of this library: `export_plugin!(scorer MyScorer);` or
 /// `export_plugin!(allocator MyAllocator);`, once per crate, at the end of its `lib.rs`.
 ///
 /// The type implements [`Plugin`](crate::Plugin) and [`Scorer`](crate::Scorer) or
-/// [`Allocator`](crate::Allocator), and the crate is built with `crate-type = ["cdylib"]`.
+/// [`Allocator`](crate::Allocator), and the crate is built with `crate-type = ["cdylib"]` and with panics that
+/// unwind: under `panic = "abort"` it does not compile, for a panic would take the trainer with it.
 #[macro_export]
 macro_rules! export_plugin {
     (scorer $plugin:ty) => {
-        $crate::export_plugin!(@ scorer_root, $plugin);
+        $crate::export_plugin!(@ scorer_root, "scorer", $plugin);
     };
     (allocator $plugin:ty) => {
-        $crate::export_plugin!(@ allocator_root, $plugin);
+        $crate::export_plugin!(@ allocator_root, "allocator", $plugin);
     };
-    (@ $root:ident, $plugin:ty) => {
+    (@ $root:ident, $kind:literal, $plugin:ty) => {
+        #[cfg(panic = "abort")]
+        compile_error!(
+            "a dynalora plugin must not be built with panic = \"abort\": a panic in it would end the trainer; \
+             remove the key from the profile"
+        );
+
         const _: () = {
+            const LABEL: [&str; 12] = [
+                "format=",
+                $crate::abi::label::FORMAT,
+                "\nname=",
+                $crate::abi::label::word(<$plugin as $crate::Plugin>::NAME),
+                concat!("\nkind=", $kind, "\nversion="),
+                env!("CARGO_PKG_VERSION"),
+                "\napi=",
+                $crate::abi::API_VERSION,
+                "\npanic=",
+                if cfg!(panic = "unwind") { "unwind" } else { "abort" },
+                "\n",
+                "",
+            ];
+
+            // Exported, so that no linker leaves it out, and so that a library has one.
+            #[used]
+            #[unsafe(no_mangle)]
+            pub static DYNALORA_PLUGIN_MANIFEST: [u8; $crate::abi::label::length(&LABEL)] =
+                $crate::abi::label::bytes(&LABEL);
+
             extern "C" fn root() -> $crate::abi::plugin::RootResult {
                 $crate::abi::plugin::$root::<$plugin>(env!("CARGO_PKG_VERSION"))
             }
@@ -111,10 +140,10 @@ extern "C" fn describe_allocator<A: Plugin + Allocator>() -> Reply<RString> {
 /// depend on them. A panic here is the constructor's to report, when it is asked for in earnest.
 fn default_needs<P: Plugin>(schema: &Value, needs: fn(&P) -> Needs) -> Option<Needs> {
     let needs = || {
-        let plugin: P = construct(&example(schema).to_string(), &[example_module()]).ok()?;
-        Some(needs(&plugin))
+        let plugin: P = construct(&example(schema).to_string(), &[example_module()])?;
+        Ok(needs(&plugin))
     };
-    catch_unwind(needs).ok().flatten()
+    guard(needs).ok().into()
 }
 
 extern "C" fn make_scorer<S: Plugin + Scorer + 'static>(
@@ -213,12 +242,39 @@ fn example_module() -> ModuleInfo {
     }
 }
 
-/// Runs an author's code so that a panic becomes an error with the panic's message.
+thread_local! {
+    /// Where the last panic in a guarded call was; none outside such calls.
+    static PANICKED_AT: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// How many guarded calls this thread is in.
+    static GUARDED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Runs an author's code so that a panic becomes an error with the panic's message and place, and is not printed
+/// as well: the message may be of any length and hold anything.
 pub fn guard<T>(call: impl FnOnce() -> Result<T>) -> Reply<T> {
-    match catch_unwind(AssertUnwindSafe(call)) {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let printing = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| match GUARDED.try_with(Cell::get) {
+            Ok(depth) if depth > 0 => {
+                let place = panic.location().map(ToString::to_string);
+                PANICKED_AT.with(|at| *at.borrow_mut() = place);
+            }
+            _ => printing(panic),
+        }));
+    });
+    GUARDED.with(|depth| depth.set(depth.get() + 1));
+    let answer = catch_unwind(AssertUnwindSafe(call));
+    GUARDED.with(|depth| depth.set(depth.get() - 1));
+    match answer {
         Ok(Ok(answer)) => RResult::ROk(answer),
         Ok(Err(error)) => RResult::RErr(error.to_string().into()),
-        Err(panic) => RResult::RErr(format!("it panicked: {}", panic_message(&*panic)).into()),
+        Err(panic) => {
+            let place = PANICKED_AT.with(|at| at.borrow_mut().take());
+            let place = place.map_or(String::new(), |place| format!(" at {place}"));
+            let message = text::shown(panic_message(&*panic), text::LONGEST);
+            RResult::RErr(format!("it panicked{place}: {message}").into())
+        }
     }
 }
 
@@ -280,6 +336,10 @@ impl<S: Scorer> ScorerObject for Instance<S, Observation> {
         self.call(|scorer, _| write_needs(&scorer.needs()))
     }
 
+    fn start(&mut self, start: RStr<'_>) -> Reply<RVec<RString>> {
+        self.call(|scorer, _| warnings(scorer.start(&read_start(&start)?)?))
+    }
+
     fn wants_raw(&self, step: u64) -> Reply<bool> {
         self.call(|scorer, _| Ok(scorer.wants_raw(step)))
     }
@@ -309,6 +369,10 @@ impl<S: Scorer> ScorerObject for Instance<S, Observation> {
 impl<A: Allocator> AllocatorObject for Instance<A, (AllocationRequest, Observation)> {
     fn needs(&self) -> Reply<RString> {
         self.call(|allocator, _| write_needs(&allocator.needs()))
+    }
+
+    fn start(&mut self, start: RStr<'_>) -> Reply<RVec<RString>> {
+        self.call(|allocator, _| warnings(allocator.start(&read_start(&start)?)?))
     }
 
     fn observe(&mut self, view: ObservationView<'_>) -> Reply<()> {
@@ -351,6 +415,15 @@ impl<A: Allocator> AllocatorObject for Instance<A, (AllocationRequest, Observati
     fn load(&mut self, state: RSlice<'_, u8>) -> Reply<()> {
         self.call(|allocator, _| allocator.load(state.as_slice()))
     }
+}
+
+fn read_start(json: &str) -> Result<Start> {
+    serde_json::from_str(json)
+        .map_err(|error| format!("the host's account of the run cannot be read: {error}").into())
+}
+
+fn warnings(sentences: Vec<String>) -> Result<RVec<RString>> {
+    Ok(sentences.into_iter().map(RString::from).collect())
 }
 
 fn write_needs(needs: &Needs) -> Result<RString> {

@@ -7,7 +7,7 @@ use super::plugin::{local_allocator, local_scorer};
 use crate::testing::{modules, request};
 use crate::{
     Allocation, AllocationRequest, Allocator, Kind, LedgerEntry, Measured, ModuleInfo, Needs,
-    Observation, Plugin, Raw, RawValue, Result, Scorer, Signal,
+    Observation, Plugin, Raw, RawValue, Result, Scorer, Signal, Start, Unit,
 };
 
 /// Parameters that say where to panic.
@@ -45,6 +45,13 @@ impl Scorer for Echo {
             raw: vec![RawValue::Gradient],
             components: true,
             ..Needs::default()
+        }
+    }
+
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        match start.total_steps {
+            0 => Err(format!("\u{1b}[31m{}", "no ".repeat(2_000_000)).into()),
+            _ => Ok(vec![format!("{start:?}"), "a\u{7}b".repeat(10_000)]),
         }
     }
 
@@ -199,6 +206,31 @@ fn a_manifest_crosses() {
 }
 
 #[test]
+fn the_run_crosses_and_warnings_come_back() {
+    let mut run = Start::periodic(100, 7);
+    (run.unit, run.seed) = (Unit::Layer, u64::MAX);
+    let warnings = echo("{}").unwrap().start(&run).unwrap();
+    assert_eq!(warnings[0], format!("{run:?}"));
+    let root = local_allocator::<Inspect>("1.2.3");
+    let mut inspect = RemoteAllocator::new(root, "{}", &modules(1)).unwrap();
+    assert!(inspect.start(&run).unwrap().is_empty());
+}
+
+#[test]
+fn texts_of_plugins_are_cut_and_bare_of_control_characters() {
+    let mut echo = echo("{}").unwrap();
+    let warnings = echo.start(&Start::periodic(1, 1)).unwrap();
+    assert!(warnings[1].starts_with("a\\u{7}b"), "{}", warnings[1]);
+    assert!(warnings[1].contains("cut: 30000 characters"));
+    let error = echo.start(&Start::default()).unwrap_err().to_string();
+    assert!(error.chars().count() < 2100 && error.starts_with("\\u{1b}[31mno no "));
+    assert!(
+        error.ends_with("(cut: 6000005 characters in all)"),
+        "{error}"
+    );
+}
+
+#[test]
 fn an_observation_crosses_whole() {
     let mut echo = echo("{}").unwrap();
     assert!(!echo.wants_raw(1) && echo.wants_raw(2));
@@ -263,24 +295,30 @@ fn a_request_and_its_answer_cross_whole() {
 
 #[test]
 fn a_panic_is_an_error_with_its_message_and_the_last_thing_asked() {
-    assert_eq!(
-        echo(r#"{"panic_in": "new"}"#).err().unwrap().to_string(),
-        "it panicked: no way"
+    let panicked = |error: &str, message: &str| {
+        let place = error
+            .strip_prefix("it panicked at ")
+            .and_then(|rest| rest.strip_suffix(message));
+        assert!(
+            place.is_some_and(|place| place.contains("tests.rs:")),
+            "{error}"
+        );
+    };
+    panicked(
+        &echo(r#"{"panic_in": "new"}"#).err().unwrap().to_string(),
+        ": no way",
     );
     let mut scorer = echo(r#"{"panic_in": "observe"}"#).unwrap();
     for _ in 0..2 {
         let error = scorer.observe(&observation(1)).unwrap_err();
-        assert_eq!(error.to_string(), "it panicked: seen enough");
+        panicked(&error.to_string(), ": seen enough");
     }
     assert!(
         scorer.save().is_err(),
         "a state that may be half-changed must not be kept"
     );
     let scorer = echo(r#"{"panic_in": "save"}"#).unwrap();
-    assert_eq!(
-        scorer.save().unwrap_err().to_string(),
-        "it panicked: (no message)"
-    );
+    panicked(&scorer.save().unwrap_err().to_string(), ": (no message)");
     let before = DROPPED.load(Ordering::Relaxed);
     drop(echo(r#"{"panic_in": "drop"}"#).unwrap());
     assert!(DROPPED.load(Ordering::Relaxed) > before);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::scorer::{
     EXTREMES, Measure, needs_are_sane, observation, varied as varied_measurements,
 };
-use super::{Checks, ensure, kept};
+use super::{Checks, broken, ensure, kept};
 use crate::testing::request;
 use crate::{Allocation, AllocationRequest, Allocator, LedgerEntry, ModuleInfo, Random, Result};
 
@@ -93,6 +93,13 @@ pub fn check(checks: &mut Checks, make: Make<'_>) {
             });
         }
     }
+    checks.check("extreme scores and histories", || {
+        for case in 0..200 {
+            let request = extreme(24, case);
+            fresh(make, &request).map_err(|error| format!("{:?}: {error}", request.scores))?;
+        }
+        kept()
+    });
     checks.check("10,000 modules", || {
         let request = varied(10_000, 7, 0);
         let mut allocator = make(&request.modules)?;
@@ -124,6 +131,62 @@ fn varied(modules: usize, reallocation: u64, seed: u64) -> AllocationRequest {
         };
         request.active[index] = active;
         request.ranks[index] *= u32::from(active);
+    }
+    request
+}
+
+/// An allocator that can be made bears extreme scores, histories and measurements.
+pub fn bears_extremes(make: Make<'_>) -> Result<()> {
+    make(&crate::testing::modules(24))?;
+    for case in 0..20 {
+        let request = extreme(24, case);
+        fresh(make, &request)
+            .map_err(|error| broken(format!("scores {:?}: {error}", request.scores).into()))?;
+    }
+    for (name, measure) in EXTREMES {
+        let bears = || {
+            let mut allocator = make(&crate::testing::modules(24))?;
+            observe(&mut *allocator, 24, 1..=3, measure)?;
+            checked(&mut *allocator, &varied(24, 7, 0))
+        };
+        bears().map_err(|error| broken(format!("{name}: {error}").into()))?;
+    }
+    Ok(())
+}
+
+/// A request with scores and histories at the ends of what there can be; a function of `case` alone.
+fn extreme(modules: usize, case: u64) -> AllocationRequest {
+    const SCORES: [f64; 10] = [
+        0.0,
+        0.0,
+        0.0,
+        5e-324,
+        1e-310,
+        f64::MIN_POSITIVE,
+        1.0,
+        1e300,
+        1e308,
+        f64::MAX,
+    ];
+    const STEPS: [u64; 5] = [0, 0, 1, 1_000_000, u64::MAX];
+    let mut random = Random::new(case);
+    let mut pick = |length: usize| (random.bits() % length as u64) as usize;
+    // Few values a case, so that equals and all-zeros come up.
+    let (kinds, from) = (1 + pick(4), pick(SCORES.len()));
+    let scores: Vec<f64> = (0..modules)
+        .map(|_| SCORES[(from + pick(kinds)) % SCORES.len()])
+        .collect();
+    let mut request = AllocationRequest {
+        seed: case,
+        ..request(&scores)
+    };
+    for entry in &mut request.ledger {
+        let steps_active = STEPS[pick(STEPS.len())];
+        *entry = LedgerEntry {
+            steps_active,
+            times_chosen: steps_active.min(3),
+            last_chosen: (steps_active > 0).then_some(50),
+        };
     }
     request
 }

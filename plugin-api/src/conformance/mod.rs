@@ -12,8 +12,8 @@ use serde_json::Value;
 use crate::abi::host::{self, RemoteAllocator, RemoteScorer};
 use crate::abi::plugin::{local_allocator, local_scorer};
 use crate::parameters::example;
-use crate::testing::text;
-use crate::{Allocator, Error, Manifest, ModuleInfo, Plugin, Result, Scorer};
+use crate::testing::{start, text};
+use crate::{Allocator, Error, Manifest, ModuleInfo, Plugin, Result, Scorer, Start, Unit};
 
 /// One rule and whether the plugin keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -111,7 +111,20 @@ pub fn check_scorer(
     let mut checks = Checks::default();
     let try_make = |p: &Value, modules: &[ModuleInfo]| make(p, modules).map(drop);
     if common::check(&mut checks, &manifest, &parameters, &try_make) {
-        scorer::check(&mut checks, &|modules| make(&parameters, modules));
+        let started = |parameters: &Value, modules: &[ModuleInfo]| {
+            let mut scorer = make(parameters, modules)?;
+            scorer.start(&start())?;
+            Ok(scorer)
+        };
+        scorer::check(&mut checks, &|modules| started(&parameters, modules));
+        checks.check("any run", || {
+            any_run(|run, modules| make(&parameters, modules)?.start(run))
+        });
+        checks.check("extreme parameters", || {
+            extreme_parameters(&manifest.parameters, &parameters, |parameters| {
+                scorer::bears_extremes(&|modules| started(parameters, modules))
+            })
+        });
     }
     Report {
         manifest,
@@ -130,13 +143,89 @@ pub fn check_allocator(
     let mut checks = Checks::default();
     let try_make = |p: &Value, modules: &[ModuleInfo]| make(p, modules).map(drop);
     if common::check(&mut checks, &manifest, &parameters, &try_make) {
-        allocator::check(&mut checks, &|modules| make(&parameters, modules));
+        let started = |parameters: &Value, modules: &[ModuleInfo]| {
+            let mut allocator = make(parameters, modules)?;
+            allocator.start(&start())?;
+            Ok(allocator)
+        };
+        allocator::check(&mut checks, &|modules| started(&parameters, modules));
+        checks.check("any run", || {
+            any_run(|run, modules| make(&parameters, modules)?.start(run))
+        });
+        checks.check("extreme parameters", || {
+            extreme_parameters(&manifest.parameters, &parameters, |parameters| {
+                allocator::bears_extremes(&|modules| started(parameters, modules))
+            })
+        });
     }
     Report {
         manifest,
         parameters,
         checks: checks.0,
     }
+}
+
+/// A plugin may refuse a run before it starts, but not panic.
+fn any_run(start: impl Fn(&Start, &[ModuleInfo]) -> Result<Vec<String>>) -> Result<String> {
+    let mut layers = Start::periodic(1000, 50);
+    layers.unit = Unit::Layer;
+    let runs = [
+        ("without reallocations", Start::periodic(1000, 1000)),
+        ("of one step", Start::periodic(1, 1)),
+        ("of 2⁶⁴ steps", Start::periodic(u64::MAX, 1)),
+        ("by layers", layers),
+        ("of which nothing is known", Start::default()),
+    ];
+    let mut refused = Vec::new();
+    for (run, told) in runs {
+        match start(&told, &crate::testing::modules(24)) {
+            Ok(_) => {}
+            Err(error) if panicked(&error) => return Err(format!("a run {run}: {error}").into()),
+            Err(_) => refused.push(run),
+        }
+    }
+    Ok(match refused.is_empty() {
+        true => String::new(),
+        false => format!("refuses one {}", refused.join(", ")),
+    })
+}
+
+/// With each parameter at the ends of what its schema allows, the plugin refuses or works.
+fn extreme_parameters(
+    schema: &Value,
+    good: &Value,
+    works: impl Fn(&Value) -> Result<()>,
+) -> Result<String> {
+    let (mut taken, mut refused) = (0, 0);
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        for value in crate::parameters::extremes(schema, property) {
+            let mut parameters = good.clone();
+            if let Some(parameters) = parameters.as_object_mut() {
+                parameters.insert(name.clone(), value.clone());
+            }
+            match works(&parameters) {
+                Ok(()) => taken += 1,
+                // Said by the checks, not by the plugin.
+                Err(error) if error.to_string().starts_with(BROKEN) || panicked(&error) => {
+                    return Err(format!("{name} = {value}: {error}").into());
+                }
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    Ok(format!("{taken} taken, {refused} refused"))
+}
+
+/// How an error begins that says which rule is broken, where a plugin's own would be in order.
+const BROKEN: &str = "a rule is broken: ";
+
+/// Marks what a check found, as against what a plugin said.
+fn broken(error: Error) -> Error {
+    format!("{BROKEN}{error}").into()
+}
+
+fn panicked(error: &Error) -> bool {
+    error.to_string().contains("it panicked")
 }
 
 /// The checks made so far.

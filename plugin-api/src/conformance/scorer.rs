@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use super::{Checks, ensure, kept};
+use super::{Checks, broken, ensure, kept};
 use crate::testing::{RANK, modules};
 use crate::{Measured, ModuleInfo, Needs, Observation, Random, Raw, Result, Scorer, Signal};
 
@@ -85,6 +85,24 @@ pub fn check(checks: &mut Checks, make: Make<'_>) {
         checked(&mut *scorer, 10_000)?;
         Ok(format!("{:.1} ms a step", step.as_secs_f64() * 1e3))
     });
+}
+
+/// A scorer that can be made bears every extreme measurement.
+pub fn bears_extremes(make: Make<'_>) -> Result<()> {
+    make(&modules(MODULES))?;
+    let bears = |measure| {
+        let mut scorer = make(&modules(MODULES))?;
+        for steps in [1..=3, 4..=6] {
+            run(&mut *scorer, MODULES, steps, measure)?;
+            checked(&mut *scorer, MODULES)?;
+            scorer.reallocated()?;
+        }
+        Ok(())
+    };
+    for (name, measure) in EXTREMES {
+        bears(measure).map_err(|error: crate::Error| broken(format!("{name}: {error}").into()))?;
+    }
+    Ok(())
 }
 
 /// What is measured of a module at a step.

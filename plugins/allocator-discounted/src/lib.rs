@@ -12,8 +12,8 @@
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
 use dynalora_plugin_api::{
-    Allocation, AllocationRequest, Allocator, Budget, By, Count, Limit, ModuleInfo, Plugin, Random,
-    Result, draw_without_replacement, export_plugin,
+    Allocation, AllocationRequest, Allocator, Budget, By, Count, LedgerEntry, Limit, ModuleInfo,
+    Plugin, Random, Result, draw_by_logarithms, export_plugin,
 };
 
 /// Parameters of `discounted`.
@@ -65,14 +65,21 @@ impl Plugin for Discounted {
 
 impl Allocator for Discounted {
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
-        let shares = request.normalised_scores();
-        let weights: Vec<f64> = shares
+        // By logarithms: a tiny ε, or a tiny score beside a huge one, has quotients that are no numbers. ŷ is y
+        // but for a factor that all have in common.
+        let even = request.scores.iter().all(|score| *score <= 0.0);
+        let weight = |(score, entry): (&f64, &LedgerEntry)| {
+            let score = if even { 1.0 } else { *score };
+            score.ln() - (entry.steps_active as f64 + self.epsilon).ln()
+        };
+        let weights: Vec<f64> = request
+            .scores
             .iter()
             .zip(&request.ledger)
-            .map(|(share, entry)| share / (entry.steps_active as f64 + self.epsilon))
+            .map(weight)
             .collect();
         let modules = weights.len();
-        let order = draw_without_replacement(&weights, modules, &mut Random::new(request.seed));
+        let order = draw_by_logarithms(&weights, modules, &mut Random::new(request.seed));
         Ok(Allocation::of(self.limit.take(order), modules))
     }
 }
@@ -122,6 +129,49 @@ mod tests {
             println!("{k} after {updates:?}, epsilon {epsilon}: {test}");
             test.assert_fits();
         }
+    }
+
+    #[test]
+    fn a_tiny_epsilon_draws_as_any_other() {
+        // Those without an update come first, in proportion to their scores; then the others, by score per
+        // update. So it is with ε = 1e-12 too, but for one draw in some 10¹².
+        let (scores, updates) = ([6.0, 2.0, 0.5, 1.0, 4.0, 3.0], [0, 10, 0, 20, 0, 10]);
+        let exact = |k| Distribution::successive(&weights(&scores, &updates, 1e-12), k);
+        for epsilon in ["1e-300", "1e-310", "5e-324", "2.2250738585072014e-308"] {
+            for k in [2, 4, 5] {
+                let parameters = format!(r#"{{"k": {k}, "epsilon": {epsilon}}}"#);
+                exact(k)
+                    .test(&tally(&parameters, &scores, &updates))
+                    .assert_fits();
+            }
+        }
+        // And huge, where updates hardly count.
+        let exact = Distribution::successive(&scores, 3);
+        exact
+            .test(&tally(r#"{"k": 3, "epsilon": 1e308}"#, &scores, &updates))
+            .assert_fits();
+    }
+
+    #[test]
+    fn scores_of_any_size_keep_their_proportions() {
+        let updates = [3, 1, 2, 0];
+        for scores in [
+            [f64::MAX, f64::MAX / 2.0, f64::MAX / 4.0, 0.0],
+            [4e-320, 2e-320, 1e-320, 0.0],
+        ] {
+            let exact = Distribution::successive(&[4.0 / 3.0, 2.0, 0.5, 0.0], 2);
+            exact
+                .test(&tally(r#"{"k": 2}"#, &scores, &updates))
+                .assert_fits();
+        }
+        // The second and the third are nothing beside the first, but not beside each other.
+        let drawn = tally(
+            r#"{"k": 2}"#,
+            &[f64::MAX, 1e-300, 3e-300, 0.0],
+            &[1, 1, 1, 0],
+        );
+        let exact = Distribution::successive(&[1e30, 1.0, 3.0, 0.0], 2);
+        exact.test(&drawn).assert_fits();
     }
 
     #[test]

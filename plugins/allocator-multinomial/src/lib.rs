@@ -35,8 +35,10 @@ impl Plugin for Multinomial {
 
 impl Allocator for Multinomial {
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
-        let (weights, modules) = (request.normalised_scores(), request.modules.len());
-        let order = draw_without_replacement(&weights, modules, &mut Random::new(request.seed));
+        // The scores as they came: only their proportions count, and dividing all by their sum would make the
+        // smallest zero beside the largest.
+        let (weights, modules) = (&request.scores, request.modules.len());
+        let order = draw_without_replacement(weights, modules, &mut Random::new(request.seed));
         Ok(Allocation::of(self.limit.take(order), modules))
     }
 }
@@ -71,6 +73,8 @@ mod tests {
             (vec![1e12, 1e-12, 2e-12, 1e-12], 2),
             (vec![f64::MAX, f64::MAX / 2.0, f64::MAX / 4.0, f64::MAX], 2),
             (vec![1e-323, 2e-323, 5e-324, 1.5e-323], 2),
+            // Beside the largest the others' shares are no numbers, but they keep their proportions.
+            (vec![f64::MAX, 1e-310, 3e-310, 5e-324], 2),
         ] {
             let exact = Distribution::successive(&scores, k);
             let test = exact.test(&tally(&format!(r#"{{"k": {k}}}"#), &scores));

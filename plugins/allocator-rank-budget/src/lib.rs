@@ -25,7 +25,7 @@ use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::{Deserialize, Serialize};
 use dynalora_plugin_api::{
     Allocation, AllocationRequest, Allocator, Count, ModuleInfo, Needs, Observation, Plugin,
-    Result, export_plugin, load_state, save_state,
+    Result, Start, Unit, export_plugin, load_state, save_state,
 };
 
 /// Parameters of `rank-budget`, by the names of PEFT's `AdaLoraConfig`. Its `init_r` is the adapter's
@@ -136,6 +136,19 @@ fn target(target_r: Count, ranks: &[usize]) -> Result<usize> {
 }
 
 impl RankBudget {
+    /// Refuses a run that is too short for `tinit` and `tfinal`.
+    fn fits_into(&self, total: u64) -> Result<()> {
+        let Parameters { tinit, tfinal, .. } = self.parameters;
+        if tinit.saturating_add(tfinal) < total {
+            return Ok(());
+        }
+        Err(format!(
+            "`tinit` = {tinit} and `tfinal` = {tfinal} leave none of the run's {total} steps for the \
+             budget to fall in: give less"
+        )
+        .into())
+    }
+
     /// `b(t)` of a run of `total` steps, rounded down as in PEFT.
     fn budget(&self, step: u64, total: u64) -> usize {
         let (first, last) = (self.parameters.tinit, total - self.parameters.tfinal);
@@ -193,6 +206,37 @@ impl Allocator for RankBudget {
         }
     }
 
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        if start.unit != Unit::Module {
+            return Err(
+                "it chooses components of single modules: set unit = \"module\" in [allocation]"
+                    .into(),
+            );
+        }
+        let total = start.total_steps;
+        self.fits_into(total)?;
+        let Some(last) = start.last_reallocation else {
+            return Ok(Vec::new());
+        };
+        let (all, end) = (self.ranks.iter().sum::<usize>(), self.budget(last, total));
+        let tinit = self.parameters.tinit;
+        let warning = if last <= tinit {
+            format!(
+                "nothing will ever be pruned: the last reallocation is after step {last}, and `tinit` = {tinit} \
+                 keeps everything until then; give less, or reallocate later"
+            )
+        } else if (end - self.target) * 10 > all - self.target {
+            format!(
+                "the budget will not fall to its target: at the last reallocation, after step {last} of {total}, it \
+                 is {end} of {all} components, and not {}; reallocate later, or give a larger `tfinal`",
+                self.target
+            )
+        } else {
+            return Ok(Vec::new());
+        };
+        Ok(vec![warning])
+    }
+
     fn observe(&mut self, observation: &Observation) -> Result<()> {
         let (modules, expected) = (observation.components.len(), self.ranks.len());
         if modules != expected {
@@ -229,15 +273,8 @@ impl Allocator for RankBudget {
     }
 
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
-        let Parameters { tinit, tfinal, .. } = self.parameters;
-        let total = request.total_steps;
-        if tinit.saturating_add(tfinal) >= total {
-            return Err(format!(
-                "`tinit` = {tinit} and `tfinal` = {tfinal} leave none of the run's {total} steps for the \
-                 budget to fall in: give less"
-            )
-            .into());
-        }
+        let (tfinal, total) = (self.parameters.tfinal, request.total_steps);
+        self.fits_into(total)?;
         if let Some(settled) = &self.state.settled {
             return Ok(Allocation::of_components(settled.clone()));
         }
@@ -482,6 +519,14 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("none of the run's 100 steps"), "{error}");
+        let mut start = Start::periodic(100, 10);
+        let error = short.start(&start).unwrap_err().to_string();
+        assert!(error.contains("none of the run's 100 steps"), "{error}");
+        let mut allocator = fresh("{}", 2).unwrap();
+        assert!(allocator.start(&start).unwrap().is_empty());
+        start.unit = Unit::Layer;
+        let error = allocator.start(&start).unwrap_err().to_string();
+        assert!(error.contains("unit = \"module\""), "{error}");
         let mut allocator = fresh("{}", 2).unwrap();
         for components in [
             vec![vec![1.0; 8]],
@@ -502,6 +547,31 @@ mod tests {
                 .to_string()
                 .contains("other modules")
         );
+    }
+
+    #[test]
+    fn a_budget_that_cannot_do_its_work_is_warned_of() {
+        let warnings = |parameters, total, last| {
+            let mut allocator = fresh(parameters, 4).unwrap();
+            let mut start = Start::periodic(total, 4);
+            start.last_reallocation = last;
+            allocator.start(&start).unwrap().join("; ")
+        };
+        let never = warnings(r#"{"tinit": 9}"#, 12, Some(8));
+        assert!(never.contains("nothing will ever be pruned"), "{never}");
+        assert!(
+            never.contains("after step 8") && never.contains("`tinit` = 9"),
+            "{never}"
+        );
+        assert_eq!(warnings("{}", 100, Some(80)), "");
+        let little = warnings("{}", 100, Some(20));
+        assert!(
+            little.contains("after step 20 of 100") && little.contains("and not 16"),
+            "{little}"
+        );
+        // Nothing to say where there is nothing to do.
+        assert_eq!(warnings("{}", 100, None), "");
+        assert_eq!(warnings(r#"{"target_r": "100%"}"#, 100, Some(20)), "");
     }
 
     fn sensitivity() -> impl Strategy<Value = f32> {

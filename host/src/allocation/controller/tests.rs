@@ -416,6 +416,139 @@ fn bad_answers_name_plugin_and_step() {
     }
 }
 
+/// Notes how it was started, and answers as it was made to.
+struct Starting(Arc<Mutex<Vec<Start>>>, PluginResult<Vec<String>>);
+
+impl Allocator for Starting {
+    fn start(&mut self, start: &Start) -> PluginResult<Vec<String>> {
+        self.0.lock().unwrap().push(start.clone());
+        self.1.clone()
+    }
+
+    fn allocate(&mut self, _: &AllocationRequest) -> PluginResult<Allocation> {
+        Err("never asked".into())
+    }
+}
+
+#[test]
+fn a_plugin_is_told_of_the_run_before_it_and_can_refuse_it() {
+    let told = Arc::<Mutex<Vec<Start>>>::default();
+    let start = |schedule, unit, answer| {
+        let allocator = Named {
+            name: "starting".to_owned(),
+            plugin: Box::new(Starting(told.clone(), answer)) as Box<dyn Allocator>,
+        };
+        let units = Units::new(unit, encoder());
+        let scorer = scorer(Counting::default());
+        Controller::new(settings(schedule), units, scorer, Some(allocator))
+    };
+    start(
+        Schedule::Periodic { every: 3 },
+        Unit::Layer,
+        Ok(vec!["hm".into()]),
+    )
+    .unwrap();
+    start(
+        Schedule::At {
+            steps: vec![2, 5, 50],
+        },
+        Unit::Module,
+        Ok(vec![]),
+    )
+    .unwrap();
+    // Nobody is asked anything.
+    start(Schedule::Once { after: 10 }, Unit::Module, Err("no".into())).unwrap();
+    let refused = start(
+        Schedule::Once { after: 1 },
+        Unit::Module,
+        Err("too short".into()),
+    );
+    let error = refused.err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "the allocator `starting` cannot work in this run: too short"
+    );
+    assert_eq!(error.exit_code(), 2);
+    let told: Vec<_> = (told.lock().unwrap().iter())
+        .map(|start| {
+            assert_eq!((start.total_steps, start.seed), (10, start_seed(3, false)));
+            let (first, last) = (start.first_reallocation, start.last_reallocation);
+            (start.unit, start.reallocations, first, last)
+        })
+        .collect();
+    use dynalora_plugin_api::Unit as Told;
+    assert_eq!(
+        told,
+        [
+            (Told::Layer, 3, Some(3), Some(9)),
+            (Told::Module, 2, Some(2), Some(5)),
+            (Told::Module, 1, Some(1), Some(1))
+        ]
+    );
+}
+
+#[test]
+fn a_diverged_run_is_not_blamed_on_a_plugin() {
+    use dynalora_plugin_api::{Measured, Raw};
+    let measured = |values: [f32; 5]| Observation {
+        signals: vec![Measured {
+            signal: Signal::ActivationL2,
+            values: values.map(Some).to_vec(),
+        }],
+        ..Default::default()
+    };
+    let raw = Observation {
+        raw: vec![Raw {
+            value: RawValue::Gradient,
+            buffers: vec![vec![], vec![0.0, f32::NEG_INFINITY]],
+        }],
+        ..Default::default()
+    };
+    let components = Observation {
+        components: vec![vec![0.0], vec![], vec![], vec![], vec![f32::NAN]],
+        ..Default::default()
+    };
+    for (observation, wanted) in [
+        (
+            measured([0.0, 0.0, f32::NAN, 0.0, 0.0]),
+            "the signal activation_l2 of module encoder.layer.1.attention.self.query is NaN at step 1: the run has diverged",
+        ),
+        (
+            measured([f32::INFINITY; 5]),
+            "the signal activation_l2 of module encoder.layer.0.attention.self.query is inf at step 1",
+        ),
+        (
+            raw,
+            "a value of the raw gradient of module encoder.layer.0.output.dense is -inf at step 1",
+        ),
+        (
+            components,
+            "the sensitivity of a component of module pooler.dense is NaN at step 1",
+        ),
+    ] {
+        let (mut controller, _) = controller(Unit::Module, Counting::default(), &[]);
+        let observation = Observation {
+            step: 1,
+            active: vec![true; 5],
+            ..observation
+        };
+        let error = controller.after_step(&observation).unwrap_err();
+        assert!(error.to_string().starts_with(wanted), "{error}");
+        assert!(!error.to_string().contains("counting"), "{error}");
+    }
+}
+
+#[test]
+fn advice_after_a_plugins_error_is_advice_that_works() {
+    let (mut controller, _) = controller(Unit::Module, Counting::default(), &[]);
+    advance(&mut controller).unwrap();
+    let error = advance(&mut controller).unwrap_err();
+    let help = miette::Diagnostic::help(&error).unwrap().to_string();
+    // A changed recipe is refused on --resume.
+    assert!(help.contains("same recipe with --resume"), "{help}");
+    assert!(help.contains("an `output` of its own"), "{help}");
+}
+
 #[test]
 fn a_step_out_of_turn_is_a_failure() {
     let (mut controller, _) = controller(Unit::Module, Counting::default(), &[]);
