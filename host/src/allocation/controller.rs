@@ -503,10 +503,11 @@ fn keep(
 }
 
 fn failed(kind: &str, name: &str, what: String, error: dynalora_plugin_api::Error) -> Error {
-    Error::user(format!("the {kind} `{name}` {what}")).because(error).help(format!(
-        "check the parameters in [{kind}] and the plugin itself (`dynalora plugins check`); the run can \
-         go on from its last checkpoint"
-    ))
+    Error::user(format!("the {kind} `{name}` {what}"))
+        .because(error)
+        .help(format!(
+            "check the parameters in [{kind}] and the plugin itself (`dynalora plugins check`)"
+        ))
 }
 
 fn unfit(why: &str) -> Error {

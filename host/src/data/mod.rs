@@ -3,6 +3,7 @@
 mod batch;
 pub mod config;
 mod encode;
+mod files;
 mod labels;
 mod load;
 pub mod minimal_pairs;
@@ -13,6 +14,7 @@ mod task;
 pub use batch::{Batch, EpochPlan, evaluation_batches};
 pub use config::DataConfig;
 pub use encode::{Encoded, tokenize};
+pub use files::files;
 pub use load::{Data, Splits, labels_of, load, read};
 pub use table::{Column, Format};
 pub use task::{Part, Problem, Task};

@@ -3,6 +3,7 @@
 mod checkpoint;
 pub mod cost;
 pub mod evaluate;
+mod inputs;
 mod machine;
 pub mod optimizer;
 pub mod prefix;
@@ -12,7 +13,6 @@ pub mod schedule;
 pub mod step;
 pub mod trainee;
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use dynalora_plugin_api::{ModuleInfo, Needs, RawValue, Signal};
@@ -62,6 +62,7 @@ pub fn train<B: Kernels>(
         data,
         modules,
         folder,
+        ..
     } = &prepared.rest;
     let train = &recipe.train;
     let model = Model::<B>::load(pretrained, modules, data.outputs(), device)?;
@@ -78,7 +79,14 @@ pub fn train<B: Kernels>(
     let mut optimizer = Optimizer::new(optimizer_config(&recipe, total_steps), modules.len());
     let mut state = match &from {
         Some(checkpoint) => {
-            let state = checkpoint::read(&checkpoint.path, &mut trainee, &mut optimizer, device)?;
+            let state = checkpoint::resume(
+                writer.run(),
+                checkpoint,
+                &mut trainee,
+                &mut optimizer,
+                total_steps,
+                device,
+            )?;
             controller.restore(state.allocation.clone())?;
             state
         }
@@ -111,7 +119,6 @@ pub fn train<B: Kernels>(
     let deciding = recipe.evaluation.metric.unwrap_or(data.metrics[0]);
     let steps_per_epoch = data.steps_per_epoch(train);
     let (started, seconds_before) = (Instant::now(), state.seconds);
-    let mut last_metrics = BTreeMap::new();
     display.start(total_steps, state.step);
 
     'run: for epoch in state.step / steps_per_epoch.. {
@@ -157,9 +164,9 @@ pub fn train<B: Kernels>(
             if !(result.loss.is_finite() && result.gradient_norm.is_finite()) {
                 // Nothing has been updated yet: what is saved is the last good state.
                 state.allocation = controller.state()?;
-                save(&writer, &trainee, &optimizer, &mut state, None)?;
+                save(&mut writer, &trainee, &optimizer, &mut state, None)?;
                 let components = controller.components();
-                export(&writer, &recipe, &prepared.rest, &trainee, components)?;
+                export(&mut writer, &recipe, &prepared.rest, &trainee, components)?;
                 display.end();
                 return Err(diverged(number, &result, &writer));
             }
@@ -261,7 +268,7 @@ pub fn train<B: Kernels>(
                             state.best = Some((number, value));
                             best = Some((deciding.name().to_owned(), value));
                         }
-                        last_metrics = record.metrics.clone();
+                        state.metrics = record.metrics.clone();
                     }
                     display.evaluated(&record);
                     writer.metric(&MetricRecord::Evaluation(record))?;
@@ -270,19 +277,21 @@ pub fn train<B: Kernels>(
             if best.is_some() || due(recipe.checkpoint.every) || number == total_steps {
                 state.seconds = seconds_before + started.elapsed().as_secs_f64();
                 state.allocation = controller.state()?;
-                save(&writer, &trainee, &optimizer, &mut state, best)?;
+                save(&mut writer, &trainee, &optimizer, &mut state, best)?;
             }
         }
     }
     display.end();
 
+    state.peak_memory = state.peak_memory.max(peak_memory());
     let mut components = controller.components().map(<[_]>::to_vec);
-    if let Some((best, _)) = writer.run().best()? {
-        let best = checkpoint::read(&best.path, &mut trainee, &mut optimizer, device)?;
-        components = best.allocation.components;
-    }
+    let best = checkpoint::read_best(writer.run(), &state, &mut trainee, &mut optimizer, device)?;
+    let best = best.map(|(progress, best)| {
+        components = progress.allocation.components;
+        best
+    });
     export(
-        &writer,
+        &mut writer,
         &recipe,
         &prepared.rest,
         &trainee,
@@ -292,8 +301,8 @@ pub fn train<B: Kernels>(
     let summary = Summary {
         steps: state.step,
         epochs: state.step as f64 / steps_per_epoch as f64,
-        best: writer.run().best()?.map(|(_, best)| best),
-        metrics: last_metrics,
+        best,
+        metrics: state.metrics,
         modules: modules.len(),
         adapter_parameters: modules.iter().map(|module| module.parameters).sum(),
         head_parameters: head
@@ -303,7 +312,7 @@ pub fn train<B: Kernels>(
         active_parameters_mean: state.active_parameters as f64 / state.step.max(1) as f64,
         active_parameters_peak: state.peak_parameters,
         reallocations: reallocations(&controller)?,
-        peak_memory: peak_memory(),
+        peak_memory: state.peak_memory,
         seconds: state.seconds,
         tokens: state.tokens,
         flops: state.flops,
@@ -378,7 +387,7 @@ fn reallocations(controller: &Controller) -> Result<u64> {
 }
 
 fn save<B: Kernels>(
-    writer: &Writer,
+    writer: &mut Writer,
     trainee: &Trainee<B>,
     optimizer: &Optimizer<B>,
     state: &mut Progress,
@@ -394,6 +403,7 @@ fn save<B: Kernels>(
         None => Vec::new(),
     };
     state.component_updates = optimizer.modules.iter().map(components).collect();
+    state.peak_memory = state.peak_memory.max(peak_memory());
     state.head_updates = optimizer.head.as_ref().map(|state| state.steps);
     let pending = writer.begin_checkpoint(state.step)?;
     checkpoint::write(pending.path(), trainee, optimizer, state)?;
@@ -402,7 +412,7 @@ fn save<B: Kernels>(
 }
 
 fn export<B: Kernels>(
-    writer: &Writer,
+    writer: &mut Writer,
     recipe: &Recipe,
     prepared: &Rest,
     trainee: &Trainee<B>,
@@ -415,17 +425,7 @@ fn export<B: Kernels>(
         .into_iter()
         .zip(trainee.head.iter().cloned())
         .collect();
-    // Written beside and renamed, so that nobody meets half an adapter.
-    let (folder, fresh) = (
-        writer.run().adapter_dir(),
-        writer.run().dir().join(".adapter"),
-    );
-    let cannot_write =
-        |error| Error::failure(format!("cannot write {}", folder.display())).because(error);
-    if fresh.exists() {
-        std::fs::remove_dir_all(&fresh).map_err(cannot_write)?;
-    }
-    std::fs::create_dir_all(&fresh).map_err(cannot_write)?;
+    let fresh = writer.begin_adapter()?;
     export::write(
         &fresh,
         prepared.pretrained.config.family,
@@ -435,10 +435,7 @@ fn export<B: Kernels>(
         &prepared.pretrained.linears(),
         &head,
     )?;
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder).map_err(cannot_write)?;
-    }
-    std::fs::rename(&fresh, &folder).map_err(cannot_write)
+    writer.commit_adapter()
 }
 
 fn evaluate_all<B: Kernels>(

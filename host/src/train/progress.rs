@@ -204,5 +204,6 @@ pub fn count(number: u64) -> String {
 
 /// A number of seconds for a person.
 pub fn duration(seconds: f64) -> String {
-    indicatif::HumanDuration(Duration::from_secs_f64(seconds.max(0.0))).to_string()
+    let duration = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
+    indicatif::HumanDuration(duration).to_string()
 }
