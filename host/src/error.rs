@@ -71,6 +71,16 @@ impl Error {
         self
     }
 
+    /// Something more that the user can do about it.
+    pub fn and_help(mut self, more: impl AsRef<str>) -> Self {
+        let help = match self.help.take() {
+            Some(help) => format!("{help}\n{}", more.as_ref()),
+            None => more.as_ref().to_owned(),
+        };
+        self.help = Some(help);
+        self
+    }
+
     /// The error underneath.
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());

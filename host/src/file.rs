@@ -1,11 +1,12 @@
 //! Files that are never seen half written, and lines that are appended whole.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
@@ -82,8 +83,18 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     serde_json::from_str(&text).map(Some).map_err(|error| {
         Error::user(format!("{} is damaged", path.display()))
             .because(error)
-            .help("restore the file from a copy, or train anew into another folder")
+            .help("restore the file from a copy, or start the run anew by `dynalora train RECIPE --force`")
     })
+}
+
+/// How much of a growing file there was at some moment, and what it held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Extent {
+    /// Bytes from its start.
+    pub bytes: u64,
+    /// Their SHA-256.
+    pub sha256: String,
 }
 
 /// A file of JSON records, one a line, that is only ever added to.
@@ -91,15 +102,25 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 pub(crate) struct Lines {
     path: PathBuf,
     file: File,
+    bytes: u64,
+    digest: Sha256,
 }
 
 impl Lines {
     /// Opens the file for adding; it need not exist.
     pub fn open(path: PathBuf) -> Result<Self> {
-        match OpenOptions::new().append(true).create(true).open(&path) {
-            Ok(file) => Ok(Lines { path, file }),
-            Err(error) => Err(cannot_write(&path, error)),
-        }
+        let cannot = |error| cannot_write(&path, error);
+        let mut options = OpenOptions::new();
+        let file = options.read(true).append(true).create(true).open(&path);
+        let mut file = file.map_err(cannot)?;
+        let mut digest = Sha256::new();
+        let bytes = std::io::copy(&mut file, &mut Hashed(&mut digest)).map_err(cannot)?;
+        Ok(Lines {
+            path,
+            file,
+            bytes,
+            digest,
+        })
     }
 
     /// Adds one record. The line goes to the system in one call, so that readers of a run in
@@ -113,16 +134,105 @@ impl Lines {
             .because(error)
         })?;
         line.push(b'\n');
+        self.check_there()?;
         self.file
             .write_all(&line)
-            .map_err(|error| cannot_write(&self.path, error))
+            .map_err(|error| cannot_write(&self.path, error))?;
+        self.bytes += line.len() as u64;
+        self.digest.update(&line);
+        Ok(())
     }
 
     /// Makes everything added so far durable.
     pub fn sync(&self) -> Result<()> {
+        self.check_there()?;
         self.file
             .sync_data()
             .map_err(|error| cannot_write(&self.path, error))
+    }
+
+    /// What was added so far.
+    pub fn extent(&self) -> Extent {
+        Extent {
+            bytes: self.bytes,
+            sha256: hex(self.digest.clone()),
+        }
+    }
+
+    /// Refuses to write into a file that nobody will find, or that somebody else cut short.
+    pub fn check_there(&self) -> Result<()> {
+        let own = self.file.metadata();
+        let own = own.map_err(|error| cannot_write(&self.path, error))?;
+        let there = fs::metadata(&self.path);
+        let what = match there {
+            Ok(there) if same_file(&own, &there) && there.len() == self.bytes => return Ok(()),
+            Ok(there) if same_file(&own, &there) => "has been changed by another program",
+            _ => "is gone: it was moved, deleted or replaced",
+        };
+        Err(gone(&format!("{} {what}", self.path.display())))
+    }
+}
+
+/// The run has lost a file or its folder under its hands.
+pub(super) fn gone(what: &str) -> Error {
+    Error::failure(format!("{what} while the run was training")).help(
+        "what was saved before lies where the run is now: put it back where it was, or name its new \
+         place (--set output=…), and go on by --resume",
+    )
+}
+
+/// Whether two looks were at one file. Where the system does not tell, they are taken to be.
+pub(super) fn same_file(one: &fs::Metadata, other: &fs::Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (one.dev(), one.ino()) == (other.dev(), other.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (one, other);
+        true
+    }
+}
+
+/// Something that is hashed as it is written.
+struct Hashed<'a>(&'a mut Sha256);
+
+impl Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn hex(digest: Sha256) -> String {
+    let bytes = digest.finalize();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The SHA-256 of some bytes, in hexadecimal.
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    hex(Sha256::new_with_prefix(bytes))
+}
+
+/// The size of a file and its SHA-256 in hexadecimal.
+pub fn digest_of(path: &Path) -> Result<(u64, String)> {
+    let cannot = |error| cannot_read(path, error);
+    let mut file = File::open(path).map_err(cannot)?;
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        let read = file.read(&mut buffer).map_err(cannot)?;
+        if read == 0 {
+            return Ok((bytes, hex(digest)));
+        }
+        digest.update(&buffer[..read]);
+        bytes += read as u64;
     }
 }
 
@@ -162,6 +272,35 @@ fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<(String, T)>> {
 /// The records of a file of JSON lines, in order.
 pub(crate) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     Ok(lines(path)?.into_iter().map(|(_, record)| record).collect())
+}
+
+/// Whether a file begins with what there was of it at some moment.
+pub(super) fn begins_with(path: &Path, extent: &Extent) -> Result<bool> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            let len = usize::try_from(extent.bytes).unwrap_or(usize::MAX);
+            let then = bytes.get(..len);
+            Ok(then.is_some_and(|bytes| sha256(bytes) == extent.sha256))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(extent.bytes == 0),
+        Err(error) => Err(cannot_read(path, error)),
+    }
+}
+
+/// Cuts a file back to what there was of it at some moment.
+pub(super) fn cut(path: &Path, extent: &Extent) -> Result<()> {
+    let cannot = |error| cannot_write(path, error);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(cannot)?;
+    if file.metadata().map_err(cannot)?.len() == extent.bytes {
+        return Ok(());
+    }
+    file.set_len(extent.bytes).map_err(cannot)?;
+    file.sync_all().map_err(cannot)
 }
 
 /// Drops the records of a file of JSON lines whose `step` lies past `last_step`, and a torn last line.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::train::train;
+use super::train::{How, train};
 use super::{Common, print, print_json, table};
 use crate::error::{Error, Result};
 use crate::model::fetch;
@@ -70,7 +70,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         if !recipe.allocation.is_dynamic() {
             (recipe.scorer, recipe.allocator) = (None, None);
         }
-        summaries.push((name, output, train(recipe, false, common)?));
+        summaries.push((name, output, train(recipe, How::New, common)?));
     }
     if arguments.json {
         let arms: serde_json::Map<_, _> = summaries

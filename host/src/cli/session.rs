@@ -70,6 +70,11 @@ impl Session {
         })
     }
 
+    /// The device's name: `cpu`, `cuda:0`.
+    pub fn device_name(&self) -> &str {
+        &self.name
+    }
+
     /// Does `task` on the device's backend.
     pub fn on_device<T: OnDevice>(&self, task: T) -> Result<T::Output> {
         match self.device {

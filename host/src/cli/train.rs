@@ -1,13 +1,13 @@
 //! `dynalora train`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::session::{self, Session};
 use super::{Common, print, print_json, table};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Result};
 use crate::number::{count, duration, size};
 use crate::recipe::Recipe;
-use crate::run::{Run, Summary};
+use crate::run::{Opening, Run, Summary};
 use crate::train::Prepared;
 
 /// Arguments of `dynalora train`.
@@ -21,6 +21,12 @@ pub struct Arguments {
     /// Go on with the run that the recipe's `output` holds
     #[arg(long)]
     resume: bool,
+    /// Start anew in an `output` that holds a run, which is removed when the new one has begun
+    #[arg(long, conflicts_with = "resume")]
+    force: bool,
+    /// Resume although data, model or plugins are not those that the run began with
+    #[arg(long, requires = "resume")]
+    accept_changes: bool,
     /// Print the closing account as JSON
     #[arg(long)]
     json: bool,
@@ -30,41 +36,93 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
     let run = recipe.output.clone();
-    let summary = train(recipe, arguments.resume, common)?;
+    let how = match (arguments.resume, arguments.force) {
+        (true, _) => How::Resume {
+            accept_changes: arguments.accept_changes,
+        },
+        (_, true) => How::Replace,
+        _ => How::New,
+    };
+    let summary = train(recipe, how, common)?;
     if arguments.json {
         return print_json(&summary);
     }
     print(&closing(&summary, &run))
 }
 
+/// What is done with the folder that the recipe names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// It must be free.
+    New,
+    /// Its run is replaced.
+    Replace,
+    /// Its run goes on.
+    Resume {
+        /// Even with other data, another model or other plugins.
+        accept_changes: bool,
+    },
+}
+
 /// Trains a recipe into its output folder.
-pub fn train(recipe: Recipe, resume: bool, common: &Common) -> Result<Summary> {
+pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
     for warning in recipe.warnings() {
         tracing::warn!("{warning}");
     }
     session::use_threads(recipe.threads)?;
-    let text = recipe.to_toml()?;
     let output = recipe.output.clone();
     // A run that cannot go on, or a folder that is taken, is found out before anything slow begins.
-    if resume {
-        Run::open(&output)?.check_recipe(&text)?;
+    match how {
+        How::Resume { .. } if Run::is_cut_short(&output)? => {
+            tracing::warn!(
+                "{} holds no run to go on with: its start was cut short, and is made again",
+                output.display()
+            );
+            how = How::New;
+        }
+        How::Resume { .. } => {
+            let run = Run::open(&output)?;
+            run.check_recipe(&recipe.to_toml()?)?;
+            if let Some(summary) = run.finished() {
+                return Ok(summary);
+            }
+        }
+        How::New | How::Replace => Run::check_free(&output, how == How::Replace)?,
     }
     let session = Session::start(recipe.device, common)?;
     let prepared = Prepared::new(recipe, &common.plugin_dir)?;
-    let (writer, from) = if resume {
-        Run::resume(&output)?
-    } else {
-        (Run::create(&output, &text)?, None)
+    let opening = Opening {
+        // What preparing has filled in included.
+        recipe: prepared.recipe.to_toml()?,
+        keep: prepared.recipe.checkpoint.keep,
+        sitting: Some(prepared.sitting(session.device_name())?),
+        accept_changes: matches!(how, How::Resume { accept_changes } if accept_changes),
+    };
+    let (writer, from) = match how {
+        How::Resume { .. } => Run::resume(&output, opening)?,
+        How::Replace => (Run::replace(&output, opening)?, None),
+        How::New => (Run::create(&output, opening)?, None),
     };
     let trained = session.train(prepared, writer, from);
-    // Some mistakes come to light with the model on the device, when the run has its folder already.
-    if let (Err(error), false) = (&trained, resume)
-        && error.kind == Kind::User
-        && let Ok(run) = Run::open(&output)
-    {
-        run.remove_unstarted();
+    trained.map_err(|error| with_a_way_on(error, &output, how))
+}
+
+/// What became of a run that failed, said with the error. One in which there is nothing to keep goes, so that the corrected
+/// recipe finds its folder free.
+fn with_a_way_on(error: Error, output: &Path, how: How) -> Error {
+    let Ok(run) = Run::open(output) else {
+        return error;
+    };
+    let resumed = matches!(how, How::Resume { .. });
+    if !resumed && run.remove_unstarted() {
+        return error.and_help("nothing was recorded or saved yet: the run's folder was removed");
     }
-    trained
+    if run.has_checkpoint() {
+        return error.and_help("the run can go on from its last checkpoint by --resume");
+    }
+    error.and_help(
+        "no checkpoint was made yet: --resume begins the run again with the same recipe, --force with another",
+    )
 }
 
 /// The closing table.

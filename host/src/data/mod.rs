@@ -2,6 +2,7 @@
 
 mod batch;
 mod encode;
+mod files;
 mod labels;
 mod load;
 pub mod minimal_pairs;
@@ -11,6 +12,7 @@ mod task;
 
 pub use batch::{Batch, EpochPlan, evaluation_batches};
 pub use encode::{Encoded, tokenize};
+pub use files::files;
 pub use load::{Data, Splits, labels_of, load, read};
 pub use task::Part;
 

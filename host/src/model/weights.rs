@@ -235,6 +235,12 @@ pub fn save(path: &Path, tensors: &[Saved], metadata: &[(&str, &str)]) -> Result
         .iter()
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
         .collect();
-    safetensors::serialize_to_file(views, Some(metadata), path)
-        .map_err(|error| Error::failure(format!("cannot write {}: {error}", path.display())))
+    let cannot = |error: String| {
+        Error::failure(format!("cannot write {}: {error}", path.display()))
+            .help("check the folder's permissions and the space left on the disk")
+    };
+    // Not by `serialize_to_file`, whose files nobody but their owner may read, whatever the umask.
+    let bytes = safetensors::serialize(views, Some(metadata));
+    let bytes = bytes.map_err(|error| cannot(error.to_string()))?;
+    std::fs::write(path, bytes).map_err(|error| cannot(error.to_string()))
 }

@@ -264,6 +264,7 @@ impl Recipe {
         let max_length = self.model.max_length;
         self.train.validate(max_length, at)?;
         self.evaluation.validate(max_length, at)?;
+        self.checkpoint.validate(at)?;
         let Some(deciding) = self.evaluation.metric else {
             return Ok(());
         };

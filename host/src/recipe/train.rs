@@ -261,7 +261,7 @@ impl EvaluationConfig {
 }
 
 /// When to save what a run needs to go on after an interruption.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointConfig {
     /// `"epoch"`, a number of steps, or `"never"`: only at the end.
@@ -269,4 +269,29 @@ pub struct CheckpointConfig {
     /// Minutes after the last checkpoint at which another is due; left out: steps alone decide.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minutes: Option<f64>,
+    /// How many of the last checkpoints are kept, so that a damaged one has a predecessor; the best is kept besides.
+    pub keep: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        CheckpointConfig {
+            every: Every::default(),
+            minutes: None,
+            keep: 2,
+        }
+    }
+}
+
+impl CheckpointConfig {
+    pub(super) fn validate(&self, at: &Document) -> Result<()> {
+        at.check_count("checkpoint.keep", self.keep as u64)?;
+        let minutes = self.minutes.unwrap_or(1.0);
+        at.check(
+            "checkpoint.minutes",
+            minutes > 0.0 && minutes <= 1e6,
+            minutes,
+            "a number of minutes above 0, up to a million",
+        )
+    }
 }

@@ -1,4 +1,4 @@
-//! Arms: runs of one recipe that differ in nothing but the seed and the folder.
+//! Arms: runs of one recipe, with the same data, model and plugins, that differ in nothing but the seed and the folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -34,6 +34,9 @@ pub struct Arm {
     /// What its recipe says, key by key, without seed, folder and what has no effect.
     #[serde(skip)]
     settings: Settings,
+    /// What makes runs one arm: the settings, and the digests of what was read in the place of its paths.
+    #[serde(skip)]
+    key: Settings,
 }
 
 /// An arm beside the baseline.
@@ -160,7 +163,8 @@ pub fn group(readings: Vec<Reading>, naming: Naming) -> Result<Vec<Arm>> {
     let mut arms: Vec<Arm> = Vec::new();
     for reading in readings {
         let settings = settings(&reading.recipe)?;
-        match arms.iter_mut().find(|arm| arm.settings == settings) {
+        let key = key(&settings, &reading);
+        match arms.iter_mut().find(|arm| arm.key == key) {
             Some(arm) => arm.runs.push(reading),
             None => arms.push(Arm {
                 name: String::new(),
@@ -168,9 +172,11 @@ pub fn group(readings: Vec<Reading>, naming: Naming) -> Result<Vec<Arm>> {
                 figures: BTreeMap::new(),
                 against_baseline: None,
                 settings,
+                key,
             }),
         }
     }
+    tell_inputs_apart(&mut arms);
     let names = match naming {
         // Nothing differs.
         Naming::Recipe if arms.len() > 1 => by_recipe(&arms),
@@ -178,7 +184,7 @@ pub fn group(readings: Vec<Reading>, naming: Naming) -> Result<Vec<Arm>> {
     };
     if let Some(twice) = repeated(&names) {
         return Err(Error::user(format!(
-            "two arms, whose recipes differ, would both be called `{twice}` by their folders"
+            "two arms, whose recipes or inputs differ, would both be called `{twice}` by their folders"
         ))
         .help("leave `--names folder` out to name them by what they differ in"));
     }
@@ -191,6 +197,74 @@ pub fn group(readings: Vec<Reading>, naming: Naming) -> Result<Vec<Arm>> {
 fn repeated(names: &[String]) -> Option<&String> {
     let mut seen = BTreeSet::new();
     names.iter().find(|name| !seen.insert(*name))
+}
+
+/// Keys that name what a run reads, which counts by its content where that is known.
+const PLACES: [&str; 7] = [
+    "data.dir",
+    "data.train",
+    "data.validation",
+    "data.test",
+    "model.name",
+    "model.revision",
+    "plugin_dirs",
+];
+
+/// What the digests of a run's inputs are called among the settings.
+const INPUT: &str = "sha256.";
+
+fn key(settings: &Settings, reading: &Reading) -> Settings {
+    let mut key = settings.clone();
+    let Some(inputs) = &reading.inputs else {
+        // Never one arm with runs of which more is known.
+        return key;
+    };
+    let is_path = |value: &String| value.contains(['/', '\\']);
+    key.retain(|name, value| {
+        let plugin = name.ends_with(".plugin") && is_path(value);
+        !PLACES.contains(&name.as_str()) && !plugin
+    });
+    let inputs = inputs.iter();
+    key.extend(inputs.map(|(name, digest)| (format!("{INPUT}{name}"), digest.clone())));
+    key
+}
+
+/// Arms whose recipes are the same are told apart by the inputs that differ: `sha256.data.train=0f2e…`.
+fn tell_inputs_apart(arms: &mut [Arm]) {
+    let digests = |arm: &Arm| -> Settings {
+        let own = arm.key.iter().filter(|(name, _)| name.starts_with(INPUT));
+        let short = |digests: &String| {
+            let parts = digests.split(" then ");
+            let parts = parts.map(|digest| digest.get(..12).unwrap_or(digest));
+            parts.collect::<Vec<_>>().join("-")
+        };
+        own.map(|(name, digest)| (name.clone(), short(digest)))
+            .collect()
+    };
+    let all: Vec<(Settings, Settings)> = arms
+        .iter()
+        .map(|arm| (arm.settings.clone(), digests(arm)))
+        .collect();
+    for (at, arm) in arms.iter_mut().enumerate() {
+        let (settings, own) = &all[at];
+        for (other, (other_settings, others)) in all.iter().enumerate() {
+            if other == at || other_settings != settings {
+                continue;
+            }
+            if own.is_empty() || others.is_empty() {
+                let known = if own.is_empty() { "unknown" } else { "known" };
+                arm.settings
+                    .insert("provenance".to_owned(), known.to_owned());
+                continue;
+            }
+            for name in own.keys().chain(others.keys()) {
+                if own.get(name) != others.get(name) {
+                    let digest = own.get(name).map_or("none", String::as_str);
+                    arm.settings.insert(name.clone(), digest.to_owned());
+                }
+            }
+        }
+    }
 }
 
 /// A recipe key by key, as text.

@@ -65,7 +65,24 @@ impl Report {
                 .help("name one or more folders of runs: dynalora report runs/*"));
         };
         for other in &readings {
-            if other.task != first.task || other.metric != first.metric {
+            // The same file in another place is the same task; another file of the same name is not.
+            let same_task = match (&first.evaluated_on, &other.evaluated_on) {
+                (Some(first_on), Some(on)) if !(first_on.is_empty() && on.is_empty()) => {
+                    first_on == on
+                }
+                _ => other.task == first.task,
+            };
+            if !same_task || other.metric != first.metric {
+                if other.task == first.task && other.metric == first.metric {
+                    return Err(Error::user(format!(
+                        "runs that were evaluated on different data cannot be compared: what {} was evaluated on has \
+                         changed before {}, though it is called {} in both",
+                        first.path.display(),
+                        other.path.display(),
+                        first.task
+                    ))
+                    .help("report on the runs of one data set at a time; provenance.json in each run has the digests"));
+                }
                 return Err(Error::user(format!(
                     "runs of different tasks cannot be compared: {} is judged by {} on {}, {} by {} on {}",
                     first.path.display(),
@@ -84,6 +101,7 @@ impl Report {
             arm.refuse_repeated_seeds()?;
             arm.sum_up(options.unfinished);
         }
+        warn_of_what_differs(&arms);
         let baseline = arm::baseline(&arms, options.baseline.as_deref())?;
         if let Some(index) = baseline {
             let baseline = arms[index].clone();
@@ -105,6 +123,34 @@ impl Report {
     pub fn unfinished(&self) -> impl Iterator<Item = &Reading> {
         let runs = self.arms.iter().flat_map(|arm| &arm.runs);
         runs.filter(|run| !run.finished)
+    }
+}
+
+/// Says what the tables cannot know, and where runs that are averaged are of several programs.
+fn warn_of_what_differs(arms: &[Arm]) {
+    let runs = || arms.iter().flat_map(|arm| &arm.runs);
+    let unknown: Vec<&Reading> = runs().filter(|run| run.inputs.is_none()).collect();
+    if let Some(first) = unknown.first() {
+        tracing::warn!(
+            "{} of {} runs, such as {}, have no provenance.json: whether their data, models and plugins were the same \
+             is not known",
+            unknown.len(),
+            runs().count(),
+            first.path.display()
+        );
+    }
+    for arm in arms {
+        let mut programs: Vec<&String> = arm.runs.iter().flat_map(|run| &run.programs).collect();
+        programs.sort();
+        programs.dedup();
+        if programs.len() > 1 {
+            let programs: Vec<&str> = programs.iter().map(|program| program.as_str()).collect();
+            tracing::warn!(
+                "the runs of `{}` were trained by several programs: {}",
+                arm.name,
+                programs.join("; ")
+            );
+        }
     }
 }
 

@@ -8,7 +8,9 @@ use serde::Serialize;
 use super::Figure;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
-use crate::run::{AllocationRecord, EvalRecord, MetricRecord, Run, StepRecord, Summary};
+use crate::run::{
+    AllocationRecord, EvalRecord, MetricRecord, Provenance, Run, StepRecord, Summary,
+};
 
 /// What a report takes from a run.
 #[derive(Clone, Debug, Serialize)]
@@ -28,6 +30,15 @@ pub struct Reading {
     /// What it learns: a task, or the file it is evaluated on.
     #[serde(skip)]
     pub task: String,
+    /// The digests of what it is evaluated on; none where they are not known.
+    #[serde(skip)]
+    pub evaluated_on: Option<Vec<String>>,
+    /// The digests of all that it read, by name; none where they are not known, as in runs of older versions.
+    #[serde(skip)]
+    pub inputs: Option<BTreeMap<String, String>>,
+    /// The programs that trained it.
+    #[serde(skip)]
+    pub programs: Vec<String>,
     /// The metric's name.
     #[serde(skip)]
     pub metric: String,
@@ -61,6 +72,13 @@ impl Reading {
         let deciding = (recipe.evaluation.metric).unwrap_or_else(|| recipe.data.metrics()[0]);
         let metric = metric.unwrap_or(deciding.name()).to_owned();
         let summary = run.summary()?;
+        let provenance = run.provenance()?;
+        let inputs = provenance.as_ref().map(Provenance::identity);
+        let evaluated_on = inputs.as_ref().map(|inputs| {
+            let files = inputs.iter();
+            let files = files.filter(|(name, _)| name.starts_with("data.validation"));
+            files.map(|(_, digest)| digest.clone()).collect()
+        });
         let (mut records, mut evaluations) = (Vec::new(), Vec::new());
         for record in run.metrics()? {
             match record {
@@ -96,6 +114,9 @@ impl Reading {
             figures,
             curve,
             task: task(&recipe),
+            evaluated_on,
+            inputs,
+            programs: provenance.map_or(Vec::new(), |known| known.programs()),
             metric,
             recipe,
             modules,

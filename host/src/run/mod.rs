@@ -3,23 +3,29 @@
 //! | in the folder | what it is |
 //! | --- | --- |
 //! | `recipe.toml` | the resolved recipe |
+//! | `provenance.json` | [`Provenance`]: what made it, sitting by sitting |
 //! | `metrics.jsonl` | [`MetricRecord`]s |
 //! | `allocations.jsonl` | [`AllocationRecord`]s, the initial choice first |
-//! | `checkpoints/step-000120/` | a checkpoint; only the last and the best are kept |
-//! | `checkpoints/pointers.json` | which checkpoint is the last and which the best |
+//! | `checkpoints/step-000120/` | a checkpoint; the last few and the best are kept |
+//! | `checkpoints/pointers.json` | which is the last and which the best, for people and scripts |
 //! | `adapter/` | the trained adapter in PEFT's format |
 //! | `summary.json` | the closing [`Summary`] |
 //! | `.lock` | held while a training writes here |
 
 mod checkpoint;
+mod folder;
+mod provenance;
+mod recipe;
 mod record;
 mod writer;
 
 use std::path::{Path, PathBuf};
 
-pub use checkpoint::{Checkpoint, PendingCheckpoint};
+pub use checkpoint::{Checkpoint, PendingCheckpoint, damaged};
+pub use provenance::{Input, Machine, Program, Provenance, Sitting};
+pub(crate) use record::numbers;
 pub use record::{AllocationRecord, Best, EvalRecord, MetricRecord, StepRecord, Summary};
-pub use writer::Writer;
+pub use writer::{Opening, Writer};
 
 use crate::error::{Error, Result};
 use crate::file;
@@ -33,9 +39,7 @@ pub struct Run {
 impl Run {
     /// The run in `dir`, which must hold one.
     pub fn open(dir: &Path) -> Result<Self> {
-        let run = Run {
-            dir: dir.to_owned(),
-        };
+        let run = Run::at(dir);
         if run.recipe_path().is_file() {
             return Ok(run);
         }
@@ -51,30 +55,91 @@ impl Run {
         .help(help))
     }
 
-    /// Starts a run in `dir`, which must be empty or not exist yet, with the resolved recipe's text.
-    pub fn create(dir: &Path, recipe: &str) -> Result<Writer> {
-        Writer::create(
-            Run {
-                dir: dir.to_owned(),
-            },
-            recipe,
-        )
+    /// Starts a run in `dir`, which must be free: it does not exist yet, is empty, or holds only what a start left that
+    /// was cut short.
+    pub fn create(dir: &Path, opening: impl Into<Opening>) -> Result<Writer> {
+        Writer::create(Run::at(dir), opening.into(), false)
     }
 
-    /// Goes on with the run in `dir` from its last checkpoint, or from the start where it has none.
-    /// Records of later steps are dropped: they will be made again.
-    pub fn resume(dir: &Path) -> Result<(Writer, Option<Checkpoint>)> {
-        Writer::resume(Run::open(dir)?)
+    /// Starts a run in `dir`, in the place of the one that it holds, if it does. The old one goes when the new one has
+    /// something to write, and only if all that is there is a run's own.
+    pub fn replace(dir: &Path, opening: impl Into<Opening>) -> Result<Writer> {
+        Writer::create(Run::at(dir), opening.into(), true)
     }
 
-    /// Takes away a run in which nothing was recorded or saved yet, so that the corrected recipe finds
-    /// its folder free. Says whether it did.
+    /// Goes on with the run in `dir` from its last checkpoint that is whole, or from the start where it has none.
+    /// Records of later steps are dropped when the first new one is written: they will be made again.
+    pub fn resume(dir: &Path, opening: impl Into<Opening>) -> Result<(Writer, Option<Checkpoint>)> {
+        Writer::resume(Run::open(dir)?, opening.into())
+    }
+
+    fn at(dir: &Path) -> Self {
+        Run {
+            dir: dir.to_owned(),
+        }
+    }
+
+    /// Refuses what [`create`](Self::create) or, with `replace`, [`replace`](Self::replace) would refuse, and changes
+    /// nothing.
+    pub fn check_free(dir: &Path, replace: bool) -> Result<()> {
+        let run = Run::at(dir);
+        if !replace {
+            return folder::refuse_taken(&run);
+        }
+        folder::refuse_foreign(&run)?;
+        match dir.join(folder::LOCK).exists() {
+            true => writer::lock(&run).map(|_| ()),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether `dir` is there and holds nothing but what a start left that was cut short before there was anything to
+    /// lose: a run to resume that has to be started.
+    pub fn is_cut_short(dir: &Path) -> Result<bool> {
+        Ok(dir.is_dir() && folder::Survey::of(&Run::at(dir))?.is_vacant())
+    }
+
+    /// The closing account of a run to which nothing is left to do: it is there, and so is the adapter.
+    pub fn finished(&self) -> Option<Summary> {
+        let summary = match self.summary() {
+            Ok(summary) => summary?,
+            Err(error) => {
+                tracing::warn!("{error}: it is written anew");
+                return None;
+            }
+        };
+        let adapter = self.adapter_dir().join("adapter_config.json");
+        adapter.is_file().then_some(summary)
+    }
+
+    /// Takes away a run in which nothing was recorded or saved yet but the choice it starts with, so that the
+    /// corrected recipe finds its folder free. Says whether it did.
     pub fn remove_unstarted(&self) -> bool {
+        // Whoever works in it now does not want to lose it.
+        let Ok(_lock) = writer::lock(self) else {
+            return false;
+        };
         let recorded = std::fs::metadata(self.metrics_path()).is_ok_and(|file| file.len() > 0);
-        let saved = std::fs::read_dir(self.checkpoints_dir())
-            .is_ok_and(|mut checkpoints| checkpoints.next().is_some());
-        // `create` found the folder empty: all that is in it is the run's.
-        !recorded && !saved && std::fs::remove_dir_all(&self.dir).is_ok()
+        let chosen = self.allocations().map_or(2, |records| records.len());
+        let more = [self.adapter_dir(), self.summary_path()];
+        if recorded
+            || chosen > 1
+            || checkpoint::any(&self.checkpoints_dir())
+            || more.iter().any(|path| path.exists())
+            || folder::refuse_foreign(self).is_err()
+        {
+            return false;
+        }
+        let cleared = folder::clear(self)
+            .and_then(|()| folder::remove(&self.dir.join(folder::REPLACING)))
+            .and_then(|()| folder::remove(&self.dir.join(folder::LOCK)));
+        // Only if it is empty.
+        cleared.is_ok() && std::fs::remove_dir(&self.dir).is_ok()
+    }
+
+    /// Whether there is a checkpoint to go on from.
+    pub fn has_checkpoint(&self) -> bool {
+        checkpoint::any(&self.checkpoints_dir())
     }
 
     /// The folder itself.
@@ -115,32 +180,20 @@ impl Run {
     }
 
     /// Refuses a resolved recipe other than the one this run was started with: the outcome would be
-    /// neither run's.
+    /// neither run's. Where the run's data, model and plugins lie may change if they are known by their digests,
+    /// which [`resume`](Self::resume) compares.
     pub fn check_recipe(&self, recipe: &str) -> Result<()> {
-        let own = self.recipe()?;
-        let mut now = recipe.lines().map(str::trim_end);
-        for (at, then) in own.lines().map(str::trim_end).enumerate() {
-            match now.next() {
-                Some(now) if now == then => {}
-                now => return Err(self.other_recipe(at + 1, Some(then), now)),
-            }
-        }
-        match now.next() {
-            Some(now) => Err(self.other_recipe(own.lines().count() + 1, None, Some(now))),
-            None => Ok(()),
-        }
+        let inputs_known = self.provenance().is_ok_and(|known| known.is_some());
+        recipe::check(&self.recipe_path(), &self.recipe()?, recipe, inputs_known)
     }
 
-    fn other_recipe(&self, line: usize, then: Option<&str>, now: Option<&str>) -> Error {
-        let shown =
-            |line: Option<&str>| line.map_or("nothing more".to_owned(), |line| format!("`{line}`"));
-        Error::user(format!(
-            "{}, line {line}: the run was started with {}, the recipe given now has {}",
-            self.recipe_path().display(),
-            shown(then),
-            shown(now)
-        ))
-        .help("resume with the recipe the run was started with, or give another `output` for a new run")
+    /// What made the run; none in runs of older versions.
+    pub fn provenance(&self) -> Result<Option<Provenance>> {
+        Provenance::read(&self.provenance_path())
+    }
+
+    fn provenance_path(&self) -> PathBuf {
+        self.dir.join("provenance.json")
     }
 
     /// What was recorded of training and evaluation, in order. A line being written is left out.
@@ -158,14 +211,20 @@ impl Run {
         file::read_json(&self.summary_path())
     }
 
-    /// The last checkpoint; none if none was made yet.
+    /// The last checkpoint that is whole; none if none was made yet, an error if all are damaged.
     pub fn last(&self) -> Result<Option<Checkpoint>> {
-        checkpoint::last(&self.checkpoints_dir())
+        let (last, _) = checkpoint::last(&self.checkpoints_dir())?;
+        Ok(last.map(|whole| whole.last))
     }
 
-    /// The best checkpoint and what it was judged by; none if no evaluation has picked one yet.
-    pub fn best(&self) -> Result<Option<(Checkpoint, Best)>> {
-        checkpoint::best(&self.checkpoints_dir())
+    /// The best checkpoint that is whole, up to `step`, and what it was judged by; none if no evaluation has picked one
+    /// yet, or if it is lost.
+    pub fn best(&self, step: u64) -> Option<(Checkpoint, Best)> {
+        let (best, damaged) = checkpoint::best(&self.checkpoints_dir(), step);
+        for error in damaged {
+            tracing::warn!("the best checkpoint is damaged: {error}");
+        }
+        best
     }
 }
 

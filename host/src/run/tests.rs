@@ -1,4 +1,5 @@
 use std::fs;
+use std::path::Path;
 
 use super::*;
 
@@ -16,12 +17,19 @@ fn allocation(step: u64) -> AllocationRecord {
     }
 }
 
-fn save(writer: &Writer, step: u64, content: &str, best: Option<f64>) -> Checkpoint {
+fn save(writer: &mut Writer, step: u64, content: &str, best: Option<f64>) -> Checkpoint {
     let pending = writer.begin_checkpoint(step).unwrap();
     fs::write(pending.path().join("state"), content).unwrap();
     writer
         .commit_checkpoint(pending, best.map(|value| ("matthews".to_owned(), value)))
         .unwrap()
+}
+
+/// A run that has recorded its start.
+fn begin(dir: &Path, recipe: &str) -> Writer {
+    let mut writer = Run::create(dir, recipe).unwrap();
+    writer.allocation(&allocation(0)).unwrap();
+    writer
 }
 
 fn checkpoints(run: &Run) -> Vec<String> {
@@ -53,14 +61,14 @@ fn what_is_written_is_read_back() {
     assert_eq!(run.metrics().unwrap(), [step(1)]);
     assert_eq!(run.allocations().unwrap(), [allocation(0)]);
     assert_eq!(run.summary().unwrap().unwrap().steps, 1);
-    assert_eq!((run.last().unwrap(), run.best().unwrap()), (None, None));
+    assert_eq!((run.last().unwrap(), run.best(1)), (None, None));
 }
 
 #[test]
 fn a_taken_folder_is_never_written_into() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("run");
-    drop(Run::create(&dir, "seed = 1").unwrap());
+    begin(&dir, "seed = 1");
     let error = Run::create(&dir, "seed = 2").unwrap_err();
     assert!(
         error.to_string().ends_with("already holds a run"),
@@ -81,42 +89,106 @@ fn a_start_cut_short_does_not_block_the_next() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(".lock"), "").unwrap();
     fs::create_dir(folder.path().join("checkpoints")).unwrap();
-    Run::create(folder.path(), "").unwrap();
+    fs::write(folder.path().join("recipe.toml.partial"), "seed").unwrap();
+    fs::write(folder.path().join("provenance.json"), "{}").unwrap();
+    assert!(Run::is_cut_short(folder.path()).unwrap());
+    begin(folder.path(), "");
+    assert!(!Run::is_cut_short(folder.path()).unwrap());
+}
+
+#[test]
+fn a_start_that_comes_to_nothing_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("run");
+    drop(Run::create(&dir, "").unwrap());
+    assert!(!dir.exists());
+    // Nor does one that was to replace a run take it away.
+    drop(begin(&dir, "seed = 1"));
+    drop(Run::replace(&dir, "seed = 2").unwrap());
+    assert_eq!(Run::open(&dir).unwrap().recipe().unwrap(), "seed = 1");
+    let mut writer = Run::replace(&dir, "seed = 2").unwrap();
+    writer.metric(&step(1)).unwrap();
+    assert_eq!(writer.run().recipe().unwrap(), "seed = 2");
+    assert!(writer.run().allocations().unwrap().is_empty());
+}
+
+#[test]
+fn only_a_runs_own_files_are_replaced_and_none_of_a_live_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = begin(folder.path(), "");
+    save(&mut writer, 1, "x", None);
+    let error = Run::check_free(folder.path(), true)
+        .unwrap_err()
+        .to_string();
+    assert!(error.starts_with("another process"), "{error}");
+    drop(writer);
+    Run::check_free(folder.path(), true).unwrap();
+    for foreign in ["notes.txt", "checkpoints/mine", "adapter/cat.jpeg"] {
+        let path = folder.path().join(foreign);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "").unwrap();
+        for error in [
+            Run::check_free(folder.path(), true).unwrap_err(),
+            Run::replace(folder.path(), "").unwrap_err(),
+        ] {
+            assert!(error.to_string().contains(foreign), "{error}");
+        }
+        fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn a_replacement_cut_short_is_finished_by_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = begin(folder.path(), "");
+    save(&mut writer, 1, "x", None);
+    drop(writer);
+    fs::remove_file(folder.path().join("recipe.toml")).unwrap();
+    let error = Run::create(folder.path(), "").unwrap_err().to_string();
+    assert!(error.ends_with("but no recipe.toml"), "{error}");
+    fs::write(folder.path().join(".replacing"), "").unwrap();
+    let writer = begin(folder.path(), "seed = 2");
+    assert_eq!(writer.run().last().unwrap(), None);
+    assert!(!folder.path().join(".replacing").exists());
 }
 
 #[test]
 fn a_run_goes_only_before_its_first_record_and_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("run");
-    let mut writer = Run::create(&dir, "").unwrap();
-    writer.allocation(&allocation(0)).unwrap();
-    assert!(writer.run().remove_unstarted());
-    assert!(!dir.exists());
-
-    let writer = Run::create(&dir, "").unwrap();
-    save(&writer, 1, "x", None);
+    let writer = begin(&dir, "");
+    // Not under the hands of one who writes.
     assert!(!writer.run().remove_unstarted());
+    let run = writer.run().clone();
     drop(writer);
+    assert!(run.remove_unstarted() && !dir.exists());
+
+    let mut writer = begin(&dir, "");
+    save(&mut writer, 1, "x", None);
+    drop(writer);
+    assert!(!run.remove_unstarted());
 
     let dir = folder.path().join("other");
     let mut writer = Run::create(&dir, "").unwrap();
     writer.metric(&step(1)).unwrap();
-    assert!(!writer.run().remove_unstarted());
+    let run = writer.run().clone();
+    drop(writer);
+    assert!(!run.remove_unstarted());
     assert_eq!(Run::open(&dir).unwrap().metrics().unwrap(), [step(1)]);
 }
 
 #[test]
 fn two_trainings_do_not_share_a_folder() {
     let folder = tempfile::tempdir().unwrap();
-    let writer = Run::create(folder.path(), "").unwrap();
-    let error = Run::resume(folder.path()).unwrap_err().to_string();
+    let writer = begin(folder.path(), "");
+    let error = Run::resume(folder.path(), "").unwrap_err().to_string();
     assert!(
         error.starts_with("another process is training in"),
         "{error}"
     );
     Run::open(folder.path()).unwrap();
     drop(writer);
-    Run::resume(folder.path()).unwrap();
+    Run::resume(folder.path(), "").unwrap();
 }
 
 #[test]
@@ -129,53 +201,143 @@ fn a_folder_that_is_no_run_is_named() {
     assert!(error(&folder.path().join("file")).ends_with("it is a file"));
 }
 
+fn keeping(keep: usize) -> Opening {
+    Opening {
+        keep,
+        ..Opening::from("")
+    }
+}
+
 #[test]
-fn only_the_last_and_the_best_checkpoint_are_kept() {
+fn only_the_last_few_and_the_best_checkpoint_are_kept() {
     let folder = tempfile::tempdir().unwrap();
-    let writer = Run::create(folder.path(), "").unwrap();
-    let run = writer.run();
-    fs::create_dir(run.dir().join("checkpoints/mine")).unwrap();
-    save(&writer, 10, "a", Some(0.25));
-    save(&writer, 20, "b", None);
-    save(&writer, 30, "c", None);
+    let mut writer = Run::create(folder.path(), keeping(2)).unwrap();
+    save(&mut writer, 10, "a", Some(0.25));
+    fs::create_dir(folder.path().join("checkpoints/mine")).unwrap();
+    for step in [20, 30, 40] {
+        save(&mut writer, step, "b", None);
+    }
+    let run = writer.run().clone();
     assert_eq!(
-        checkpoints(run),
-        ["mine", "pointers.json", "step-000010", "step-000030"]
+        checkpoints(&run),
+        [
+            "mine",
+            "pointers.json",
+            "step-000010",
+            "step-000030",
+            "step-000040"
+        ]
     );
-    let (best, judged) = run.best().unwrap().unwrap();
+    let (best, judged) = run.best(40).unwrap();
     assert_eq!(
         (best.step, judged.metric.as_str(), judged.value),
         (10, "matthews", 0.25)
     );
-    assert_eq!(run.last().unwrap().unwrap().step, 30);
-    save(&writer, 40, "d", Some(0.5));
-    assert_eq!(checkpoints(run), ["mine", "pointers.json", "step-000040"]);
+    assert_eq!(run.last().unwrap().unwrap().step, 40);
+    save(&mut writer, 50, "d", Some(0.5));
+    assert_eq!(
+        checkpoints(&run),
+        ["mine", "pointers.json", "step-000040", "step-000050"]
+    );
 }
 
 #[test]
 fn a_step_saved_again_replaces_the_first() {
     let folder = tempfile::tempdir().unwrap();
-    let writer = Run::create(folder.path(), "").unwrap();
-    save(&writer, 10, "old", None);
-    let again = save(&writer, 10, "new", Some(0.1));
+    let mut writer = Run::create(folder.path(), "").unwrap();
+    save(&mut writer, 10, "old", None);
+    let again = save(&mut writer, 10, "new", Some(0.1));
     assert_eq!(
         checkpoints(writer.run()),
         ["pointers.json", "step-000010.2"]
     );
     assert_eq!(writer.run().last().unwrap().unwrap(), again);
-    assert_eq!(fs::read_to_string(again.path.join("state")).unwrap(), "new");
+    assert_eq!(again.read("state").unwrap(), b"new");
 }
 
 #[test]
 fn an_uncommitted_checkpoint_never_existed() {
     let folder = tempfile::tempdir().unwrap();
-    let writer = Run::create(folder.path(), "").unwrap();
-    save(&writer, 10, "good", None);
+    let mut writer = Run::create(folder.path(), "").unwrap();
+    save(&mut writer, 10, "good", None);
     let torn = writer.begin_checkpoint(20).unwrap();
     fs::write(torn.path().join("half"), "x").unwrap();
     assert_eq!(writer.run().last().unwrap().unwrap().step, 10);
-    let last = save(&writer, 20, "whole", None);
+    drop(torn);
+    assert!(!folder.path().join("checkpoints/pending").exists());
+    // As a kill leaves it.
+    fs::create_dir(folder.path().join("checkpoints/pending")).unwrap();
+    fs::write(folder.path().join("checkpoints/pending/half"), "x").unwrap();
+    let last = save(&mut writer, 20, "whole", None);
     assert!(!last.path.join("half").exists());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_and_goes_when_there_is_a_better_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = Run::create(folder.path(), "").unwrap();
+    for at in [10, 20] {
+        writer.metric(&step(at)).unwrap();
+        save(&mut writer, at, "abc", Some(at as f64));
+    }
+    drop(writer);
+    let folder_of = |name: &str| folder.path().join("checkpoints").join(name);
+    for file in ["state", "manifest.json"] {
+        let path = folder_of("step-000020").join(file);
+        let good = fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            for bit in [0, 3, 7] {
+                let mut bad = good.clone();
+                bad[at] ^= 1 << bit;
+                fs::write(&path, &bad).unwrap();
+                let (writer, last) = Run::resume(folder.path(), "").unwrap();
+                assert_eq!(last.unwrap().step, 10, "{file}, byte {at}, bit {bit}");
+                assert_eq!(writer.run().best(10).unwrap().1.value, 10.0);
+                // Nothing has been touched yet.
+                assert_eq!(writer.run().metrics().unwrap().len(), 2);
+            }
+        }
+        for cut in [0, good.len() - 1] {
+            fs::write(&path, &good[..cut]).unwrap();
+            assert_eq!(
+                Run::open(folder.path())
+                    .unwrap()
+                    .last()
+                    .unwrap()
+                    .unwrap()
+                    .step,
+                10
+            );
+        }
+        fs::remove_file(&path).unwrap();
+        assert_eq!(
+            Run::open(folder.path())
+                .unwrap()
+                .last()
+                .unwrap()
+                .unwrap()
+                .step,
+            10
+        );
+        fs::write(&path, good).unwrap();
+    }
+    fs::write(folder_of("step-000020/state"), "abd").unwrap();
+    let (mut writer, _) = Run::resume(folder.path(), "").unwrap();
+    save(&mut writer, 15, "abc", None);
+    assert_eq!(
+        checkpoints(writer.run()),
+        ["pointers.json", "step-000010", "step-000015"]
+    );
+    drop(writer);
+    for name in ["step-000010", "step-000015"] {
+        fs::write(folder_of(name).join("state"), "x").unwrap();
+    }
+    let error = Run::resume(folder.path(), "").unwrap_err();
+    assert!(
+        error.to_string().starts_with("none of the 2 checkpoints"),
+        "{error}"
+    );
+    assert_eq!(error.exit_code(), 2);
 }
 
 #[test]
@@ -187,11 +349,11 @@ fn resuming_drops_what_the_checkpoint_does_not_know() {
         writer.metric(&step(at)).unwrap();
         writer.allocation(&allocation(at)).unwrap();
         if at == 2 {
-            save(&writer, at, "", None);
+            save(&mut writer, at, "", None);
         }
     }
     drop(writer);
-    let (mut writer, last) = Run::resume(folder.path()).unwrap();
+    let (mut writer, last) = Run::resume(folder.path(), "").unwrap();
     assert_eq!(last.unwrap().step, 2);
     writer.metric(&step(3)).unwrap();
     assert_eq!(writer.run().metrics().unwrap(), [step(1), step(2), step(3)]);
@@ -204,71 +366,100 @@ fn resuming_drops_what_the_checkpoint_does_not_know() {
 #[test]
 fn resuming_without_a_checkpoint_starts_over() {
     let folder = tempfile::tempdir().unwrap();
-    let mut writer = Run::create(folder.path(), "").unwrap();
-    writer.allocation(&allocation(0)).unwrap();
+    let mut writer = begin(folder.path(), "");
     writer.metric(&step(1)).unwrap();
     drop(writer);
-    let (writer, last) = Run::resume(folder.path()).unwrap();
-    assert_eq!(last, None);
-    assert!(
-        writer.run().metrics().unwrap().is_empty()
-            && writer.run().allocations().unwrap().is_empty()
-    );
+    let (mut writer, last) = Run::resume(folder.path(), "").unwrap();
+    assert_eq!((last, writer.run().metrics().unwrap().len()), (None, 1));
+    writer.allocation(&allocation(0)).unwrap();
+    assert!(writer.run().metrics().unwrap().is_empty());
+    assert_eq!(writer.run().allocations().unwrap(), [allocation(0)]);
 }
 
 #[test]
-fn damaged_pointers_are_an_error_and_change_nothing() {
+fn pointers_are_for_people_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let writer = Run::create(folder.path(), "").unwrap();
-    let last = save(&writer, 10, "", None);
-    let pointers = folder.path().join("checkpoints/pointers.json");
-    let good = fs::read_to_string(&pointers).unwrap();
+    let mut writer = begin(folder.path(), "");
+    save(&mut writer, 10, "", Some(0.5));
     drop(writer);
-    for bad in ["", "{}", &good.replace("step-000010", "../checkpoints")] {
+    let pointers = folder.path().join("checkpoints/pointers.json");
+    for bad in ["", "{}", "{\"last\":{\"checkpoint\":\"../..\",\"step\":1}}"] {
         fs::write(&pointers, bad).unwrap();
-        assert_eq!(
-            Run::resume(folder.path()).unwrap_err().exit_code(),
-            2,
-            "{bad}"
-        );
-        assert!(last.path.exists());
+        let (_, last) = Run::resume(folder.path(), "").unwrap();
+        assert_eq!(last.unwrap().step, 10, "{bad}");
     }
-    fs::write(&pointers, good).unwrap();
-    fs::remove_dir_all(&last.path).unwrap();
-    let error = Run::open(folder.path())
-        .unwrap()
-        .last()
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.ends_with("names the checkpoint `step-000010`, which is not there"),
-        "{error}"
+    fs::remove_file(&pointers).unwrap();
+    let (writer, last) = Run::resume(folder.path(), "").unwrap();
+    assert_eq!(
+        (last.unwrap().step, writer.run().best(10).unwrap().1.step),
+        (10, 10)
     );
 }
 
 #[test]
-fn another_recipe_is_refused_by_its_first_other_line() {
-    let folder = tempfile::tempdir().unwrap();
-    let run = Run::create(folder.path(), "seed = 1\nthreads = 2\n")
-        .unwrap()
-        .run()
-        .clone();
-    run.check_recipe("seed = 1\r\nthreads = 2").unwrap();
-    for (recipe, wanted) in [
-        (
-            "seed = 1\nthreads = 4\n",
-            "line 2: the run was started with `threads = 2`, the recipe given now has `threads = 4`",
-        ),
-        (
-            "seed = 1\n",
-            "line 2: the run was started with `threads = 2`, the recipe given now has nothing more",
-        ),
-        (
-            "seed = 1\nthreads = 2\nx = 1",
-            "line 3: the run was started with nothing more, the recipe given now has `x = 1`",
-        ),
-    ] {
-        let error = run.check_recipe(recipe).unwrap_err().to_string();
-        assert!(error.ends_with(wanted), "{error}");
+fn nothing_is_written_where_the_run_no_longer_is() {
+    let parent = tempfile::tempdir().unwrap();
+    let (dir, away) = (parent.path().join("run"), parent.path().join("away"));
+    for replaced in [false, true] {
+        let mut writer = begin(&dir, "");
+        fs::rename(&dir, &away).unwrap();
+        if replaced {
+            fs::create_dir_all(dir.join("checkpoints")).unwrap();
+            fs::write(dir.join(".lock"), "").unwrap();
+        }
+        let errors = [
+            writer.metric(&step(1)).unwrap_err(),
+            writer.allocation(&allocation(1)).unwrap_err(),
+            writer.begin_checkpoint(1).unwrap_err(),
+            writer.begin_adapter().unwrap_err(),
+            writer.summary(&Summary::default()).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.to_string().contains("is gone"), "{error}");
+            assert_eq!(error.exit_code(), 1);
+        }
+        assert!(replaced || !dir.exists());
+        let _ = fs::remove_dir_all(&dir);
+        fs::remove_dir_all(&away).unwrap();
     }
+    let mut writer = begin(&dir, "");
+    fs::remove_file(dir.join("metrics.jsonl")).unwrap();
+    let error = writer.metric(&step(1)).unwrap_err().to_string();
+    assert!(error.contains("metrics.jsonl is gone"), "{error}");
+}
+
+#[test]
+fn a_run_with_other_inputs_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("train.csv");
+    fs::write(&data, "a").unwrap();
+    let opening = |threads: usize, accept_changes: bool| Opening {
+        sitting: Some(Sitting {
+            from_step: 0,
+            started: 0,
+            program: Program::current(),
+            machine: Machine::current(),
+            threads,
+            device: "cpu".to_owned(),
+            inputs: [("data.train".to_owned(), Input::of(&data).unwrap())].into(),
+            accepted: Vec::new(),
+        }),
+        accept_changes,
+        ..Opening::from("")
+    };
+    let dir = folder.path().join("run");
+    let mut writer = Run::create(&dir, opening(1, false)).unwrap();
+    save(&mut writer, 1, "", None);
+    drop(writer);
+    drop(Run::resume(&dir, opening(2, false)).unwrap());
+    fs::write(&data, "ab").unwrap();
+    let error = Run::resume(&dir, opening(1, false)).unwrap_err();
+    assert!(error.to_string().contains("data.train was"), "{error}");
+    assert_eq!(error.exit_code(), 2);
+    let (mut writer, _) = Run::resume(&dir, opening(1, true)).unwrap();
+    writer.metric(&step(2)).unwrap();
+    let known = writer.run().provenance().unwrap().unwrap();
+    assert_eq!((known.sittings.len(), known.sittings[1].from_step), (2, 1));
+    assert_eq!(known.sittings[1].accepted.len(), 1);
+    assert!(known.identity()["data.train"].contains(" then "));
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use dynalora_plugin_api::ModuleInfo;
+use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::{GroupState, Optimizer};
@@ -12,7 +13,8 @@ use super::trainee::Trainee;
 use crate::allocation;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
-use crate::model::{Saved, Weights, save};
+use crate::model::{Saved, save};
+use crate::run::{self, Best, Checkpoint, Run};
 
 /// Everything but the tensors. Order of the data and dropout follow from the recipe's seed and the step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +30,12 @@ pub struct Progress {
     pub seconds: f64,
     /// The best evaluation so far: step and value of the deciding metric.
     pub best: Option<(u64, f64)>,
+    /// Every metric of the last evaluation, by name.
+    #[serde(default, deserialize_with = "run::numbers")]
+    pub metrics: BTreeMap<String, f64>,
+    /// Largest memory that any sitting has taken, in bytes, where the system tells.
+    #[serde(default)]
+    pub peak_memory: Option<u64>,
     /// Sum over the steps of the active modules, for their mean.
     pub active_modules: u64,
     /// Sum over the steps of the active adapter parameters.
@@ -45,9 +53,6 @@ pub struct Progress {
     /// Whether an evaluation was due after the last step and has not been made.
     #[serde(default)]
     pub evaluation_owed: bool,
-    /// The metrics of the last evaluation.
-    #[serde(default)]
-    pub metrics: BTreeMap<String, f64>,
     /// Updates of each module's optimiser state; none where it has no state.
     pub module_updates: Vec<Option<u64>>,
     /// Updates of each component of each module of which any has been pruned; empty lists for others.
@@ -60,6 +65,74 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// Refuses what cannot have come of `step` steps of a run of `total_steps` over `modules`: a checkpoint is input
+    /// like any other, and what is added to these numbers must not run over.
+    fn validate(&self, step: u64, modules: &[ModuleInfo]) -> Result<(), String> {
+        const MOST: u64 = 1 << 62;
+        let parameters: u64 = modules.iter().map(|module| module.parameters).sum();
+        let count = modules.len() as u64;
+        let allocation = &self.allocation;
+        let ledger = allocation.ledger.entries();
+        let updates = self.module_updates.iter().flatten();
+        let mut updates = updates
+            .chain(self.component_updates.iter().flatten())
+            .chain(&self.head_updates);
+        let (loss, losses) = self.open_loss;
+        let rules = [
+            ("step", self.step == step),
+            ("tokens", self.tokens < MOST),
+            ("flops", self.flops < MOST),
+            ("seconds", (0.0..1e12).contains(&self.seconds)),
+            (
+                "best",
+                self.best
+                    .is_none_or(|(at, value)| at <= step && value.is_finite()),
+            ),
+            (
+                "active_modules",
+                self.active_modules <= step.saturating_mul(count),
+            ),
+            (
+                "active_parameters",
+                self.active_parameters <= step.saturating_mul(parameters),
+            ),
+            ("peak_parameters", self.peak_parameters <= parameters),
+            ("open_loss", loss.is_finite() && losses < MOST),
+            ("skipped", self.skipped <= step),
+            ("skipped_in_a_row", self.skipped_in_a_row <= self.skipped),
+            ("module_updates", self.module_updates.len() == modules.len()),
+            (
+                "component_updates",
+                self.component_updates.is_empty()
+                    || self.component_updates.len() == modules.len()
+                        && self
+                            .component_updates
+                            .iter()
+                            .zip(modules)
+                            .all(|(own, module)| {
+                                own.is_empty() || own.len() == module.rank as usize
+                            }),
+            ),
+            ("updates", updates.all(|updates| *updates <= step)),
+            ("allocation.step", allocation.step == step),
+            ("allocation.reallocations", allocation.reallocations <= step),
+            (
+                "allocation.ledger",
+                ledger.iter().all(|entry| {
+                    entry.steps_active <= step
+                        && entry.times_chosen <= allocation.reallocations
+                        && entry.last_chosen.is_none_or(|at| at <= step)
+                }),
+            ),
+        ];
+        match rules.iter().find(|(_, right)| !right) {
+            None => Ok(()),
+            Some((what, _)) => Err(format!(
+                "`{what}` cannot be that of step {step} of a run of {count} modules"
+            )),
+        }
+    }
+
     /// Before the first step.
     pub fn start(allocation: allocation::State) -> Self {
         Progress {
@@ -68,6 +141,8 @@ impl Progress {
             flops: 0,
             seconds: 0.0,
             best: None,
+            metrics: BTreeMap::new(),
+            peak_memory: None,
             active_modules: 0,
             active_parameters: 0,
             peak_parameters: 0,
@@ -75,7 +150,6 @@ impl Progress {
             skipped: 0,
             skipped_in_a_row: 0,
             evaluation_owed: false,
-            metrics: BTreeMap::new(),
             module_updates: Vec::new(),
             component_updates: Vec::new(),
             head_updates: None,
@@ -122,58 +196,118 @@ pub fn write<B: Kernels>(
     let path = folder.join(PROGRESS);
     let text = serde_json::to_string_pretty(progress)
         .map_err(|error| Error::failure(format!("{}: {error}", path.display())))?;
-    std::fs::write(&path, text)
-        .map_err(|error| Error::failure(format!("cannot write {}: {error}", path.display())))
+    std::fs::write(&path, text).map_err(|error| {
+        Error::failure(format!("cannot write {}: {error}", path.display()))
+            .help("check the folder's permissions and the space left on the disk")
+    })
 }
 
-/// Reads a checkpoint back into a fresh trainee and optimiser.
-pub fn read<B: Kernels>(
-    folder: &Path,
+/// Reads the checkpoint that a run goes on from. Where its best checkpoint is lost, the best that is left counts, and
+/// that is said.
+pub fn resume<B: Kernels>(
+    run: &Run,
+    checkpoint: &Checkpoint,
+    trainee: &mut Trainee<B>,
+    optimizer: &mut Optimizer<B>,
+    total_steps: u64,
+    device: &B::Device,
+) -> Result<Progress> {
+    if checkpoint.step > total_steps {
+        return Err(run::damaged(format!(
+            "the checkpoint {} is of step {}, but the run ends at step {total_steps}",
+            checkpoint.path.display(),
+            checkpoint.step
+        )));
+    }
+    let mut progress = read(checkpoint, trainee, optimizer, device)?;
+    let left = run
+        .best(checkpoint.step)
+        .map(|(_, best)| (best.step, best.value));
+    if progress.best != left {
+        let lost = progress.best.map_or(0, |(step, _)| step);
+        let instead = match left {
+            Some((step, _)) => format!("that of step {step} counts as the best so far"),
+            None => "the best of those to come counts".to_owned(),
+        };
+        tracing::warn!(
+            "the best checkpoint of {}, of step {lost}, is gone or damaged: {instead}",
+            run.dir().display()
+        );
+        progress.best = left;
+    }
+    Ok(progress)
+}
+
+/// Reads the best checkpoint of a run that has come to its end, if an evaluation picked one.
+pub fn read_best<B: Kernels>(
+    run: &Run,
+    progress: &Progress,
+    trainee: &mut Trainee<B>,
+    optimizer: &mut Optimizer<B>,
+    device: &B::Device,
+) -> Result<Option<(Progress, Best)>> {
+    let found = run.best(progress.step);
+    match (found, progress.best) {
+        (Some((checkpoint, best)), Some((step, _))) if best.step == step => {
+            Ok(Some((read(&checkpoint, trainee, optimizer, device)?, best)))
+        }
+        (None, None) => Ok(None),
+        (_, Some((step, _))) => Err(Error::failure(format!(
+            "the best checkpoint of {}, of step {step}, is gone or damaged",
+            run.dir().display()
+        ))
+        .help("restore it from a copy and go on by --resume; without a copy --resume takes the best that is left")),
+        (Some((checkpoint, _)), None) => Err(run::damaged(format!(
+            "{} calls itself the best, of which the run knows nothing",
+            checkpoint.path.display()
+        ))),
+    }
+}
+
+/// Reads a checkpoint back into a trainee and optimiser.
+fn read<B: Kernels>(
+    checkpoint: &Checkpoint,
     trainee: &mut Trainee<B>,
     optimizer: &mut Optimizer<B>,
     device: &B::Device,
 ) -> Result<Progress> {
-    let path = folder.join(PROGRESS);
-    let damaged = |error: String| {
-        Error::user(format!("{}: {error}", path.display()))
-            .help("the checkpoint is damaged: start the run again in another output folder")
+    let damaged = |file: &str, error: String| {
+        run::damaged(format!("{}: {error}", checkpoint.path.join(file).display()))
     };
-    let text = std::fs::read_to_string(&path).map_err(|error| damaged(error.to_string()))?;
-    let progress: Progress =
-        serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-    if progress.module_updates.len() != trainee.adapters.modules.len() {
-        return Err(damaged(format!(
-            "it has {} modules, the recipe {}",
-            progress.module_updates.len(),
-            trainee.adapters.modules.len()
-        )));
-    }
-    let modules = &trainee.adapters.modules;
-    let updates = &progress.component_updates;
-    let fits = |(updates, module): (&Vec<u64>, &ModuleInfo)| {
-        updates.is_empty() || updates.len() == module.rank as usize
-    };
-    if !updates.is_empty()
-        && (updates.len() != modules.len() || !updates.iter().zip(modules).all(fits))
-    {
-        return Err(damaged(
-            "its updates of components are of other modules or ranks".to_owned(),
-        ));
-    }
-    let weights = Weights::open(&[folder.join(TENSORS)])?;
-    let load = |names: &[String], values: &mut [Tensor<B, 2>], updates: Option<u64>| {
+    let text = checkpoint.read(PROGRESS)?;
+    let progress: Progress = serde_json::from_slice(&text)
+        .map_err(|error| damaged(PROGRESS, format!("it is not a run's progress: {error}")))?;
+    progress
+        .validate(checkpoint.step, &trainee.adapters.modules)
+        .map_err(|error| damaged(PROGRESS, error))?;
+    let bytes = checkpoint.read(TENSORS)?;
+    let tensors = SafeTensors::deserialize(&bytes)
+        .map_err(|error| damaged(TENSORS, format!("it is not a safetensors file: {error}")))?;
+    let mut number = 0;
+    let mut load = |names: &[String], values: &mut [Tensor<B, 2>], updates: Option<u64>| {
+        let mut tensor = |name: &str, shape: [usize; 2]| {
+            number += 1;
+            let view = tensors.tensor(name);
+            let view = view.map_err(|_| damaged(TENSORS, format!("it has no tensor {name}")))?;
+            if view.shape() != shape || view.dtype() != Dtype::F32 {
+                let (is, kind) = (view.shape(), view.dtype());
+                return Err(damaged(
+                    TENSORS,
+                    format!("{name} is {kind:?} of {is:?}, the recipe asks for F32 of {shape:?}"),
+                ));
+            }
+            let values = view.data().as_chunks::<4>().0.iter();
+            let values: Vec<f32> = values.map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            Ok(Tensor::from_data(TensorData::new(values, shape), device))
+        };
         let mut moments = Vec::new();
         for (name, value) in names.iter().zip(values) {
-            let tensor = |name: &str| {
-                let tensor = weights.tensor::<B, 2>(name, value.dims(), device)?;
-                // The file may be replaced by a later checkpoint while the run goes on: copy.
-                Ok::<_, Error>(tensor.mul_scalar(1.0))
-            };
+            let shape = value.dims();
             if updates.is_some() {
-                let [first, second] = MOMENTS.map(|kind| tensor(&format!("{name}.{kind}")));
+                let [first, second] = MOMENTS.map(|kind| tensor(&format!("{name}.{kind}"), shape));
                 moments.push([first?, second?]);
             }
-            *value = tensor(name)?;
+            *value = tensor(name, shape)?;
         }
         Ok::<_, Error>(updates.map(|steps| GroupState {
             steps,
@@ -191,6 +325,12 @@ pub fn read<B: Kernels>(
     }
     let names = head_names(trainee);
     optimizer.head = load(&names, &mut trainee.head, progress.head_updates)?;
+    if number != tensors.len() {
+        return Err(damaged(
+            TENSORS,
+            format!("it has {} tensors, the run has {number}", tensors.len()),
+        ));
+    }
     Ok(progress)
 }
 
@@ -210,4 +350,81 @@ fn head_names<B: Kernels>(trainee: &Trainee<B>) -> Vec<String> {
         .into_iter()
         .map(|tensor| tensor.name)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use dynalora_plugin_api::LedgerEntry;
+
+    use super::*;
+    use crate::allocation::{Ledger, State};
+
+    #[test]
+    fn numbers_that_no_run_comes_to_are_refused() {
+        let module = ModuleInfo {
+            path: "layer.0.query".to_owned(),
+            layer: Some(0),
+            role: "query".to_owned(),
+            in_features: 8,
+            out_features: 8,
+            rank: 4,
+            parameters: 64,
+            forward_flops: 1,
+            backward_flops: 1,
+        };
+        let modules = [module];
+        let mut good = Progress::start(State {
+            step: 5,
+            reallocations: 1,
+            modules: vec!["layer.0.query".to_owned()],
+            active: vec![true],
+            components: None,
+            ledger: Ledger::new(1),
+            scorer: None,
+            allocator: None,
+        });
+        good.step = 5;
+        good.module_updates = vec![Some(5)];
+        good.best = Some((4, 0.5));
+        assert_eq!(good.validate(5, &modules), Ok(()));
+        let bad = |change: &dyn Fn(&mut Progress)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            bad.validate(5, &modules).unwrap_err()
+        };
+        for seconds in [-1.0, f64::NAN, f64::INFINITY, 1e300] {
+            assert!(bad(&|p| p.seconds = seconds).contains("`seconds`"));
+        }
+        let changes: [(&str, &dyn Fn(&mut Progress)); 15] = [
+            ("step", &|p| p.step = 6),
+            ("tokens", &|p| p.tokens = u64::MAX),
+            ("flops", &|p| p.flops = u64::MAX),
+            ("best", &|p| p.best = Some((6, 0.5))),
+            ("best", &|p| p.best = Some((4, f64::NAN))),
+            ("active_modules", &|p| p.active_modules = 6),
+            ("active_parameters", &|p| p.active_parameters = 321),
+            ("peak_parameters", &|p| p.peak_parameters = 65),
+            ("open_loss", &|p| p.open_loss = (0.5, u64::MAX)),
+            ("skipped", &|p| p.skipped = 6),
+            ("skipped_in_a_row", &|p| p.skipped_in_a_row = 1),
+            ("module_updates", &|p| p.module_updates = vec![None; 2]),
+            ("component_updates", &|p| {
+                p.component_updates = vec![vec![1; 3]]
+            }),
+            ("updates", &|p| p.head_updates = Some(6)),
+            ("allocation.step", &|p| p.allocation.step = 4),
+        ];
+        for (name, change) in changes {
+            assert!(bad(change).contains(&format!("`{name}`")), "{name}");
+        }
+        let entry = LedgerEntry {
+            steps_active: u64::MAX,
+            times_chosen: 0,
+            last_chosen: None,
+        };
+        let ledger = serde_json::from_value(serde_json::json!([entry])).unwrap();
+        let mut changed = good.clone();
+        changed.allocation.ledger = ledger;
+        assert!(changed.validate(5, &modules).is_err());
+    }
 }

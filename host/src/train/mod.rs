@@ -4,6 +4,7 @@ mod checkpoint;
 pub mod cost;
 pub mod evaluate;
 mod fault;
+mod inputs;
 mod machine;
 pub mod optimizer;
 mod order;
@@ -77,8 +78,8 @@ pub fn train<B: Kernels>(
         training.record(&made)?;
     }
     training.display.end();
-    training.export_best()?;
-    let summary = training.summary(device_name)?;
+    let best = training.export_best()?;
+    let summary = training.summary(best, device_name);
     training.writer.summary(&summary)?;
     Ok(summary)
 }
@@ -147,9 +148,14 @@ impl<'a, B: Kernels> Training<'a, B> {
     fn begin(&mut self, from: Option<Checkpoint>) -> Result<()> {
         match from {
             Some(checkpoint) => {
-                let (trainee, optimizer) = (&mut self.trainee, &mut self.optimizer);
-                self.progress =
-                    checkpoint::read(&checkpoint.path, trainee, optimizer, self.device)?;
+                self.progress = checkpoint::resume(
+                    self.writer.run(),
+                    &checkpoint,
+                    &mut self.trainee,
+                    &mut self.optimizer,
+                    self.total_steps,
+                    self.device,
+                )?;
                 self.controller.restore(self.progress.allocation.clone())?;
                 self.seconds_before = self.progress.seconds;
                 self.saved.0 = self.progress.step;

@@ -33,6 +33,8 @@ pub struct Rest {
     pub modules: Vec<ModuleInfo>,
     /// Where the base model lies.
     pub folder: ModelFolder,
+    /// The libraries of the plugins that decide.
+    pub plugins: Vec<plugin::Found>,
 }
 
 impl Prepared {
@@ -54,6 +56,7 @@ impl Prepared {
             Length::Steps(steps) => steps,
             Length::Epochs(epochs) => epochs * data.steps_per_epoch(&recipe.train),
         };
+        let libraries = plugins.libraries();
         let controller = plugins.controller(&recipe, total_steps)?;
         Ok(Prepared {
             recipe,
@@ -64,6 +67,7 @@ impl Prepared {
                 data,
                 modules,
                 folder,
+                plugins: libraries,
             },
         })
     }
@@ -134,6 +138,17 @@ impl Plugins {
             allocator,
             initial,
         })
+    }
+
+    fn libraries(&self) -> Vec<plugin::Found> {
+        let scorer = self.scorer.as_ref().map(|it| (&it.path, &it.manifest));
+        let allocator = self.allocator.as_ref().map(|it| (&it.path, &it.manifest));
+        let both = [scorer, allocator].into_iter().flatten();
+        both.map(|(path, manifest)| plugin::Found {
+            path: path.clone(),
+            manifest: manifest.clone(),
+        })
+        .collect()
     }
 
     /// The controller of a run of so many steps, in which they have to be able to work.

@@ -15,7 +15,7 @@ use crate::allocation::Reallocation;
 use crate::data::Batch;
 use crate::error::Result;
 use crate::kernel::Kernels;
-use crate::run::{AllocationRecord, EvalRecord, MetricRecord, StepRecord, Summary};
+use crate::run::{AllocationRecord, Best, EvalRecord, MetricRecord, StepRecord, Summary};
 
 /// What a step was, for its record.
 pub(super) struct Made {
@@ -196,14 +196,14 @@ impl<B: Kernels> Training<'_, B> {
     }
 
     /// The closing account.
-    pub(super) fn summary(&self, device_name: &str) -> Result<Summary> {
+    pub(super) fn summary(&self, best: Option<Best>, device_name: &str) -> Summary {
         let progress = &self.progress;
         let values = |tensor: &Tensor<B, 2>| tensor.dims().iter().product::<usize>() as u64;
         let modules = &self.rest.modules;
-        Ok(Summary {
+        Summary {
             steps: progress.step,
             epochs: self.epoch(),
-            best: self.writer.run().best()?.map(|(_, best)| best),
+            best,
             metrics: progress.metrics.clone(),
             modules: modules.len(),
             adapter_parameters: modules.iter().map(|module| module.parameters).sum(),
@@ -211,13 +211,13 @@ impl<B: Kernels> Training<'_, B> {
             active_parameters_mean: progress.active_parameters as f64 / progress.step.max(1) as f64,
             active_parameters_peak: progress.peak_parameters,
             reallocations: self.controller.reallocations(),
-            peak_memory: peak_memory(),
+            peak_memory: progress.peak_memory,
             seconds: progress.seconds,
             tokens: progress.tokens,
             flops: progress.flops,
             skipped: progress.skipped,
             device: device_name.to_owned(),
-        })
+        }
     }
 }
 

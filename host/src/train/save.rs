@@ -2,14 +2,15 @@
 
 use burn::tensor::Tensor;
 
-use super::Training;
 use super::checkpoint;
 use super::optimizer::GroupState;
 use super::stop::Signal;
 use super::trainee::read;
+use super::{Training, peak_memory};
 use crate::error::{Error, Result};
 use crate::export;
 use crate::kernel::Kernels;
+use crate::run::Best;
 
 impl<B: Kernels> Training<'_, B> {
     /// Whether a checkpoint is due after the step just finished, in a run that was `asked` to stop or not.
@@ -26,6 +27,7 @@ impl<B: Kernels> Training<'_, B> {
     pub(super) fn save(&mut self, best: Option<(String, f64)>) -> Result<()> {
         self.refuse_infinite()?;
         self.progress.seconds = self.seconds();
+        self.progress.peak_memory = self.progress.peak_memory.max(peak_memory());
         self.progress.allocation = self.controller.state()?;
         let states = &self.optimizer.modules;
         let steps = |state: &Option<GroupState<B>>| state.as_ref().map(|state| state.steps);
@@ -83,18 +85,10 @@ impl<B: Kernels> Training<'_, B> {
     }
 
     /// Exports the adapter in the format of PEFT; of each module only the `components` that remain.
-    pub(super) fn export(&self, components: Option<&[Vec<bool>]>) -> Result<()> {
+    pub(super) fn export(&mut self, components: Option<&[Vec<bool>]>) -> Result<()> {
         let head = self.trainee.model.head.tensors().into_iter();
         let head: Vec<_> = head.zip(self.trainee.head.iter().cloned()).collect();
-        // Written beside and renamed, so that nobody meets half an adapter.
-        let run = self.writer.run();
-        let (folder, fresh) = (run.adapter_dir(), run.dir().join(".adapter"));
-        let cannot_write =
-            |error| Error::failure(format!("cannot write {}", folder.display())).because(error);
-        if fresh.exists() {
-            std::fs::remove_dir_all(&fresh).map_err(cannot_write)?;
-        }
-        std::fs::create_dir_all(&fresh).map_err(cannot_write)?;
+        let fresh = self.writer.begin_adapter()?;
         export::write(
             &fresh,
             self.rest.pretrained.config.family,
@@ -104,24 +98,25 @@ impl<B: Kernels> Training<'_, B> {
             &self.rest.pretrained.linears(),
             &head,
         )?;
-        if folder.exists() {
-            std::fs::remove_dir_all(&folder).map_err(cannot_write)?;
-        }
-        std::fs::rename(&fresh, &folder).map_err(cannot_write)
+        self.writer.commit_adapter()
     }
 
-    /// Exports the best checkpoint where an evaluation picked one, else the last state.
-    pub(super) fn export_best(&mut self) -> Result<()> {
+    /// Exports the best checkpoint where an evaluation picked one, which comes back, else the last state.
+    pub(super) fn export_best(&mut self) -> Result<Option<Best>> {
+        self.progress.peak_memory = self.progress.peak_memory.max(peak_memory());
         let mut components = self.controller.components().map(<[_]>::to_vec);
-        if let Some((best, _)) = self.writer.run().best()? {
-            let best = checkpoint::read(
-                &best.path,
-                &mut self.trainee,
-                &mut self.optimizer,
-                self.device,
-            )?;
-            components = best.allocation.components;
-        }
-        self.export(components.as_deref())
+        let best = checkpoint::read_best(
+            self.writer.run(),
+            &self.progress,
+            &mut self.trainee,
+            &mut self.optimizer,
+            self.device,
+        )?;
+        let best = best.map(|(progress, best)| {
+            components = progress.allocation.components;
+            best
+        });
+        self.export(components.as_deref())?;
+        Ok(best)
     }
 }
