@@ -16,7 +16,10 @@ fn main() {
     ];
     let mut files = Vec::new();
     for path in &watched {
-        println!("cargo::rerun-if-changed={}", path.display());
+        // One that is not there would count as changed for ever.
+        if path.exists() {
+            println!("cargo::rerun-if-changed={}", path.display());
+        }
         collect(path, &mut files);
     }
     println!("cargo::rerun-if-changed=build.rs");

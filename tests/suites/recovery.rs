@@ -190,7 +190,7 @@ fn a_run_never_starts_over_while_checkpoints_lie_there() {
     fails(
         &output,
         2,
-        &["none of the 2 checkpoints", "state.safetensors", "--force"],
+        &["none of the 3 checkpoints", "state.safetensors", "--force"],
     );
     assert!(tree(&run) == before);
     assert!(train(&scene, "run", &[], &["--force"]).status.success());
@@ -678,7 +678,7 @@ fn a_report_never_averages_what_was_made_of_other_inputs() {
     assert!(
         found
             .iter()
-            .all(|(name, _)| name.contains("sha256.allocator=")),
+            .all(|(name, _)| name.contains("allocator-sha256=")),
         "{found:?}"
     );
 
@@ -692,7 +692,7 @@ fn a_report_never_averages_what_was_made_of_other_inputs() {
     scene.train("grown-5", &[&plugin, &seed(5)]);
     let found = arms(&["first-1", "first-2", "grown-5"]);
     assert!(
-        found.len() == 2 && found[1].0.contains("sha256.data.train="),
+        found.len() == 2 && found[1].0.contains("train-sha256="),
         "{found:?}"
     );
 

@@ -98,21 +98,25 @@ pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
         sitting: Some(prepared.sitting(session.device_name())?),
         accept_changes: matches!(how, How::Resume { accept_changes } if accept_changes),
     };
+    let text = opening.recipe.clone();
     let (writer, from) = match how {
         How::Resume { .. } => Run::resume(&output, opening)?,
         How::Replace => (Run::replace(&output, opening)?, None),
         How::New => (Run::create(&output, opening)?, None),
     };
     let trained = session.train(prepared, writer, from);
-    trained.map_err(|error| with_a_way_on(error, &output, how))
+    trained.map_err(|error| with_a_way_on(error, &output, &text, how))
 }
 
 /// What became of a run that failed, said with the error. One in which there is nothing to keep goes, so that the corrected
 /// recipe finds its folder free.
-fn with_a_way_on(error: Error, output: &Path, how: How) -> Error {
+fn with_a_way_on(error: Error, output: &Path, recipe: &str, how: How) -> Error {
     let Ok(run) = Run::open(output) else {
         return error;
     };
+    if how == How::Replace && run.recipe().is_ok_and(|own| own != recipe) {
+        return error.and_help("the run that was there before is as it was");
+    }
     let resumed = matches!(how, How::Resume { .. });
     if !resumed && run.remove_unstarted() {
         return error.and_help("nothing was recorded or saved yet: the run's folder was removed");

@@ -229,7 +229,7 @@ fn key(settings: &Settings, reading: &Reading) -> Settings {
     key
 }
 
-/// Arms whose recipes are the same are told apart by the inputs that differ: `sha256.data.train=0f2e…`.
+/// Arms whose recipes are the same are told apart by the inputs that differ: `train-sha256=0f2e…`.
 fn tell_inputs_apart(arms: &mut [Arm]) {
     let digests = |arm: &Arm| -> Settings {
         let own = arm.key.iter().filter(|(name, _)| name.starts_with(INPUT));
@@ -238,8 +238,11 @@ fn tell_inputs_apart(arms: &mut [Arm]) {
             let parts = parts.map(|digest| digest.get(..12).unwrap_or(digest));
             parts.collect::<Vec<_>>().join("-")
         };
-        own.map(|(name, digest)| (name.clone(), short(digest)))
-            .collect()
+        own.map(|(name, digest)| {
+            let name = name.trim_start_matches(INPUT);
+            (format!("{name}-sha256"), short(digest))
+        })
+        .collect()
     };
     let all: Vec<(Settings, Settings)> = arms
         .iter()
