@@ -93,9 +93,9 @@ pub struct Parameters {
     /// How many of the lowest modules to activate.
     #[serde(default = "one")]
     count: usize,
-    /// Panics at the first reallocation.
+    /// Panics at the first reallocation where this is "yes".
     #[serde(default)]
-    panics: bool,
+    panics: String,
 }
 
 fn one() -> usize {
@@ -111,13 +111,17 @@ impl Plugin for Lowest {
     const REFERENCE: &'static str = "a test";
 
     fn new(parameters: Parameters, _: &[ModuleInfo]) -> Result<Self> {
+        // The conformance kit tries every end of a parameter's range.
+        if parameters.count == 0 {
+            return Err("parameter `count` is 0: at least one module must be active".into());
+        }
         Ok(Lowest(parameters))
     }
 }
 
 impl Allocator for Lowest {
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
-        if self.0.panics {
+        if self.0.panics == "yes" {
             panic!("out of order");
         }
         let count = self.0.count.min(request.scores.len());
@@ -229,7 +233,7 @@ fn a_plugin_from_outside_is_found_by_name_checked_and_used() {
             "--plugin-dir",
             folder,
             "--set",
-            "allocator.panics=true",
+            "allocator.panics=yes",
             "--set",
             &format!("output={}", scene.path("panics").display()),
         ],

@@ -95,7 +95,7 @@ extern "C" fn at_exit() {
         .try_lock()
         .map_or(String::new(), |loaded| loaded.join(", "));
     let message = format!(
-        "Error: the program was ended by exit() before it had finished: by a plugin, of which {loaded} are loaded.\n\
+        "Error: the program was ended by exit() before it had finished: by a plugin (loaded: {loaded}). \
          Nothing further was saved; a run goes on from its last checkpoint with --resume, once the plugin is mended.\n"
     );
     // SAFETY: writes bytes of a living string, and ends the process. Nothing is flushed or destroyed on the way:

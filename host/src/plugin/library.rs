@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use abi_stable::library::{LibraryError, lib_header_from_path};
 use dynalora_plugin_api::Manifest;
 use dynalora_plugin_api::abi::host::manifest;
-use dynalora_plugin_api::abi::{API_VERSION, Root, text};
+use dynalora_plugin_api::abi::{API_VERSION, Root, SYMBOL, text};
 
 use super::label::{self, Label, Said};
 use super::{elf, guard, probe, trust};
@@ -89,6 +89,10 @@ impl Candidate {
             Ok(header) => header,
             Err(LibraryError::OpenError { err, .. }) => {
                 return Err(unusable(path, &err.to_string()));
+            }
+            Err(LibraryError::GetSymbolError { .. }) => {
+                let why = format!("it has a static manifest, but exports no plugin ({SYMBOL})");
+                return Err(unusable(path, &why));
             }
             Err(error) => return Err(mismatch(path, &error)),
         };

@@ -15,6 +15,7 @@ mod trust;
 use std::path::{Path, PathBuf};
 
 use dynalora_plugin_api::abi::host::{RemoteAllocator, RemoteScorer};
+use dynalora_plugin_api::abi::text;
 use dynalora_plugin_api::conformance::{self, Report};
 use dynalora_plugin_api::{Allocator, Kind, Manifest, ModuleInfo, Scorer};
 use serde::Serialize;
@@ -182,7 +183,7 @@ fn refused(library: &Library, parameters: &Value, error: dynalora_plugin_api::Er
     };
     let keys = match known.is_empty() {
         true => "it takes no parameters".to_owned(),
-        false => format!("its parameters are {}", known.join(", ")),
+        false => format!("its parameters are {}", text::line(&known.join(", "), 500)),
     };
     Error::user(format!("the {table} `{name}` refuses [{table}]: {error}")).help(format!(
         "{keys}{hint}; `dynalora plugins info {name}` describes them"
