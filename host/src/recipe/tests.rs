@@ -562,10 +562,7 @@ fn flags_replace_what_the_recipe_says() {
     assert_eq!(recipe.train.batch_limit(), BatchLimit::Tokens(4096));
     assert_eq!(recipe.adapter.rank, Some(4));
     assert_eq!(recipe.adapter.targets.0.len(), 2);
-    assert_eq!(
-        recipe.train.warmup,
-        crate::recipe::Warmup::Share(0.1)
-    );
+    assert_eq!(recipe.train.warmup, crate::recipe::Warmup::Share(0.1));
     assert_eq!(recipe.allocation.schedule, Schedule::Periodic { every: 5 });
     let allocator = recipe.allocator.expect("an allocator");
     assert_eq!(allocator.plugin, "threshold");
