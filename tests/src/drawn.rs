@@ -291,7 +291,7 @@ impl Drawn {
         if c.once_in(2) {
             self.set("scorer.window", c.of(&["\"period\"", "{ ema = 0.5 }"]));
         }
-        if scorer == "activation" && c.once_in(3) {
+        if scorer == "activation" && self.get("scorer.norm").is_none() && c.once_in(3) {
             self.set("scorer.target", "\"delta\"");
         }
         self

@@ -1,6 +1,7 @@
 //! What the end-to-end suites share: fixtures, golden values and the built program with its plugins.
 
 pub mod drawn;
+pub mod entries;
 mod golden;
 mod scene;
 
