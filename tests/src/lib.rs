@@ -1,5 +1,7 @@
 //! What the end-to-end suites share: fixtures, golden values and the built program with its plugins.
 
+pub mod drawn;
+pub mod entries;
 mod golden;
 mod scene;
 
@@ -21,14 +23,34 @@ pub fn fixture(path: &str) -> PathBuf {
     package().join("fixtures").join(path)
 }
 
-/// The real data that some tests use; none, and a line that says so, where it is absent.
+/// Names, by commas, what this machine is known to have of `data` (the shared data sets) and `minilm`: a
+/// test that does not find it fails instead of passing with nothing seen. `.ci/run` sets it.
+pub const REQUIRE: &str = "DYNALORA_REQUIRE";
+
+/// What a test does that lacks something it cannot make itself: it says so and passes, or fails where
+/// [`REQUIRE`] says that `what` is here.
+pub fn skip<T>(what: &str, why: impl std::fmt::Display) -> Option<T> {
+    let required = std::env::var(REQUIRE).unwrap_or_default();
+    must_skip(what, &required, &why.to_string());
+    eprintln!("skipped, for want of {what}: {why}");
+    None
+}
+
+fn must_skip(what: &str, required: &str, why: &str) {
+    let mut words = required.split(',').map(str::trim);
+    assert!(
+        !words.any(|word| word == what),
+        "{REQUIRE} says that {what} is here, but {why}"
+    );
+}
+
+/// The real data that some tests use, unless it is [skipped](skip).
 pub fn shared_data(path: &str) -> Option<PathBuf> {
     let found = package().join("../../shared/data").join(path);
     if found.exists() {
         return Some(found);
     }
-    eprintln!("skipped: {} is not here", found.display());
-    None
+    skip("data", format_args!("{} is not there", found.display()))
 }
 
 /// The folder with the built program and the plugins, after building what is stale. `cargo test` alone
@@ -85,15 +107,32 @@ pub fn model_folder(path: &Path) -> ModelFolder {
     ModelFolder::local(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The MiniLM checkpoint, fetched once; none, and a line that says so, where it cannot be had.
+/// The MiniLM checkpoint, fetched once, unless it is [skipped](skip).
 pub fn minilm() -> Option<PathBuf> {
-    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let found = FOUND.get_or_init(|| match fetch::quickstart_model() {
-        Ok(folder) => Some(folder.dir),
-        Err(error) => {
-            eprintln!("skipped: the MiniLM checkpoint cannot be had: {error}");
-            None
-        }
+        Ok(folder) => Ok(folder.dir),
+        Err(error) => Err(format!("the checkpoint cannot be had: {error}")),
     });
-    found.clone()
+    match found {
+        Ok(folder) => Some(folder.clone()),
+        Err(why) => skip("minilm", why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skip_is_a_failure_where_the_thing_is_required() {
+        for required in ["data", "minilm, data", "data,minilm"] {
+            assert!(
+                std::panic::catch_unwind(|| must_skip("data", required, "it is gone")).is_err()
+            );
+        }
+        for required in ["", "minilm", "database"] {
+            must_skip("data", required, "it is gone");
+        }
+    }
 }

@@ -1,0 +1,478 @@
+//! Random recipes over all keys that decide a run, and the small inputs that they train on.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use dynalora_plugin_api::Random;
+use safetensors::tensor::TensorView;
+use safetensors::{SafeTensors, serialize};
+
+use crate::fixture;
+
+/// A recipe as dotted keys with their values in TOML; what is not there has its default.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Drawn(pub BTreeMap<String, String>);
+
+/// A source of choices.
+pub struct Choice(Random);
+
+impl Choice {
+    /// The choices of `seed`.
+    pub fn new(seed: u64) -> Self {
+        Choice(Random::new(seed))
+    }
+
+    /// One of `items`.
+    pub fn of<T: Clone>(&mut self, items: &[T]) -> T {
+        items[(self.0.bits() % items.len() as u64) as usize].clone()
+    }
+
+    /// True once in `times`.
+    pub fn once_in(&mut self, times: u64) -> bool {
+        self.0.bits().is_multiple_of(times)
+    }
+
+    /// A whole number from `least` to `most`.
+    pub fn between(&mut self, least: u64, most: u64) -> u64 {
+        least + self.0.bits() % (most - least + 1)
+    }
+
+    /// A number from 0 to below 1.
+    pub fn uniform(&mut self) -> f64 {
+        self.0.uniform()
+    }
+}
+
+impl Drawn {
+    /// Sets a key; the value is written as TOML writes it.
+    pub fn set(&mut self, key: &str, value: impl ToString) -> &mut Self {
+        self.0.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    /// Drops a key, and every key of the table if that is what it names.
+    pub fn drop(&mut self, key: &str) -> &mut Self {
+        let table = format!("{key}.");
+        self.0.retain(|k, _| k != key && !k.starts_with(&table));
+        self
+    }
+
+    /// The value of a key, if it is there.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    /// A key's whole number, or what it is where it is left out.
+    pub fn number(&self, key: &str, default: u64) -> u64 {
+        self.get(key)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(default)
+    }
+
+    /// The recipe's text, with `output` as its first key.
+    pub fn recipe(&self, output: &Path) -> String {
+        let mut tables = BTreeMap::<&str, String>::new();
+        for (key, value) in &self.0 {
+            let (table, key) = key.rsplit_once('.').unwrap_or(("", key));
+            let text = tables.entry(table).or_default();
+            text.push_str(&format!("{key} = {value}\n"));
+        }
+        let mut text = format!(
+            "output = {:?}\ndevice = \"cpu\"\n",
+            output.display().to_string()
+        );
+        for (table, keys) in tables {
+            if !table.is_empty() {
+                text.push_str(&format!("[{table}]\n"));
+            }
+            text.push_str(&keys);
+        }
+        text
+    }
+
+    /// Whether nothing of the recipe drops out.
+    pub fn has_no_dropout(&self) -> bool {
+        let zero = |key| self.get(key) == Some("0.0");
+        zero("model.hidden_dropout")
+            && zero("model.attention_dropout")
+            && zero("model.classifier_dropout")
+            && self.get("adapter.dropout").is_none()
+    }
+
+    /// Makes sure that nothing drops out.
+    pub fn without_dropout(&mut self) -> &mut Self {
+        for key in ["hidden", "attention", "classifier"] {
+            self.set(&format!("model.{key}_dropout"), "0.0");
+        }
+        self.drop("adapter.dropout")
+    }
+
+    /// A recipe on the inputs in `folder`, which [`inputs`] has made.
+    pub fn draw(choice: &mut Choice, folder: &Path) -> Self {
+        let mut drawn = Drawn::default();
+        let c = choice;
+        drawn.set("seed", c.between(0, 99));
+        drawn.set("threads", c.between(1, 2));
+        drawn.model(c, folder).data(c, folder).adapter(c);
+        drawn.allocation(c).scorer(c).train(c);
+        drawn
+    }
+
+    fn model(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
+        let family = c.of(&["tiny-bert", "deep-bert", "tiny-roberta", "tiny-distilbert"]);
+        let path = match family {
+            "deep-bert" => folder.join(family),
+            _ => fixture(family),
+        };
+        self.set("model.name", format!("{:?}", path.display().to_string()));
+        self.set("model.max_length", c.of(&[16, 24, 48]));
+        // What the models' own files say is 0.1.
+        if c.once_in(2) {
+            self.without_dropout();
+        } else {
+            for key in ["hidden", "attention", "classifier"] {
+                if c.once_in(2) {
+                    self.set(&format!("model.{key}_dropout"), c.of(&["0.0", "0.2"]));
+                }
+            }
+        }
+        if family.ends_with("-bert") && c.once_in(3) {
+            self.set("model.train_pooler", c.once_in(2));
+        }
+        self
+    }
+
+    fn data(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
+        let problem = c.of(&["comma", "comma", "value", "pairs"]);
+        for part in ["train", "validation"] {
+            let file = folder.join(format!("{problem}-{part}.csv"));
+            self.set(
+                &format!("data.{part}"),
+                format!("{:?}", file.display().to_string()),
+            );
+        }
+        self.set("data.columns.text", "\"sentence\"");
+        match problem {
+            "value" => self.set("data.problem", "\"regression\""),
+            "pairs" => self
+                .set("data.columns.text_pair", "\"second\"")
+                .set("data.problem", "\"classification\""),
+            _ => self.set("data.problem", "\"classification\""),
+        };
+        if c.once_in(3) {
+            self.set("data.limit", c.between(13, 40));
+        }
+        self
+    }
+
+    fn adapter(&mut self, c: &mut Choice) -> &mut Self {
+        let vera = c.once_in(3);
+        if vera {
+            self.set("adapter.kind", "\"vera\"");
+            self.set("adapter.rank", c.of(&[4, 9, 16]));
+            if c.once_in(3) {
+                self.set("adapter.d_initial", c.of(&["0.5", "1.0"]));
+            }
+        } else {
+            self.set("adapter.rank", c.of(&[1, 2, 4, 7]));
+            if c.once_in(2) {
+                self.set("adapter.alpha", c.of(&["4.0", "32.0"]));
+            }
+        }
+        if !self.has_no_dropout() && c.once_in(2) {
+            self.set("adapter.dropout", c.of(&["0.1", "0.5"]));
+        }
+        // Names of all three families; what a model lacks is left out where others are there.
+        let distil = self
+            .get("model.name")
+            .is_some_and(|name| name.contains("distil"));
+        let targets = match (c.between(0, 4), distil) {
+            (0, _) => "\"all-linear\"",
+            (1, false) => "[\"query\"]",
+            (1, true) => "[\"q_lin\"]",
+            (2, false) => "[\"dense\"]",
+            (2, true) => "[\"out_lin\", \"lin1\", \"lin2\"]",
+            (_, false) => "[\"query\", \"value\", \"dense\"]",
+            (_, true) => "[\"q_lin\", \"v_lin\", \"lin2\"]",
+        };
+        self.set("adapter.targets", targets)
+    }
+
+    fn allocation(&mut self, c: &mut Choice) -> &mut Self {
+        if c.once_in(8) {
+            return self;
+        }
+        let schedule = match c.between(0, 3) {
+            0 => format!("{{ kind = \"once\", after = {} }}", c.between(1, 7)),
+            1 => {
+                let first = c.between(1, 4);
+                let second = first + c.between(1, 4);
+                let third = second + c.between(1, 5);
+                format!("{{ kind = \"at\", steps = [{first}, {second}, {third}] }}")
+            }
+            _ => format!("{{ kind = \"periodic\", every = {} }}", c.between(1, 5)),
+        };
+        self.set("allocation.schedule", schedule);
+        if c.once_in(3) {
+            self.set("allocation.unit", "\"layer\"");
+        }
+        if c.once_in(2) {
+            self.set(
+                "allocation.optimizer_state",
+                c.of(&["\"local\"", "\"reset\""]),
+            );
+        }
+        if c.once_in(2) {
+            self.set("allocation.probe_steps", c.between(0, 4));
+        }
+        let allocators = [
+            "top-k",
+            "multinomial",
+            "discounted",
+            "uniform",
+            "threshold",
+            "rank-budget",
+        ];
+        let mut allocator = c.of(&allocators);
+        // Ranks are pruned of LoRA's modules alone.
+        if allocator == "rank-budget" && self.get("adapter.kind").is_some() {
+            allocator = "uniform";
+        }
+        self.set("allocator.plugin", format!("{allocator:?}"));
+        let k = match self.get("allocation.unit") {
+            Some(_) => c.of(&["1", "2", "\"50%\""]),
+            None => c.of(&["1", "2", "\"25%\"", "\"50%\"", "\"80%\""]),
+        };
+        match allocator {
+            "threshold" => {
+                self.set("allocator.p", c.of(&["0.2", "0.5", "0.9"]));
+            }
+            "rank-budget" => {
+                self.drop("allocation.unit");
+                self.set("allocator.target_r", c.of(&["\"50%\"", "\"75%\"", "1"]));
+                self.set("allocator.tinit", c.between(0, 3));
+                self.set("allocator.tfinal", c.between(0, 3));
+            }
+            _ => {
+                self.set("allocator.k", k);
+                if allocator == "discounted" && c.once_in(2) {
+                    self.set("allocator.epsilon", c.of(&["0.5", "1.0"]));
+                }
+                if k.ends_with("%\"") && c.once_in(3) {
+                    self.set("allocator.by", "\"parameters\"");
+                }
+            }
+        }
+        if allocator != "rank-budget" && c.once_in(3) {
+            self.set("allocation.initial", "\"random\"");
+            if c.once_in(2) || allocator == "threshold" {
+                self.set("allocation.initial_k", c.of(&["1", "\"50%\""]));
+            }
+        }
+        self
+    }
+
+    fn scorer(&mut self, c: &mut Choice) -> &mut Self {
+        let allocator = self.get("allocator.plugin").map(str::to_owned);
+        let without = match allocator.as_deref() {
+            None => return self,
+            Some("\"rank-budget\"") => true,
+            Some("\"uniform\"") => c.once_in(2),
+            Some(_) => false,
+        };
+        if without {
+            return self;
+        }
+        let scorer = c.of(&["activation", "gradient"]);
+        self.set("scorer.plugin", format!("{scorer:?}"));
+        if c.once_in(3) {
+            self.set("scorer.norm", "\"l1\"");
+        }
+        if c.once_in(2) {
+            self.set("scorer.window", c.of(&["\"period\"", "{ ema = 0.5 }"]));
+        }
+        if scorer == "activation" && self.get("scorer.norm").is_none() && c.once_in(3) {
+            self.set("scorer.target", "\"delta\"");
+        }
+        self
+    }
+
+    fn train(&mut self, c: &mut Choice) -> &mut Self {
+        let mut steps = c.between(6, 16);
+        if c.once_in(5) {
+            self.set("train.epochs", c.between(1, 2));
+            steps = 12;
+        } else {
+            self.set("train.steps", steps);
+        }
+        if c.once_in(4) {
+            let longest = self.number("model.max_length", 48);
+            self.set("train.tokens_per_batch", longest * c.between(1, 5));
+        } else {
+            self.set("train.batch_size", c.of(&[1, 3, 5, 8]));
+        }
+        if c.once_in(3) {
+            self.set("train.gradient_accumulation", c.between(2, 3));
+        }
+        if c.once_in(2) {
+            self.set(
+                "train.order",
+                c.of(&["\"length-grouped\"", "\"sequential\""]),
+            );
+        }
+        self.set("train.learning_rate", c.of(&["5e-3", "1e-3"]));
+        if c.once_in(4) {
+            self.set("train.head_learning_rate", "1e-2");
+        }
+        if c.once_in(2) {
+            self.set("train.lr_schedule", c.of(&["\"cosine\"", "\"constant\""]));
+        }
+        if c.once_in(2) {
+            self.set("train.warmup", c.of(&["0", "2", "0.3"]));
+        }
+        if c.once_in(3) {
+            self.set("train.weight_decay", c.of(&["0.1", "0.01"]));
+        }
+        if c.once_in(3) {
+            self.set("train.max_grad_norm", c.of(&["0.0", "0.1"]));
+        }
+        self.set("train.log_every", c.of(&[1, 1, 3]));
+        if self.has_no_dropout() && c.once_in(2) {
+            self.set("train.cache_frozen_prefix", "true");
+            if c.once_in(2) {
+                self.set("train.cache_memory_mib", 0);
+            }
+        }
+        self.set(
+            "checkpoint.every",
+            c.of(&["1", "2", "3", "\"epoch\"", "5", "\"never\""]),
+        );
+        match c.between(0, 3) {
+            0 => self.set("evaluation.every", "\"never\""),
+            1 => self.set("evaluation.every", c.between(1, steps)),
+            2 => self.set("evaluation.batch_tokens", 64),
+            _ => self,
+        }
+    }
+}
+
+/// Writes the tables that drawn recipes train on into `folder`, and a BERT of four layers.
+pub fn inputs(folder: &Path) {
+    let sentences = std::fs::read_to_string(fixture("sentences.txt")).expect("a fixture");
+    let lines: Vec<String> = sentences
+        .lines()
+        .map(|line| line.replace('"', "\"\""))
+        .collect();
+    let write = |name: &str, header: &str, row: &dyn Fn(usize, &str) -> String| {
+        for (part, range) in [("train", 0..45), ("validation", 45..64)] {
+            let rows: String = range.map(|n| row(n, &lines[n])).collect();
+            std::fs::write(
+                folder.join(format!("{name}-{part}.csv")),
+                format!("{header}\n{rows}"),
+            )
+            .expect("a temporary file");
+        }
+    };
+    let comma = |line: &str| if line.contains(',') { "comma" } else { "none" };
+    write("comma", "sentence,label", &|_, line| {
+        format!("\"{line}\",{}\n", comma(line))
+    });
+    write("value", "sentence,label", &|_, line| {
+        format!("\"{line}\",{:.3}\n", line.len() as f64 / 100.0)
+    });
+    write("pairs", "sentence,second,label", &|n, line| {
+        let second = &lines[(n * 7 + 3) % lines.len()];
+        let longer = if line.len() > second.len() {
+            "first"
+        } else {
+            "second"
+        };
+        format!("\"{line}\",\"{second}\",{longer}\n")
+    });
+    deepen(&fixture("tiny-bert"), &folder.join("deep-bert"));
+}
+
+/// Copies a BERT of two layers to one of four: the layers, and once more in the other order.
+fn deepen(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a temporary folder");
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(from.join(file), to.join(file)).expect("a fixture");
+    }
+    let config = std::fs::read_to_string(from.join("config.json")).expect("a fixture");
+    let deep = config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 4");
+    assert_ne!(config, deep);
+    std::fs::write(to.join("config.json"), deep).expect("a temporary file");
+    let bytes = std::fs::read(from.join("model.safetensors")).expect("a fixture");
+    let model = SafeTensors::deserialize(&bytes).expect("a fixture");
+    let mut tensors: Vec<(String, TensorView<'_>)> = Vec::new();
+    for (name, view) in model.tensors() {
+        for (layer, copy) in [("layer.0.", "layer.3."), ("layer.1.", "layer.2.")] {
+            if name.contains(layer) {
+                tensors.push((name.replace(layer, copy), view.clone()));
+            }
+        }
+        tensors.push((name, view));
+    }
+    let bytes = serialize(tensors, None).expect("tensors");
+    std::fs::write(to.join("model.safetensors"), bytes).expect("a temporary file");
+}
+
+/// A run's file without what differs from time to time: seconds, memory and, where `strip` names them, other
+/// fields.
+pub fn records(run: &Path, file: &str, strip: &[&str]) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join(file)).unwrap_or_default();
+    text.lines()
+        .map(|line| {
+            let mut record: serde_json::Value = serde_json::from_str(line).expect("JSON lines");
+            let fields = record.as_object_mut().expect("objects");
+            for field in ["seconds", "peak_memory"].iter().chain(strip) {
+                fields.remove(*field);
+            }
+            record
+        })
+        .collect()
+}
+
+/// The bytes of a run's exported adapter.
+pub fn adapter(run: &Path) -> Vec<u8> {
+    std::fs::read(run.join("adapter/adapter_model.safetensors")).unwrap_or_default()
+}
+
+/// Where two runs differ: in the adapter's bytes, the metrics or the allocations, `strip` left out; empty where
+/// they do not.
+pub fn difference(a: &Path, b: &Path, strip: &[&str]) -> String {
+    for file in ["allocations.jsonl", "metrics.jsonl"] {
+        let (a, b) = (records(a, file, strip), records(b, file, strip));
+        if a.len() != b.len() {
+            return format!("{file}: {} records and {}", a.len(), b.len());
+        }
+        if let Some(n) = (0..a.len()).find(|&n| a[n] != b[n]) {
+            return format!("{file}, line {}:\n  {}\n  {}", n + 1, a[n], b[n]);
+        }
+    }
+    if adapter(a) != adapter(b) {
+        return "adapter_model.safetensors differs, the records do not".to_owned();
+    }
+    if adapter(a).is_empty() {
+        return "there is no adapter".to_owned();
+    }
+    String::new()
+}
+
+/// Every file below `folder` with its content, the lock aside.
+pub fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.file_name().is_some_and(|name| name != ".lock") {
+                let content = std::fs::read(&path).expect("a file");
+                found.insert(path, content);
+            }
+        }
+    }
+    found
+}

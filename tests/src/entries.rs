@@ -1,0 +1,404 @@
+//! Where bytes from outside come in, one function for each kind of file, and mutations of good ones: shared by
+//! the mutations that CI runs and by the targets of cargo-fuzz.
+//!
+//! Whatever the bytes are, an entry takes them or refuses them by an error; it neither panics nor hangs, nor
+//! asks for more memory than a small factor of their size.
+
+use std::path::Path;
+
+use burn_flex::{Flex, FlexDevice};
+use dynalora::data::{DataConfig, Example, read, tokenize};
+use dynalora::export;
+use dynalora::model::{EncoderConfig, Family, Model, Pretrained};
+use dynalora::recipe::{Column, Columns, Problem, Recipe};
+use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+
+use crate::drawn::Choice;
+use crate::{dynalora, fixture, model_folder};
+
+/// A kind of file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// `recipe.toml`.
+    Recipe,
+    /// A model's `config.json`.
+    Config,
+    /// A model's `model.safetensors`.
+    Weights,
+    /// A model's `tokenizer.json`.
+    Tokenizer,
+    /// A table of comma-separated values.
+    Csv,
+    /// A table of tab-separated values.
+    Tsv,
+    /// A table of JSON lines.
+    Jsonl,
+    /// A table in Parquet.
+    Parquet,
+    /// An adapter's `adapter_config.json`.
+    AdapterConfig,
+    /// An adapter's `adapter_model.safetensors`.
+    AdapterWeights,
+    /// A checkpoint's `progress.json`, by the program itself.
+    Checkpoint,
+}
+
+/// All kinds.
+pub const ENTRIES: [Entry; 11] = [
+    Entry::Recipe,
+    Entry::Config,
+    Entry::Weights,
+    Entry::Tokenizer,
+    Entry::Csv,
+    Entry::Tsv,
+    Entry::Jsonl,
+    Entry::Parquet,
+    Entry::AdapterConfig,
+    Entry::AdapterWeights,
+    Entry::Checkpoint,
+];
+
+impl Entry {
+    /// The kind of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        ENTRIES
+            .into_iter()
+            .find(|entry| format!("{entry:?}") == name)
+    }
+
+    /// Whether its bytes are a text.
+    pub fn is_text(self) -> bool {
+        !matches!(
+            self,
+            Entry::Weights | Entry::Parquet | Entry::AdapterWeights
+        )
+    }
+
+    /// Good files of this kind, small ones. A checkpoint's are in the run in `folder`.
+    pub fn seeds(self, folder: &Path) -> Vec<Vec<u8>> {
+        let file = |path: &Path| {
+            std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        let fixtures = |paths: &[&str]| paths.iter().map(|path| file(&fixture(path))).collect();
+        let trained = "golden/query-value/trained";
+        match self {
+            Entry::Recipe => {
+                let configs = crate::package().join("../configs");
+                let recipes = ["quickstart.toml", "cola.toml", "rank-budget.toml", "custom-csv.toml"];
+                let mut seeds: Vec<_> = recipes.iter().map(|name| file(&configs.join(name))).collect();
+                for seed in 0..12 {
+                    let drawn = crate::drawn::Drawn::draw(&mut Choice::new(seed), Path::new("/inputs"));
+                    seeds.push(drawn.recipe(Path::new("/run")).into_bytes());
+                }
+                seeds
+            }
+            Entry::Config => fixtures(&["tiny-bert/config.json", "tiny-roberta/config.json", "tiny-distilbert/config.json"]),
+            Entry::Weights => fixtures(&["tiny-bert/model.safetensors", "tiny-bert-f16/model.safetensors"]),
+            Entry::Tokenizer => fixtures(&["tiny-bert/tokenizer.json", "tiny-roberta/tokenizer.json"]),
+            Entry::Csv => vec![
+                b"id,sentence,label\n1,\"a, b\",yes\n2,c,no\n3,\"d\"\"e\",yes\n".to_vec(),
+                "sentence,label\nGr\u{f6}\u{df}e,1\n\"two\nlines\",2\n".into(),
+                b"\xef\xbb\xbfsentence,label\r\na b c,yes\r\nd e,no\r\n".to_vec(),
+            ],
+            Entry::Tsv => vec![
+                b"sentence\tlabel\na b\tyes\nc \"d\tno\n".to_vec(),
+                b"sentence\tother\tlabel\na b\tx\tyes\nc\ty\tno\n".to_vec(),
+            ],
+            Entry::Jsonl => vec![
+                b"{\"sentence\": \"a b\", \"label\": 1}\n{\"sentence\": \"c\", \"label\": 0}\n".to_vec(),
+                b"{\"sentence\": \"a\\u00e9\\n\", \"label\": \"yes\", \"more\": [1, {\"x\": null}]}\n\n{\"label\": \"no\", \"sentence\": \"b\"}\n".to_vec(),
+            ],
+            Entry::Parquet => vec![table(2), table(40)],
+            Entry::AdapterConfig => fixtures(&[
+                &format!("tiny-bert/{trained}/adapter_config.json"),
+                "tiny-bert/golden/rank-pattern/adapter_config.json",
+                "tiny-bert/golden/vera/trained/adapter_config.json",
+            ]),
+            Entry::AdapterWeights => fixtures(&[&format!("tiny-bert/{trained}/adapter_model.safetensors")]),
+            Entry::Checkpoint => vec![file(&progress(folder))],
+        }
+    }
+
+    /// Prepares `folder` for [`take`](Self::take).
+    pub fn prepare(self, folder: &Path) {
+        let copy = |from: &str, to: &str| {
+            std::fs::copy(fixture(from), folder.join(to)).expect("a fixture is copied");
+        };
+        match self {
+            Entry::Weights => {
+                copy("tiny-bert/config.json", "config.json");
+                copy("tiny-bert/tokenizer.json", "tokenizer.json");
+            }
+            Entry::AdapterConfig => copy(
+                "tiny-bert/golden/query-value/trained/adapter_model.safetensors",
+                "adapter_model.safetensors",
+            ),
+            Entry::AdapterWeights => copy(
+                "tiny-bert/golden/query-value/trained/adapter_config.json",
+                "adapter_config.json",
+            ),
+            Entry::Checkpoint => {
+                crate::drawn::inputs(folder);
+                let recipe = format!(
+                    "output = {:?}\ndevice = \"cpu\"\n[model]\nname = {:?}\nmax_length = 16\n[data]\ntrain = {:?}\nproblem = \"classification\"\n[data.columns]\ntext = \"sentence\"\n[allocation]\nschedule = {{ kind = \"periodic\", every = 2 }}\n[scorer]\nplugin = \"activation\"\n[allocator]\nplugin = \"discounted\"\nk = 2\n[train]\nsteps = 3\nbatch_size = 4\n",
+                    folder.join("run").display().to_string(),
+                    fixture("tiny-bert").display().to_string(),
+                    folder.join("comma-train.csv").display().to_string(),
+                );
+                std::fs::write(folder.join("recipe.toml"), recipe).expect("a temporary file");
+                let (code, said) = train(folder, false);
+                assert_eq!(code, Some(0), "{said}");
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives `bytes` to the program as a file of this kind in `folder`; whether it was taken, or what was said.
+    pub fn take(self, folder: &Path, bytes: &[u8]) -> Result<(), String> {
+        let write = |name: &str| {
+            let path = folder.join(name);
+            std::fs::write(&path, bytes).expect("a temporary file");
+            path
+        };
+        let said = |error: dynalora::error::Error| {
+            // What a user would see has to be put together, too.
+            format!("{:?}", miette::Report::new(error))
+        };
+        let device = &FlexDevice;
+        let bare = || fixture_model("tiny-bert");
+        match self {
+            Entry::Recipe => {
+                let Ok(text) = std::str::from_utf8(bytes) else {
+                    return Recipe::load(&write("recipe.toml"), &[])
+                        .map(drop)
+                        .map_err(said);
+                };
+                let (recipe, _) =
+                    Recipe::parse(&folder.join("recipe.toml"), text, &[]).map_err(said)?;
+                // What is taken can be written and read back the same.
+                let again = recipe.to_toml().map_err(said)?;
+                let (again, _) =
+                    Recipe::parse(&folder.join("again.toml"), &again, &[]).map_err(said)?;
+                assert_eq!(recipe, again, "written out, the recipe is another");
+                Ok(())
+            }
+            Entry::Config => {
+                let config = EncoderConfig::read(&write("config.json")).map_err(said)?;
+                let _ = (
+                    config.max_length(),
+                    config.linears(true),
+                    config.attention(),
+                );
+                Ok(())
+            }
+            Entry::Weights => {
+                write("model.safetensors");
+                let recipe = Recipe::parse(Path::new("r"), RECIPE, &[]).map_err(said)?.0;
+                let pretrained =
+                    Pretrained::open(&model_folder(folder), &recipe.model).map_err(said)?;
+                let modules = pretrained.modules(&recipe.adapter).map_err(said)?;
+                Model::<Flex>::load(&pretrained, &modules, 2, device)
+                    .map(drop)
+                    .map_err(said)
+            }
+            Entry::Tokenizer => {
+                let examples: Vec<Example> = ["Hello, world!", "", "\u{1f600} na\u{ef}ve \u{4f60}"]
+                    .map(|text| Example {
+                        text: text.to_owned(),
+                        text_pair: None,
+                        label: None,
+                    })
+                    .into();
+                tokenize(&write("tokenizer.json"), &examples, 16)
+                    .map(drop)
+                    .map_err(said)
+            }
+            Entry::Csv | Entry::Tsv | Entry::Jsonl | Entry::Parquet => {
+                let config = DataConfig {
+                    train: Some(write(&format!(
+                        "train.{}",
+                        format!("{self:?}").to_lowercase()
+                    ))),
+                    columns: Some(Columns {
+                        text: Column::Name("sentence".to_owned()),
+                        text_pair: None,
+                        label: Column::Name("label".to_owned()),
+                    }),
+                    problem: Some(Problem::Classification),
+                    ..DataConfig::default()
+                };
+                read(&config).map(drop).map_err(said)
+            }
+            Entry::AdapterConfig | Entry::AdapterWeights => {
+                write(match self {
+                    Entry::AdapterConfig => "adapter_config.json",
+                    _ => "adapter_model.safetensors",
+                });
+                let pretrained = bare();
+                let adapter = export::read(folder, Family::Bert).map_err(said)?;
+                let modules = adapter.modules(&pretrained.linears()).map_err(said)?;
+                let model = Model::<Flex>::load(&pretrained, &modules, 2, device).map_err(said)?;
+                adapter
+                    .head::<Flex>(&model.head.tensors(), device)
+                    .map_err(said)?;
+                adapter
+                    .adapters::<Flex>(Family::Bert, modules, device)
+                    .map(drop)
+                    .map_err(said)
+            }
+            Entry::Checkpoint => {
+                std::fs::write(progress(folder), bytes).expect("a temporary file");
+                let (code, said) = train(folder, true);
+                match code {
+                    Some(0) => Ok(()),
+                    Some(1 | 2) => Err(said),
+                    // A panic or a signal.
+                    code => panic!("the program ended with {code:?}: {said}"),
+                }
+            }
+        }
+    }
+}
+
+const RECIPE: &str = "output = 'x'\n[model]\nname = 'x'\n[data]\ntask = 'minimal-pairs'\n";
+
+fn fixture_model(name: &str) -> Pretrained {
+    let (recipe, _) = Recipe::parse(Path::new("r"), RECIPE, &[]).expect("a recipe");
+    Pretrained::open(&model_folder(&fixture(name)), &recipe.model).expect("a fixture")
+}
+
+/// The last checkpoint's progress.
+fn progress(folder: &Path) -> std::path::PathBuf {
+    folder.join("run/checkpoints/step-000003/progress.json")
+}
+
+fn train(folder: &Path, resume: bool) -> (Option<i32>, String) {
+    let mut command = dynalora();
+    command
+        .args(["train", "recipe.toml", "--quiet"])
+        .current_dir(folder);
+    if resume {
+        command.arg("--resume");
+    }
+    command
+        .env("DYNALORA_CACHE", folder.join("cache"))
+        .env("HF_HUB_OFFLINE", "1");
+    let output = command.output().expect("the program starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), said)
+}
+
+/// A table in Parquet.
+fn table(rows: usize) -> Vec<u8> {
+    let schema = "message rows { REQUIRED BYTE_ARRAY sentence (UTF8); REQUIRED INT64 label; }";
+    let schema = std::sync::Arc::new(parse_message_type(schema).expect("a schema"));
+    let mut bytes = Vec::new();
+    let mut writer =
+        SerializedFileWriter::new(&mut bytes, schema, Default::default()).expect("a writer");
+    let mut group = writer.next_row_group().expect("a row group");
+    let texts: Vec<ByteArray> = (0..rows)
+        .map(|n| format!("text {n}").as_str().into())
+        .collect();
+    let labels: Vec<i64> = (0..rows).map(|n| n as i64 % 2).collect();
+    let mut column = group.next_column().expect("no error").expect("a column");
+    column
+        .typed::<ByteArrayType>()
+        .write_batch(&texts, None, None)
+        .expect("written");
+    column.close().expect("closed");
+    let mut column = group.next_column().expect("no error").expect("a column");
+    column
+        .typed::<Int64Type>()
+        .write_batch(&labels, None, None)
+        .expect("written");
+    column.close().expect("closed");
+    group.close().expect("closed");
+    writer.close().expect("closed");
+    bytes
+}
+
+/// Parts of files that are odd.
+const ODD: &[&str] = &[
+    "null",
+    "true",
+    "[]",
+    "{}",
+    "\"\"",
+    "-1",
+    "0",
+    "1e999",
+    "NaN",
+    "99999999999999999999",
+    "4294967296",
+    "1000000",
+    "9223372036854775807",
+    "0.1",
+    "\u{0}",
+    "\u{feff}",
+    "\"",
+    ",",
+    "\t",
+    "\n",
+    "\\u0000",
+    "\u{1f600}",
+    "[[[[[[[[",
+    "=",
+    ":",
+];
+
+/// Case `number` of a kind: one of `seeds` with a few changes, a function of the number.
+pub fn mutate(seeds: &[Vec<u8>], text: bool, number: u64) -> Vec<u8> {
+    let mut choice = Choice::new(number ^ 0x6d75_7461_7465);
+    let c = &mut choice;
+    let mut bytes = c.of(seeds);
+    // A safetensors file's header is where its bytes mean most.
+    let header = match bytes.first_chunk::<8>() {
+        Some(length) if !text => usize::try_from(u64::from_le_bytes(*length))
+            .unwrap_or(usize::MAX)
+            .saturating_add(8),
+        _ => usize::MAX,
+    };
+    let changes = if c.once_in(2) { 1 } else { c.between(1, 4) };
+    for _ in 0..changes {
+        let mostly = if c.once_in(8) { usize::MAX } else { header };
+        let end = bytes.len().min(mostly).max(1) as u64;
+        let at = (c.between(0, end) as usize).min(bytes.len());
+        let some = (c.between(1, 24) as usize).min(bytes.len() - at);
+        match c.between(0, 8) {
+            0 if at < bytes.len() => bytes[at] ^= 1 << c.between(0, 7),
+            1 if at < bytes.len() => bytes[at] = c.between(0, 255) as u8,
+            2 => drop(bytes.drain(at..at + some)),
+            3 => {
+                let again = bytes[at..at + some].to_vec();
+                bytes.splice(at..at, again);
+            }
+            4 if c.once_in(4) => bytes.truncate(at),
+            5 => drop(bytes.splice(at..at, c.of(ODD).bytes())),
+            // A whole number or word in the place of another.
+            6 | 7 => {
+                let word =
+                    |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+                let from = bytes[..at]
+                    .iter()
+                    .rposition(|byte| !word(byte))
+                    .map_or(0, |n| n + 1);
+                let to = bytes[at..]
+                    .iter()
+                    .position(|byte| !word(byte))
+                    .map_or(bytes.len(), |n| at + n);
+                if to - from < 64 {
+                    bytes.splice(from..to, c.of(ODD).bytes());
+                }
+            }
+            _ => {
+                let other = c.of(seeds);
+                let from = (c.between(0, other.len() as u64) as usize).min(other.len());
+                let to = (from + some).min(other.len());
+                bytes.splice(at..at, other[from..to].iter().copied());
+            }
+        }
+    }
+    bytes
+}
