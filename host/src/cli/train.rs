@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::session::{self, Session};
 use super::{Common, print, print_json, table};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::recipe::Recipe;
 use crate::run::{Run, Summary};
 use crate::train::{Prepared, count, duration, size};
@@ -42,14 +42,20 @@ pub fn train(recipe: Recipe, resume: bool, common: &Common) -> Result<Summary> {
         tracing::warn!("{warning}");
     }
     session::use_threads(recipe.threads)?;
-    let text = recipe.to_toml()?;
     let output = recipe.output.clone();
     // A run that cannot go on, or a folder that is taken, is found out before anything slow begins.
-    if resume {
-        Run::open(&output)?.check_recipe(&text)?;
-    }
+    let settled = match resume {
+        true => Some(as_started(&recipe)?),
+        false => None,
+    };
     let session = Session::start(recipe.device, common)?;
     let prepared = Prepared::new(recipe, &common.plugin_dir)?;
+    // With what the data has told of it.
+    let text = prepared.recipe.to_toml()?;
+    if let Some(settled) = settled {
+        same_classes(&settled, &prepared.recipe)?;
+        Run::open(&output)?.check_recipe(&text)?;
+    }
     let (writer, from) = if resume {
         Run::resume(&output)?
     } else {
@@ -64,6 +70,32 @@ pub fn train(recipe: Recipe, resume: bool, common: &Common) -> Result<Summary> {
         run.remove_unstarted();
     }
     trained
+}
+
+/// The recipe with what its run was told by the data, as far as the recipe leaves it open; an error if the two
+/// differ in anything else.
+fn as_started(recipe: &Recipe) -> Result<Recipe> {
+    let run = Run::open(&recipe.output)?;
+    let mut settled = recipe.clone();
+    settled
+        .data
+        .adopt(&Recipe::load(&run.recipe_path(), &[])?.data);
+    run.check_recipe(&settled.to_toml()?)?;
+    Ok(settled)
+}
+
+/// Refuses data that has other classes than when the run was started.
+fn same_classes(then: &Recipe, now: &Recipe) -> Result<()> {
+    if then.data.labels == now.data.labels {
+        return Ok(());
+    }
+    let names = |recipe: &Recipe| recipe.data.labels.clone().unwrap_or_default().join(", ");
+    Err(Error::user(format!(
+        "the training data has the classes {} now, but the run was started with {}",
+        names(now),
+        names(then)
+    ))
+    .help("resume with the data the run was started with, or give another `output` for a new run"))
 }
 
 /// The closing table.

@@ -4,18 +4,26 @@ mod batch;
 pub mod config;
 mod encode;
 mod labels;
+mod learnt;
 mod load;
 pub mod minimal_pairs;
+mod places;
 mod problems;
+mod quiet;
 mod table;
 mod task;
+mod tokenizer;
 
 pub use batch::{Batch, EpochPlan, evaluation_batches};
 pub use config::DataConfig;
-pub use encode::{Encoded, tokenize};
-pub use load::{Data, Splits, labels_of, load, read};
+pub use encode::{Encoded, Limits, check, encode, tokenize};
+pub use learnt::{FILE as LEARNT_FILE, Learnt};
+pub use load::{Data, Splits, encoder, labels_of, load, load_split, read};
+pub use places::Places;
 pub use table::{Column, Format};
 pub use task::{Part, Problem, Task};
+pub(crate) use tokenizer::CONFIG as TOKENIZER_CONFIG;
+pub use tokenizer::Encoder;
 
 /// One text, or pair of texts, of a data set.
 #[derive(Clone, Debug, PartialEq)]

@@ -435,6 +435,7 @@ fn export<B: Kernels>(
         &prepared.pretrained.linears(),
         &head,
     )?;
+    prepared.data.learnt(&recipe.model).write(&fresh)?;
     if folder.exists() {
         std::fs::remove_dir_all(&folder).map_err(cannot_write)?;
     }

@@ -23,6 +23,7 @@ fn layout(format: Format) -> Layout {
         format,
         delimiter: if format == Format::Tsv { b'\t' } else { b',' },
         quote: format == Format::Csv,
+        quote_guessed: true,
         header: Header::Yes,
         text: named("sentence"),
         text_pair: named("other"),
