@@ -79,7 +79,9 @@ pub fn check(metrics: &[Metric], classes: Option<usize>) -> Result<()> {
         if metric.is_for_classes() != for_classes {
             return Err(other_kind(*metric));
         }
-        if let (Metric::F1, Some(classes @ (..2 | 3..))) = (metric, classes) {
+        if let (Metric::F1, Some(classes)) = (metric, classes)
+            && classes != 2
+        {
             return Err(Error::user(format!(
                 "`data.metrics` names `f1`, which is for two classes, but there are {classes}"
             ))

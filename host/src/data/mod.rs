@@ -22,7 +22,6 @@ pub use load::{Data, Splits, encoder, labels_of, load, load_split, read};
 pub use places::Places;
 pub use table::{Column, Format};
 pub use task::{Part, Problem, Task};
-pub(crate) use tokenizer::CONFIG as TOKENIZER_CONFIG;
 pub use tokenizer::Encoder;
 
 /// One text, or pair of texts, of a data set.

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokenizers::normalizers::{BertNormalizer, NormalizerWrapper};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::processors::PostProcessorWrapper;
+use tokenizers::utils::truncation::truncate_encodings;
 use tokenizers::{
-    AddedToken, EncodeInput, PostProcessor, Tokenizer, TruncationDirection, TruncationParams,
+    AddedToken, Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams,
     TruncationStrategy,
 };
 
@@ -18,7 +20,7 @@ use super::quiet::without_panic;
 use crate::error::{Error, Result};
 
 /// The file beside `tokenizer.json`.
-pub(crate) const CONFIG: &str = "tokenizer_config.json";
+const CONFIG: &str = "tokenizer_config.json";
 
 /// Texts up to so many bytes are tokenised whole.
 const SHORT: usize = 16 << 10;
@@ -142,10 +144,10 @@ impl Class {
 /// A tokenizer ready to encode texts of at most `max_length` tokens.
 pub struct Encoder {
     path: PathBuf,
-    /// Cuts at `max_length`.
-    cutting: Tokenizer,
     /// Cuts nothing and adds nothing.
-    whole: Tokenizer,
+    raw: Tokenizer,
+    /// Puts special tokens around what was cut.
+    framing: Tokenizer,
     max_length: usize,
     side: TruncationDirection,
     /// Whether a space always divides words, so that a long text may be read in part.
@@ -181,18 +183,10 @@ impl Encoder {
         let max_length = at.cap(&config, max_length);
         // Files carry settings of their own; padding would defeat packing.
         tokenizer.with_padding(None);
-        let mut whole = tokenizer;
-        whole.with_truncation(None).map_err(|e| refuse(path, e))?;
-        let mut cutting = whole.clone();
-        let truncation = TruncationParams {
-            max_length,
-            stride: 0,
-            strategy: TruncationStrategy::LongestFirst,
-            direction: side,
-        };
-        cutting
-            .with_truncation(Some(truncation))
-            .map_err(|e| refuse(path, e))?;
+        let mut framing = tokenizer;
+        framing.with_truncation(None).map_err(|e| refuse(path, e))?;
+        let mut raw = framing.clone();
+        raw.with_post_processor(None::<PostProcessorWrapper>);
         let mut hash = Sha256::new();
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(&bytes);
@@ -200,9 +194,9 @@ impl Encoder {
         hash.update(settings.map_err(|error| Error::failure(error.to_string()))?);
         Ok(Encoder {
             path: path.to_owned(),
-            by_words: whole.get_pre_tokenizer().is_some_and(divides_words),
-            cutting,
-            whole,
+            by_words: raw.get_pre_tokenizer().is_some_and(divides_words),
+            raw,
+            framing,
             max_length,
             side,
             identity: crate::data::encode::hex(&hash.finalize()),
@@ -221,8 +215,7 @@ impl Encoder {
 
     /// Refuses a length in which no token of a text has room beside the special ones.
     pub fn check_room(&self, pair: bool) -> Result<()> {
-        let processor = self.whole.get_post_processor();
-        let special = processor.map_or(0, |processor| processor.added_tokens(pair));
+        let special = self.special(pair);
         if self.max_length > special {
             return Ok(());
         }
@@ -232,6 +225,12 @@ impl Encoder {
             self.max_length
         ))
         .help(format!("set model.max_length to at least {}", special + 1)))
+    }
+
+    /// How many special tokens stand around a text or a pair.
+    fn special(&self, pair: bool) -> usize {
+        let processor = self.framing.get_post_processor();
+        processor.map_or(0, |processor| processor.added_tokens(pair))
     }
 
     /// Ids and token types of an example, or what is wrong with it.
@@ -245,27 +244,55 @@ impl Encoder {
     }
 
     fn try_encode(&self, example: &Example) -> Result<(Vec<u32>, Vec<u32>), String> {
-        let input: EncodeInput<'_> = match &example.text_pair {
-            Some(pair) => self.decisive_pair(&example.text, pair)?.into(),
-            None => self
-                .decisive(&example.text, self.max_length + 1)?
-                .0
-                .to_owned()
-                .into(),
+        match &example.text_pair {
+            Some(pair) => {
+                let (first, second) = self.decisive_pair(&example.text, pair)?;
+                self.frame(first, Some(second))
+            }
+            None => {
+                let (text, _) = self.decisive(&example.text, self.max_length + 1)?;
+                self.frame(text, None)
+            }
+        }
+    }
+
+    /// Cuts and frames as the library does, but for what is cut off, which it would keep: of a pair, in as many
+    /// pieces as those of the one text times those of the other.
+    fn frame(&self, text: &str, pair: Option<&str>) -> Result<(Vec<u32>, Vec<u32>), String> {
+        let first = self.tokens(text)?;
+        let second = match pair {
+            Some(pair) => {
+                let mut second = self.tokens(pair)?;
+                second.set_type_ids(vec![1; second.len()]);
+                Some(second)
+            }
+            None => None,
         };
-        let encoding = self
-            .cutting
-            .encode_fast(input, true)
-            .map_err(|error| format!("it cannot be tokenised: {error}"))?;
-        Ok((
-            encoding.get_ids().to_vec(),
-            encoding.get_type_ids().to_vec(),
-        ))
+        let params = TruncationParams {
+            // `check_room` has made sure that something is left.
+            max_length: self.max_length.saturating_sub(self.special(pair.is_some())),
+            stride: 0,
+            strategy: TruncationStrategy::LongestFirst,
+            direction: self.side,
+        };
+        let cannot = |error: tokenizers::Error| format!("it cannot be tokenised: {error}");
+        let (mut first, mut second) = truncate_encodings(first, second, &params).map_err(cannot)?;
+        first.take_overflowing();
+        if let Some(second) = &mut second {
+            second.take_overflowing();
+        }
+        let framed = self.framing.post_process(first, second, true);
+        let framed = framed.map_err(cannot)?;
+        Ok((framed.get_ids().to_vec(), framed.get_type_ids().to_vec()))
     }
 
     /// The parts of a pair that decide its tokens. Of two texts that are both cut, the longer one may keep a token
     /// more: the parts compare in length as the texts do.
-    fn decisive_pair(&self, first: &str, second: &str) -> Result<(String, String), String> {
+    fn decisive_pair<'t>(
+        &self,
+        first: &'t str,
+        second: &'t str,
+    ) -> Result<(&'t str, &'t str), String> {
         let need = self.max_length + 1;
         let (mut one, mut other) = (self.decisive(first, need)?, self.decisive(second, need)?);
         let cut = one.1.is_some() || other.1.is_some();
@@ -283,7 +310,7 @@ impl Encoder {
                 }
             }
         }
-        Ok((one.0.to_owned(), other.0.to_owned()))
+        Ok((one.0, other.0))
     }
 
     /// The part of `text` at the end where reading begins whose tokens begin with the same `need` as the whole
@@ -309,7 +336,8 @@ impl Encoder {
             if part.len() == text.len() {
                 return Ok((text, None));
             }
-            let ids = self.ids(part)?;
+            let tokens = self.tokens(part)?;
+            let ids = tokens.get_ids();
             if ids.len() >= need + MARGIN {
                 let kept = match self.side {
                     TruncationDirection::Right => ids[..need].to_vec(),
@@ -337,21 +365,20 @@ impl Encoder {
                     "the text has a word of more than {MOST} bytes, which is not tokenised"
                 ));
             }
-            tokens += self.ids(piece)?.len();
+            tokens += self.tokens(piece)?.len();
             rest = &rest[piece.len()..];
         }
         Ok(tokens)
     }
 
-    fn ids(&self, text: &str) -> Result<Vec<u32>, String> {
-        let encoding = self.whole.encode_fast(text, false);
-        let encoding = encoding.map_err(|error| format!("it cannot be tokenised: {error}"))?;
-        Ok(encoding.get_ids().to_vec())
+    fn tokens(&self, text: &str) -> Result<Encoding, String> {
+        let encoding = self.raw.encode_fast(text, false);
+        encoding.map_err(|error| format!("it cannot be tokenised: {error}"))
     }
 
     /// The token of an id, for a message.
     pub(super) fn token(&self, id: u32) -> String {
-        self.whole.id_to_token(id).unwrap_or_default()
+        self.raw.id_to_token(id).unwrap_or_default()
     }
 }
 
