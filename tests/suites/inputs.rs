@@ -465,7 +465,11 @@ fn a_text_of_fifty_megabytes_is_cut_in_bounded_memory() {
     let text = sentence.repeat(50_000_000 / sentence.len());
     let long = piped(&scene, &["predict", run, "--json"], text.as_bytes());
     said(&long, 0);
-    let short = piped(&scene, &["predict", run, "--json"], text[..5000].as_bytes());
+    let short = piped(
+        &scene,
+        &["predict", run, "--json"],
+        &text.as_bytes()[..5000],
+    );
     let answer = |output: &Output| json(&String::from_utf8_lossy(&output.stdout))["logits"].clone();
     assert_eq!(answer(&long), answer(&short));
     let endless = "x".repeat(2 << 20);

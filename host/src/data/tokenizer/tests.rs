@@ -128,6 +128,51 @@ fn long_text() -> impl Strategy<Value = String> {
     })
 }
 
+/// A tokenizer of XLM-RoBERTa's kind: pieces of words, blanks among them, the likeliest of all divisions.
+fn unigram(config: &str, split: bool) -> tempfile::TempDir {
+    let metaspace = serde_json::json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let pieces = [
+        "▁", "th", "he", "an", "▁a", "▁the", "er", "▁s", "ab", "bc", "▁b", "re", "aa", "aaa",
+    ];
+    let letters = ('a'..='z').chain('A'..='Z').map(String::from);
+    let mut vocabulary = vec![
+        ("<s>".to_owned(), 0.0),
+        ("</s>".to_owned(), 0.0),
+        ("<unk>".to_owned(), 0.0),
+        ("<mask>".to_owned(), 0.0),
+    ];
+    let pieces = pieces
+        .iter()
+        .map(|piece| (*piece).to_owned())
+        .chain(letters);
+    vocabulary.extend(
+        pieces
+            .enumerate()
+            .map(|(rank, piece)| (piece, -2.0 - rank as f64 * 0.13)),
+    );
+    let special = |id: u64, word: &str| {
+        serde_json::json!({"id": id, "content": word, "single_word": false, "lstrip": id == 3, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0, "<s>"), special(1, "</s>"), special(2, "<unk>"), special(3, "<mask>")],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"},
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}]},
+        "pre_tokenizer": if split {
+            serde_json::json!({"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]})
+        } else { metaspace },
+        "post_processor": {"type": "RobertaProcessing", "sep": ["</s>", 1], "cls": ["<s>", 0],
+            "trim_offsets": true, "add_prefix_space": false},
+        "decoder": null,
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocabulary, "byte_fallback": false}
+    });
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).expect("it writes");
+    std::fs::write(folder.path().join(CONFIG), config).expect("it writes");
+    folder
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
@@ -137,13 +182,17 @@ proptest! {
         one in long_text(),
         other in long_text(),
         max_length in 6usize..70,
-        roberta in any::<bool>(),
+        kind in 0usize..4,
         left in any::<bool>(),
         pair in any::<bool>(),
     ) {
-        let name = if roberta { "tiny-roberta" } else { "tiny-bert" };
         let side = if left { "left" } else { "right" };
-        let folder = folder(name, Some(&format!(r#"{{"truncation_side": "{side}"}}"#)));
+        let config = format!(r#"{{"truncation_side": "{side}"}}"#);
+        let folder = match kind {
+            0 => folder("tiny-roberta", Some(&config)),
+            1 => folder("tiny-bert", Some(&config)),
+            _ => unigram(&config, kind == 2),
+        };
         let encoder = open(&folder, max_length).expect("a tokenizer");
         let example = example(&one, pair.then_some(other.as_str()));
         let expected = whole(&encoder, &example);
