@@ -24,6 +24,35 @@ pub enum Answers<'a> {
     },
 }
 
+/// Refuses a metric that a problem of so many `classes`, or of values where there are none, does not have, before
+/// anything is trained or evaluated.
+pub fn check(metrics: &[Metric], classes: Option<usize>) -> Result<()> {
+    let for_classes = classes.is_some();
+    for metric in metrics {
+        if metric.is_for_classes() != for_classes {
+            return Err(other_kind(*metric));
+        }
+        if let (Metric::F1, Some(classes)) = (metric, classes)
+            && classes != 2
+        {
+            return Err(Error::user(format!(
+                "`data.metrics` names `f1`, which is for two classes, but there are {classes}"
+            ))
+            .help("name `macro_f1` or `accuracy` instead"));
+        }
+    }
+    Ok(())
+}
+
+fn other_kind(metric: Metric) -> Error {
+    match metric.is_for_classes() {
+        false => Error::user(format!("the metric `{metric}` needs a regression task"))
+            .help("for classes there are accuracy, f1, macro_f1 and matthews"),
+        true => Error::user(format!("the metric `{metric}` needs a classification task"))
+            .help("for values there are pearson and spearman"),
+    }
+}
+
 /// Each of `metrics` over `answers`, in the order asked for.
 ///
 /// An error for a metric of the other kind of task, F1 of more than two classes, no examples at all
@@ -104,14 +133,7 @@ fn one(metric: Metric, answers: Answers<'_>) -> Result<f64> {
                 expected,
             },
         ) => Ok(spearman(&wide(predicted), &wide(expected))),
-        (_, Answers::Classes { .. }) => Err(Error::user(format!(
-            "the metric `{metric}` needs a regression task"
-        ))
-        .help("for classes there are accuracy, f1, macro_f1 and matthews")),
-        (_, Answers::Values { .. }) => Err(Error::user(format!(
-            "the metric `{metric}` needs a classification task"
-        ))
-        .help("for values there are pearson and spearman")),
+        (metric, _) => Err(other_kind(metric)),
     }
 }
 
@@ -370,6 +392,21 @@ mod tests {
         ] {
             let error = compute(&[metric], answers).unwrap_err().to_string();
             assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_metric_must_fit_the_classes_before_anything_is_trained() {
+        assert!(check(&[Metric::F1], Some(2)).is_ok());
+        assert!(check(&[Metric::MacroF1], Some(3)).is_ok());
+        for (metric, classes) in [
+            (Metric::F1, Some(3)),
+            (Metric::Pearson, Some(2)),
+            (Metric::Accuracy, None),
+        ] {
+            let error = check(&[metric], classes).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(metric.name()), "{error}");
         }
     }
 

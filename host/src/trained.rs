@@ -2,19 +2,58 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::data::{Data, Problem, labels_of, load};
+use crate::data::{self, Encoded, Encoder, Example, Learnt, Limits, Places};
 use crate::error::{Error, Result};
 use crate::export::{self, Peft};
 use crate::kernel::Kernels;
+use crate::metrics::{self, Metric};
 use crate::model::{Model, ModelFolder, Pretrained, fetch};
 use crate::recipe::Recipe;
 use crate::run::Run;
 use crate::train::trainee::Trainee;
 
+/// Keys of a recipe that an answer can depend on once an adapter is trained.
+const ANSWERS: &[&str] = &[
+    "device",
+    "threads",
+    "evaluation.batch_tokens",
+    "model.name",
+    "model.revision",
+    "model.max_length",
+    "model.train_pooler",
+];
+/// Keys that decide what is scored.
+const SCORED: &[&str] = &[
+    "data.task",
+    "data.dir",
+    "data.validation",
+    "data.test",
+    "data.format",
+    "data.delimiter",
+    "data.header",
+    "data.quote",
+    "data.columns",
+    "data.metrics",
+    "data.limit",
+];
+/// Keys that say what the classes are, for an adapter that does not say it itself.
+const CLASSES: &[&str] = &["data.labels", "data.problem", "data.train"];
+
+/// What an adapter is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Scoring data.
+    Evaluate,
+    /// Labelling texts.
+    Predict,
+}
+
 /// A run or an adapter folder, opened but not yet on a device.
 pub struct Trained {
     /// The run's recipe, or the one given for an adapter.
     pub recipe: Recipe,
+    /// What the answers depend on beside the weights.
+    pub learnt: Learnt,
     /// The base model's folder.
     pub folder: ModelFolder,
     pretrained: Pretrained,
@@ -23,8 +62,14 @@ pub struct Trained {
 
 impl Trained {
     /// Opens `target`: a run's folder, whose own recipe counts unless `recipe` names another; or a PEFT
-    /// adapter's folder, whose recipe is that of the run it lies in unless `recipe` names one.
-    pub fn open(target: &Path, recipe: Option<&Path>, sets: &[String]) -> Result<Self> {
+    /// adapter's folder, whose recipe is that of the run it lies in unless `recipe` names one. Of `sets`, only
+    /// keys are taken that act on the `purpose`.
+    pub fn open(
+        target: &Path,
+        recipe: Option<&Path>,
+        sets: &[String],
+        purpose: Purpose,
+    ) -> Result<Self> {
         let is_adapter = target.join("adapter_config.json").is_file();
         let adapter_dir = if is_adapter {
             target.to_owned()
@@ -52,44 +97,78 @@ impl Trained {
                 })?
             }
         };
-        let recipe = Recipe::load(&recipe_path, sets)?;
+        let told = Learnt::read(&adapter_dir)?;
+        check_sets(sets, purpose, told.is_some())?;
+        let (mut recipe, document) = Recipe::load_with_document(&recipe_path, sets)?;
+        let learnt = match told {
+            Some(learnt) => {
+                learnt.agree(&recipe.data, &adapter_dir)?;
+                if !document.has("model.max_length") {
+                    recipe.model.max_length = learnt.max_length;
+                }
+                learnt
+            }
+            None => Learnt::from_recipe(&recipe, &adapter_dir)?,
+        };
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
         let pretrained = Pretrained::open(&folder, &recipe.model)?;
         let adapter = export::read(&adapter_dir, pretrained.config.family)?;
         Ok(Trained {
             recipe,
+            learnt,
             folder,
             pretrained,
             adapter,
         })
     }
 
-    /// The recipe's data, tokenised.
-    pub fn load_data(&self) -> Result<Data> {
-        load(
-            &self.recipe,
-            &self.folder,
-            self.pretrained.config.max_length(),
-        )
+    /// What scores are asked for: the recipe's, else the adapter's own.
+    pub fn metrics(&self) -> Result<Vec<Metric>> {
+        let metrics = match &self.recipe.data.metrics {
+            Some(metrics) => metrics.clone(),
+            None => self.learnt.metrics.clone(),
+        };
+        let values = self.learnt.labels.is_empty();
+        metrics::check(&metrics, (!values).then_some(self.learnt.labels.len()))?;
+        Ok(metrics)
     }
 
-    /// Names of the classes and the kind of problem, from the recipe where it tells, else from the data.
-    pub fn labels(&self) -> Result<(Vec<String>, Problem)> {
-        labels_of(&self.recipe.data)
+    /// The labelled splits of the recipe's data that `name` means, tokenised. No other data is read.
+    pub fn load_split(&self, name: &str) -> Result<Vec<(String, Encoded)>> {
+        let limits = Limits::of(&self.pretrained.config);
+        data::load_split(&self.recipe, &self.encoder()?, &limits, &self.learnt, name)
     }
 
-    /// The longest sequence the model and the recipe allow.
-    pub fn max_length(&self) -> usize {
-        self.recipe
-            .model
-            .max_length
-            .min(self.pretrained.config.max_length())
+    /// Texts, tokenised; `places` names them in errors.
+    pub fn tokenize(&self, texts: &[Example], places: &Places) -> Result<Encoded> {
+        let (encoder, limits) = (self.encoder()?, Limits::of(&self.pretrained.config));
+        let encoded = data::encode(&encoder, texts, places)?;
+        data::check(&encoded, &limits, &encoder)?;
+        Ok(encoded)
     }
 
-    /// Model, adapter and head on a device, with `outputs` logits.
-    pub fn load<B: Kernels>(&self, outputs: usize, device: &B::Device) -> Result<Trainee<B>> {
+    /// The tokenizer, which must be that of the training.
+    fn encoder(&self) -> Result<Encoder> {
+        let limits = Limits::of(&self.pretrained.config);
+        let encoder = data::encoder(&self.recipe, &self.folder, &limits)?;
+        match &self.learnt.tokenizer {
+            Some(own) if own != encoder.identity() => Err(Error::user(format!(
+                "{} is not the tokenizer that the adapter was trained with, or tokenizer_config.json beside it has changed",
+                self.folder.tokenizer.display()
+            ))
+            .help(format!(
+                "give model.name the folder it was trained on ({}); if the change is meant, take `tokenizer` out of the adapter's {}",
+                self.learnt.base_model,
+                data::LEARNT_FILE
+            ))),
+            _ => Ok(encoder),
+        }
+    }
+
+    /// Model, adapter and head on a device.
+    pub fn load<B: Kernels>(&self, device: &B::Device) -> Result<Trainee<B>> {
         let modules = self.adapter.modules(&self.pretrained.linears())?;
-        let model = Model::load(&self.pretrained, &modules, outputs, device)?;
+        let model = Model::load(&self.pretrained, &modules, self.learnt.outputs(), device)?;
         let head = self.adapter.head(&model.head.tensors(), device)?;
         let family = self.pretrained.config.family;
         let adapters = self.adapter.adapters(family, modules, device)?;
@@ -98,5 +177,83 @@ impl Trained {
             adapters,
             head,
         })
+    }
+}
+
+/// Refuses the first `--set` whose key cannot act. `told` says that the adapter names its own classes.
+fn check_sets(sets: &[String], purpose: Purpose, told: bool) -> Result<()> {
+    let mut allowed = ANSWERS.to_vec();
+    match (purpose, told) {
+        (Purpose::Evaluate, true) => allowed.extend(SCORED),
+        (Purpose::Evaluate, false) => allowed.extend(SCORED.iter().chain(CLASSES)),
+        (Purpose::Predict, true) => {}
+        // The classes may have to be read from the training data, as the table says.
+        (Purpose::Predict, false) => {
+            let split = |key: &&&str| {
+                !matches!(
+                    **key,
+                    "data.validation" | "data.test" | "data.metrics" | "data.limit"
+                )
+            };
+            allowed.extend(SCORED.iter().filter(split).chain(CLASSES));
+        }
+    }
+    for set in sets {
+        let key = set.split('=').next().unwrap_or(set);
+        let parts = key
+            .split('.')
+            .map(|part| part.trim().trim_matches(['"', '\'']));
+        let key = parts.collect::<Vec<_>>().join(".");
+        let acts = allowed
+            .iter()
+            .any(|known| key == *known || key.starts_with(&format!("{known}.")));
+        if acts {
+            continue;
+        }
+        let (what, rest) = match purpose {
+            Purpose::Evaluate => ("evaluation", "the adapter is trained"),
+            Purpose::Predict => ("prediction", "the adapter is trained, and no data is read"),
+        };
+        return Err(
+            Error::user(format!("--set {key} cannot act on {what}: {rest}")).help(format!(
+                "leave it out; what can be set here: {}",
+                allowed.join(", ")
+            )),
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_keys_that_act_are_set() {
+        let check = |set: &str, purpose, told| check_sets(&[set.to_owned()], purpose, told);
+        for set in [
+            "model.max_length=9",
+            "threads=1",
+            " evaluation . batch_tokens = 64",
+        ] {
+            assert!(check(set, Purpose::Evaluate, true).is_ok(), "{set}");
+            assert!(check(set, Purpose::Predict, true).is_ok(), "{set}");
+        }
+        assert!(check("data.columns.text=a", Purpose::Evaluate, true).is_ok());
+        assert!(check("data.labels=['a', 'b']", Purpose::Predict, false).is_ok());
+        for (set, purpose, told) in [
+            ("seed=1", Purpose::Evaluate, true),
+            ("train.steps=9", Purpose::Evaluate, false),
+            ("adapter.targets=['query']", Purpose::Evaluate, true),
+            ("data.labels=['a', 'b']", Purpose::Evaluate, true),
+            ("data.validation=a.csv", Purpose::Predict, true),
+            ("model.hidden_dropout=0.3", Purpose::Evaluate, true),
+            ("evaluation.every=3", Purpose::Evaluate, true),
+            ("data={train='x'}", Purpose::Evaluate, true),
+        ] {
+            let error = check(set, purpose, told).expect_err(set);
+            let key = set.split('=').next().expect("a key");
+            assert!(error.to_string().contains(key), "{error}");
+        }
     }
 }

@@ -322,7 +322,11 @@ fn a_run_that_diverges_says_so_and_blames_nobody() {
         let mut child = start(
             &scene,
             &run,
-            &[&sets[..], &[&policy, "train.steps=40"]].concat(),
+            &[
+                &sets[..],
+                &[&policy, "train.steps=40", "evaluation.every=never"],
+            ]
+            .concat(),
             &[],
         );
         let status = child.wait().expect("it ends");

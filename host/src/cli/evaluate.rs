@@ -1,17 +1,18 @@
 //! `dynalora evaluate`
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::session::{OnDevice, Session};
+use super::session::{self, OnDevice, Session};
 use super::{Common, print, print_json, table};
 use crate::data::Encoded;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernel::Kernels;
 use crate::metrics::Metric;
 use crate::train::evaluate;
-use crate::trained::Trained;
+use crate::trained::{Purpose, Trained};
 
 /// Arguments of `dynalora evaluate`.
 #[derive(Debug, clap::Args)]
@@ -21,9 +22,12 @@ pub struct Arguments {
     /// The recipe whose model and data to use; a run has its own
     #[arg(long)]
     recipe: Option<PathBuf>,
-    /// Replace a value of the recipe
+    /// Replace a value of the recipe that acts on an evaluation, such as data.validation
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Threads to compute with on the CPU; by default the recipe's
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
     /// Which part of the data: validation or test
     #[arg(long, default_value = "validation")]
     split: String,
@@ -40,31 +44,24 @@ struct Score {
     metrics: std::collections::BTreeMap<String, f64>,
 }
 
-/// Scores every part of the data that `split` names.
+/// Scores every part of the data that `split` names, and reads no other.
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let trained = Trained::open(
         &arguments.target,
         arguments.recipe.as_deref(),
         &arguments.set,
+        Purpose::Evaluate,
     )?;
-    let data = trained.load_data()?;
-    let splits = data.labelled(&arguments.split).ok_or_else(|| {
-        Error::user(format!(
-            "the data has no labelled split `{}`",
-            arguments.split
-        ))
-        .help(format!(
-            "its labelled splits: {}",
-            data.labelled_names().join(", ")
-        ))
-    })?;
+    let threads = arguments.threads.map(NonZeroUsize::get);
+    session::use_threads(threads.or(trained.recipe.threads))?;
+    let metrics = trained.metrics()?;
+    let splits = trained.load_split(&arguments.split)?;
     let session = Session::start(trained.recipe.device, common)?;
     let batch_tokens = trained.recipe.evaluation.batch_tokens;
     let scores = session.on_device(Evaluate {
         trained: &trained,
-        outputs: data.outputs(),
-        metrics: &data.metrics,
-        splits,
+        metrics: &metrics,
+        splits: &splits,
         batch_tokens,
     })?;
     if arguments.json {
@@ -87,9 +84,8 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
 
 struct Evaluate<'a> {
     trained: &'a Trained,
-    outputs: usize,
     metrics: &'a [Metric],
-    splits: Vec<(String, &'a Encoded)>,
+    splits: &'a [(String, Encoded)],
     batch_tokens: usize,
 }
 
@@ -97,15 +93,15 @@ impl OnDevice for Evaluate<'_> {
     type Output = Vec<Score>;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Vec<Score>> {
-        let trainee = self.trained.load::<B>(self.outputs, device)?;
-        let scores = self.splits.into_iter().map(|(split, data)| {
+        let trainee = self.trained.load::<B>(device)?;
+        let scores = self.splits.iter().map(|(split, data)| {
             let (loss, metrics) =
                 evaluate::evaluate(&trainee, data, self.metrics, self.batch_tokens, device)?;
             let metrics = metrics
                 .iter()
                 .map(|(metric, value)| (metric.name().to_owned(), *value));
             Ok(Score {
-                split,
+                split: split.clone(),
                 examples: data.len(),
                 loss,
                 metrics: metrics.collect(),

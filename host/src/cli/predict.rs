@@ -1,105 +1,103 @@
 //! `dynalora predict`
 
 use std::io::BufRead;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::session::{OnDevice, Session};
+use super::session::{self, OnDevice, Session};
 use super::{Common, print};
-use crate::data::{Encoded, Example, Problem, tokenize};
+use crate::data::{Encoded, Example, Places, Problem};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::train::evaluate;
-use crate::trained::Trained;
+use crate::trained::{Purpose, Trained};
 
 /// Arguments of `dynalora predict`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// A run's folder, or a PEFT adapter's
     target: PathBuf,
-    /// Texts to label; without any, lines of standard input. A tab parts the two texts of a pair
+    /// Texts to label; without any, lines of standard input. In a run on pairs a tab parts the two texts
     texts: Vec<String>,
-    /// The recipe whose model and labels to use; a run has its own
+    /// The recipe whose model to use; a run has its own
     #[arg(long)]
     recipe: Option<PathBuf>,
-    /// Replace a value of the recipe
+    /// Replace a value of the recipe that acts on predictions, such as model.max_length
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Print one JSON object a line, with the probability of each label
+    /// Threads to compute with on the CPU; by default the recipe's
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+    /// Print one JSON object a line, with the logits, and the probability of each label
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Serialize)]
+struct Prediction {
+    text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text_pair: Option<String>,
+    #[serde(flatten)]
+    answer: Answer,
+    logits: Vec<f32>,
+}
+
+#[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum Prediction {
+enum Answer {
     Class {
-        text: String,
         label: String,
         probabilities: Vec<(String, f64)>,
     },
     Value {
-        text: String,
         value: f32,
     },
 }
 
-/// Labels texts, one line each.
+/// Labels texts, one line each, in the order they come in.
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let trained = Trained::open(
         &arguments.target,
         arguments.recipe.as_deref(),
         &arguments.set,
+        Purpose::Predict,
     )?;
-    let texts = if arguments.texts.is_empty() {
-        standard_input()?
+    let threads = arguments.threads.map(NonZeroUsize::get);
+    session::use_threads(threads.or(trained.recipe.threads))?;
+    let (texts, places) = if arguments.texts.is_empty() {
+        let places = Places::numbered("standard input", "line");
+        (standard_input(&places)?, places)
     } else {
-        arguments.texts.clone()
+        (arguments.texts.clone(), Places::numbered("", "text"))
     };
     if texts.is_empty() {
         return Err(Error::user("there is no text to label")
             .help("give texts as arguments, or one a line on standard input"));
     }
-    let (labels, problem) = trained.labels()?;
-    let examples: Vec<Example> = texts
-        .iter()
-        .map(|text| match text.split_once('\t') {
-            Some((first, second)) => Example {
-                text: first.to_owned(),
-                text_pair: Some(second.to_owned()),
-                label: None,
-            },
-            None => Example {
-                text: text.clone(),
-                text_pair: None,
-                label: None,
-            },
-        })
-        .collect();
-    let encoded = tokenize(&trained.folder.tokenizer, &examples, trained.max_length())?;
+    let examples = examples(texts, trained.learnt.text_pair, &places)?;
+    let encoded = trained.tokenize(&examples, &places)?;
     let session = Session::start(trained.recipe.device, common)?;
-    let outputs = if problem == Problem::Regression {
-        1
-    } else {
-        labels.len()
-    };
     let logits = session.on_device(Predict {
         trained: &trained,
         encoded: &encoded,
-        outputs,
     })?;
-    for (text, logits) in texts.into_iter().zip(logits) {
-        let prediction = match problem {
-            Problem::Regression => Prediction::Value {
-                text,
-                value: logits[0],
-            },
-            Problem::Classification => Prediction::Class {
-                text,
+    let labels = &trained.learnt.labels;
+    for (example, logits) in examples.into_iter().zip(logits) {
+        let answer = match trained.learnt.problem {
+            Problem::Regression => Answer::Value { value: logits[0] },
+            Problem::Classification => Answer::Class {
                 label: labels[evaluate::class(&logits) as usize].clone(),
                 probabilities: labels.iter().cloned().zip(softmax(&logits)).collect(),
             },
+        };
+        let prediction = Prediction {
+            text: example.text,
+            text_pair: example.text_pair,
+            answer,
+            logits,
         };
         if arguments.json {
             let line = serde_json::to_string(&prediction)
@@ -107,10 +105,13 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
             print(&line)?;
             continue;
         }
-        print(&match prediction {
-            Prediction::Value { text, value } => format!("{value:.4}\t{text}"),
-            Prediction::Class {
-                text,
+        let text = match prediction.text_pair {
+            Some(pair) => format!("{}\t{pair}", prediction.text),
+            None => prediction.text,
+        };
+        print(&match prediction.answer {
+            Answer::Value { value } => format!("{value:.4}\t{text}"),
+            Answer::Class {
                 label,
                 probabilities,
             } => {
@@ -122,12 +123,68 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     Ok(())
 }
 
-fn standard_input() -> Result<Vec<String>> {
-    let lines = std::io::stdin().lock().lines();
-    let lines = lines.filter(|line| line.as_ref().map_or(true, |line| !line.trim().is_empty()));
-    lines.collect::<std::io::Result<_>>().map_err(|error| {
-        Error::user(format!("cannot read standard input: {error}")).help("texts must be UTF-8")
-    })
+/// Texts as the run was trained on them. None is dropped, so that output line i answers input line i; what was
+/// refused in the training data is refused here.
+fn examples(texts: Vec<String>, pairs: bool, places: &Places) -> Result<Vec<Example>> {
+    let refuse = |index: usize, what: &str, help: &str| {
+        Err(Error::user(format!("{}: {what}", places.name(index))).help(help))
+    };
+    let texts = texts.into_iter().enumerate().map(|(index, text)| {
+        if text.trim().is_empty() {
+            return refuse(
+                index,
+                "the text is empty",
+                "take empty lines out: none is answered, so that each line of the output belongs to one of the input",
+            );
+        }
+        if !pairs {
+            // A tab is as good as any other blank.
+            return Ok(Example {
+                text,
+                text_pair: None,
+                label: None,
+            });
+        }
+        let mut parts = text.split('\t');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(first), Some(second), None)
+                if !first.trim().is_empty() && !second.trim().is_empty() =>
+            {
+                Ok(Example {
+                    text: first.to_owned(),
+                    text_pair: Some(second.to_owned()),
+                    label: None,
+                })
+            }
+            (_, None, _) => refuse(
+                index,
+                "one text, where the run was trained on pairs",
+                "give both texts with a tab between them",
+            ),
+            (_, Some(_), None) => refuse(
+                index,
+                "one of the two texts is empty",
+                "give both texts with a tab between them",
+            ),
+            _ => refuse(
+                index,
+                "more than one tab, so that it is not clear where the second text begins",
+                "give both texts with one tab between them, and blanks in place of other tabs",
+            ),
+        }
+    });
+    texts.collect()
+}
+
+fn standard_input(places: &Places) -> Result<Vec<String>> {
+    let lines = std::io::stdin().lock().lines().enumerate();
+    let lines = lines.map(|(index, line)| {
+        line.map_err(|error| {
+            Error::user(format!("{} cannot be read: {error}", places.name(index)))
+                .help("texts must be UTF-8")
+        })
+    });
+    lines.collect()
 }
 
 fn softmax(logits: &[f32]) -> Vec<f64> {
@@ -143,14 +200,13 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
 struct Predict<'a> {
     trained: &'a Trained,
     encoded: &'a Encoded,
-    outputs: usize,
 }
 
 impl OnDevice for Predict<'_> {
     type Output = Vec<Vec<f32>>;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Vec<Vec<f32>>> {
-        let trainee = self.trained.load::<B>(self.outputs, device)?;
+        let trainee = self.trained.load::<B>(device)?;
         let tokens = self.trained.recipe.evaluation.batch_tokens;
         evaluate::logits(&trainee, self.encoded, tokens, device)
     }

@@ -6,12 +6,12 @@ use rayon::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
-use tokenizers::{
-    EncodeInput, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
-};
 
+use super::places::Places;
+use super::tokenizer::Encoder;
 use super::{Example, Label};
 use crate::error::{Error, Result};
+use crate::model::EncoderConfig;
 
 /// Tokenised examples, end to end, without padding.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,6 +24,30 @@ pub struct Encoded {
     pub offsets: Vec<usize>,
     /// One label per example, or none at all.
     pub labels: Vec<Label>,
+    /// Where the examples stand.
+    pub places: Places,
+}
+
+/// What a model has embeddings for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens.
+    pub vocabulary: usize,
+    /// Token types; none where the model does not read them.
+    pub token_types: Option<usize>,
+    /// Positions of one example.
+    pub length: usize,
+}
+
+impl Limits {
+    /// Those of an encoder.
+    pub fn of(config: &EncoderConfig) -> Self {
+        Limits {
+            vocabulary: config.vocabulary,
+            token_types: (config.token_types > 0).then_some(config.token_types),
+            length: config.max_length(),
+        }
+    }
 }
 
 impl Encoded {
@@ -44,50 +68,32 @@ impl Encoded {
 }
 
 /// Bump when the layout of the cache or the meaning of an encoding changes.
-const VERSION: &[u8] = b"dynalora tokens 2";
+const VERSION: &[u8] = b"dynalora tokens 3";
 
-fn open(tokenizer: &Path, max_length: usize) -> Result<Tokenizer> {
-    let refuse = |error: tokenizers::Error| {
-        Error::user(format!("{} cannot be used as a tokenizer: {error}", tokenizer.display())).help(
-            "the file must be a tokenizer.json of the tokenizers library, whole; fetch the model again",
-        )
-    };
-    let mut opened = Tokenizer::from_file(tokenizer).map_err(refuse)?;
-    // Files carry settings of their own; padding would defeat packing.
-    opened.with_padding(None);
-    opened
-        .with_truncation(Some(TruncationParams {
-            max_length,
-            stride: 0,
-            strategy: TruncationStrategy::LongestFirst,
-            direction: TruncationDirection::Right,
-        }))
-        .map_err(refuse)?;
-    Ok(opened)
+/// Tokenises `examples` with the `tokenizer.json` given and what lies beside it, in parallel, special tokens
+/// included, the longer text of a pair cut first where both have more than `max_length` tokens. Labels are kept if
+/// every example has one.
+pub fn tokenize(tokenizer: &Path, examples: &[Example], max_length: usize) -> Result<Encoded> {
+    let encoder = Encoder::open(tokenizer, max_length)?;
+    encode(&encoder, examples, &Places::default())
 }
 
-/// Tokenises `examples` in parallel, special tokens included, the longer text of a pair cut first where
-/// both have more than `max_length` tokens. Labels are kept if every example has one.
-pub fn tokenize(tokenizer: &Path, examples: &[Example], max_length: usize) -> Result<Encoded> {
-    let opened = open(tokenizer, max_length)?;
+/// [`tokenize`] with a tokenizer that is open, and with the places of the examples for its errors.
+pub fn encode(encoder: &Encoder, examples: &[Example], places: &Places) -> Result<Encoded> {
+    check_room(encoder, examples)?;
     let encodings = examples
         .par_iter()
-        .map(|example| {
-            let input: EncodeInput<'_> = match &example.text_pair {
-                Some(pair) => (example.text.as_str(), pair.as_str()).into(),
-                None => example.text.as_str().into(),
-            };
-            let encoding = opened.encode_fast(input, true).map_err(|error| {
-                Error::failure(format!("cannot tokenise {:?}: {error}", example.text))
-            })?;
-            Ok((
-                encoding.get_ids().to_vec(),
-                encoding.get_type_ids().to_vec(),
-            ))
+        .enumerate()
+        .map(|(index, example)| {
+            encoder.encode(example).map_err(|what| {
+                Error::user(format!("{}: {what}", places.name(index)))
+                    .help("mend or remove it; what counts of a text is its start, of at most model.max_length tokens")
+            })
         })
         .collect::<Result<Vec<_>>>()?;
     let mut encoded = Encoded {
         offsets: vec![0],
+        places: places.clone(),
         ..Encoded::default()
     };
     for (ids, type_ids) in encodings {
@@ -95,27 +101,78 @@ pub fn tokenize(tokenizer: &Path, examples: &[Example], max_length: usize) -> Re
         encoded.type_ids.extend(type_ids);
         encoded.offsets.push(encoded.ids.len());
     }
-    let labels: Option<Vec<Label>> = examples.iter().map(|example| example.label).collect();
-    encoded.labels = labels.unwrap_or_default();
+    encoded.labels = labels(examples);
     Ok(encoded)
 }
 
-/// [`tokenize`], or what it gave the last time for the same tokenizer, examples and length. A cache that
-/// cannot be read or written only costs time.
-pub fn tokenize_cached(
-    cache: &Path,
-    tokenizer: &Path,
-    examples: &[Example],
-    max_length: usize,
-) -> Result<Encoded> {
-    let file = cache.join(format!(
-        "{}.safetensors",
-        key(tokenizer, examples, max_length)?
-    ));
+fn check_room(encoder: &Encoder, examples: &[Example]) -> Result<()> {
+    match examples.iter().any(|example| example.text_pair.is_some()) {
+        true => encoder.check_room(true),
+        false => encoder.check_room(false),
+    }
+}
+
+fn labels(examples: &[Example]) -> Vec<Label> {
     let labels: Option<Vec<Label>> = examples.iter().map(|example| example.label).collect();
+    labels.unwrap_or_default()
+}
+
+/// Refuses tokens that a model has no embedding for, and examples without any.
+pub fn check(encoded: &Encoded, limits: &Limits, encoder: &Encoder) -> Result<()> {
+    let refuse = |index: usize, what: String| {
+        let help = "the tokenizer does not fit the model or the text: take the tokenizer.json that was saved with the \
+                    model, and mend or remove texts that are made of nothing it knows";
+        Err(Error::user(format!("{}: {what}", encoded.places.name(index))).help(help))
+    };
+    for index in 0..encoded.len() {
+        let range = encoded.offsets[index]..encoded.offsets[index + 1];
+        let (ids, types) = (&encoded.ids[range.clone()], &encoded.type_ids[range]);
+        if ids.is_empty() {
+            return refuse(index, "the text comes to no tokens at all".to_owned());
+        }
+        if ids.len() > limits.length {
+            let what = format!(
+                "the text comes to {} tokens, but the model has positions for {}",
+                ids.len(),
+                limits.length
+            );
+            return refuse(index, what);
+        }
+        if let Some(id) = ids.iter().find(|id| **id as usize >= limits.vocabulary) {
+            let what = format!(
+                "the text has the token {:?} with the id {id}, but the model's vocabulary ends before {}",
+                encoder.token(*id),
+                limits.vocabulary
+            );
+            return refuse(index, what);
+        }
+        let beyond = |of: usize| types.iter().find(|kind| **kind as usize >= of);
+        if let Some(of) = limits.token_types
+            && let Some(kind) = beyond(of)
+        {
+            let what = format!(
+                "the text has tokens of the type {kind}, but the model knows {of} type(s), from 0"
+            );
+            return refuse(index, what);
+        }
+    }
+    Ok(())
+}
+
+/// [`encode`], or what it gave the last time for the same tokenizer, examples and length. A cache that
+/// cannot be read or written only costs time.
+pub fn encode_cached(
+    cache: &Path,
+    encoder: &Encoder,
+    examples: &[Example],
+    places: &Places,
+) -> Result<Encoded> {
+    check_room(encoder, examples)?;
+    let file = cache.join(format!("{}.safetensors", key(encoder, examples)));
     match read(&file) {
         Ok(Some(mut encoded)) if encoded.len() == examples.len() => {
-            encoded.labels = labels.unwrap_or_default();
+            encoded.labels = labels(examples);
+            encoded.places = places.clone();
             return Ok(encoded);
         }
         Ok(None) => {}
@@ -126,38 +183,33 @@ pub fn tokenize_cached(
             );
         }
     }
-    let encoded = tokenize(tokenizer, examples, max_length)?;
+    let encoded = encode(encoder, examples, places)?;
     if let Err(error) = write(&file, &encoded) {
         tracing::warn!("the tokens are not cached: {}: {error}", file.display());
     }
     Ok(encoded)
 }
 
-fn key(tokenizer: &Path, examples: &[Example], max_length: usize) -> Result<String> {
-    let bytes = std::fs::read(tokenizer).map_err(|error| {
-        Error::user(format!("cannot read {}", tokenizer.display()))
-            .because(error)
-            .help("a model folder holds config.json, model.safetensors and tokenizer.json")
-    })?;
+fn key(encoder: &Encoder, examples: &[Example]) -> String {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
     part(VERSION);
-    part(&bytes);
-    part(&(max_length as u64).to_le_bytes());
+    part(encoder.identity().as_bytes());
+    part(&(encoder.max_length() as u64).to_le_bytes());
     for example in examples {
         part(example.text.as_bytes());
         // A pair with an empty second text is not a text alone.
         part(&[u8::from(example.text_pair.is_some())]);
         part(example.text_pair.as_deref().unwrap_or_default().as_bytes());
     }
-    Ok(hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    hex(&hash.finalize())
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -194,7 +246,7 @@ fn read(file: &Path) -> Result<Option<Encoded>, Failure> {
         ids,
         type_ids,
         offsets,
-        labels: Vec::new(),
+        ..Encoded::default()
     }))
 }
 
@@ -311,7 +363,8 @@ mod tests {
 
         fn get(&self, examples: &[Example], max_length: usize) -> Encoded {
             let cache = self.0.path().join("cache");
-            tokenize_cached(&cache, &self.1, examples, max_length).expect("it tokenises")
+            let encoder = Encoder::open(&self.1, max_length).expect("a tokenizer");
+            encode_cached(&cache, &encoder, examples, &Places::default()).expect("it tokenises")
         }
 
         fn caches(&self) -> Vec<PathBuf> {
@@ -378,6 +431,23 @@ mod tests {
         std::fs::write(&place.1, text.replace("\"cat\":5", "\"cat\":1")).expect("it writes");
         another(&examples(), 8);
         assert_eq!(place.get(&examples(), 8).ids[..4], [2, 4, 1, 6]);
+        let beside = place.0.path().join("tokenizer_config.json");
+        for config in [
+            r#"{"truncation_side": "left"}"#,
+            r#"{"truncation_side": "left", "mask_token": "mat"}"#,
+            r#"{"split_special_tokens": true}"#,
+        ] {
+            std::fs::write(&beside, config).expect("it writes");
+            another(&examples(), 8);
+        }
+        // What decides nothing changes nothing.
+        std::fs::write(
+            &beside,
+            r#"{"split_special_tokens": true, "padding_side": "left"}"#,
+        )
+        .expect("it writes");
+        place.get(&examples(), 8);
+        assert_eq!(place.caches().len(), expected);
     }
 
     #[test]

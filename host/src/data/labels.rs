@@ -17,8 +17,12 @@ pub(super) fn is_whole(label: &str) -> bool {
     label.parse::<i64>().is_ok()
 }
 
-/// The distinct labels of a training file, in the order of their numbers or letters.
-pub(super) fn distinct(path: &Path, rows: &[Row]) -> Result<Vec<String>> {
+/// More different whole numbers than this are rather values than classes: worth a word.
+const MANY_NUMBERS: usize = 10;
+
+/// The distinct labels of a training file, in the order of their numbers or letters. `told` says that the recipe
+/// calls them classes.
+pub(super) fn distinct(path: &Path, rows: &[Row], told: bool) -> Result<Vec<String>> {
     let given = rows.iter().filter_map(|row| row.label.as_deref());
     // A row without a label is complained of where rows become examples.
     let mut labels: Vec<&str> = given
@@ -27,25 +31,74 @@ pub(super) fn distinct(path: &Path, rows: &[Row]) -> Result<Vec<String>> {
         .collect();
     labels.sort_unstable();
     labels.dedup();
-    if labels.iter().all(|label| is_whole(label)) {
-        labels.sort_by_key(|label| label.parse::<i64>().unwrap_or_default());
+    let number = |label: &str| label.parse::<f64>().ok().filter(|value| value.is_finite());
+    let numbers = labels.iter().all(|label| number(label).is_some());
+    if numbers {
+        labels.sort_by(|a, b| {
+            number(a)
+                .unwrap_or(0.0)
+                .total_cmp(&number(b).unwrap_or(0.0))
+        });
     }
-    match labels.len() {
-        0 | 1 => Err(Error::user(format!(
+    if labels.len() < 2 {
+        return Err(Error::user(format!(
             "{}: the label column holds {} class(es): there is nothing to decide",
             path.display(),
             labels.len()
         ))
-        .help("Check `label` in [data.columns], or name the classes: `labels = [\"no\", \"yes\"]` in [data].")),
-        2..=MOST => Ok(labels.into_iter().map(str::to_owned).collect()),
-        many => Err(Error::user(format!(
-            "{}: the label column holds {many} different labels",
-            path.display()
+        .help("Check `label` in [data.columns], or name the classes: `labels = [\"no\", \"yes\"]` in [data]."));
+    }
+    if labels.len() > MOST {
+        return Err(Error::user(format!(
+            "{}: the label column holds {} different labels",
+            path.display(),
+            labels.len()
         ))
         .help(
             "Set `problem = \"regression\"` in [data] if they are values, or check [data.columns].",
-        )),
+        ));
     }
+    let fraction = labels.iter().find(|label| !is_whole(label));
+    if let (true, false, Some(fraction)) = (numbers, told, fraction) {
+        return Err(Error::user(format!(
+            "{}: the label column holds numbers such as {fraction}, {} different ones: are they values or names of classes?",
+            path.display(),
+            labels.len()
+        ))
+        .help("Set `problem = \"regression\"` in [data] for values, or `problem = \"classification\"` for a class of each."));
+    }
+    let same = labels.windows(2).find(|pair| {
+        let [a, b] = [number(pair[0]), number(pair[1])];
+        a.is_some() && a == b
+    });
+    if let Some(pair) = same {
+        return Err(Error::user(format!(
+            "{}: the labels {:?} and {:?} are the same number, but would be two classes",
+            path.display(),
+            pair[0],
+            pair[1]
+        ))
+        .help("Write a class the same way in all rows, or name the classes: `labels = […]` in [data]."));
+    }
+    if numbers && !told && labels.len() > MANY_NUMBERS {
+        tracing::warn!(
+            "{}: the {} whole numbers of the label column are taken for as many classes; set `problem = \"regression\"` \
+             in [data] if they are values, `problem = \"classification\"` if they are not",
+            path.display(),
+            labels.len()
+        );
+    }
+    let mut folded: Vec<(String, &str)> = labels.iter().map(|l| (l.to_lowercase(), *l)).collect();
+    folded.sort_unstable();
+    if let Some(pair) = folded.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        tracing::warn!(
+            "{}: {:?} and {:?} are two classes, though only their case differs",
+            path.display(),
+            pair[0].1,
+            pair[1].1
+        );
+    }
+    Ok(labels.into_iter().map(str::to_owned).collect())
 }
 
 /// Makes examples of rows.

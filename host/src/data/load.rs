@@ -2,16 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use super::encode::tokenize_cached;
+use super::encode::{self, Limits, encode_cached};
 use super::labels::{Reader, distinct, is_whole};
+use super::learnt::Learnt;
 use super::minimal_pairs::{self, Sizes};
+use super::places::Places;
 use super::table::{Format, Header, Layout, Row};
 use super::task::Part;
+use super::tokenizer::Encoder;
 use super::{Encoded, EpochPlan, Example, Label, table};
 use crate::cache;
 use crate::error::{Error, Result};
+use crate::metrics;
 use crate::model::ModelFolder;
-use crate::recipe::{Columns, DataConfig, Metric, Problem, Recipe, Task, TrainConfig};
+use crate::recipe::{Columns, DataConfig, Metric, ModelConfig, Problem, Recipe, Task, TrainConfig};
 
 /// Everything a run learns from and is judged by.
 #[derive(Clone, Debug)]
@@ -20,14 +24,18 @@ pub struct Data {
     pub train: Encoded,
     /// What is evaluated on while training, by name; the first decides which checkpoint is best.
     pub validation: Vec<(String, Encoded)>,
-    /// What is kept for the end, by name; it may lack labels.
-    pub test: Vec<(String, Encoded)>,
     /// Names of the classes in the order of their indices; empty for a regression.
     pub labels: Vec<String>,
     /// What the head predicts.
     pub problem: Problem,
     /// What the run is judged by, the deciding one first.
     pub metrics: Vec<Metric>,
+    /// Whether the examples are pairs of texts.
+    pub text_pair: bool,
+    /// The most tokens of an example.
+    pub max_length: usize,
+    /// The tokenizer's digest.
+    pub tokenizer: String,
 }
 
 impl Data {
@@ -45,25 +53,18 @@ impl Data {
         batches.div_ceil(train.gradient_accumulation) as u64
     }
 
-    /// The labelled splits of `name`: the split itself, or those that begin with it (`validation` stands
-    /// for both of MNLI's).
-    pub fn labelled(&self, name: &str) -> Option<Vec<(String, &Encoded)>> {
-        let found: Vec<_> = self
-            .all_labelled()
-            .filter(|(split, _)| split == name || split.starts_with(&format!("{name}_")))
-            .map(|(split, data)| (split.clone(), data))
-            .collect();
-        (!found.is_empty()).then_some(found)
-    }
-
-    /// Names of all labelled splits that can be evaluated on.
-    pub fn labelled_names(&self) -> Vec<&str> {
-        self.all_labelled().map(|(name, _)| name.as_str()).collect()
-    }
-
-    fn all_labelled(&self) -> impl Iterator<Item = &(String, Encoded)> {
-        let splits = self.validation.iter().chain(&self.test);
-        splits.filter(|(_, data)| data.labels.len() == data.len())
+    /// What the answers of an adapter trained on this depend on.
+    pub fn learnt(&self, model: &ModelConfig) -> Learnt {
+        Learnt {
+            problem: self.problem,
+            labels: self.labels.clone(),
+            metrics: self.metrics.clone(),
+            text_pair: self.text_pair,
+            max_length: self.max_length,
+            tokenizer: Some(self.tokenizer.clone()),
+            base_model: model.name.clone(),
+            revision: model.revision.clone(),
+        }
     }
 }
 
@@ -82,66 +83,204 @@ pub struct Splits {
     pub problem: Problem,
 }
 
-/// Reads and tokenises the data of `recipe`; `longest` is the most tokens the model takes.
-pub fn load(recipe: &Recipe, folder: &ModelFolder, longest: usize) -> Result<Data> {
-    let splits = read(&recipe.data)?;
-    let max_length = recipe.model.max_length.min(longest);
-    if max_length < recipe.model.max_length {
+/// A split before tokenising, and where its examples stand.
+struct Split {
+    name: String,
+    examples: Vec<Example>,
+    places: Places,
+}
+
+/// All splits, as they were read.
+struct Found {
+    train: Split,
+    validation: Vec<Split>,
+    test: Vec<Split>,
+    labels: Vec<String>,
+    problem: Problem,
+}
+
+/// Reads and tokenises what `recipe` is trained and validated on, for a model of these `limits`. Its test data is
+/// read, so that a mistake in it is found before the training and not after, but nothing more.
+pub fn load(recipe: &Recipe, folder: &ModelFolder, limits: &Limits) -> Result<Data> {
+    let found = read_all(&recipe.data)?;
+    let metrics = recipe.data.metrics();
+    check_metrics(&metrics, found.problem, &found.labels)?;
+    let encoder = encoder(recipe, folder, limits)?;
+    let validation = found.validation.into_iter();
+    Ok(Data {
+        train: tokenized(&encoder, limits, &found.train)?,
+        validation: validation
+            .map(|split| {
+                let encoded = tokenized(&encoder, limits, &split)?;
+                Ok((split.name, encoded))
+            })
+            .collect::<Result<_>>()?,
+        labels: found.labels,
+        problem: found.problem,
+        metrics,
+        text_pair: recipe.data.pairs(),
+        max_length: encoder.max_length(),
+        tokenizer: encoder.identity().to_owned(),
+    })
+}
+
+/// The tokenizer of a model's folder for texts as long as recipe and model allow.
+pub fn encoder(recipe: &Recipe, folder: &ModelFolder, limits: &Limits) -> Result<Encoder> {
+    let (wanted, longest) = (recipe.model.max_length, limits.length);
+    if longest < wanted {
         tracing::warn!(
-            "model.max_length is {}, but the model has positions for {longest} tokens only: {longest} is used",
-            recipe.model.max_length
+            "model.max_length is {wanted}, but the model has positions for {longest} tokens only: {longest} is used"
         );
     }
+    Encoder::open(&folder.tokenizer, wanted.min(longest))
+}
+
+fn tokenized(encoder: &Encoder, limits: &Limits, split: &Split) -> Result<Encoded> {
     let cache = cache::dir()?.join("tokens");
-    let encode =
-        |examples: &[Example]| tokenize_cached(&cache, &folder.tokenizer, examples, max_length);
-    let encode_all = |splits: Vec<(String, Vec<Example>)>| -> Result<Vec<_>> {
-        splits
-            .into_iter()
-            .map(|(name, examples)| Ok((name, encode(&examples)?)))
-            .collect()
+    let encoded = encode_cached(&cache, encoder, &split.examples, &split.places)?;
+    encode::check(&encoded, limits, encoder)?;
+    Ok(encoded)
+}
+
+/// The splits of `recipe`'s data that `name` means, tokenised, for an adapter that has `learnt` what it says: the
+/// split itself, or those that begin with it (`validation` stands for both of MNLI's). Nothing else is read.
+pub fn load_split(
+    recipe: &Recipe,
+    encoder: &Encoder,
+    limits: &Limits,
+    learnt: &Learnt,
+    name: &str,
+) -> Result<Vec<(String, Encoded)>> {
+    let config = &recipe.data;
+    config.validate()?;
+    let parts = [Part::Validation, Part::Test];
+    let of = |part: &&Part| name == part.name() || name.starts_with(&format!("{}_", part.name()));
+    let splits = match parts.iter().find(of) {
+        None => Vec::new(),
+        Some(part) => read_part(config, *part, &learnt.labels, learnt.problem)?,
     };
-    Ok(Data {
-        train: encode(&splits.train)?,
-        validation: encode_all(splits.validation)?,
-        test: encode_all(splits.test)?,
-        labels: splits.labels,
-        problem: splits.problem,
-        metrics: recipe.data.metrics(),
-    })
+    let splits = splits.into_iter();
+    let mut splits: Vec<Split> = splits
+        .filter(|split| split.name == name || split.name.starts_with(&format!("{name}_")))
+        .collect();
+    if splits.is_empty() {
+        let there = parts.iter().filter(|part| match (config.task, part) {
+            (Some(_), _) => true,
+            (None, Part::Test) => config.test.is_some(),
+            (None, _) => config.validation.is_some(),
+        });
+        let there: Vec<&str> = there.map(|part| part.name()).collect();
+        return Err(
+            Error::user(format!("the data has no labelled split `{name}`")).help(
+                match &there[..] {
+                    [] => "give `validation` or `test` in [data]".to_owned(),
+                    _ => format!("it may have: {}", there.join(", ")),
+                },
+            ),
+        );
+    }
+    if let Some(limit) = config.limit {
+        splits.iter_mut().for_each(|s| s.examples.truncate(limit));
+    }
+    let encoded = splits.into_iter().map(|split| {
+        let unlabelled = split.examples.iter().position(|e| e.label.is_none());
+        if let Some(index) = unlabelled {
+            return Err(Error::user(format!(
+                "the split `{}` is not labelled: {} has no label (in a test file, -1 that names no class is none)",
+                split.name,
+                split.places.name(index)
+            ))
+            .help("evaluate on a labelled split, or label the texts with `dynalora predict`"));
+        }
+        let encoded = tokenized(encoder, limits, &split)?;
+        Ok((split.name, encoded))
+    });
+    encoded.collect()
 }
 
 /// Reads the data that `config` names, at most `limit` examples of each split.
 pub fn read(config: &DataConfig) -> Result<Splits> {
+    let found = read_all(config)?;
+    let examples = |splits: Vec<Split>| -> Vec<_> {
+        let splits = splits.into_iter();
+        splits.map(|split| (split.name, split.examples)).collect()
+    };
+    Ok(Splits {
+        train: found.train.examples,
+        validation: examples(found.validation),
+        test: examples(found.test),
+        labels: found.labels,
+        problem: found.problem,
+    })
+}
+
+fn read_all(config: &DataConfig) -> Result<Found> {
     config.validate()?;
-    let mut splits = match config.task {
+    let mut found = match config.task {
         Some(Task::MinimalPairs) => generated()?,
         Some(task) => published(task, config)?,
         None => own(config)?,
     };
     if let Some(limit) = config.limit {
-        splits.train.truncate(limit);
-        for (_, examples) in splits.validation.iter_mut().chain(&mut splits.test) {
-            examples.truncate(limit);
+        let others = found.validation.iter_mut().chain(&mut found.test);
+        for split in std::iter::once(&mut found.train).chain(others) {
+            split.examples.truncate(limit);
         }
     }
-    Ok(splits)
+    Ok(found)
+}
+
+/// One part of the data, for classes that are known.
+fn read_part(
+    config: &DataConfig,
+    part: Part,
+    labels: &[String],
+    problem: Problem,
+) -> Result<Vec<Split>> {
+    match config.task {
+        Some(Task::MinimalPairs) => {
+            let found = generated()?;
+            Ok(if part == Part::Test {
+                found.test
+            } else {
+                found.validation
+            })
+        }
+        Some(task) => published_part(task, config, part),
+        None => {
+            let (_, columns) = own_files(config)?;
+            let path = match part {
+                Part::Test => &config.test,
+                _ => &config.validation,
+            };
+            own_part(config, columns, path, part, labels, problem)
+        }
+    }
 }
 
 /// Names of the classes and the kind of problem, from the recipe where it tells, else from the labels of
 /// the training file.
 pub fn labels_of(config: &DataConfig) -> Result<(Vec<String>, Problem)> {
-    match (config.task, config.problem, &config.labels) {
-        (Some(task), ..) => Ok((task.labels(), task.problem())),
-        (None, Some(Problem::Regression), _) => Ok((Vec::new(), Problem::Regression)),
-        (None, _, Some(labels)) => Ok((labels.clone(), Problem::Classification)),
-        (None, _, None) => {
+    let (labels, problem) = match (config.task, config.problem, &config.labels) {
+        (Some(task), ..) => (task.labels(), task.problem()),
+        (None, Some(Problem::Regression), _) => (Vec::new(), Problem::Regression),
+        (None, _, Some(labels)) => (labels.clone(), Problem::Classification),
+        (None, told, None) => {
             config.validate()?;
             let (train, columns) = own_files(config)?;
             let rows = own_rows(config, columns, train, Part::Train)?;
-            Ok((distinct(train, &rows)?, Problem::Classification))
+            let labels = distinct(train, &rows, told.is_some())?;
+            (labels, Problem::Classification)
         }
-    }
+    };
+    check_metrics(&config.metrics(), problem, &labels)?;
+    Ok((labels, problem))
+}
+
+/// Refuses metrics that cannot be computed for these classes.
+pub(super) fn check_metrics(metrics: &[Metric], problem: Problem, labels: &[String]) -> Result<()> {
+    let classes = (problem == Problem::Classification).then_some(labels.len());
+    metrics::check(metrics, classes)
 }
 
 /// The size of the embedded corpus, and the seed it is always made with: runs of different seeds learn
@@ -155,96 +294,149 @@ const CORPUS: (u64, Sizes) = (
     },
 );
 
-fn generated() -> Result<Splits> {
+fn generated() -> Result<Found> {
     let (seed, sizes) = CORPUS;
     let corpus = minimal_pairs::generate(seed, sizes)?;
-    let examples = |sentences: Vec<minimal_pairs::Sentence>| -> Vec<Example> {
+    let split = |name: &str, sentences: Vec<minimal_pairs::Sentence>| {
         let sentences = sentences.into_iter().map(|sentence| Example {
             text: sentence.text,
             text_pair: None,
             label: Some(Label::Class(sentence.acceptable.into())),
         });
-        sentences.collect()
+        Split {
+            name: name.to_owned(),
+            examples: sentences.collect(),
+            places: Places::numbered(&format!("minimal-pairs ({name})"), "sentence"),
+        }
     };
-    Ok(Splits {
-        train: examples(corpus.train),
-        validation: vec![("validation".to_owned(), examples(corpus.validation))],
-        test: vec![("test".to_owned(), examples(corpus.test))],
+    Ok(Found {
+        train: split("train", corpus.train),
+        validation: vec![split("validation", corpus.validation)],
+        test: vec![split("test", corpus.test)],
         labels: Task::MinimalPairs.labels(),
         problem: Problem::Classification,
     })
 }
 
-fn published(task: Task, config: &DataConfig) -> Result<Splits> {
+fn published_part(task: Task, config: &DataConfig, part: Part) -> Result<Vec<Split>> {
     // `validate` has made sure that a folder is given.
     let dir = config.dir.as_deref().unwrap_or(Path::new("."));
     let labels = task.labels();
-    let read_part = |part: Part| -> Result<Vec<(String, Vec<Example>)>> {
-        let reader = Reader {
-            labels: &labels,
-            problem: task.problem(),
-            part,
-            // Some files hold names, others positions, and hidden labels are -1.
-            numbered: true,
-            hidden: (part == Part::Test).then_some("-1"),
-        };
-        let splits = task.files(dir, part)?.into_iter().map(|found| {
-            let mut examples = Vec::new();
-            for file in &found.files {
-                let layout = task.layout(file, part);
-                let rows = table::read(file, &layout)?;
-                examples.extend(reader.examples(file, layout.format, rows)?);
-            }
-            Ok((found.name, examples))
-        });
-        splits.collect()
-    };
-    Ok(Splits {
-        train: read_part(Part::Train)?
-            .into_iter()
-            .flat_map(|(_, examples)| examples)
-            .collect(),
-        validation: read_part(Part::Validation)?,
-        test: read_part(Part::Test)?,
+    let reader = Reader {
+        labels: &labels,
         problem: task.problem(),
-        labels,
+        part,
+        // Some files hold names, others positions, and hidden labels are -1.
+        numbered: true,
+        hidden: (part == Part::Test).then_some("-1"),
+    };
+    let splits = task.files(dir, part)?.into_iter().map(|found| {
+        let (mut examples, mut places) = (Vec::new(), Places::default());
+        for file in &found.files {
+            let layout = task.layout(file, part);
+            let rows = table::read(file, &layout)?;
+            let lines = rows.iter().map(|row| row.line).collect();
+            places.add(file, layout.format.unit(), lines);
+            examples.extend(reader.examples(file, layout.format, rows)?);
+        }
+        Ok(Split {
+            name: found.name,
+            examples,
+            places,
+        })
+    });
+    splits.collect()
+}
+
+fn published(task: Task, config: &DataConfig) -> Result<Found> {
+    let mut train = published_part(task, config, Part::Train)?;
+    Ok(Found {
+        // `files` gives an error where there is none.
+        train: train.swap_remove(0),
+        validation: published_part(task, config, Part::Validation)?,
+        test: published_part(task, config, Part::Test)?,
+        problem: task.problem(),
+        labels: task.labels(),
     })
 }
 
-fn own(config: &DataConfig) -> Result<Splits> {
+fn own(config: &DataConfig) -> Result<Found> {
     let (train, columns) = own_files(config)?;
-    let train_rows = own_rows(config, columns, train, Part::Train)?;
+    let rows = own_rows(config, columns, train, Part::Train)?;
     let problem = config.problem.unwrap_or(Problem::Classification);
     let labels = match (problem, &config.labels) {
         (Problem::Regression, _) => Vec::new(),
         (Problem::Classification, Some(labels)) => labels.clone(),
-        (Problem::Classification, None) => distinct(train, &train_rows)?,
+        (Problem::Classification, None) => distinct(train, &rows, config.problem.is_some())?,
     };
-    // Positions stand for classes only where they cannot be taken for names.
-    let numbered = config.labels.is_some() && !labels.iter().any(|label| is_whole(label));
-    let examples = |path: &Path, rows: Vec<Row>, part: Part| {
-        let reader = Reader {
-            labels: &labels,
-            problem,
-            part,
-            numbered,
-            hidden: None,
-        };
-        reader.examples(path, format(config, path)?, rows)
+    let other = |path: &Option<PathBuf>, part: Part| {
+        own_part(config, columns, path, part, &labels, problem)
     };
-    let split = |path: &Option<PathBuf>, part: Part| -> Result<Vec<_>> {
-        let Some(path) = path else {
-            return Ok(Vec::new());
-        };
-        let rows = own_rows(config, columns, path, part)?;
-        Ok(vec![(part.name().to_owned(), examples(path, rows, part)?)])
-    };
-    Ok(Splits {
-        validation: split(&config.validation, Part::Validation)?,
-        test: split(&config.test, Part::Test)?,
-        train: examples(train, train_rows, Part::Train)?,
+    Ok(Found {
+        validation: other(&config.validation, Part::Validation)?,
+        test: other(&config.test, Part::Test)?,
+        train: own_split(config, train, rows, Part::Train, &labels, problem)?,
         labels,
         problem,
+    })
+}
+
+/// The split that a file holds; none where there is no file.
+fn own_part(
+    config: &DataConfig,
+    columns: &Columns,
+    path: &Option<PathBuf>,
+    part: Part,
+    labels: &[String],
+    problem: Problem,
+) -> Result<Vec<Split>> {
+    let Some(path) = path else {
+        return Ok(Vec::new());
+    };
+    let rows = own_rows(config, columns, path, part)?;
+    Ok(vec![own_split(config, path, rows, part, labels, problem)?])
+}
+
+fn own_split(
+    config: &DataConfig,
+    path: &Path,
+    rows: Vec<Row>,
+    part: Part,
+    labels: &[String],
+    problem: Problem,
+) -> Result<Split> {
+    // As GLUE's test files have it: a label that is kept secret. As a value, -1 may be meant; all of them are not.
+    let secret = |row: &Row| row.label.as_deref().map(str::trim) == Some("-1");
+    let hidden = part == Part::Test
+        && match problem {
+            Problem::Classification => !labels.iter().any(|label| label == "-1"),
+            Problem::Regression => rows.len() > 1 && rows.iter().all(secret),
+        };
+    if hidden && rows.iter().any(secret) {
+        tracing::warn!(
+            "{}: labels of -1 are taken for none, as in GLUE's test files",
+            path.display()
+        );
+    }
+    let format = format(config, path)?;
+    let reader = Reader {
+        labels,
+        problem,
+        part,
+        // Positions stand for classes only where they cannot be taken for names.
+        numbered: config.labels.is_some() && !labels.iter().any(|label| is_whole(label)),
+        hidden: hidden.then_some("-1"),
+    };
+    let mut places = Places::default();
+    places.add(
+        path,
+        format.unit(),
+        rows.iter().map(|row| row.line).collect(),
+    );
+    Ok(Split {
+        name: part.name().to_owned(),
+        examples: reader.examples(path, format, rows)?,
+        places,
     })
 }
 
@@ -264,6 +456,7 @@ fn own_rows(config: &DataConfig, columns: &Columns, path: &Path, part: Part) -> 
         format,
         delimiter: config.delimiter.unwrap_or(usual) as u8,
         quote: config.quote.unwrap_or(format == Format::Csv),
+        quote_guessed: config.quote.is_none(),
         header: if config.header.unwrap_or(true) {
             Header::Yes
         } else {

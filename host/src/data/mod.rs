@@ -4,17 +4,24 @@ mod batch;
 mod encode;
 mod files;
 mod labels;
+mod learnt;
 mod load;
 pub mod minimal_pairs;
+mod places;
 mod problems;
+mod quiet;
 mod table;
 mod task;
+mod tokenizer;
 
 pub use batch::{Batch, EpochPlan, evaluation_batches};
-pub use encode::{Encoded, tokenize};
+pub use encode::{Encoded, Limits, check, encode, tokenize};
 pub use files::files;
-pub use load::{Data, Splits, labels_of, load, read};
+pub use learnt::{FILE as LEARNT_FILE, Learnt};
+pub use load::{Data, Splits, encoder, labels_of, load, load_split, read};
+pub use places::Places;
 pub use task::Part;
+pub use tokenizer::Encoder;
 
 pub use crate::recipe::{Column, DataConfig, Format, Problem, Task};
 

@@ -155,6 +155,7 @@ impl Task {
             },
             delimiter: b'\t',
             quote: false,
+            quote_guessed: false,
             header: Header::Detect(facts.headerless),
             text: columns(facts.text),
             text_pair: columns(facts.text_pair),
@@ -188,6 +189,20 @@ impl Task {
             let files = folders
                 .iter()
                 .find_map(|folder| first_match(folder, &names));
+            if let Some(files) = &files {
+                whole_export(files)?;
+                let stands_in = files.iter().any(|file| {
+                    let name = file.file_name().and_then(|name| name.to_str());
+                    name.is_some_and(|name| name == "test.tsv" || name == "msr_paraphrase_test.txt")
+                });
+                if part == Part::Validation && stands_in {
+                    tracing::warn!(
+                        "{}: there is no dev file of `{}`: its test file is validated on",
+                        files[0].display(),
+                        self.name()
+                    );
+                }
+            }
             match files {
                 Some(files) => found.push(Found {
                     name: split.to_owned(),
@@ -307,6 +322,27 @@ fn first_match(folder: &Path, names: &[&str]) -> Option<Vec<PathBuf>> {
             Some(shards).filter(|shards| !shards.is_empty())
         }
     })
+}
+
+/// Refuses an export of which shards are missing: `train-00001-of-00003.parquet` without the others.
+fn whole_export(files: &[PathBuf]) -> Result<()> {
+    let count = |file: &PathBuf| -> Option<usize> {
+        let name = file.file_name()?.to_str()?.strip_suffix(".parquet")?;
+        name.rsplit_once("-of-")?.1.parse().ok()
+    };
+    for file in files {
+        if let Some(wanted) = count(file)
+            && wanted != files.len()
+        {
+            return Err(Error::user(format!(
+                "{}: the file is one of {wanted}, but {} lie there",
+                file.display(),
+                files.len()
+            ))
+            .help("fetch the missing files, or take away those of another export"));
+        }
+    }
+    Ok(())
 }
 
 /// The first names in a folder, for an error.

@@ -25,6 +25,8 @@ pub struct ModelFolder {
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
+/// Beside the tokenizer, where there is one: see `data::tokenizer`.
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -95,7 +97,8 @@ fn shards(index: &Path) -> Result<Vec<String>> {
 }
 
 /// The model a recipe names: a folder if there is one, else a Hub id, fetched into the Hub's own cache.
-/// `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to Transformers.
+/// `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` and their like mean what they mean to
+/// `huggingface_hub`.
 pub fn resolve(name: &str, revision: &str) -> Result<ModelFolder> {
     let path = Path::new(name);
     if path.is_dir() {
@@ -107,7 +110,7 @@ pub fn resolve(name: &str, revision: &str) -> Result<ModelFolder> {
                 .help("give a folder (relative to the recipe), or a Hub id such as \"org/name\""),
         );
     }
-    Hub::from_environment().fetch(name, revision)
+    Hub::from_environment()?.fetch(name, revision)
 }
 
 /// `org/name`, or one of the Hub's old names without an organisation.
@@ -123,40 +126,103 @@ fn is_hub_id(name: &str) -> bool {
     parts.len() <= 2 && parts.iter().all(valid)
 }
 
+/// Whether a variable's value says yes to `huggingface_hub`.
+fn is_true(value: &str) -> bool {
+    ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
+}
+
+/// A full commit hash, which needs no branch to be looked up.
+fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// How the Hub is reached.
 struct Hub {
     endpoint: Option<String>,
     cache: Cache,
     token: Option<String>,
-    offline: bool,
+    /// The variable that forbids the network, if one does.
+    offline: Option<&'static str>,
 }
 
 impl Hub {
-    fn from_environment() -> Self {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let cache = Cache::from_env();
-        Hub {
-            endpoint: set("HF_ENDPOINT"),
-            token: set("HF_TOKEN").or_else(|| cache.token()),
-            cache,
-            offline: set("HF_HUB_OFFLINE").is_some_and(|value| value != "0"),
-        }
+    fn from_environment() -> Result<Self> {
+        Self::from_variables(|name| std::env::var(name).ok())
+    }
+
+    /// As `huggingface_hub` reads its variables; an empty one is none.
+    fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let folder = |name: &str| set(name).map(|path| expand(&path, &set));
+        let user = || {
+            set("HOME")
+                .map(PathBuf::from)
+                .or_else(|| directories::BaseDirs::new().map(|dirs| dirs.home_dir().to_owned()))
+        };
+        let home = folder("HF_HOME")
+            .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("huggingface")))
+            .or_else(|| Some(user()?.join(".cache").join("huggingface")));
+        let home = home.ok_or_else(|| {
+            Error::user("there is no home folder to find the Hub's cache in")
+                .help("set HF_HOME to a folder, or give model.name a local one")
+        })?;
+        let cache = folder("HF_HUB_CACHE")
+            .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
+            .unwrap_or_else(|| home.join("hub"));
+        let clean = |token: String| {
+            let token = token.trim().to_owned();
+            (!token.is_empty()).then_some(token)
+        };
+        let file = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        let token = set("HF_TOKEN")
+            .or_else(|| set("HUGGING_FACE_HUB_TOKEN"))
+            .and_then(clean)
+            .or_else(|| std::fs::read_to_string(file).ok().and_then(clean));
+        let implicit = !set("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(|value| is_true(&value));
+        // The first that is set decides.
+        let offline = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
+            .into_iter()
+            .find_map(|name| Some((name, set(name)?)));
+        Ok(Hub {
+            endpoint: set("HF_ENDPOINT").map(|endpoint| endpoint.trim_end_matches('/').to_owned()),
+            token: token.filter(|_| implicit),
+            cache: Cache::new(cache),
+            offline: offline.and_then(|(name, value)| is_true(&value).then_some(name)),
+        })
+    }
+
+    /// The snapshot of a revision in the cache: that of the commit itself, or of the one a branch or tag stood at.
+    fn snapshot(&self, id: &str, revision: &str) -> Option<PathBuf> {
+        let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
+        let dir = self.cache.path().join(repo.folder_name());
+        let commit = match is_commit(revision) {
+            true => revision.to_owned(),
+            false => std::fs::read_to_string(dir.join("refs").join(revision))
+                .ok()?
+                .trim()
+                .to_owned(),
+        };
+        let snapshot = dir.join("snapshots").join(commit);
+        snapshot.is_dir().then_some(snapshot)
     }
 
     fn fetch(&self, id: &str, revision: &str) -> Result<ModelFolder> {
-        let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
-        if self.offline {
-            let cached = self.cache.repo(repo);
-            let folder = cached
-                .get(CONFIG)
-                .and_then(|config| Some(config.parent()?.to_owned()));
-            return match folder {
+        let cached = self.snapshot(id, revision);
+        if let Some(variable) = self.offline {
+            return match cached {
                 Some(folder) => ModelFolder::local(&folder),
                 None => Err(Error::user(format!(
-                    "the model {id} is not in the Hub's cache, and HF_HUB_OFFLINE is set"
+                    "the model {id} at revision \"{revision}\" is not in the Hub's cache {}, and {variable} is set",
+                    self.cache.path().display()
                 ))
                 .help("unset it, or give model.name a local folder")),
             };
+        }
+        // A commit never changes.
+        if let (true, Some(folder)) = (is_commit(revision), &cached)
+            && let (Ok(whole), true) = (ModelFolder::local(folder), knows_config(folder))
+        {
+            return Ok(whole);
         }
         let mut builder = ApiBuilder::from_cache(self.cache.clone()).with_token(self.token.clone());
         if let Some(endpoint) = &self.endpoint {
@@ -165,26 +231,76 @@ impl Hub {
         let api = builder.with_progress(false).build().map_err(|error| {
             Error::failure(format!("cannot set up the connection to the Hub: {error}"))
         })?;
-        let repo = api.repo(repo);
-        let get = |file: &str| self.get(&repo, id, revision, file);
-        let config = get(CONFIG)?;
+        let repo = |revision: &str| {
+            let revision = revision.to_owned();
+            api.repo(Repo::with_revision(
+                id.to_owned(),
+                RepoType::Model,
+                revision,
+            ))
+        };
+        let config = self.get(&repo(revision), id, revision, CONFIG, cached.as_deref())?;
+        let snapshot = config.parent().unwrap_or(Path::new(".")).to_owned();
+        // All files of one commit, whatever the branch does meanwhile.
+        let commit = snapshot.file_name().and_then(|name| name.to_str());
+        let revision = commit
+            .filter(|commit| is_commit(commit))
+            .unwrap_or(revision);
+        let repo = repo(revision);
+        let get = |file: &str| self.get(&repo, id, revision, file, Some(&snapshot));
         get(TOKENIZER)?;
-        match repo.get(WEIGHTS) {
-            Ok(_) => {}
-            Err(error) if status(&error) == Some(404) => {
-                for shard in shards(&get(INDEX)?)? {
-                    get(&shard)?;
+        self.tokenizer_config(&repo, id, &snapshot);
+        if !snapshot.join(WEIGHTS).exists() {
+            match repo.download(WEIGHTS) {
+                Ok(_) => {}
+                Err(error) if status(&error) == Some(404) => {
+                    for shard in shards(&get(INDEX)?)? {
+                        get(&shard)?;
+                    }
                 }
+                Err(error) => return Err(self.failed(id, revision, WEIGHTS, error)),
             }
-            Err(error) => return Err(self.failed(id, revision, WEIGHTS, error)),
         }
-        ModelFolder::local(config.parent().unwrap_or(Path::new(".")))
+        ModelFolder::local(&snapshot)
     }
 
-    /// One file, from the cache or the Hub.
-    fn get(&self, repo: &ApiRepo, id: &str, revision: &str, file: &str) -> Result<PathBuf> {
+    /// Fetches the file that may say more of the tokenizer. That there is none is noted where `huggingface_hub`
+    /// notes it.
+    fn tokenizer_config(&self, repo: &ApiRepo, id: &str, snapshot: &Path) {
+        if knows_config(snapshot) {
+            return;
+        }
+        match repo.download(TOKENIZER_CONFIG) {
+            Ok(_) => {}
+            Err(error) if status(&error) == Some(404) => {
+                if let Some(mark) = no_exist(snapshot) {
+                    let folder = mark.parent().unwrap_or(snapshot);
+                    // Without the mark it is only asked for again.
+                    let _ =
+                        std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&mark, ""));
+                }
+            }
+            Err(error) => tracing::warn!(
+                "{id}: {TOKENIZER_CONFIG} cannot be fetched ({error}): what it says of the tokenizer is not known"
+            ),
+        }
+    }
+
+    /// One file, from the snapshot or the Hub.
+    fn get(
+        &self,
+        repo: &ApiRepo,
+        id: &str,
+        revision: &str,
+        file: &str,
+        snapshot: Option<&Path>,
+    ) -> Result<PathBuf> {
+        let cached = snapshot.map(|snapshot| snapshot.join(file));
+        if let Some(path) = cached.filter(|path| path.exists()) {
+            return Ok(path);
+        }
         tracing::info!("{id}: {file}");
-        repo.get(file)
+        repo.download(file)
             .map_err(|error| self.failed(id, revision, file, error))
     }
 
@@ -212,6 +328,53 @@ impl Hub {
             .help(help)
             .because(error)
     }
+}
+
+/// Where it is noted that a snapshot has no `tokenizer_config.json`.
+fn no_exist(snapshot: &Path) -> Option<PathBuf> {
+    let repo = snapshot.parent()?.parent()?;
+    let mark = repo.join(".no_exist").join(snapshot.file_name()?);
+    Some(mark.join(TOKENIZER_CONFIG))
+}
+
+/// Whether a snapshot has its `tokenizer_config.json`, or is known to have none.
+fn knows_config(snapshot: &Path) -> bool {
+    let mark = no_exist(snapshot).is_some_and(|mark| mark.exists());
+    mark || snapshot.join(TOKENIZER_CONFIG).exists()
+}
+
+/// A path with `~` and `$VARIABLE`s in it replaced, as a shell would.
+fn expand(path: &str, set: &impl Fn(&str) -> Option<String>) -> PathBuf {
+    let home = || set("HOME").unwrap_or_else(|| "~".to_owned());
+    let path = match path.strip_prefix('~') {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => home() + rest,
+        _ => path.to_owned(),
+    };
+    let mut expanded = String::new();
+    let mut rest = path.as_str();
+    while let Some(at) = rest.find('$') {
+        let (before, after) = rest.split_at(at);
+        expanded.push_str(before);
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let (name, length) = match after[1..].strip_prefix('{') {
+            Some(inner) => match inner.find('}') {
+                Some(end) => (&inner[..end], end + 3),
+                None => ("", 1),
+            },
+            None => {
+                let name = &after[1..];
+                let end = name.find(|c| !word(c)).unwrap_or(name.len());
+                (&name[..end], end + 1)
+            }
+        };
+        match set(name) {
+            Some(value) if !name.is_empty() => expanded.push_str(&value),
+            _ => expanded.push_str(&after[..length]),
+        }
+        rest = &after[length..];
+    }
+    expanded.push_str(rest);
+    PathBuf::from(expanded)
 }
 
 /// The HTTP status behind an error, if it was one.
@@ -255,7 +418,7 @@ pub fn quickstart_model() -> Result<ModelFolder> {
         });
     }
     let from_hub = Hub::from_environment()
-        .fetch(MINILM, "main")
+        .and_then(|hub| hub.fetch(MINILM, "main"))
         .and_then(verified);
     let hub_error = match from_hub {
         Ok(folder) => return Ok(folder),
@@ -368,7 +531,7 @@ mod tests {
                 let path = request.split(' ').nth(1).unwrap_or_default();
                 let file = files
                     .iter()
-                    .find(|(name, _)| path.ends_with(&format!("/main/{name}")));
+                    .find(|(name, _)| path.ends_with(&format!("/{name}")));
                 let response = match file {
                     None => {
                         b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -407,8 +570,143 @@ mod tests {
             endpoint: Some(endpoint),
             cache: Cache::new(cache.to_owned()),
             token: None,
-            offline: false,
+            offline: None,
         }
+    }
+
+    /// A whole model's files in a snapshot of the cache, as `huggingface_hub` lays them.
+    fn snapshot(cache: &Path, commit: &str, files: &[&str]) -> PathBuf {
+        let folder = cache.join("models--org--name/snapshots").join(commit);
+        std::fs::create_dir_all(&folder).expect("a temporary folder");
+        for file in files {
+            std::fs::write(folder.join(file), "{}").expect("it writes");
+        }
+        folder
+    }
+
+    const WHOLE: &[&str] = &[CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS];
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    #[test]
+    fn variables_mean_what_they_mean_to_the_hubs_own_library() {
+        let hub = |variables: &[(&str, &str)]| {
+            Hub::from_variables(|name| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+            .expect("a home")
+        };
+        for (value, offline) in [
+            ("1", true),
+            ("on", true),
+            ("Yes", true),
+            ("TRUE", true),
+            ("0", false),
+            ("false", false),
+            ("no", false),
+            ("off", false),
+            ("2", false),
+            ("", false),
+        ] {
+            for name in ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
+                let hub = hub(&[("HOME", "/h"), (name, value)]);
+                assert_eq!(hub.offline.is_some(), offline, "{name}={value}");
+            }
+        }
+        // The first that is set decides.
+        let both = [("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")];
+        assert_eq!(hub(&[("HOME", "/h"), both[0], both[1]]).offline, None);
+
+        for (variables, cache) in [
+            (&[("HOME", "/h")][..], "/h/.cache/huggingface/hub"),
+            (
+                &[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")],
+                "/x/huggingface/hub",
+            ),
+            (&[("HF_HOME", "/hf"), ("XDG_CACHE_HOME", "/x")], "/hf/hub"),
+            (&[("HOME", "/h"), ("HF_HOME", "~/hf")], "/h/hf/hub"),
+            (&[("D", "/d"), ("HF_HOME", "${D}/a$D")], "/d/a/d/hub"),
+            (
+                &[("HF_HOME", "/hf"), ("HUGGINGFACE_HUB_CACHE", "/old")],
+                "/old",
+            ),
+            (
+                &[
+                    ("HF_HUB_CACHE", "/new"),
+                    ("HUGGINGFACE_HUB_CACHE", "/old"),
+                    ("HF_HOME", "/hf"),
+                ],
+                "/new",
+            ),
+        ] {
+            assert_eq!(
+                hub(variables).cache.path(),
+                Path::new(cache),
+                "{variables:?}"
+            );
+        }
+
+        let home = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(home.path().join("token"), "of-file\n").expect("it writes");
+        let at = ("HF_HOME", home.path().to_str().expect("UTF-8"));
+        // The token stays at home, wherever the cache is.
+        let token =
+            |more: &[(&str, &str)]| hub(&[&[at, ("HF_HUB_CACHE", "/c")], more].concat()).token;
+        assert_eq!(token(&[]).as_deref(), Some("of-file"));
+        assert_eq!(
+            token(&[("HF_TOKEN", " given \n")]).as_deref(),
+            Some("given")
+        );
+        assert_eq!(token(&[("HF_TOKEN_PATH", "/no/such")]), None);
+        assert_eq!(token(&[("HF_HUB_DISABLE_IMPLICIT_TOKEN", "yes")]), None);
+        let endpoint = hub(&[at, ("HF_ENDPOINT", "http://mirror/")]).endpoint;
+        assert_eq!(endpoint.as_deref(), Some("http://mirror"));
+    }
+
+    #[test]
+    fn commits_and_branches_are_found_in_the_cache() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let folder = snapshot(cache.path(), COMMIT, WHOLE);
+        let nowhere = "http://127.0.0.1:9".to_owned();
+        let mut hub = client(nowhere, cache.path());
+        // Online too: a commit needs no Hub once it is whole.
+        assert_eq!(hub.fetch("org/name", COMMIT).expect("cached").dir, folder);
+        hub.offline = Some("HF_HUB_OFFLINE");
+        assert_eq!(hub.fetch("org/name", COMMIT).expect("cached").dir, folder);
+        let error = hub
+            .fetch("org/name", "main")
+            .expect_err("no such ref")
+            .to_string();
+        assert!(
+            error.contains("HF_HUB_OFFLINE") && error.contains("main"),
+            "{error}"
+        );
+        let refs = cache.path().join("models--org--name/refs/pr");
+        std::fs::create_dir_all(&refs).expect("a temporary folder");
+        std::fs::write(refs.join("1"), format!("{COMMIT}\n")).expect("it writes");
+        assert_eq!(hub.fetch("org/name", "pr/1").expect("cached").dir, folder);
+        assert!(hub.fetch("org/name", &COMMIT.replace('0', "f")).is_err());
+        // Half a snapshot is no model.
+        std::fs::remove_file(folder.join(WEIGHTS)).expect("it is there");
+        let error = hub
+            .fetch("org/name", COMMIT)
+            .expect_err("incomplete")
+            .to_string();
+        assert!(error.contains(WEIGHTS), "{error}");
+    }
+
+    #[test]
+    fn the_tokenizers_config_is_fetched_where_there_is_one() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let mut files = model();
+        files.push((TOKENIZER_CONFIG, b"{\"do_lower_case\": false}".to_vec()));
+        let folder = client(hub(files, false), cache.path()).fetch("org/name", "main");
+        assert!(folder.expect("whole").dir.join(TOKENIZER_CONFIG).is_file());
+        // That there is none is kept, and not asked again.
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let folder = client(hub(model(), false), cache.path()).fetch("org/name", "main");
+        let dir = folder.expect("whole").dir;
+        assert!(!dir.join(TOKENIZER_CONFIG).exists() && knows_config(&dir));
     }
 
     fn model() -> Vec<(&'static str, Vec<u8>)> {
@@ -436,7 +734,7 @@ mod tests {
         );
         // What is cached needs no Hub.
         let mut offline = client("http://127.0.0.1:9".to_owned(), cache.path());
-        offline.offline = true;
+        offline.offline = Some("TRANSFORMERS_OFFLINE");
         assert_eq!(
             offline.fetch("org/name", "main").expect("it is cached"),
             folder

@@ -52,7 +52,7 @@ pub struct DataConfig {
     /// name is itself a whole number, their positions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
-    /// What is predicted; by default a class.
+    /// What is predicted; by default a class. Labels that are numbers with fractions need it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<Problem>,
     /// What is measured in an evaluation, the deciding one first; by default the task's own, or
@@ -103,6 +103,34 @@ impl DataConfig {
             (None, None, Some(Problem::Regression)) => vec![Metric::Pearson, Metric::Spearman],
             (None, None, _) => vec![Metric::Accuracy],
         }
+    }
+
+    /// Whether the examples are pairs of texts.
+    pub fn pairs(&self) -> bool {
+        match self.task {
+            Some(task) => task.pairs(),
+            None => self
+                .columns
+                .as_ref()
+                .is_some_and(|columns| columns.text_pair.is_some()),
+        }
+    }
+
+    /// Writes out what was left open and the data has told: the classes, the kind of problem, the metrics. A task
+    /// has classes and kind by itself.
+    pub fn settle(&mut self, labels: &[String], problem: Problem, metrics: &[Metric]) {
+        if self.task.is_none() {
+            self.problem = Some(problem);
+            self.labels = (problem == Problem::Classification).then(|| labels.to_vec());
+        }
+        self.metrics = Some(metrics.to_vec());
+    }
+
+    /// Takes what is left open here and was settled there, to compare a recipe with that of the run it started.
+    pub fn adopt(&mut self, run: &DataConfig) {
+        self.labels = self.labels.take().or_else(|| run.labels.clone());
+        self.problem = self.problem.or(run.problem);
+        self.metrics = self.metrics.take().or_else(|| run.metrics.clone());
     }
 
     /// Refuses keys that contradict each other or cannot mean anything.
@@ -185,6 +213,13 @@ impl DataConfig {
                 "[data.columns] names the column `{name}`, but `data.header = false` says that columns have no names"
             ))
             .help("Give positions instead, from 0: `text = 3`, `label = 1`."));
+        }
+        let positions = |column: &&Column| matches!(column, Column::Index(_));
+        if self.header.is_none() && named.iter().flatten().all(positions) {
+            return Err(Error::user(
+                "[data.columns] gives positions only, and `data.header` does not say whether the first line names the columns",
+            )
+            .help("Set `header = false` in [data] if the first line is an example, `header = true` if it is not."));
         }
         if let Some(delimiter) = self.delimiter
             && (!delimiter.is_ascii() || matches!(delimiter, '"' | '\n' | '\r'))
@@ -300,6 +335,10 @@ mod tests {
             ),
             ("task = 'cola'\ndir = 'x'\nlimit = 0", "leaves no example"),
             (
+                "train = 'a.tsv'\n[columns]\ntext = 0\nlabel = 1",
+                "gives positions only",
+            ),
+            (
                 "task = 'stsb'\ndir = 'x'\nmetrics = ['accuracy']",
                 "does not measure values",
             ),
@@ -321,5 +360,27 @@ mod tests {
         let resolved = config.resolved(Path::new("/recipes"));
         assert_eq!(resolved.train.as_deref(), Some(Path::new("/recipes/a.csv")));
         assert_eq!(resolved.resolved(Path::new("/elsewhere")), resolved);
+    }
+
+    #[test]
+    fn what_the_data_told_is_written_out_and_compared() {
+        let given: DataConfig = toml::from_str("train = 'a.csv'\n[columns]\ntext = 't'").unwrap();
+        let mut settled = given.clone();
+        let labels = ["b".to_owned(), "a".to_owned()];
+        settled.settle(&labels, Problem::Classification, &[Metric::Accuracy]);
+        assert_eq!(settled.labels.as_deref(), Some(&labels[..]));
+        assert_eq!(settled.problem, Some(Problem::Classification));
+        let mut again = given.clone();
+        again.adopt(&settled);
+        assert_eq!(again, settled);
+        // What is said otherwise stays so.
+        let mut other = given;
+        other.problem = Some(Problem::Regression);
+        other.adopt(&settled);
+        assert_eq!(other.problem, Some(Problem::Regression));
+        // A task's table stays valid.
+        let mut task: DataConfig = toml::from_str("task = 'cola'\ndir = 'x'").unwrap();
+        task.settle(&labels, Problem::Classification, &[Metric::Matthews]);
+        assert!(task.validate().is_ok());
     }
 }

@@ -132,6 +132,11 @@ impl Task {
             _ => Problem::Classification,
         }
     }
+
+    /// Whether its examples are pairs of texts.
+    pub fn pairs(self) -> bool {
+        !matches!(self, Task::Cola | Task::Sst2 | Task::MinimalPairs)
+    }
 }
 
 impl std::fmt::Display for Task {

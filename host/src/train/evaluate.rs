@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::metrics::{self, Answers, Metric};
 
-/// The logits of every example, `[examples][outputs]`, in the order of the data.
+/// The logits of every example, `[examples][outputs]`, in the order of the data; an error where one is not finite.
 pub fn logits<B: Kernels>(
     trainee: &Trainee<B>,
     data: &Encoded,
@@ -37,6 +37,17 @@ fn logits_until<B: Kernels>(
         let width = output.dims()[1];
         let values = read(output)?;
         for (index, row) in batch.indices.iter().zip(values.chunks_exact(width)) {
+            // Neither a label nor a metric could be had from it.
+            if let Some(value) = row.iter().find(|value| !value.is_finite()) {
+                return Err(Error::failure(format!(
+                    "{}: the model answers with {value}",
+                    data.places.name(*index)
+                ))
+                .help(
+                    "the adapter's or the base model's weights are not finite, or so large that sums overflow: \
+                     take another checkpoint, or train again with a lower rate",
+                ));
+            }
             logits[*index] = row.to_vec();
         }
     }

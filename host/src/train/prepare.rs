@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use dynalora_plugin_api::{Budget, ModuleInfo};
 
 use crate::allocation::{Controller, Named, Settings, Units};
-use crate::data::{self, Data};
+use crate::data::{self, Data, Limits};
 use crate::error::{Error, Result};
 use crate::model::{ModelFolder, Pretrained, fetch};
 use crate::plugin::{self, PluginPath};
@@ -39,14 +39,18 @@ pub struct Rest {
 
 impl Prepared {
     /// Opens the model, reads the data and makes the plugins; `plugin_dirs` are the command line's.
-    pub fn new(recipe: Recipe, plugin_dirs: &[PathBuf]) -> Result<Self> {
+    pub fn new(mut recipe: Recipe, plugin_dirs: &[PathBuf]) -> Result<Self> {
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
         let pretrained = Pretrained::open(&folder, &recipe.model)?;
         refuse_dropout_under_a_cache(&recipe, &pretrained)?;
         let modules = pretrained.modules(&recipe.adapter)?;
         // Before the data, which can take long: a misspelt plugin is found out at once.
         let plugins = Plugins::load(&recipe, &modules, plugin_dirs)?;
-        let data = data::load(&recipe, &folder, pretrained.config.max_length())?;
+        let data = data::load(&recipe, &folder, &Limits::of(&pretrained.config))?;
+        // What was learnt from the data is a part of what the run was.
+        recipe
+            .data
+            .settle(&data.labels, data.problem, &data.metrics);
         let trains = data.train.labels.len() == data.train.len() && !data.train.is_empty();
         if !trains {
             return Err(Error::user("the training data has no labelled examples")

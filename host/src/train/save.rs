@@ -98,6 +98,7 @@ impl<B: Kernels> Training<'_, B> {
             &self.rest.pretrained.linears(),
             &head,
         )?;
+        self.rest.data.learnt(&self.recipe.model).write(&fresh)?;
         self.writer.commit_adapter()
     }
 

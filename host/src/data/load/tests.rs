@@ -644,3 +644,93 @@ fn a_limit_keeps_the_start_of_every_split_and_all_classes() {
     assert_eq!(found.validation[0].1, found.train);
     assert_eq!(found.labels, ["a", "b"]);
 }
+
+/// What `read` says of a training file with these labels, three rows each.
+fn labelled(labels: &[&str], keys: &str) -> Result<Vec<String>, String> {
+    let mut rows = "text,label\n".to_owned();
+    for label in labels {
+        for row in 0..3 {
+            rows.push_str(&format!("text {row},{label}\n"));
+        }
+    }
+    let folder = folder(&[("a.csv", &rows)]);
+    let keys = format!("train = 'a.csv'\n{keys}\n[columns]\ntext = 'text'");
+    let config = own_config(&folder, &keys);
+    let from_labels = labels_of(&config);
+    match read(&config) {
+        Ok(found) => {
+            assert_eq!(from_labels.expect("labels").0, found.labels);
+            Ok(found.labels)
+        }
+        Err(error) => {
+            assert_eq!(error.exit_code(), 2);
+            let help = miette::Diagnostic::help(&error).expect("it says what to do");
+            Err(format!("{error}\n{help}"))
+        }
+    }
+}
+
+#[test]
+fn numbers_with_fractions_are_not_taken_for_classes_unasked() {
+    for labels in [
+        &["0.0", "0.2", "10.0", "2.0"][..],
+        &["0.0", "1.0"],
+        &["1e3", "2"],
+    ] {
+        let refused = labelled(labels, "").expect_err("it is refused");
+        assert!(
+            refused.contains("problem = \"regression\"") && refused.contains("\"classification\""),
+            "{refused}"
+        );
+    }
+    // Asked for, they are in the order of their values.
+    let told = labelled(&["0.0", "0.2", "10.0", "2.0"], "problem = 'classification'");
+    assert_eq!(told.expect("classes"), ["0.0", "0.2", "2.0", "10.0"]);
+    assert_eq!(labelled(&["1", "0"], "").expect("classes"), ["0", "1"]);
+    assert_eq!(
+        labelled(&["v1.5", "1.5"], "").expect("classes"),
+        ["1.5", "v1.5"]
+    );
+    let refused = labelled(&["1", "01", "2"], "").expect_err("it is refused");
+    assert!(refused.contains("the same number"), "{refused}");
+}
+
+#[test]
+fn three_classes_have_no_binary_f1() {
+    let three = folder(&[("a.csv", "text,label\none,a\ntwo,b\nthree,c\n")]);
+    let keys = "train = 'a.csv'\nmetrics = ['f1']\n[columns]\ntext = 'text'";
+    let error = labels_of(&own_config(&three, keys)).expect_err("it is refused");
+    assert!(error.to_string().contains("`f1`"), "{error}");
+}
+
+#[test]
+fn hidden_test_labels_are_none() {
+    let files = folder(&[
+        ("a.csv", "text,label\none,a\ntwo,b\n"),
+        ("secret.csv", "text,label\none,-1\ntwo,-1\n"),
+        ("v.csv", "text,label\none,0.5\ntwo,-1\n"),
+    ]);
+    let found = |keys: &str| {
+        let config = own_config(&files, &format!("{keys}\n[columns]\ntext = 'text'"));
+        read(&config).expect("data").test.remove(0).1
+    };
+    let labels = |examples: Vec<Example>| -> Vec<_> { examples.iter().map(|e| e.label).collect() };
+    let classes = found("train = 'a.csv'\ntest = 'secret.csv'");
+    assert_eq!(labels(classes), [None, None]);
+    let values = found("train = 'v.csv'\ntest = 'secret.csv'\nproblem = 'regression'");
+    assert_eq!(labels(values), [None, None]);
+    let values = found("train = 'v.csv'\ntest = 'v.csv'\nproblem = 'regression'");
+    assert_eq!(
+        labels(values),
+        [Some(Label::Value(0.5)), Some(Label::Value(-1.0))]
+    );
+}
+
+#[test]
+fn half_an_export_is_refused() {
+    let said = refusal(
+        Task::Rte,
+        &[("train-00000-of-00002.parquet", "x"), ("dev.tsv", "x")],
+    );
+    assert!(said.contains("one of 2, but 1 lie there"), "{said}");
+}

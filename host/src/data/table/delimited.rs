@@ -22,6 +22,7 @@ pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
     let mut place: Option<Place> = None;
     let mut refusal = None;
     let mut skipped = Vec::new();
+    let mut quoted: Option<usize> = None;
     let mut visit = |line: usize, fields: &[&[u8]]| {
         if refusal.is_some() {
             return;
@@ -47,7 +48,18 @@ pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
             return;
         }
         match row(line, fields, place, layout) {
-            Ok(row) => rows.push(row),
+            Ok(row) => {
+                let texts = [Some(&row.text), row.text_pair.as_ref()];
+                let enclosed =
+                    |text: &String| text.len() > 1 && text.starts_with('"') && text.ends_with('"');
+                if layout.quote_guessed
+                    && !layout.quote
+                    && texts.into_iter().flatten().any(enclosed)
+                {
+                    quoted = quoted.or(Some(line));
+                }
+                rows.push(row);
+            }
             Err(what) => problems.push(line, what),
         }
     };
@@ -74,6 +86,13 @@ pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
             path.display(),
             skipped.len(),
             &skipped[..skipped.len().min(5)]
+        );
+    }
+    if let Some(line) = quoted {
+        tracing::warn!(
+            "{}, line {line}: a text is enclosed in quotes, which are taken as a part of it: set `quote = true` in \
+             [data] if they only enclose it, `quote = false` if they belong to it",
+            path.display()
         );
     }
     problems.finish(match layout.quote {
@@ -181,6 +200,23 @@ fn locate(path: &Path, layout: &Layout, first: &[&[u8]]) -> Result<(Place, bool)
             false,
         ));
     }
+    if is_header {
+        let wanted = [&layout.text, &layout.text_pair, &layout.label];
+        for name in wanted.into_iter().filter_map(|columns| {
+            columns.iter().find_map(|column| match column {
+                Column::Name(name) if names.contains(name) => Some(name),
+                _ => None,
+            })
+        }) {
+            if names.iter().filter(|found| *found == name).count() > 1 {
+                return Err(Error::user(format!(
+                    "{}: two columns are named `{name}`",
+                    path.display()
+                ))
+                .help("rename one of them, so that it is clear which is meant"));
+            }
+        }
+    }
     let missing = |wanted: &[Column]| {
         let wanted = wanted
             .iter()
@@ -188,7 +224,20 @@ fn locate(path: &Path, layout: &Layout, first: &[&[u8]]) -> Result<(Place, bool)
             .collect::<Vec<_>>()
             .join(" or ");
         let error = Error::user(format!("{}: there is no column {wanted}", path.display()));
+        // The whole header in one column: it is divided by something else.
+        let other = [('\t', "\\t"), (';', ";"), (',', ","), ('|', "|")]
+            .into_iter()
+            .find(|(mark, _)| {
+                names.len() == 1
+                    && names[0].contains(*mark)
+                    && *mark as u32 != u32::from(layout.delimiter)
+            });
         match is_header {
+            true if other.is_some() => error.help(format!(
+                "The header is one column by this delimiter: {}. Set `delimiter = \"{}\"` in [data].",
+                shorten(&names.join(" | "), 200),
+                other.map_or("", |(_, mark)| mark)
+            )),
             true => error.help(format!(
                 "The header names: {}.",
                 shorten(&names.join(" | "), 200)

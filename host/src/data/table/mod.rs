@@ -22,12 +22,30 @@ pub(super) struct Row {
     pub(super) label: Option<String>,
 }
 
+impl Row {
+    /// Bytes it takes in memory, about.
+    fn size(&self) -> u64 {
+        let texts = [
+            Some(&self.text),
+            self.text_pair.as_ref(),
+            self.label.as_ref(),
+        ];
+        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+        (size_of::<Row>() + texts) as u64
+    }
+}
+
+/// No text of a row may have more bytes.
+const LONGEST: usize = 64 << 20;
+
 /// How a file is read and which columns of it matter.
 pub(super) struct Layout {
     pub(super) format: Format,
     pub(super) delimiter: u8,
     /// Whether `"` encloses fields.
     pub(super) quote: bool,
+    /// Whether that is only what the extension says.
+    pub(super) quote_guessed: bool,
     pub(super) header: Header,
     /// Names (or one position) the text's column may have; the first that is there counts.
     pub(super) text: Vec<Column>,
@@ -100,6 +118,17 @@ fn cannot_open(path: &Path, error: std::io::Error) -> Error {
 }
 
 fn check_texts(row: Row, layout: &Layout) -> Result<Row, String> {
+    let texts = [Some(&row.text), row.text_pair.as_ref()];
+    if let Some(long) = texts
+        .into_iter()
+        .flatten()
+        .find(|text| text.len() > LONGEST)
+    {
+        return Err(format!(
+            "a text of {} bytes, where at most {LONGEST} are read",
+            long.len()
+        ));
+    }
     if !layout.allow_empty {
         if row.text.trim().is_empty() {
             return Err("the text is empty".into());

@@ -1,9 +1,6 @@
 //! Apache Parquet.
 
-use std::cell::Cell;
-use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
-use std::sync::Once;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
@@ -12,11 +9,17 @@ use parquet::schema::types::Type;
 use super::named::Named;
 use super::{Layout, Row, cannot_open, check_texts};
 use crate::data::problems::Problems;
+use crate::data::quiet::without_panic;
 use crate::error::{Error, Result};
+
+/// A file may unpack to so many bytes whatever its size, and to [`FACTOR`] times its size.
+const MOST: u64 = 1 << 30;
+/// How much more than the file's size its texts may come to, above [`MOST`].
+const FACTOR: u64 = 32;
 
 /// The rows of a Parquet file. The parquet crate panics over some damage: that too is the file's fault.
 pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
-    match without_panic(|| decode(path, layout)) {
+    match without_panic(|| decode(path, layout, MOST)) {
         Some(rows) => rows,
         None => Err(damaged(path)),
     }
@@ -27,33 +30,22 @@ fn damaged(path: &Path) -> Error {
         .help("It may be cut short or damaged, or use a compression other than snappy, gzip and zstd: fetch or write it again.")
 }
 
-thread_local! {
-    /// Whether a panic of this thread is expected and not worth a word.
-    static EXPECTED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// What `work` gives; none, and nothing printed, if it panics.
-fn without_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
-    static QUIET: Once = Once::new();
-    QUIET.call_once(|| {
-        let usual = panic::take_hook();
-        panic::set_hook(Box::new(move |panic| {
-            if !EXPECTED.get() {
-                usual(panic);
-            }
-        }));
-    });
-    EXPECTED.set(true);
-    // Nothing that `work` has touched is seen after a panic.
-    let result = panic::catch_unwind(AssertUnwindSafe(work));
-    EXPECTED.set(false);
-    result.ok()
-}
-
-fn decode(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
+/// `most`: see [`MOST`].
+fn decode(path: &Path, layout: &Layout, most: u64) -> Result<Vec<Row>> {
     let wanted = Named::new(path, layout)?;
     let file = std::fs::File::open(path).map_err(|error| cannot_open(path, error))?;
     let damaged = |error: parquet::errors::ParquetError| damaged(path).because(error);
+    let size = file.metadata().map_or(0, |file| file.len());
+    let limit = most.max(size.saturating_mul(FACTOR));
+    let too_much = |bytes: u64| {
+        Error::user(format!(
+            "{}: the file of {size} bytes unpacks to {bytes} or more, beyond the limit of {limit}",
+            path.display()
+        ))
+        .help(format!(
+            "a file may unpack to 1 GiB or {FACTOR} times its size: write it with less repetition, or in several files"
+        ))
+    };
     let reader = SerializedFileReader::new(file).map_err(damaged)?;
     let schema = reader.metadata().file_metadata().schema();
     // Only the wanted columns are decoded.
@@ -74,12 +66,24 @@ fn decode(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
         return Err(Error::user(format!("{}: {missing}", path.display()))
             .help(format!("The file's columns: {}.", available().join(", "))));
     }
+    let named = |name: &str| wanted.mentions(name);
+    let columns = reader.metadata().row_groups().iter().flat_map(|group| {
+        let columns = group.columns().iter();
+        columns.filter(|column| named(column.column_path().parts().first().map_or("", |part| part)))
+    });
+    let unpacked = columns
+        .map(|column| u64::try_from(column.uncompressed_size()).unwrap_or(0))
+        .fold(0, u64::saturating_add);
+    if unpacked > limit {
+        return Err(too_much(unpacked));
+    }
     let projection = Type::group_type_builder(schema.name())
         .with_fields(fields)
         .build()
         .map_err(damaged)?;
     let mut problems = Problems::new(path, layout.format.unit());
     let mut rows = Vec::new();
+    let mut read = 0;
     for (index, record) in reader
         .get_row_iter(Some(projection))
         .map_err(damaged)?
@@ -96,7 +100,14 @@ fn decode(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
             .row(index + 1, get, available)
             .and_then(|row| check_texts(row, layout))
         {
-            Ok(row) => rows.push(row),
+            Ok(row) => {
+                // A dictionary repeats a long text for a few bits a row.
+                read += row.size();
+                if read > limit {
+                    return Err(too_much(read));
+                }
+                rows.push(row);
+            }
             Err(what) => problems.push(index + 1, what),
         }
     }
@@ -129,4 +140,9 @@ fn parquet_text(field: &Field) -> Result<Option<String>, String> {
             .take(120)
             .collect()),
     }
+}
+
+#[cfg(test)]
+pub(super) fn read_at_most(path: &Path, layout: &Layout, most: u64) -> Result<Vec<Row>> {
+    decode(path, layout, most)
 }

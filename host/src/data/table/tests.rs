@@ -23,6 +23,7 @@ fn layout(format: Format) -> Layout {
         format,
         delimiter: if format == Format::Tsv { b'\t' } else { b',' },
         quote: format == Format::Csv,
+        quote_guessed: true,
         header: Header::Yes,
         text: named("sentence"),
         text_pair: named("other"),
@@ -335,4 +336,66 @@ fn damaged_parquet_is_refused_wherever_it_is_cut() {
             assert_eq!(error.exit_code(), 2, "{error}");
         }
     }
+}
+
+#[test]
+fn parquet_that_unpacks_beyond_a_limit_is_refused() {
+    // One long text for many rows: a dictionary of a few kilobytes.
+    let text = "long ".repeat(2_000);
+    let rows: Vec<_> = (0..4_000)
+        .map(|row| (text.as_str(), Some("b"), row % 2, 0.0))
+        .collect();
+    let (_folder, path) = file("bomb.parquet", parquet(&rows));
+    let size = std::fs::metadata(&path).expect("it is there").len();
+    assert!(size < 200_000, "{size}");
+    let layout = layout(Format::Parquet);
+    assert_eq!(read(&path, &layout).expect("40 MB are few").len(), 4_000);
+    let refused = parquet::read_at_most(&path, &layout, 1 << 20).expect_err("refused");
+    assert_eq!(refused.exit_code(), 2);
+    let said = refused.to_string();
+    assert!(
+        said.contains("bomb.parquet") && said.contains("limit of"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_text_of_absurd_size_is_refused_by_line() {
+    let long = "x".repeat(LONGEST + 1);
+    for (name, text) in [
+        (
+            "a.csv",
+            format!("sentence,other,label\na,b,c\n{long},b,c\n"),
+        ),
+        (
+            "a.jsonl",
+            format!(
+                "{{\"sentence\": \"a\", \"other\": \"b\", \"label\": 1}}\n{{\"sentence\": \"a\", \"other\": \"{long}\", \"label\": 1}}\n"
+            ),
+        ),
+    ] {
+        let (_folder, path) = file(name, text);
+        let format = Format::of(&path).expect("a format");
+        let said = read(&path, &layout(format))
+            .expect_err("refused")
+            .to_string();
+        let line = if format == Format::Csv {
+            "line 3"
+        } else {
+            "line 2"
+        };
+        assert!(
+            said.contains(line) && said.contains("67108865 bytes"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn columns_that_are_named_twice_are_refused() {
+    let (_folder, path) = file("a.csv", "sentence,other,label,sentence\na,b,c,d\n");
+    let said = read(&path, &layout(Format::Csv))
+        .expect_err("refused")
+        .to_string();
+    assert!(said.contains("two columns are named `sentence`"), "{said}");
 }

@@ -1,0 +1,78 @@
+//! Where examples stand, for errors that come after reading.
+
+use std::path::{Path, PathBuf};
+
+/// Where each example of a split stands: a file and a line of it, or a number in something without lines.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// Each source with the first example it has, in the order of the examples.
+    sources: Vec<Source>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Source {
+    name: String,
+    unit: &'static str,
+    first: usize,
+    /// The lines of its examples; none where they are numbered from 1.
+    lines: Vec<usize>,
+}
+
+impl Places {
+    /// Examples numbered from 1 in something that has a `name` and parts called `unit`.
+    pub fn numbered(name: &str, unit: &'static str) -> Self {
+        Places {
+            sources: vec![Source {
+                name: name.to_owned(),
+                unit,
+                first: 0,
+                lines: Vec::new(),
+            }],
+        }
+    }
+
+    /// Adds examples of the file at `path`, one for each of `lines`.
+    pub(super) fn add(&mut self, path: &Path, unit: &'static str, lines: Vec<usize>) {
+        let first = self.sources.last().map_or(0, |s| s.first + s.lines.len());
+        self.sources.push(Source {
+            name: PathBuf::from(path).display().to_string(),
+            unit,
+            first,
+            lines,
+        });
+    }
+
+    /// The place of the example at `index`: `train.csv, line 7`.
+    pub fn name(&self, index: usize) -> String {
+        let source = self.sources.iter().rfind(|source| source.first <= index);
+        match source {
+            None => format!("example {}", index + 1),
+            Some(source) => {
+                let at = index - source.first;
+                let line = source.lines.get(at).copied().unwrap_or(at + 1);
+                match source.name.is_empty() {
+                    true => format!("{} {line}", source.unit),
+                    false => format!("{}, {} {line}", source.name, source.unit),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_are_named_by_file_and_line() {
+        let mut places = Places::default();
+        places.add(Path::new("a.tsv"), "line", vec![2, 5]);
+        places.add(Path::new("b.parquet"), "row", vec![1, 2]);
+        assert_eq!(places.name(1), "a.tsv, line 5");
+        assert_eq!(places.name(2), "b.parquet, row 1");
+        assert_eq!(Places::default().name(0), "example 1");
+        let stdin = Places::numbered("standard input", "line");
+        assert_eq!(stdin.name(3), "standard input, line 4");
+        assert_eq!(Places::numbered("", "text").name(0), "text 1");
+    }
+}
