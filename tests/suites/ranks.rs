@@ -267,7 +267,7 @@ fn what_rank_budget_cannot_do_is_refused() {
     );
     // The other allocators do need a scorer.
     scene.edit("[scorer]\nplugin = \"activation\"\n", "");
-    refused(&[], &["there is no scorer", "[scorer]"]);
+    refused(&["output=other"], &["there is no scorer", "[scorer]"]);
 }
 
 #[test]

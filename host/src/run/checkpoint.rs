@@ -396,7 +396,9 @@ fn prune(dir: &Path, last: &str, commit: &Commit<'_>) -> Option<BestPointer> {
         })
         .map(|(_, found)| found)
         .collect();
-    let best = whole.iter().find_map(|found| {
+    // Also one whose step was saved again since: that nothing was evaluated then does not make it worse.
+    let mut known = all[at..].iter().filter(|found| !damaged(found));
+    let best = known.find_map(|found| {
         let (_, manifest) = open(dir, &found.name).ok()?;
         Some(BestPointer {
             checkpoint: found.name.clone(),

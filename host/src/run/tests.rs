@@ -253,6 +253,15 @@ fn a_step_saved_again_replaces_the_first() {
     );
     assert_eq!(writer.run().last().unwrap().unwrap(), again);
     assert_eq!(again.read("state").unwrap(), b"new");
+    // The best stays the best when its step is saved once more, without an evaluation.
+    let last = save(&mut writer, 10, "later", None);
+    let run = writer.run();
+    assert_eq!(
+        checkpoints(run),
+        ["pointers.json", "step-000010.2", "step-000010.3"]
+    );
+    assert_eq!(run.last().unwrap().unwrap(), last);
+    assert_eq!(run.best(10).unwrap().0, again);
 }
 
 #[test]
