@@ -162,12 +162,12 @@ impl Entry {
             std::fs::write(&path, bytes).expect("a temporary file");
             path
         };
-        let said = |error: dynalora::error::Error| {
-            // What a user would see has to be put together, too.
-            format!("{:?}", miette::Report::new(error))
+        let said = |error: dynalora::error::Error| match self {
+            // What a user would see points into the file, which has to be put together, too.
+            Entry::Recipe => format!("{:?}", miette::Report::new(error)),
+            _ => error.to_string(),
         };
         let device = &FlexDevice;
-        let bare = || fixture_model("tiny-bert");
         match self {
             Entry::Recipe => {
                 let Ok(text) = std::str::from_utf8(bytes) else {
@@ -236,17 +236,17 @@ impl Entry {
                     Entry::AdapterConfig => "adapter_config.json",
                     _ => "adapter_model.safetensors",
                 });
-                let pretrained = bare();
                 let adapter = export::read(folder, Family::Bert).map_err(said)?;
-                let modules = adapter.modules(&pretrained.linears()).map_err(said)?;
-                let model = Model::<Flex>::load(&pretrained, &modules, 2, device).map_err(said)?;
-                adapter
-                    .head::<Flex>(&model.head.tensors(), device)
-                    .map_err(said)?;
-                adapter
-                    .adapters::<Flex>(Family::Bert, modules, device)
-                    .map(drop)
-                    .map_err(said)
+                BARE.with(|(pretrained, model)| {
+                    let modules = adapter.modules(&pretrained.linears()).map_err(said)?;
+                    adapter
+                        .head::<Flex>(&model.head.tensors(), device)
+                        .map_err(said)?;
+                    adapter
+                        .adapters::<Flex>(Family::Bert, modules, device)
+                        .map(drop)
+                        .map_err(said)
+                })
             }
             Entry::Checkpoint => {
                 std::fs::write(progress(folder), bytes).expect("a temporary file");
@@ -264,9 +264,15 @@ impl Entry {
 
 const RECIPE: &str = "output = 'x'\n[model]\nname = 'x'\n[data]\ntask = 'minimal-pairs'\n";
 
-fn fixture_model(name: &str) -> Pretrained {
-    let (recipe, _) = Recipe::parse(Path::new("r"), RECIPE, &[]).expect("a recipe");
-    Pretrained::open(&model_folder(&fixture(name)), &recipe.model).expect("a fixture")
+thread_local! {
+    /// What adapters are laid beside.
+    static BARE: (Pretrained, Model<Flex>) = {
+        let (recipe, _) = Recipe::parse(Path::new("r"), RECIPE, &[]).expect("a recipe");
+        let folder = model_folder(&fixture("tiny-bert"));
+        let pretrained = Pretrained::open(&folder, &recipe.model).expect("a fixture");
+        let model = Model::load(&pretrained, &[], 2, &FlexDevice).expect("a fixture");
+        (pretrained, model)
+    };
 }
 
 /// The last checkpoint's progress.

@@ -226,6 +226,10 @@ impl Place {
             let candidates = tables.map(str::to_owned).into_iter().chain(keys);
             let before = smallest.0.len();
             for key in candidates {
+                // Dropout where there was none would be another fault.
+                if drawn.has_no_dropout() && key.ends_with("_dropout") {
+                    continue;
+                }
                 let mut smaller = smallest.clone();
                 smaller.drop(&key);
                 if smaller.0.len() < smallest.0.len()
