@@ -52,7 +52,8 @@ pub fn train(recipe: Recipe, resume: bool, common: &Common) -> Result<Summary> {
     let prepared = Prepared::new(recipe, &common.plugin_dir)?;
     // With what the data has told of it.
     let text = prepared.recipe.to_toml()?;
-    if let Some(settled) = settled {
+    // A run of an earlier version has nothing of it to compare.
+    if let Some(settled) = settled.filter(|recipe| recipe.data.is_settled()) {
         same_classes(&settled, &prepared.recipe)?;
         Run::open(&output)?.check_recipe(&text)?;
     }
