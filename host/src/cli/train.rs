@@ -102,7 +102,8 @@ pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
         sitting: Some(prepared.sitting(session.device_name())?),
         accept_changes: matches!(how, How::Resume { accept_changes } if accept_changes),
     };
-    if let Some(settled) = settled {
+    // A run of an earlier version has nothing of it to compare.
+    if let Some(settled) = settled.filter(|recipe| recipe.data.is_settled()) {
         same_classes(&settled, &prepared.recipe)?;
         Run::open(&output)?.check_recipe(&opening.recipe)?;
     }

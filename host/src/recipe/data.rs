@@ -126,6 +126,11 @@ impl DataConfig {
         self.metrics = Some(metrics.to_vec());
     }
 
+    /// Whether nothing is left open that the data tells.
+    pub fn is_settled(&self) -> bool {
+        self.metrics.is_some() && (self.task.is_some() || self.problem.is_some())
+    }
+
     /// Takes what is left open here and was settled there, to compare a recipe with that of the run it started.
     pub fn adopt(&mut self, run: &DataConfig) {
         self.labels = self.labels.take().or_else(|| run.labels.clone());
@@ -373,6 +378,7 @@ mod tests {
         let mut again = given.clone();
         again.adopt(&settled);
         assert_eq!(again, settled);
+        assert!(settled.is_settled() && !given.is_settled());
         // What is said otherwise stays so.
         let mut other = given;
         other.problem = Some(Problem::Regression);

@@ -1,7 +1,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ::parquet::basic::{Compression, ZstdLevel};
 use ::parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
+use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::SerializedFileWriter;
 use ::parquet::schema::parser::parse_message_type;
 use tempfile::TempDir;
@@ -224,6 +226,10 @@ fn malformed_json_lines_are_named() {
 
 /// A Parquet file of a text, an optional text and two numbers.
 fn parquet(rows: &[(&str, Option<&str>, i64, f64)]) -> Vec<u8> {
+    parquet_as(rows, WriterProperties::default())
+}
+
+fn parquet_as(rows: &[(&str, Option<&str>, i64, f64)], properties: WriterProperties) -> Vec<u8> {
     let schema = "message rows {
         REQUIRED BYTE_ARRAY sentence (UTF8);
         OPTIONAL BYTE_ARRAY other (UTF8);
@@ -233,7 +239,7 @@ fn parquet(rows: &[(&str, Option<&str>, i64, f64)]) -> Vec<u8> {
     let schema = Arc::new(parse_message_type(schema).expect("a schema"));
     let mut bytes = Vec::new();
     let mut writer =
-        SerializedFileWriter::new(&mut bytes, schema, Arc::default()).expect("a writer");
+        SerializedFileWriter::new(&mut bytes, schema, Arc::new(properties)).expect("a writer");
     // Two row groups, as large files have.
     for rows in rows.chunks(rows.len().div_ceil(2)) {
         let texts: Vec<ByteArray> = rows.iter().map(|row| row.0.into()).collect();
