@@ -18,7 +18,7 @@ use std::time::Instant;
 use dynalora_plugin_api::{ModuleInfo, Needs, RawValue, Signal};
 
 pub use machine::peak_memory;
-pub use prepare::{Prepared, Rest};
+pub use prepare::{Prepared, Rest, check};
 pub use progress::{Display, Verbosity, count, duration, size};
 
 use crate::adapter::{Adapters, components};

@@ -69,6 +69,17 @@ impl Prepared {
     }
 }
 
+/// What can be found wrong with a recipe before its data is read: as [`Prepared::new`] finds it.
+pub fn check(
+    recipe: &Recipe,
+    pretrained: &Pretrained,
+    modules: &[ModuleInfo],
+    plugin_dirs: &[PathBuf],
+) -> Result<()> {
+    refuse_dropout_under_a_cache(recipe, pretrained)?;
+    Plugins::load(recipe, modules, plugin_dirs).map(drop)
+}
+
 /// A cached prefix would repeat the first epoch's dropout for ever.
 fn refuse_dropout_under_a_cache(recipe: &Recipe, pretrained: &Pretrained) -> Result<()> {
     if !recipe.train.cache_frozen_prefix {
