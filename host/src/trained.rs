@@ -113,6 +113,7 @@ impl Trained {
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
         let pretrained = Pretrained::open(&folder, &recipe.model)?;
         let adapter = export::read(&adapter_dir, pretrained.config.family)?;
+        let pretrained = adapter.fit(pretrained)?;
         Ok(Trained {
             recipe,
             learnt,
@@ -169,9 +170,8 @@ impl Trained {
     pub fn load<B: Kernels>(&self, device: &B::Device) -> Result<Trainee<B>> {
         let modules = self.adapter.modules(&self.pretrained.linears())?;
         let model = Model::load(&self.pretrained, &modules, self.learnt.outputs(), device)?;
-        let head = self.adapter.head(&model.head.tensors(), device)?;
-        let family = self.pretrained.config.family;
-        let adapters = self.adapter.adapters(family, modules, device)?;
+        let head = self.adapter.head(&model.head, device)?;
+        let adapters = self.adapter.adapters(modules, device)?;
         Ok(Trainee {
             model,
             adapters,

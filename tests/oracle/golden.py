@@ -87,6 +87,12 @@ def write_tiny(out):
                 folder, encoder, head, name, targets="all-linear", rank_pattern=ranks, alpha_pattern=alphas, **short
             )
             training.write_adapter(setup, folder / "golden" / "rank-pattern", indices)
+            setup = dataclasses.replace(setup, use_rslora=True)
+            training.write_adapter(setup, folder / "golden" / "rank-stabilised", indices)
+            setup = training.Setup(
+                folder, encoder, head, name, head_modules=("classifier", "pooler"), pooler_scale=2.0, **short
+            )
+            training.write_adapter(setup, folder / "golden" / "saved-pooler", indices)
             for suffix in ("-sharded", "-pretraining"):
                 forward.check_same(folder, out / (name + suffix), encoder, head)
             for suffix in ("-f16", "-bf16"):

@@ -32,6 +32,9 @@ class Setup:
     alpha: int = 16
     rank_pattern: dict = field(default_factory=dict)
     alpha_pattern: dict = field(default_factory=dict)
+    use_rslora: bool = False
+    # What a saved pooler is multiplied by, so that it is not the base model's.
+    pooler_scale: float = 1.0
     b_scale: float = 0.05
     # VeRA's: the start of every element of lambda_d, and the spread of both vectors in `random_b`.
     d_initial: float = 0.1
@@ -98,7 +101,9 @@ def build(setup, random_b):
     )
     if setup.method == "lora":
         patterns = dict(rank_pattern=setup.rank_pattern, alpha_pattern=setup.alpha_pattern)
-        config = LoraConfig(lora_alpha=setup.alpha, lora_dropout=0.0, **patterns, **common)
+        config = LoraConfig(
+            lora_alpha=setup.alpha, lora_dropout=0.0, use_rslora=setup.use_rslora, **patterns, **common
+        )
         noise = {".lora_B.": setup.b_scale}
     else:
         config = VeraConfig(d_initial=setup.d_initial, vera_dropout=0.0, projection_prng_key=SEED, **common)
@@ -111,6 +116,10 @@ def build(setup, random_b):
                 for part, scale in noise.items():
                     if part in name:
                         parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "pooler" in name and parameter.requires_grad:
+                parameter.mul_(setup.pooler_scale)
     return peft.train()
 
 

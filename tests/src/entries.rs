@@ -239,11 +239,9 @@ impl Entry {
                 let adapter = export::read(folder, Family::Bert).map_err(said)?;
                 BARE.with(|(pretrained, model)| {
                     let modules = adapter.modules(&pretrained.linears()).map_err(said)?;
+                    adapter.head::<Flex>(&model.head, device).map_err(said)?;
                     adapter
-                        .head::<Flex>(&model.head.tensors(), device)
-                        .map_err(said)?;
-                    adapter
-                        .adapters::<Flex>(Family::Bert, modules, device)
+                        .adapters::<Flex>(modules, device)
                         .map(drop)
                         .map_err(said)
                 })

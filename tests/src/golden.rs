@@ -42,6 +42,24 @@ impl Golden {
             .collect()
     }
 
+    /// The bytes of a tensor.
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        let tensors = self.tensors();
+        let view = tensors
+            .tensor(name)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        view.data().to_vec()
+    }
+
+    /// The shape of a tensor.
+    pub fn shape(&self, name: &str) -> Vec<usize> {
+        let tensors = self.tensors();
+        let view = tensors
+            .tensor(name)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        view.shape().to_vec()
+    }
+
     /// The i32 values of a tensor.
     pub fn integers(&self, name: &str) -> Vec<u32> {
         let tensors = self.tensors();

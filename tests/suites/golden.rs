@@ -223,12 +223,8 @@ fn adapted(pretrained: &Pretrained, adapter: &Path, outputs: usize) -> Trainee<F
         .modules(&pretrained.linears())
         .expect("modules of this model");
     let model = Model::<Flex>::load(pretrained, &modules, outputs, &DEVICE).expect("a whole model");
-    let head = peft
-        .head(&model.head.tensors(), &DEVICE)
-        .expect("a whole head");
-    let adapters = peft
-        .adapters(family, modules, &DEVICE)
-        .expect("a whole adapter");
+    let head = peft.head(&model.head, &DEVICE).expect("a whole head");
+    let adapters = peft.adapters(modules, &DEVICE).expect("a whole adapter");
     Trainee {
         model,
         adapters,
@@ -763,6 +759,11 @@ fn an_adapter_with_ranks_and_alphas_of_its_own_gives_pefts_logits() {
     assert_eq!(ranks("self.query"), [3, 1]);
     assert_eq!(ranks("attention.output.dense"), [4, 4]);
     assert_eq!(ranks("intermediate.dense"), [2, 2]);
+    assert_logits_of(&trainee, &folder);
+}
+
+/// Holds a model of the tiny BERT's tokens against an adapter's `logits.safetensors`.
+fn assert_logits_of(trainee: &Trainee<Flex>, folder: &Path) {
     let golden = Golden::open(&folder.join("logits.safetensors"));
     let sentences: Vec<usize> = golden
         .integers("sentences")
@@ -770,6 +771,63 @@ fn an_adapter_with_ranks_and_alphas_of_its_own_gives_pefts_logits() {
         .map(|i| *i as usize)
         .collect();
     let tokens = Tokens::open(&fixture("tiny-bert/golden/tokens.safetensors"), "sentences");
-    let ours = logits(&trainee, &tokens.batch(&sentences, vec![]));
+    let ours = logits(trainee, &tokens.batch(&sentences, vec![]));
     assert_close("logits", &ours, &golden.floats("logits"), 1e-4);
+}
+
+#[test]
+fn adapters_with_a_stabilised_rank_or_a_saved_pooler_are_read() {
+    for name in ["rank-stabilised", "saved-pooler"] {
+        let folder = fixture("tiny-bert/golden").join(name);
+        let pretrained = pretrained(&fixture("tiny-bert"));
+        let peft = export::read(&folder, pretrained.config.family).expect("an adapter of PEFT's");
+        let pretrained = peft.fit(pretrained).expect("the adapter of this model");
+        assert_logits_of(&adapted(&pretrained, &folder, 2), &folder);
+    }
+}
+
+#[test]
+fn a_head_in_the_checkpoint_is_where_training_starts() {
+    for name in ["tiny-bert-pretraining", "tiny-roberta", "tiny-distilbert"] {
+        // The checkpoint and, as a second shard, the head that Transformers computed the golden logits with.
+        let goldens = fixture(name.trim_end_matches("-pretraining")).join("golden");
+        let golden = Golden::open(&goldens.join("forward.safetensors"));
+        let scene = tempfile::tempdir().expect("a temporary folder");
+        let copy = |from: &str, to: &str| {
+            let from = fixture(name).join(from);
+            std::fs::copy(from, scene.path().join(to)).expect("it copies");
+        };
+        copy("config.json", "config.json");
+        copy("tokenizer.json", "tokenizer.json");
+        copy("model.safetensors", "1.safetensors");
+        let head: Vec<_> = golden
+            .names()
+            .into_iter()
+            .filter(|name| name.contains("classifier"))
+            .map(|name| (golden.bytes(&name), golden.shape(&name), name))
+            .collect();
+        let views = head.iter().map(|(bytes, shape, name)| {
+            let dtype = safetensors::Dtype::F32;
+            let view = safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes);
+            (name.as_str(), view.expect("bytes of that shape"))
+        });
+        let second = scene.path().join("2.safetensors");
+        safetensors::serialize_to_file(views, None, &second).expect("it writes");
+        let index = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
+        std::fs::write(scene.path().join("model.safetensors.index.json"), index)
+            .expect("it writes");
+
+        let pretrained = pretrained(scene.path());
+        let model = Model::<Flex>::load(&pretrained, &[], 2, &DEVICE).expect("a whole model");
+        let mut trainee = bare(&pretrained, &golden);
+        trainee.head = model.head.initial(7, &DEVICE);
+        let sentences: Vec<usize> = golden
+            .integers("sentences")
+            .iter()
+            .map(|i| *i as usize)
+            .collect();
+        let tokens = Tokens::open(&goldens.join("tokens.safetensors"), "sentences");
+        let ours = logits(&trainee, &tokens.batch(&sentences, vec![]));
+        assert_close(name, &ours, &golden.floats("logits"), 1e-4);
+    }
 }

@@ -5,14 +5,16 @@ use crate::error::{Error, Result};
 use crate::recipe::Targets;
 
 /// Which of `linears` are targets, in their order. A target that matches nothing is an error, since it
-/// is a typing mistake.
-pub fn select(targets: &Targets, linears: &[LinearInfo]) -> Result<Vec<bool>> {
+/// is a typing mistake. Paths count with and without `prefix`, the family's: PEFT's have it
+/// (`bert.encoder.layer.0.attention.self.query`), and so have exported adapters.
+pub fn select(targets: &Targets, linears: &[LinearInfo], prefix: &str) -> Result<Vec<bool>> {
     let mut chosen = vec![false; linears.len()];
     for target in &targets.0 {
         let matcher = target.matcher()?;
         let mut any = false;
         for (linear, chosen) in linears.iter().zip(&mut chosen) {
-            if matcher.is_match(&linear.path) {
+            let path = &linear.path;
+            if matcher.is_match(path) || matcher.is_match(&format!("{prefix}.{path}")) {
                 any = true;
                 *chosen = true;
             }
@@ -23,7 +25,7 @@ pub fn select(targets: &Targets, linears: &[LinearInfo]) -> Result<Vec<bool>> {
             ))
             .help(format!(
                 "the model has {} linear layers; their roles are {}; `glob:` and `regex:` patterns \
-                 match whole paths such as `{}`",
+                 match whole paths such as `{}`, with or without `{prefix}.` before them",
                 linears.len(),
                 roles(linears).join(", "),
                 linears.first().map_or("", |linear| &linear.path),
@@ -75,7 +77,7 @@ mod tests {
     #[test]
     fn roles_path_ends_globs_and_regexes() {
         let count = |patterns: &[&str]| {
-            let chosen = select(&targets(patterns), &linears()).expect("valid targets");
+            let chosen = select(&targets(patterns), &linears(), "bert").expect("valid targets");
             chosen.iter().filter(|chosen| **chosen).count()
         };
         assert_eq!(count(&["query"]), 3);
@@ -85,14 +87,23 @@ mod tests {
         assert_eq!(count(&["glob:encoder.layer.{0,2}.attention.self.query"]), 2);
         assert_eq!(count(&[r"regex:.*\.[12]\..*value"]), 2);
         assert_eq!(count(&["query", "value"]), 6);
+        // As PEFT and exported adapters write them.
+        assert_eq!(count(&["bert.encoder.layer.0.attention.self.query"]), 1);
+        assert_eq!(count(&[r"regex:bert\.encoder\..*\.query"]), 3);
+        assert_eq!(count(&["glob:bert.encoder.layer.1.**"]), 4);
     }
 
     #[test]
     fn a_target_that_matches_nothing_is_refused() {
         // A role must be a whole part of the path, a regex must match all of it.
-        for pattern in ["uery", "glob:*.9.*", "regex:query"] {
+        for pattern in [
+            "uery",
+            "glob:*.9.*",
+            "regex:query",
+            "roberta.encoder.layer.0.attention.self.query",
+        ] {
             assert!(
-                select(&targets(&[pattern]), &linears()).is_err(),
+                select(&targets(&[pattern]), &linears(), "bert").is_err(),
                 "{pattern}"
             );
         }

@@ -10,10 +10,10 @@ use crate::adapter::Config;
 use crate::allocation::{Units, initial_units};
 use crate::data::{Problem, labels_of};
 use crate::error::{Error, Result};
-use crate::model::{EncoderConfig, Pretrained, fetch, head_parameters};
+use crate::model::{EncoderConfig, HeadStart, Pretrained, fetch, head_parameters};
 use crate::number::{count, size};
-use crate::recipe::{BatchLimit, Length, OptimizerState, Recipe, Unit};
-use crate::train::Plugins;
+use crate::recipe::{BatchLimit, OptimizerState, Recipe, Unit};
+use crate::train::check;
 use crate::train::cost::{LastLayer, Shape, Sizes, cost};
 
 /// Arguments of `dynalora plan`.
@@ -70,16 +70,17 @@ struct Memory {
     total: u64,
 }
 
-/// Reads recipe and model, and of the data at most the names of the classes, and prints the plan.
+/// Reads recipe and model, makes the plugins, reads of the data at most the names of the classes, and prints the
+/// plan.
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
     let pretrained = Pretrained::open(&folder, &recipe.model)?;
-    let plan = plan(&recipe, &pretrained, arguments)?;
-    // What training would refuse is refused here: plugins that are missing, or that cannot do this.
-    let plugins = Plugins::load(&recipe, &plan.modules, &common.plugin_dir)?;
-    if let Length::Steps(steps) = recipe.train.length() {
-        plugins.controller(&recipe, steps)?;
+    let modules = pretrained.modules(&recipe.adapter)?;
+    check(&recipe, &pretrained, &modules, &common.plugin_dir)?;
+    let plan = plan(&recipe, &pretrained, modules, arguments)?;
+    for warning in HeadStart::of(&pretrained, plan.outputs).warnings {
+        tracing::warn!("{warning}");
     }
     if arguments.json {
         return print_json(&plan);
@@ -179,10 +180,14 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     print(&format!("{}\n\n{}", modules.trim_fmt(), totals.trim_fmt()))
 }
 
-fn plan(recipe: &Recipe, pretrained: &Pretrained, arguments: &Arguments) -> Result<Plan> {
+fn plan(
+    recipe: &Recipe,
+    pretrained: &Pretrained,
+    modules: Vec<ModuleInfo>,
+    arguments: &Arguments,
+) -> Result<Plan> {
     let config = &pretrained.config;
     let adapter = Config::from(&recipe.adapter);
-    let modules = pretrained.modules(&recipe.adapter)?;
     let linears = pretrained.linears();
     let active = active(recipe, &modules, arguments.active)?;
     let chosen = || {
@@ -196,8 +201,7 @@ fn plan(recipe: &Recipe, pretrained: &Pretrained, arguments: &Arguments) -> Resu
         Problem::Regression => 1,
         Problem::Classification => labels.len(),
     };
-    let pooler = linears.iter().any(|linear| linear.layer.is_none());
-    let head_parameters = head_parameters(config, pooler, outputs);
+    let head_parameters = head_parameters(config, pretrained.frozen_pooler(), outputs);
     let tokens = arguments
         .tokens
         .unwrap_or(match recipe.train.batch_limit() {

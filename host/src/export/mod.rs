@@ -2,5 +2,6 @@
 
 mod pattern;
 mod peft;
+mod settings;
 
 pub use peft::{Peft, read, write};

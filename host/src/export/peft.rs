@@ -1,24 +1,24 @@
 //! Adapters in the format of Hugging Face PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
 use dynalora_plugin_api::ModuleInfo;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::pattern::Pattern;
-use crate::adapter::{
-    Adapters, Config, LinearInfo, LoraConfig, Projections, VeraConfig, components,
-};
+use super::settings::Settings;
+use crate::adapter::{Adapters, Config, LinearInfo, LoraConfig, Projections, components};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
-use crate::model::{Family, HeadTensor, Saved, Weights, save};
+use crate::model::{Advice, Family, Head, HeadStart, HeadTensor, Pretrained, Saved, Weights, save};
 
 /// The file of sizes.
 const CONFIG: &str = "adapter_config.json";
 /// The file of tensors.
 const TENSORS: &str = "adapter_model.safetensors";
+/// What PEFT wrote before it had safetensors.
+const PICKLED: &str = "adapter_model.bin";
 /// What PEFT puts before every name.
 const WRAPPER: &str = "base_model.model";
 /// VeRA's shared matrices, which belong to no module.
@@ -26,63 +26,12 @@ const PROJECTIONS: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
 
 /// An adapter folder, read but not yet on a device.
 pub struct Peft {
-    /// Method and sizes.
-    pub config: Config,
     /// Paths of the adapted modules, without the family's prefix.
     pub paths: Vec<String>,
-    /// What the adapter says it was trained on.
-    pub base: Option<String>,
-    rank_pattern: Pattern<u32>,
-    alpha_pattern: Pattern<f64>,
+    settings: Settings,
     family: Family,
     weights: Weights,
-}
-
-/// The keys of every `adapter_config.json` that are read back.
-#[derive(Deserialize)]
-struct Common {
-    peft_type: String,
-    #[serde(default)]
-    base_model_name_or_path: Option<String>,
-}
-
-/// Those of LoRA's.
-#[derive(Deserialize)]
-struct Lora {
-    r: u32,
-    lora_alpha: f64,
-    #[serde(default)]
-    lora_dropout: f64,
-    #[serde(default)]
-    use_rslora: bool,
-    #[serde(default)]
-    use_dora: bool,
-    #[serde(default)]
-    rank_pattern: Pattern<u32>,
-    #[serde(default)]
-    alpha_pattern: Pattern<f64>,
-}
-
-/// Those of VeRA's.
-#[derive(Deserialize)]
-struct Vera {
-    r: u32,
-    #[serde(default = "vera_d_initial")]
-    d_initial: f64,
-    #[serde(default)]
-    vera_dropout: f64,
-    #[serde(default)]
-    projection_prng_key: u64,
-    #[serde(default = "vera_bias")]
-    bias: String,
-}
-
-fn vera_d_initial() -> f64 {
-    0.1
-}
-
-fn vera_bias() -> String {
-    "none".to_owned()
+    folder: PathBuf,
 }
 
 /// Writes adapter and head into `folder`, which must exist and be nobody's yet.
@@ -234,27 +183,22 @@ fn target_modules(modules: &[ModuleInfo], linears: &[LinearInfo], prefix: &str) 
 
 /// Reads an adapter folder that PEFT or dynalora wrote.
 pub fn read(folder: &Path, family: Family) -> Result<Peft> {
-    let path = folder.join(CONFIG);
-    let text = std::fs::read_to_string(&path).map_err(|error| {
-        Error::user(format!("cannot read {}: {error}", path.display()))
-            .help("an adapter folder holds adapter_config.json and adapter_model.safetensors")
-    })?;
-    let at = path.display().to_string();
-    let common: Common = parse(&text, &at)?;
-    let weights = Weights::open(&[folder.join(TENSORS)])?;
-    let ((config, rank_pattern, alpha_pattern), first) = match common.peft_type.as_str() {
-        "LORA" => (lora(parse(&text, &at)?, &at)?, "lora_A.weight"),
-        "VERA" => {
-            let config = vera(parse(&text, &at)?, &weights, &at)?;
-            (
-                (config, Pattern::default(), Pattern::default()),
-                "vera_lambda_d",
-            )
-        }
-        other => {
-            return Err(Error::user(format!("{at}: peft_type is {other}"))
-                .help("adapters of the types LORA and VERA are read"));
-        }
+    let settings = Settings::read(&folder.join(CONFIG))?;
+    let tensors = folder.join(TENSORS);
+    if !tensors.exists() && folder.join(PICKLED).exists() {
+        return Err(Error::user(format!(
+            "the adapter {} has no {TENSORS}, only {PICKLED}",
+            folder.display()
+        ))
+        .help(
+            "save it as safetensors with PEFT: \
+             PeftModel.from_pretrained(BASE_MODEL, DIR).save_pretrained(DIR)",
+        ));
+    }
+    let weights = Weights::open_with(&[tensors], Advice::ADAPTER)?.renamed(canonical)?;
+    let first = match &settings.config {
+        Config::Lora(_) => "lora_A.weight",
+        Config::Vera(_) => "vera_lambda_d",
     };
     let start = format!("{WRAPPER}.{}.", family.names().prefix);
     let paths = weights
@@ -265,97 +209,199 @@ pub fn read(folder: &Path, family: Family) -> Result<Peft> {
         })
         .map(str::to_owned)
         .collect();
-    Ok(Peft {
-        config,
-        paths,
-        base: common.base_model_name_or_path,
-        rank_pattern,
-        alpha_pattern,
-        family,
-        weights,
-    })
-}
-
-fn parse<'a, T: Deserialize<'a>>(text: &'a str, at: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|error| {
-        Error::user(format!("{at}: {error}"))
-            .help("the file must be the adapter_config.json of a LoRA or VeRA adapter, whole")
-    })
-}
-
-/// What all modules share, and what some have of their own.
-fn lora(config: Lora, at: &str) -> Result<(Config, Pattern<u32>, Pattern<f64>)> {
-    refuse(
-        at,
-        &[
-            (config.use_rslora, "use_rslora", "false"),
-            (config.use_dora, "use_dora", "false"),
-            (config.r == 0, "r", "1 or more"),
-            (
-                config.rank_pattern.values().any(|rank| *rank == 0),
-                "rank_pattern",
-                "of ranks of 1 or more",
-            ),
-        ],
-    )?;
-    let shared = Config::Lora(LoraConfig {
-        rank: config.r,
-        alpha: config.lora_alpha,
-        dropout: config.lora_dropout,
-    });
-    Ok((shared, config.rank_pattern, config.alpha_pattern))
-}
-
-fn vera(config: Vera, weights: &Weights, at: &str) -> Result<Config> {
-    refuse(
-        at,
-        &[
-            (config.bias != "none", "bias", "\"none\""),
-            (config.r == 0, "r", "1 or more"),
-        ],
-    )?;
-    if let Some(missing) = PROJECTIONS.iter().find(|name| !weights.contains(name)) {
+    if let (Config::Vera(_), Some(missing)) = (
+        &settings.config,
+        PROJECTIONS.iter().find(|name| !weights.contains(name)),
+    ) {
         return Err(Error::user(format!(
-            "{at}: the adapter was saved without its projections: {TENSORS} has no {missing}"
+            "{}: the adapter was saved without its projections: {TENSORS} has no {missing}",
+            folder.join(CONFIG).display()
         ))
         .help(
             "only PyTorch's generator can draw them again: load the adapter with PEFT, set \
              save_projection = True in its VeraConfig before it is made or loaded, and save it again",
         ));
     }
-    Ok(Config::Vera(VeraConfig {
-        rank: config.r,
-        d_initial: config.d_initial,
-        dropout: config.vera_dropout,
-        projection_prng_key: config.projection_prng_key,
-    }))
+    Ok(Peft {
+        paths,
+        settings,
+        family,
+        weights,
+        folder: folder.to_owned(),
+    })
 }
 
-/// Refuses the first key that has a value which is not supported.
-fn refuse(at: &str, unsupported: &[(bool, &str, &str)]) -> Result<()> {
-    match unsupported.iter().find(|(found, _, _)| *found) {
-        None => Ok(()),
-        Some((_, key, expected)) => Err(Error::user(format!(
-            "{at}: {key} has a value that is not supported"
-        ))
-        .help(format!(
-            "only plain LoRA and VeRA adapters are read: {key} must be {expected}"
-        ))),
+/// A tensor's name as PEFT's `save_pretrained` writes it, of the name in a model's own `state_dict`, where that
+/// of the adapter stands too: `lora_A.default.weight`, `classifier.modules_to_save.default.weight`.
+fn canonical(name: &str) -> String {
+    let mut parts: Vec<&str> = name.split('.').collect();
+    let adapters = [
+        "lora_A",
+        "lora_B",
+        "vera_lambda_d",
+        "vera_lambda_b",
+        "vera_A",
+        "vera_B",
+    ];
+    if let Some(at) = parts.iter().position(|part| *part == "modules_to_save") {
+        parts.remove(at);
+        if parts.get(at) == Some(&"default") {
+            parts.remove(at);
+        }
+    } else if let Some(at) = parts.iter().position(|part| adapters.contains(part))
+        && parts.get(at + 1) == Some(&"default")
+    {
+        parts.remove(at + 1);
     }
+    parts.join(".")
+}
+
+/// What a tensor that is not read belongs to, by its name.
+fn belongs_to(name: &str) -> &'static str {
+    let kinds = [
+        ("lora_magnitude_vector", "DoRA, which is not supported"),
+        (
+            "lora_B.bias",
+            "LoRA with biases (lora_bias), which is not supported",
+        ),
+        (
+            "lora_embedding_",
+            "LoRA on embeddings, which is not supported",
+        ),
+        ("token_adapter", "trainable tokens, which are not supported"),
+        (
+            "trainable_tokens",
+            "trainable tokens, which are not supported",
+        ),
+        (
+            "base_layer.bias",
+            "trained biases (bias other than \"none\"), which are not supported",
+        ),
+        (
+            "base_layer",
+            "the base model: save the adapter alone, with save_pretrained",
+        ),
+        (
+            "original_module",
+            "the base model: save the adapter alone, with save_pretrained",
+        ),
+        (
+            "lora_",
+            "a LoRA module that is not one of this base model's, or not in PEFT's spelling",
+        ),
+        (
+            "vera_",
+            "a VeRA module that is not one of this base model's, or not in PEFT's spelling",
+        ),
+    ];
+    let mut kinds = kinds.into_iter();
+    kinds.find(|(part, _)| name.contains(part)).map_or(
+        "a saved module; of these the head and BERT's pooler are supported",
+        |(_, kind)| kind,
+    )
 }
 
 impl Peft {
+    /// Method and sizes, as all modules have them that no pattern names.
+    pub fn config(&self) -> &Config {
+        &self.settings.config
+    }
+
+    /// What the adapter says it was trained on.
+    pub fn base(&self) -> Option<&str> {
+        self.settings.base.as_deref()
+    }
+
     /// Method and sizes of the module at `path`, without the family's prefix.
     fn config_of(&self, path: &str) -> Config {
-        let path = format!("{}.{path}", self.family.names().prefix);
-        match &self.config {
-            Config::Lora(lora) => Config::Lora(LoraConfig {
-                rank: self.rank_pattern.of(&path).unwrap_or(lora.rank),
-                alpha: self.alpha_pattern.of(&path).unwrap_or(lora.alpha),
-                dropout: lora.dropout,
-            }),
-            vera => vera.clone(),
+        self.settings
+            .of(&format!("{}.{path}", self.family.names().prefix))
+    }
+
+    /// The base model as this adapter needs it, with the pooler frozen unless the adapter has one of its own; and
+    /// the adapter held against it: every tensor must be one that is read, and all that its configuration speaks
+    /// of must be there. Reads no values.
+    pub fn fit(&self, base: Pretrained) -> Result<Pretrained> {
+        let base = self.fit_pooler(base)?;
+        let linears = base.linears();
+        let modules = self.modules(&linears)?;
+        let mut read: BTreeSet<String> = BTreeSet::new();
+        for module in &modules {
+            for (name, shape) in self.tensors_of(module) {
+                self.weights.require(&name, &shape)?;
+                read.insert(name);
+            }
         }
+        if let Config::Vera(vera) = self.config() {
+            for (name, shape) in PROJECTIONS
+                .into_iter()
+                .zip(vera.projection_shapes(&modules))
+            {
+                self.weights.require(name, &shape)?;
+                read.insert(name.to_owned());
+            }
+        }
+        // How many logits there are is not asked here.
+        for tensor in HeadStart::of(&base, 1).tensors {
+            read.insert(format!("{WRAPPER}.{}", tensor.name));
+        }
+        if let Some(name) = self.weights.names().find(|name| !read.contains(*name)) {
+            return Err(Error::user(format!(
+                "{}: nothing here reads the tensor {}: it belongs to {}",
+                self.folder.join(TENSORS).display(),
+                self.weights.name_in_file(name),
+                belongs_to(name)
+            ))
+            .help(
+                "an adapter is read whole or not at all: the pairs of LoRA or the vectors of VeRA on the encoder's \
+                 linear layers, and the saved head and pooler",
+            ));
+        }
+        if modules.is_empty() {
+            return Err(Error::user(format!(
+                "{}: the adapter has no module: no tensor is named {WRAPPER}.{}.….{}",
+                self.folder.join(TENSORS).display(),
+                self.family.names().prefix,
+                self.config().parts()[0]
+            ))
+            .help("check that the folder is the adapter that was trained, and of this base model's family"));
+        }
+        let prefix = self.family.names().prefix;
+        let lacks = linears.iter().find(|linear| {
+            !self.paths.contains(&linear.path)
+                && self.settings.targets(&format!("{prefix}.{}", linear.path))
+        });
+        if let Some(linear) = lacks {
+            return Err(Error::user(format!(
+                "{}: target_modules names {prefix}.{}, but {TENSORS} has no adapter for it",
+                self.folder.join(CONFIG).display(),
+                linear.path
+            ))
+            .help("the adapter is not whole: save it again"));
+        }
+        Ok(base)
+    }
+
+    fn fit_pooler(&self, base: Pretrained) -> Result<Pretrained> {
+        if base.config.family != Family::Bert {
+            return Ok(base);
+        }
+        let name = |part: &str| format!("{WRAPPER}.bert.pooler.dense.{part}");
+        let saved = ["weight", "bias"].map(|part| self.weights.contains(&name(part)));
+        if saved[0] || saved[1] || self.settings.saves("bert.pooler.dense") {
+            let hidden = base.config.hidden;
+            self.weights.require(&name("weight"), &[hidden, hidden])?;
+            self.weights.require(&name("bias"), &[hidden])?;
+            return base.freeze_pooler(false);
+        }
+        if !base.has_pooler() {
+            return Err(Error::user(format!(
+                "neither the adapter {} nor its base model has a pooler",
+                self.folder.display()
+            ))
+            .help("use the base model it was trained on, or save the pooler with it: modules_to_save = [\"classifier\", \"pooler\"]"));
+        }
+        base.freeze_pooler(true)
     }
 
     /// The adapter's modules among a model's linear layers, in forward order.
@@ -378,25 +424,30 @@ impl Peft {
             .collect())
     }
 
-    /// The adapter's values on a device. Where `alpha_pattern` gives a module a scale of its own, it is
-    /// multiplied into B, for all modules share one scale here.
+    /// Names and shapes of a module's two tensors.
+    fn tensors_of(&self, module: &ModuleInfo) -> [(String, Vec<usize>); 2] {
+        let (parts, shapes) = (self.config().parts(), self.config().shapes(module));
+        let start = format!("{WRAPPER}.{}.{}", self.family.names().prefix, module.path);
+        std::array::from_fn(|i| match self.config() {
+            Config::Lora(_) => (format!("{start}.{}.weight", parts[i]), shapes[i].to_vec()),
+            Config::Vera(_) => (format!("{start}.{}", parts[i]), vec![shapes[i][0]]),
+        })
+    }
+
+    /// The adapter's values on a device. Where patterns give a module a scale of its own, it is multiplied into
+    /// B, for all modules share one scale here.
     pub fn adapters<B: Kernels>(
         &self,
-        family: Family,
         modules: Vec<ModuleInfo>,
         device: &B::Device,
     ) -> Result<Adapters<B>> {
-        let prefix = family.names().prefix;
-        let parts = self.config.parts();
         let tensor = |module: &ModuleInfo, part: usize| {
-            let name = format!("{WRAPPER}.{prefix}.{}.{}", module.path, parts[part]);
-            let shape = self.config.shapes(module)[part];
-            match &self.config {
-                Config::Lora(_) => self
-                    .weights
-                    .tensor(&format!("{name}.weight"), shape, device),
+            let (name, _) = &self.tensors_of(module)[part];
+            let shape = self.config().shapes(module)[part];
+            match self.config() {
+                Config::Lora(_) => self.weights.tensor(name, shape, device),
                 Config::Vera(_) => {
-                    let vector = self.weights.tensor::<B, 1>(&name, [shape[0]], device)?;
+                    let vector = self.weights.tensor::<B, 1>(name, [shape[0]], device)?;
                     Ok(vector.reshape(shape))
                 }
             }
@@ -406,14 +457,14 @@ impl Peft {
             .map(|module| {
                 let [a, mut b] = [tensor(module, 0)?, tensor(module, 1)?];
                 let own = self.config_of(&module.path).scale();
-                let shared = self.config.scale();
+                let shared = self.config().scale();
                 if own != shared {
                     b = b * (own / shared);
                 }
                 Ok([a, b])
             })
             .collect::<Result<_>>()?;
-        let projections = match &self.config {
+        let projections = match self.config() {
             Config::Lora(_) => None,
             Config::Vera(vera) => {
                 let [a, b] = vera.projection_shapes(&modules);
@@ -424,32 +475,69 @@ impl Peft {
             }
         };
         Ok(Adapters::of(
-            self.config.clone(),
+            self.config().clone(),
             modules,
             pairs,
             projections,
         ))
     }
 
-    /// The head's values on a device.
+    /// The head's values on a device: the adapter's, or, for what it did not save, the base model's, as PEFT has
+    /// it under a checkpoint with a head of its own.
     pub fn head<B: Kernels>(
         &self,
-        tensors: &[HeadTensor],
+        head: &Head<B>,
         device: &B::Device,
     ) -> Result<Vec<Tensor<B, 2>>> {
-        let values = tensors.iter().map(|tensor| {
+        let tensors = head.tensors();
+        let values = tensors.iter().zip(head.start()).map(|(tensor, of_base)| {
             let name = format!("{WRAPPER}.{}", tensor.name);
-            match tensor.shape[..] {
-                [len] => {
-                    let bias = self.weights.tensor::<B, 1>(&name, [len], device)?;
-                    Ok(bias.reshape([1, len]))
+            let module = saved_module(self.family, &tensor.name);
+            match of_base {
+                Some(of_base) if !self.weights.contains(&name) && !self.settings.saves(module) => {
+                    Ok(of_base.clone())
                 }
-                [rows, columns] => self.weights.tensor(&name, [rows, columns], device),
-                _ => Err(Error::failure(format!(
-                    "{name} has neither one nor two dimensions"
-                ))),
+                _ => tensor.load(&self.weights, &name, device),
             }
         });
         values.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::canonical;
+
+    #[test]
+    fn names_as_peft_saves_them() {
+        for (name, saved) in [
+            (
+                "base_model.model.bert.x.lora_A.default.weight",
+                "base_model.model.bert.x.lora_A.weight",
+            ),
+            (
+                "base_model.model.bert.x.lora_B.weight",
+                "base_model.model.bert.x.lora_B.weight",
+            ),
+            (
+                "base_model.model.bert.x.vera_lambda_d.default",
+                "base_model.model.bert.x.vera_lambda_d",
+            ),
+            ("base_model.vera_A.default", "base_model.vera_A"),
+            (
+                "base_model.model.classifier.modules_to_save.default.weight",
+                "base_model.model.classifier.weight",
+            ),
+            (
+                "base_model.model.classifier.modules_to_save.bias",
+                "base_model.model.classifier.bias",
+            ),
+            (
+                "base_model.model.default.weight",
+                "base_model.model.default.weight",
+            ),
+        ] {
+            assert_eq!(canonical(name), saved);
+        }
     }
 }

@@ -32,6 +32,18 @@ impl<B: Kernels> Frozen<B> {
         }
     }
 
+    /// As [`new`](Self::new), without the weight's own values where the backend has laid them out anew: they would be
+    /// in memory twice. `weight` then has its shape alone, and NaN for whoever reads it all the same.
+    pub fn lean(weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Self {
+        let mut frozen = Frozen::new(weight, bias);
+        if size_of::<B::Packed>() > 0 {
+            let (shape, device) = (frozen.weight.dims(), frozen.weight.device());
+            let nothing = Tensor::<B, 2>::full([1, 1], f32::NAN, &device);
+            frozen.weight = nothing.expand(shape);
+        }
+        frozen
+    }
+
     /// The weight as the backend reads it.
     pub fn packed(&self) -> &B::Packed {
         &self.packed

@@ -20,6 +20,17 @@ pub struct Input<B: Kernels> {
     pub sequences: Sequences,
 }
 
+/// What a checkpoint calls the scale and the shift of the layer norm `name`.
+pub(super) fn norm_names(weights: &Weights, name: &str) -> [String; 2] {
+    // TensorFlow's first checkpoints say gamma and beta.
+    let [weight, bias] = if weights.contains(&format!("{name}.gamma")) {
+        ["gamma", "beta"]
+    } else {
+        ["weight", "bias"]
+    };
+    [format!("{name}.{weight}"), format!("{name}.{bias}")]
+}
+
 /// Loads a layer norm's scale and shift.
 fn load_norm<B: Kernels>(
     weights: &Weights,
@@ -27,16 +38,11 @@ fn load_norm<B: Kernels>(
     config: &EncoderConfig,
     device: &B::Device,
 ) -> Result<Norm<B>> {
-    // TensorFlow's first checkpoints say gamma and beta.
-    let [weight, bias] = if weights.contains(&format!("{name}.gamma")) {
-        ["gamma", "beta"]
-    } else {
-        ["weight", "bias"]
-    };
+    let [weight, bias] = norm_names(weights, name);
     Ok(Norm {
         kind: NormKind::Layer,
-        gamma: weights.tensor(&format!("{name}.{weight}"), [config.hidden], device)?,
-        beta: Some(weights.tensor(&format!("{name}.{bias}"), [config.hidden], device)?),
+        gamma: weights.tensor(&weight, [config.hidden], device)?,
+        beta: Some(weights.tensor(&bias, [config.hidden], device)?),
         epsilon: config.epsilon,
     })
 }

@@ -32,7 +32,7 @@ impl<B: Kernels> Linear<B> {
         )?;
         let bias = weights.tensor(&format!("{name}.bias"), [info.outputs], device)?;
         Ok(Linear {
-            frozen: Frozen::new(weight, Some(bias)),
+            frozen: Frozen::lean(weight, Some(bias)),
             module,
         })
     }

@@ -18,15 +18,17 @@ use crate::recipe::{AdapterConfig, ModelConfig};
 pub use config::{EncoderConfig, Family};
 pub use encoder::{Encoder, Input};
 pub use fetch::ModelFolder;
-pub use head::{Head, HeadTensor, head_parameters};
+pub use head::{Head, HeadStart, HeadTensor, head_parameters};
 pub use linear::Linear;
-pub use weights::{Saved, Weights, save};
+pub use weights::{Advice, Saved, Weights, save};
+
+use encoder::norm_names;
 
 /// What a model folder holds, read but not yet on a device: enough to plan a run.
 pub struct Pretrained {
     /// Sizes.
     pub config: EncoderConfig,
-    /// The mapped weights.
+    /// The weights, of which the encoder's are known to be there.
     pub weights: Weights,
     /// What the encoder's tensor names start with: `bert.` or nothing.
     prefix: String,
@@ -49,6 +51,13 @@ impl Pretrained {
             }
         }
         let train_pooler = recipe.train_pooler;
+        if train_pooler.is_some() && config.family != Family::Bert {
+            return Err(Error::user(format!(
+                "model.train_pooler is given, but {} is no BERT: its head has no pooler",
+                folder.dir.display()
+            ))
+            .help("leave the key out: every layer of this family's head trains"));
+        }
         let weights = Weights::open(&folder.weights)?;
         let prefix = format!("{}.", config.family.names().prefix);
         // A checkpoint saved with a head has the prefix, a bare encoder has none.
@@ -58,7 +67,14 @@ impl Pretrained {
         } else {
             String::new()
         };
-        let has_pooler = weights.contains(&format!("{prefix}pooler.dense.weight"));
+        let pretrained = Pretrained {
+            config,
+            weights,
+            prefix,
+            frozen_pooler: false,
+        };
+        pretrained.require_encoder()?;
+        let has_pooler = pretrained.has_pooler();
         if train_pooler == Some(false) && !has_pooler {
             return Err(Error::user(format!(
                 "model.train_pooler is false, but {} has no pooler to keep frozen",
@@ -66,14 +82,86 @@ impl Pretrained {
             ))
             .help("leave the key out, or set it to true"));
         }
-        let frozen_pooler =
-            config.family == Family::Bert && has_pooler && train_pooler != Some(true);
-        Ok(Pretrained {
+        let frozen = has_pooler && train_pooler != Some(true);
+        pretrained.freeze_pooler(frozen)
+    }
+
+    /// Whether the checkpoint has a pooler.
+    pub fn has_pooler(&self) -> bool {
+        let name = format!("{}pooler.dense.weight", self.prefix);
+        self.config.family == Family::Bert && self.weights.contains(&name)
+    }
+
+    /// The same model with its pooler frozen, or part of the head that trains.
+    pub fn freeze_pooler(mut self, frozen: bool) -> Result<Self> {
+        self.frozen_pooler = frozen;
+        if frozen {
+            let hidden = self.config.hidden;
+            let name = format!("{}pooler.dense", self.prefix);
+            self.weights
+                .require(&format!("{name}.weight"), &[hidden, hidden])?;
+            self.weights.require(&format!("{name}.bias"), &[hidden])?;
+        }
+        Ok(self)
+    }
+
+    /// Whether the pooler is the checkpoint's and frozen.
+    pub fn frozen_pooler(&self) -> bool {
+        self.frozen_pooler
+    }
+
+    /// Refuses a checkpoint that lacks a tensor of the encoder, or has it in another shape. Layer by layer, so
+    /// that sizes that nothing stands behind are found out before anything grows with them.
+    fn require_encoder(&self) -> Result<()> {
+        let Pretrained {
             config,
             weights,
             prefix,
-            frozen_pooler,
-        })
+            ..
+        } = self;
+        let hidden = config.hidden;
+        let norm = |name: &str| {
+            let names = norm_names(weights, name);
+            names
+                .iter()
+                .try_for_each(|name| weights.require(name, &[hidden]))
+        };
+        let embeddings = [
+            ("word_embeddings", config.vocabulary),
+            ("position_embeddings", config.positions),
+            ("token_type_embeddings", config.token_types),
+        ];
+        for (name, entries) in embeddings.into_iter().filter(|(_, entries)| *entries > 0) {
+            let name = format!("{prefix}embeddings.{name}.weight");
+            weights.require(&name, &[entries, hidden])?;
+        }
+        norm(&format!("{prefix}embeddings.LayerNorm"))?;
+        let names = config.family.names();
+        for layer in 0..config.layers {
+            for linear in config.linears_of(layer) {
+                let name = format!("{prefix}{}", linear.path);
+                weights.require(&format!("{name}.weight"), &[linear.outputs, linear.inputs])?;
+                weights.require(&format!("{name}.bias"), &[linear.outputs])?;
+            }
+            for which in names.norms {
+                norm(&format!("{prefix}{}.{layer}.{which}", names.layers))?;
+            }
+        }
+        let start = format!("{prefix}{}.", names.layers);
+        let beyond = weights.names().find(|name| {
+            let layer = name
+                .strip_prefix(&start)
+                .and_then(|rest| rest.split('.').next());
+            let layer = layer.and_then(|layer| layer.parse::<usize>().ok());
+            layer.is_some_and(|layer| layer >= config.layers)
+        });
+        if let Some(name) = beyond {
+            tracing::warn!(
+                "the checkpoint has {name}, but its config.json speaks of {} layers: those beyond are not used",
+                config.layers
+            );
+        }
+        Ok(())
     }
 
     /// Every linear layer that can carry an adapter, in forward order.
@@ -84,7 +172,7 @@ impl Pretrained {
     /// The modules that a recipe's `[adapter]` selects and what each carries.
     pub fn modules(&self, recipe: &AdapterConfig) -> Result<Vec<ModuleInfo>> {
         let (linears, config) = (self.linears(), recipe.into());
-        let chosen = select(&recipe.targets, &linears)?;
+        let chosen = select(&recipe.targets, &linears, self.config.family.names().prefix)?;
         let modules = linears.iter().zip(chosen).filter(|(_, chosen)| *chosen);
         Ok(modules.map(|(linear, _)| linear.module(&config)).collect())
     }
@@ -126,11 +214,9 @@ impl<B: Kernels> Model<B> {
                 Linear::load(weights, prefix, &linears[last], module_of[last], device)
             })
             .transpose()?;
-        // What products read has been laid out anew; embeddings come back row by row.
-        weights.release();
         Ok(Model {
             encoder,
-            head: Head::new(config, pooler, outputs),
+            head: Head::load(pretrained, pooler, outputs, device)?,
         })
     }
 

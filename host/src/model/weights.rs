@@ -1,86 +1,146 @@
-//! Pretrained weights, mapped from their safetensors files.
+//! Weights in safetensors files: what is there is known from their headers, values are read when asked for.
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::Mutex;
 
-use burn::tensor::{AllocationProperty, Bytes, DType, Shape, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use burn_backend::Backend;
 use half::{bf16, f16};
-use memmap2::Mmap;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorView};
 
 use crate::error::{Error, Result};
 
-/// The tensors of a checkpoint, by name. The files stay mapped as long as a tensor made from them lives:
-/// an f32 weight on the CPU is the file's own pages, read when first used.
-pub struct Weights {
-    entries: BTreeMap<String, Entry>,
-    files: Vec<PathBuf>,
-    mappings: Vec<Arc<Mmap>>,
+/// What an error of a file of tensors advises, which depends on whose file it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Advice {
+    /// Which file says what shapes the tensors have.
+    pub config: &'static str,
+    /// Where the file cannot be opened.
+    pub unreadable: &'static str,
+    /// Where it is not whole.
+    pub damaged: &'static str,
+    /// Where a tensor is not there.
+    pub missing: &'static str,
+    /// Where a tensor has another shape.
+    pub misshapen: &'static str,
 }
 
-struct Mapping(Arc<Mmap>);
+impl Advice {
+    /// For the weights of a pretrained model.
+    pub const MODEL: Advice = Advice {
+        config: "config.json",
+        unreadable: "check that model.name points to a complete model folder",
+        damaged: "the file is damaged or its download was cut short: delete it and fetch it again",
+        missing: "the checkpoint does not belong to its config.json, or is of a family that is not supported",
+        misshapen: "config.json and the weights must come from the same model",
+    };
 
-impl AsRef<[u8]> for Mapping {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
+    /// For an adapter.
+    pub const ADAPTER: Advice = Advice {
+        config: "adapter_config.json and the base model",
+        unreadable: "an adapter folder holds adapter_config.json and adapter_model.safetensors",
+        damaged: "the file is damaged: export the adapter again (a run's best and last checkpoints still have it), or \
+                  save it again with PEFT",
+        missing: "the adapter is not whole, or belongs to another base model",
+        misshapen: "the adapter belongs to another base model, or its adapter_config.json to another adapter",
+    };
+}
+
+/// The tensors of a checkpoint, by name. Files stay open, but nothing is mapped: what has been read is the
+/// program's own, whatever others do to the files, and a file that shrinks is an error, not a signal.
+pub struct Weights {
+    entries: BTreeMap<String, Entry>,
+    files: Vec<Source>,
+    advice: Advice,
+}
+
+struct Source {
+    path: PathBuf,
+    file: Mutex<File>,
 }
 
 struct Entry {
-    bytes: bytes::Bytes,
+    /// Its name in the file.
+    name: String,
     dtype: Dtype,
     shape: Vec<usize>,
     file: usize,
+    /// Where its values begin in the file.
+    start: u64,
 }
 
+/// Bytes read at a time.
+const CHUNK: usize = 256 * 1024;
+
 impl Weights {
-    /// Maps `files`, the one `model.safetensors` or all its shards.
+    /// Opens a model's `files`, the one `model.safetensors` or all its shards.
     pub fn open(files: &[PathBuf]) -> Result<Self> {
-        let mut entries = BTreeMap::new();
-        let mut mappings = Vec::new();
-        for (file, path) in files.iter().enumerate() {
-            let mapping = Arc::new(map(path)?);
-            mappings.push(mapping.clone());
-            let mapped = bytes::Bytes::from_owner(Mapping(mapping));
-            let tensors = SafeTensors::deserialize(&mapped).map_err(|error| {
-                Error::user(format!(
-                    "{} is not a readable safetensors file: {error}",
-                    path.display()
-                ))
-                .help("the file is damaged or its download was cut short: delete it and fetch it again")
-            })?;
-            for (name, view) in tensors.tensors() {
-                let bytes = mapped.slice_ref(view.data());
-                let entry = Entry {
-                    bytes,
-                    dtype: view.dtype(),
-                    shape: view.shape().to_vec(),
-                    file,
-                };
-                entries.insert(name, entry);
-            }
-        }
-        Ok(Weights {
-            entries,
-            files: files.to_vec(),
-            mappings,
-        })
+        Weights::open_with(files, Advice::MODEL)
     }
 
-    /// Gives back the memory of the pages read so far; whatever is still needed is read from the files again.
-    pub fn release(&self) {
-        #[cfg(unix)]
-        for mapping in &self.mappings {
-            // SAFETY: the mapping is read-only and backed by its file, so no value is lost.
-            let released = unsafe { mapping.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
-            if let Err(error) = released {
-                tracing::debug!("pages of the weights stay in memory: {error}");
+    /// Opens `files` of whatever kind `advice` is for.
+    pub fn open_with(files: &[PathBuf], advice: Advice) -> Result<Self> {
+        let mut weights = Weights {
+            entries: BTreeMap::new(),
+            files: Vec::new(),
+            advice,
+        };
+        for path in files {
+            let mut file = File::open(path).map_err(|error| {
+                Error::user(format!("cannot read {}: {error}", path.display()))
+                    .help(advice.unreadable)
+            })?;
+            let (begin, metadata) = header(&mut file).map_err(|why| {
+                Error::user(format!(
+                    "{} is not a readable safetensors file: {why}",
+                    path.display()
+                ))
+                .help(advice.damaged)
+            })?;
+            for (name, info) in metadata.tensors() {
+                let entry = Entry {
+                    name: name.clone(),
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                    file: weights.files.len(),
+                    start: begin + info.data_offsets.0 as u64,
+                };
+                if let Some(other) = weights.entries.insert(name, entry) {
+                    return Err(Error::user(format!(
+                        "tensor {} is in two files: {} and {}",
+                        other.name,
+                        weights.files[other.file].path.display(),
+                        path.display()
+                    ))
+                    .help(advice.damaged));
+                }
+            }
+            weights.files.push(Source {
+                path: path.clone(),
+                file: Mutex::new(file),
+            });
+        }
+        Ok(weights)
+    }
+
+    /// The same tensors under the names that `canonical` makes of those in the file; errors keep the latter.
+    pub fn renamed(mut self, canonical: impl Fn(&str) -> String) -> Result<Self> {
+        for (name, entry) in std::mem::take(&mut self.entries) {
+            let (path, twice) = (self.path(&entry).to_owned(), entry.name.clone());
+            if let Some(other) = self.entries.insert(canonical(&name), entry) {
+                return Err(Error::user(format!(
+                    "{}: {twice} and {} are one tensor under two names",
+                    path.display(),
+                    other.name
+                ))
+                .help("leave one of them out"));
             }
         }
+        Ok(self)
     }
 
     /// The names of all tensors.
@@ -88,14 +148,15 @@ impl Weights {
         self.entries.keys().map(String::as_str)
     }
 
+    /// What the file calls the tensor `name`.
+    pub fn name_in_file<'a>(&'a self, name: &'a str) -> &'a str {
+        self.entries.get(name).map_or(name, |entry| &entry.name)
+    }
+
     /// The number of values in all tensors of floats.
     pub fn parameters(&self) -> u64 {
-        let floats = [Dtype::F32, Dtype::F16, Dtype::BF16];
-        let entries = self
-            .entries
-            .values()
-            .filter(|entry| floats.contains(&entry.dtype));
-        entries
+        let floats = self.entries.values().filter(|entry| is_float(entry.dtype));
+        floats
             .map(|entry| entry.shape.iter().product::<usize>() as u64)
             .sum()
     }
@@ -110,82 +171,141 @@ impl Weights {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// The tensor `name` in f32, which must have `shape`.
+    /// Refuses a checkpoint whose header has no tensor `name` of floats with `shape`; reads no value.
+    pub fn require(&self, name: &str, shape: &[usize]) -> Result<()> {
+        self.entry(name, shape).map(|_| ())
+    }
+
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry> {
+        let entry = self.entries.get(name).ok_or_else(|| self.missing(name))?;
+        let path = self.path(entry).display();
+        if entry.shape != shape {
+            return Err(Error::user(format!(
+                "{path}: tensor {} has shape {:?}, but {} asks for {shape:?}",
+                entry.name, entry.shape, self.advice.config
+            ))
+            .help(self.advice.misshapen));
+        }
+        if !is_float(entry.dtype) {
+            return Err(Error::user(format!(
+                "{path}: tensor {} has element type {:?}; f32, f16 and bf16 are supported",
+                entry.name, entry.dtype
+            ))
+            .help("convert the checkpoint to one of these"));
+        }
+        Ok(entry)
+    }
+
+    /// The tensor `name` in f32, which must have `shape` and only finite values.
     pub fn tensor<B: Backend, const D: usize>(
         &self,
         name: &str,
         shape: [usize; D],
         device: &B::Device,
     ) -> Result<Tensor<B, D>> {
-        let entry = self.entries.get(name).ok_or_else(|| self.missing(name))?;
-        let path = self.files[entry.file].display();
-        if entry.shape != shape {
-            return Err(Error::user(format!(
-                "{path}: tensor {name} has shape {:?}, but config.json asks for {shape:?}",
-                entry.shape
+        let values = self.values(self.entry(name, &shape)?)?;
+        Ok(Tensor::from_data(TensorData::new(values, shape), device))
+    }
+
+    fn values(&self, entry: &Entry) -> Result<Vec<f32>> {
+        // The header was held against the file's length: this is no more than the file has, twice that for halves.
+        let mut values = Vec::with_capacity(entry.shape.iter().product());
+        let mut read = |chunk: &[u8]| match entry.dtype {
+            Dtype::F16 => widen(chunk, &mut values, |bytes| {
+                f16::from_le_bytes(bytes).to_f32()
+            }),
+            Dtype::BF16 => widen(chunk, &mut values, |bytes| {
+                bf16::from_le_bytes(bytes).to_f32()
+            }),
+            _ => widen(chunk, &mut values, f32::from_le_bytes),
+        };
+        let path = self.path(entry).display();
+        let failed = |error: std::io::Error| match error.kind() {
+            ErrorKind::UnexpectedEof => Error::user(format!(
+                "{path}: the file has become shorter since it was opened: tensor {} is cut off",
+                entry.name
             ))
-            .help("config.json and the weights must come from the same model"));
+            .help(self.advice.damaged),
+            _ => Error::failure(format!("cannot read {path}: {error}")),
+        };
+        // A lock that a panic left is as good as any: each reader seeks first.
+        let source = &self.files[entry.file].file;
+        let mut file = source.lock().unwrap_or_else(|poison| poison.into_inner());
+        file.seek(SeekFrom::Start(entry.start)).map_err(failed)?;
+        let mut left = entry.shape.iter().product::<usize>() * entry.dtype.bitsize() / 8;
+        let mut buffer = vec![0; left.min(CHUNK)];
+        while left > 0 {
+            let chunk = &mut buffer[..left.min(CHUNK)];
+            file.read_exact(chunk).map_err(failed)?;
+            read(chunk);
+            left -= chunk.len();
         }
-        let bytes = match entry.dtype {
-            Dtype::F32 if entry.bytes.as_ptr().align_offset(align_of::<f32>()) == 0 => {
-                Bytes::from_shared(entry.bytes.clone(), AllocationProperty::File)
-            }
-            Dtype::F32 => widen(&entry.bytes, f32::from_le_bytes),
-            Dtype::F16 => widen(&entry.bytes, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            Dtype::BF16 => widen(&entry.bytes, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-            other => {
-                return Err(Error::user(format!(
-                    "{path}: tensor {name} has element type {other:?}; f32, f16 and bf16 are supported"
-                ))
-                .help("convert the checkpoint to one of these"));
-            }
-        };
-        let data = TensorData {
-            bytes,
-            shape: Shape::from(shape),
-            dtype: DType::F32,
-        };
-        Ok(Tensor::from_data(data, device))
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(at) => Err(Error::user(format!(
+                "{path}: tensor {} has the value {} (element {at} of {})",
+                entry.name,
+                values[at],
+                values.len()
+            ))
+            .help("nothing can be computed with it: the weights come from a training that diverged, or are damaged")),
+        }
+    }
+
+    fn path(&self, entry: &Entry) -> &Path {
+        &self.files[entry.file].path
     }
 
     fn missing(&self, name: &str) -> Error {
-        let files: Vec<String> = self
+        let paths = self
             .files
             .iter()
-            .map(|file| file.display().to_string())
-            .collect();
+            .map(|file| file.path.display().to_string());
+        let files: Vec<String> = paths.collect();
         let near = self
             .entries
             .keys()
             .max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)))
             .map(|near| format!("; the nearest name there is {near}"))
             .unwrap_or_default();
-        Error::user(format!("{}: no tensor {name}{near}", files.join(", "))).help(
-            "the checkpoint does not belong to its config.json, or is of a family that is not supported",
-        )
+        Error::user(format!("{}: no tensor {name}{near}", files.join(", ")))
+            .help(self.advice.missing)
     }
 }
 
-fn map(path: &Path) -> Result<Mmap> {
-    let cannot_read = |error: std::io::Error| {
-        Error::user(format!("cannot read {}: {error}", path.display()))
-            .help("check that model.name points to a complete model folder")
-    };
-    let file = File::open(path).map_err(cannot_read)?;
-    // SAFETY: a mapping changes if someone writes to the file while the program runs. No program of this
-    // kind guards against that; what is written by dynalora itself is renamed into place, never changed.
-    unsafe { Mmap::map(&file) }.map_err(cannot_read)
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
-fn widen<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Bytes {
-    Bytes::from_elems(
-        bytes
-            .as_chunks::<N>()
-            .0
-            .iter()
-            .map(|bytes| convert(*bytes))
-            .collect::<Vec<_>>(),
-    )
+/// Where a file's values begin, and what its header says of them: one tensor behind the other, from there to the
+/// file's end. The header is read after its length has been held against the file's.
+fn header(file: &mut File) -> Result<(u64, Metadata), String> {
+    let length = file.metadata().map_err(|error| error.to_string())?.len();
+    let mut size = [0; 8];
+    file.read_exact(&mut size)
+        .map_err(|_| format!("{length} bytes are too few"))?;
+    let size = u64::from_le_bytes(size);
+    let begin = size.checked_add(8).filter(|begin| *begin <= length);
+    let begin = begin
+        .ok_or_else(|| format!("its header is {size} bytes long, but the whole file {length}"))?;
+    let mut text = vec![0; size as usize];
+    file.read_exact(&mut text)
+        .map_err(|error| error.to_string())?;
+    let metadata: Metadata =
+        serde_json::from_slice(&text).map_err(|error| format!("its header: {error}"))?;
+    let end = begin.checked_add(metadata.data_len() as u64);
+    if end != Some(length) {
+        return Err(format!(
+            "its header speaks of {} bytes of values, but {} follow it",
+            metadata.data_len(),
+            length - begin
+        ));
+    }
+    Ok((begin, metadata))
+}
+
+fn widen<const N: usize>(bytes: &[u8], values: &mut Vec<f32>, convert: impl Fn([u8; N]) -> f32) {
+    values.extend(bytes.as_chunks::<N>().0.iter().map(|bytes| convert(*bytes)));
 }
 
 /// A tensor on its way into a file.

@@ -368,11 +368,22 @@ impl Document {
         }
         if let Some(rest) = message.strip_prefix("missing field ") {
             let (missing, _) = quoted(rest);
-            let name = join(key, &missing);
+            let name = self.whole_name(key, &missing, keys);
             let error = Error::user(format!("the recipe lacks the key `{name}`"));
+            let is_table = keys.iter().any(|key| {
+                let inner = key.strip_prefix(&name);
+                inner.is_some_and(|inner| inner.starts_with('.'))
+            });
+            let help = if is_table {
+                format!("add the table `[{name}]`")
+            } else {
+                format!("add it, or pass `--set {name}=VALUE`")
+            };
+            // What belongs to no table belongs at the top.
+            let span = if name.contains('.') { span } else { 0..0 };
             return self
                 .point(error, &span, format!("`{missing}` belongs here"))
-                .help(format!("add it, or pass `--set {name}=VALUE`"));
+                .help(help);
         }
         if let Some(rest) = message.strip_prefix("duplicate field ") {
             let (twice, _) = quoted(rest);
@@ -403,6 +414,20 @@ impl Document {
                 self.point(error, &span, "refused").help(self.way_out(key))
             }
         }
+    }
+
+    /// The dotted path of a key that is missing beside or in `table`: a span says only roughly where.
+    fn whole_name(&self, table: &str, missing: &str, keys: &[String]) -> String {
+        let here = join(table, missing);
+        if keys.contains(&here) || keys.is_empty() {
+            return here;
+        }
+        let around = table.rsplit_once('.').map_or("", |(around, _)| around);
+        let candidates = [join(around, missing), missing.to_owned()];
+        let mut candidates = candidates.into_iter();
+        candidates
+            .find(|name| keys.contains(name) && !self.has(name))
+            .unwrap_or(here)
     }
 
     fn unknown_key(

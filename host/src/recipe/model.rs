@@ -28,8 +28,8 @@ pub struct ModelConfig {
     /// Dropout before the head, in place of the `config.json`'s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classifier_dropout: Option<f64>,
-    /// Whether the pooler below the head trains fully, as the head does. Left out: only where the
-    /// checkpoint has no weights for it.
+    /// Of BERT alone: whether the pooler below the head trains fully, as the head does, from the checkpoint's
+    /// weights on. Left out: only where the checkpoint has no weights for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_pooler: Option<bool>,
 }

@@ -23,7 +23,7 @@ use std::time::Instant;
 use dynalora_plugin_api::{ModuleInfo, Needs, Observation, RawValue, Signal};
 
 pub use machine::peak_memory;
-pub use prepare::{Plugins, Prepared, Rest};
+pub use prepare::{Prepared, Rest, check};
 pub use progress::{Display, Verbosity, say};
 
 use crate::adapter::{Adapters, components, mixed};

@@ -77,6 +77,22 @@ impl Prepared {
     }
 }
 
+/// What can be found wrong with a recipe before its data is read: as [`Prepared::new`] finds it.
+pub fn check(
+    recipe: &Recipe,
+    pretrained: &Pretrained,
+    modules: &[ModuleInfo],
+    plugin_dirs: &[PathBuf],
+) -> Result<()> {
+    refuse_dropout_under_a_cache(recipe, pretrained)?;
+    let plugins = Plugins::load(recipe, modules, plugin_dirs)?;
+    match recipe.train.length() {
+        Length::Steps(steps) => plugins.controller(recipe, steps).map(drop),
+        // So many steps as there are batches, which only the data can tell.
+        Length::Epochs(_) => Ok(()),
+    }
+}
+
 /// A cached prefix would repeat the first epoch's dropout for ever.
 fn refuse_dropout_under_a_cache(recipe: &Recipe, pretrained: &Pretrained) -> Result<()> {
     if !recipe.train.cache_frozen_prefix {
@@ -101,7 +117,7 @@ fn refuse_dropout_under_a_cache(recipe: &Recipe, pretrained: &Pretrained) -> Res
 }
 
 /// The plugins of a recipe, made for its modules.
-pub struct Plugins {
+struct Plugins {
     units: Units,
     scorer: Option<plugin::Loaded<dyn dynalora_plugin_api::Scorer>>,
     allocator: Option<plugin::Loaded<dyn dynalora_plugin_api::Allocator>>,
@@ -110,7 +126,7 @@ pub struct Plugins {
 
 impl Plugins {
     /// Finds and makes them; the parameters of each are held against the modules that it is to choose among.
-    pub fn load(recipe: &Recipe, modules: &[ModuleInfo], plugin_dirs: &[PathBuf]) -> Result<Self> {
+    fn load(recipe: &Recipe, modules: &[ModuleInfo], plugin_dirs: &[PathBuf]) -> Result<Self> {
         let allocation = &recipe.allocation;
         let units = Units::new(allocation.unit, modules.to_vec());
         let initial = allocation.initial_budget(recipe.allocator.as_ref())?;
@@ -156,7 +172,7 @@ impl Plugins {
     }
 
     /// The controller of a run of so many steps, in which they have to be able to work.
-    pub fn controller(self, recipe: &Recipe, total_steps: u64) -> Result<Controller> {
+    fn controller(self, recipe: &Recipe, total_steps: u64) -> Result<Controller> {
         let settings = Settings {
             schedule: recipe.allocation.schedule.clone(),
             initial_budget: self.initial,
