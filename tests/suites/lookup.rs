@@ -387,6 +387,14 @@ fn what_others_may_write_to_is_warned_of() {
     assert_eq!(warned(0o755, 0o666), 1);
     assert_eq!(warned(0o777, 0o644), 1);
     assert_eq!(warned(0o1777, 0o666), 2);
+    // By a link, which whoever may write to its folder can turn elsewhere.
+    warned(0o755, 0o644);
+    let linked = scene.path("linked");
+    std::fs::create_dir(&linked).expect("a temporary folder");
+    std::fs::set_permissions(&linked, PermissionsExt::from_mode(0o777)).expect("it is mine");
+    std::os::unix::fs::symlink(&path, linked.join(library("link"))).expect("a link");
+    let output = scene.run(&["plugins", "info", "top-k", "--plugin-dir", text(&linked)]);
+    contains(&output, &[text(&linked), "may be written to by everyone"]);
 }
 
 /// Writes a plugin crate that misbehaves as its parameter says.

@@ -14,8 +14,10 @@ use crate::error::{Error, Result};
 /// A file that says that it is a plugin of this host's version. Nothing of it has been run.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// The file, absolute.
+    /// The file, absolute and without links.
     pub path: PathBuf,
+    /// The folder it was found in, which a link may have led out of.
+    pub folder: Option<PathBuf>,
     /// What it says of itself.
     pub label: Label,
 }
@@ -66,11 +68,13 @@ impl Candidate {
 
     /// What the plugin says of itself, all of it: its code is run, in a child of this program where one can be had.
     pub fn describe(&self) -> Result<Manifest> {
-        trust::warn_of(&self.path);
+        trust::warn_of(&self.path, self.folder.as_deref());
         match probe::describe(&self.path) {
             Some(Ok(manifest)) => self.agrees(manifest),
             Some(Err(probe::Fault::Refused(error))) => Err(error),
-            Some(Err(probe::Fault::Ended(why))) => Err(unusable(&self.path, &why)),
+            Some(Err(probe::Fault::Ended(why))) => Err(unusable(&self.path, &why).help(
+                "the file is damaged, which a copy or a build mends, or its plugin must not do this: tell its author",
+            )),
             None => self.load_here().map(|library| library.manifest),
         }
     }
@@ -177,8 +181,15 @@ pub fn look(path: &Path) -> Look {
         Err(error) => return broken(unusable(path, &error.to_string())),
     }
     // One spelling of a file, so that two ways to it are seen to be one.
+    let folder = path
+        .parent()
+        .map(|folder| folder.canonicalize().unwrap_or_else(|_| folder.to_owned()));
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    Look::Plugin(Candidate { path, label })
+    Look::Plugin(Candidate {
+        path,
+        folder,
+        label,
+    })
 }
 
 /// Major and minor number: what both sides must share.

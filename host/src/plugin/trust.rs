@@ -2,15 +2,19 @@
 
 use std::path::Path;
 
-/// Warns, once for each, of a library and of its folder that others than the user and root may change.
-pub fn warn_of(library: &Path) {
+/// Warns, once for each, of a library, of its folder and of the one it was found in by a link, where others than the
+/// user and root may change them.
+pub fn warn_of(library: &Path, found_in: Option<&Path>) {
     #[cfg(unix)]
     {
         use std::collections::HashSet;
         use std::path::PathBuf;
         use std::sync::{LazyLock, Mutex};
         static WARNED: LazyLock<Mutex<HashSet<PathBuf>>> = LazyLock::new(Mutex::default);
-        for path in [Some(library), library.parent()].into_iter().flatten() {
+        for path in [Some(library), library.parent(), found_in]
+            .into_iter()
+            .flatten()
+        {
             let Some(why) = others(path) else { continue };
             let fresh = WARNED
                 .lock()
@@ -24,7 +28,7 @@ pub fn warn_of(library: &Path) {
         }
     }
     #[cfg(not(unix))]
-    let _ = library;
+    let _ = (library, found_in);
 }
 
 /// Who else may write to a path, if anyone.
