@@ -116,26 +116,24 @@ impl DataConfig {
         }
     }
 
-    /// Writes out what was left open and the data has told: the classes, the kind of problem, the metrics. A task
-    /// has classes and kind by itself.
-    pub fn settle(&mut self, labels: &[String], problem: Problem, metrics: &[Metric]) {
+    /// Writes out what was left open and the data has told: the classes and the kind of problem. A task has them by
+    /// itself.
+    pub fn settle(&mut self, labels: &[String], problem: Problem) {
         if self.task.is_none() {
             self.problem = Some(problem);
             self.labels = (problem == Problem::Classification).then(|| labels.to_vec());
         }
-        self.metrics = Some(metrics.to_vec());
     }
 
     /// Whether nothing is left open that the data tells.
     pub fn is_settled(&self) -> bool {
-        self.metrics.is_some() && (self.task.is_some() || self.problem.is_some())
+        self.task.is_some() || self.problem.is_some()
     }
 
     /// Takes what is left open here and was settled there, to compare a recipe with that of the run it started.
     pub fn adopt(&mut self, run: &DataConfig) {
         self.labels = self.labels.take().or_else(|| run.labels.clone());
         self.problem = self.problem.or(run.problem);
-        self.metrics = self.metrics.take().or_else(|| run.metrics.clone());
     }
 
     /// Refuses keys that contradict each other or cannot mean anything.
@@ -372,7 +370,7 @@ mod tests {
         let given: DataConfig = toml::from_str("train = 'a.csv'\n[columns]\ntext = 't'").unwrap();
         let mut settled = given.clone();
         let labels = ["b".to_owned(), "a".to_owned()];
-        settled.settle(&labels, Problem::Classification, &[Metric::Accuracy]);
+        settled.settle(&labels, Problem::Classification);
         assert_eq!(settled.labels.as_deref(), Some(&labels[..]));
         assert_eq!(settled.problem, Some(Problem::Classification));
         let mut again = given.clone();
@@ -386,7 +384,7 @@ mod tests {
         assert_eq!(other.problem, Some(Problem::Regression));
         // A task's table stays valid.
         let mut task: DataConfig = toml::from_str("task = 'cola'\ndir = 'x'").unwrap();
-        task.settle(&labels, Problem::Classification, &[Metric::Matthews]);
+        task.settle(&labels, Problem::Classification);
         assert!(task.validate().is_ok());
     }
 }

@@ -48,9 +48,7 @@ impl Prepared {
         let plugins = Plugins::load(&recipe, &modules, plugin_dirs)?;
         let data = data::load(&recipe, &folder, &Limits::of(&pretrained.config))?;
         // What was learnt from the data is a part of what the run was.
-        recipe
-            .data
-            .settle(&data.labels, data.problem, &data.metrics);
+        recipe.data.settle(&data.labels, data.problem);
         let trains = data.train.labels.len() == data.train.len() && !data.train.is_empty();
         if !trains {
             return Err(Error::user("the training data has no labelled examples")
