@@ -211,8 +211,8 @@ fn plan(
             }
         });
     let length = recipe.model.max_length.min(config.max_length());
-    // The longest sequence. The last layer is counted for all tokens, as steps in which a scorer measures it
-    // run it; the others spare all but the first token's queries, projection and feed-forward there.
+    // The longest sequence. The last layer is counted for all tokens, so that modules of every layer compare;
+    // steps spare all but the first token's queries, projection and feed-forward there.
     let mut longest = Sizes::default();
     longest.add(&[0, length]);
     let shape = Shape {
