@@ -8,6 +8,10 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
+/// A change to a model's folder, and what is said of it.
+type Misfit<'a> = (&'a dyn Fn(&Path), &'a [&'a str]);
+/// A model, and names and shapes of the head of two classes that it may have.
+type Headed = (&'static str, &'static [(&'static str, &'static [usize])]);
 /// A tensor of a file: name, shape, bytes of f32.
 type Stored = (String, Vec<usize>, Vec<u8>);
 
@@ -420,7 +424,7 @@ fn plan_finds_weights_that_do_not_fit() {
             tensors.retain(|(name, ..)| !name.ends_with("layer.1.output.LayerNorm.bias"));
         });
     };
-    let cases: [(&dyn Fn(&Path), &[&str]); 6] = [
+    let cases: [Misfit<'_>; 6] = [
         (&layers, &["layer.2", "model.safetensors"]),
         (&hidden, &["shape", "2000000000"]),
         (&vocabulary, &["word_embeddings", "[200, 32]", "[201, 32]"]),
@@ -616,30 +620,30 @@ fn training_starts_from_the_checkpoints_pooler_and_classifier() {
         assert!(!said.contains("drawn anew"), "{said}");
     }
     // Classifiers of each family.
-    let hidden = 32;
-    let cases: [(&str, &[(&str, &[usize])]); 3] = [
+    const HIDDEN: usize = 32;
+    let cases: [Headed; 3] = [
         (
             "tiny-bert",
             &[
-                ("classifier.weight", &[2, hidden]),
+                ("classifier.weight", &[2, HIDDEN]),
                 ("classifier.bias", &[2]),
             ],
         ),
         (
             "tiny-roberta",
             &[
-                ("classifier.dense.weight", &[hidden, hidden]),
-                ("classifier.dense.bias", &[hidden]),
-                ("classifier.out_proj.weight", &[2, hidden]),
+                ("classifier.dense.weight", &[HIDDEN, HIDDEN]),
+                ("classifier.dense.bias", &[HIDDEN]),
+                ("classifier.out_proj.weight", &[2, HIDDEN]),
                 ("classifier.out_proj.bias", &[2]),
             ],
         ),
         (
             "tiny-distilbert",
             &[
-                ("pre_classifier.weight", &[hidden, hidden]),
-                ("pre_classifier.bias", &[hidden]),
-                ("classifier.weight", &[2, hidden]),
+                ("pre_classifier.weight", &[HIDDEN, HIDDEN]),
+                ("pre_classifier.bias", &[HIDDEN]),
+                ("classifier.weight", &[2, HIDDEN]),
                 ("classifier.bias", &[2]),
             ],
         ),

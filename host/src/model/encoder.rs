@@ -189,7 +189,7 @@ impl<B: Kernels> Encoder<B> {
         let names = config.family.names();
         let embedding = |name: &str, entries: usize| {
             let name = format!("{prefix}embeddings.{name}.weight");
-            weights.tensor::<B, 2>(&name, [entries, config.hidden], device)
+            weights.rows::<B>(&name, [entries, config.hidden], device)
         };
         let layers = (0..config.layers).map(|layer| {
             let linear = |which: usize| {

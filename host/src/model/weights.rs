@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{AllocationProperty, Bytes, DType, Shape, Tensor, TensorData};
 use burn_backend::Backend;
 use half::{bf16, f16};
+use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorView};
 
@@ -50,7 +51,7 @@ impl Advice {
     };
 }
 
-/// The tensors of a checkpoint, by name. Files stay open, but nothing is mapped: what has been read is the
+/// The tensors of a checkpoint, by name. Files stay open, but are not mapped: what has been read is the
 /// program's own, whatever others do to the files, and a file that shrinks is an error, not a signal.
 pub struct Weights {
     entries: BTreeMap<String, Entry>,
@@ -73,6 +74,8 @@ struct Entry {
     start: u64,
 }
 
+/// Values that are worth a temporary file; fewer stay in memory.
+const SPILLED: usize = 2 << 20;
 /// Bytes read at a time.
 const CHUNK: usize = 256 * 1024;
 
@@ -207,18 +210,63 @@ impl Weights {
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
+    /// As [`tensor`](Self::tensor), for a matrix of which rows are looked up here and there: an f32 one is copied
+    /// into a temporary file that has no name, whose pages are in memory once they are touched.
+    pub fn rows<B: Backend>(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        device: &B::Device,
+    ) -> Result<Tensor<B, 2>> {
+        let entry = self.entry(name, &shape)?;
+        let data = match self.spilled(entry)? {
+            Some(bytes) => TensorData {
+                bytes,
+                shape: Shape::from(shape),
+                dtype: DType::F32,
+            },
+            None => TensorData::new(self.values(entry)?, shape),
+        };
+        Ok(Tensor::from_data(data, device))
+    }
+
+    /// A tensor's values in a temporary file of nobody else's; none where they are few, or where there is no room
+    /// for it.
+    fn spilled(&self, entry: &Entry) -> Result<Option<Bytes>> {
+        if entry.shape.iter().product::<usize>() < SPILLED {
+            return Ok(None);
+        }
+        let mut file = tempfile::tempfile();
+        self.read(entry, |values| {
+            let written = file
+                .as_mut()
+                .map(|file| file.write_all(bytemuck::cast_slice(values)));
+            if let Ok(Err(error)) = written {
+                file = Err(error);
+            }
+        })?;
+        // SAFETY: the file has no name, so that nobody can write to it or cut it off, and all of it was written.
+        match file.and_then(|file| unsafe { Mmap::map(&file) }) {
+            Ok(mapping) => {
+                let shared = bytes::Bytes::from_owner(mapping);
+                Ok(Some(Bytes::from_shared(shared, AllocationProperty::File)))
+            }
+            Err(error) => {
+                tracing::debug!("{} stays in memory: {error}", entry.name);
+                Ok(None)
+            }
+        }
+    }
+
     fn values(&self, entry: &Entry) -> Result<Vec<f32>> {
         // The header was held against the file's length: this is no more than the file has, twice that for halves.
         let mut values = Vec::with_capacity(entry.shape.iter().product());
-        let mut read = |chunk: &[u8]| match entry.dtype {
-            Dtype::F16 => widen(chunk, &mut values, |bytes| {
-                f16::from_le_bytes(bytes).to_f32()
-            }),
-            Dtype::BF16 => widen(chunk, &mut values, |bytes| {
-                bf16::from_le_bytes(bytes).to_f32()
-            }),
-            _ => widen(chunk, &mut values, f32::from_le_bytes),
-        };
+        self.read(entry, |chunk| values.extend_from_slice(chunk))?;
+        Ok(values)
+    }
+
+    /// Hands a tensor's values to `sink`, part by part.
+    fn read(&self, entry: &Entry, mut sink: impl FnMut(&[f32])) -> Result<()> {
         let path = self.path(entry).display();
         let failed = |error: std::io::Error| match error.kind() {
             ErrorKind::UnexpectedEof => Error::user(format!(
@@ -232,24 +280,40 @@ impl Weights {
         let source = &self.files[entry.file].file;
         let mut file = source.lock().unwrap_or_else(|poison| poison.into_inner());
         file.seek(SeekFrom::Start(entry.start)).map_err(failed)?;
-        let mut left = entry.shape.iter().product::<usize>() * entry.dtype.bitsize() / 8;
+        let count: usize = entry.shape.iter().product();
+        let mut left = count * entry.dtype.bitsize() / 8;
         let mut buffer = vec![0; left.min(CHUNK)];
+        let mut values: Vec<f32> = Vec::new();
+        let mut read = 0;
         while left > 0 {
             let chunk = &mut buffer[..left.min(CHUNK)];
             file.read_exact(chunk).map_err(failed)?;
-            read(chunk);
             left -= chunk.len();
+            values.clear();
+            match entry.dtype {
+                Dtype::F16 => widen(chunk, &mut values, |bytes| {
+                    f16::from_le_bytes(bytes).to_f32()
+                }),
+                Dtype::BF16 => widen(chunk, &mut values, |bytes| {
+                    bf16::from_le_bytes(bytes).to_f32()
+                }),
+                _ => widen(chunk, &mut values, f32::from_le_bytes),
+            }
+            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+                return Err(Error::user(format!(
+                    "{path}: tensor {} has the value {} (element {} of {count})",
+                    entry.name,
+                    values[at],
+                    read + at
+                ))
+                .help(
+                    "nothing can be computed with it: the weights come from a training that diverged, or are damaged",
+                ));
+            }
+            read += values.len();
+            sink(&values);
         }
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(values),
-            Some(at) => Err(Error::user(format!(
-                "{path}: tensor {} has the value {} (element {at} of {})",
-                entry.name,
-                values[at],
-                values.len()
-            ))
-            .help("nothing can be computed with it: the weights come from a training that diverged, or are damaged")),
-        }
+        Ok(())
     }
 
     fn path(&self, entry: &Entry) -> &Path {
