@@ -362,6 +362,22 @@ fn parquet_that_unpacks_beyond_a_limit_is_refused() {
         said.contains("bomb.parquet") && said.contains("limit of"),
         "{said}"
     );
+
+    // Compressed, the file itself says what it comes to, and nothing is unpacked.
+    let properties = WriterProperties::builder()
+        .set_dictionary_enabled(false)
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .build();
+    let (_folder, path) = file("zipped.parquet", parquet_as(&rows, properties));
+    let size = std::fs::metadata(&path).expect("it is there").len();
+    let refused = parquet::read_at_most(&path, &layout, 1 << 20).expect_err("refused");
+    let said = refused.to_string();
+    let unpacked = said.split("unpacks to ").nth(1);
+    let unpacked = unpacked.and_then(|rest| rest.split(' ').next());
+    let unpacked: u64 = unpacked
+        .and_then(|bytes| bytes.parse().ok())
+        .expect("a number");
+    assert!(size < 1 << 20 && unpacked > 30_000_000, "{size}: {said}");
 }
 
 #[test]
