@@ -395,7 +395,8 @@ mod tests {
         for seconds in [-1.0, f64::NAN, f64::INFINITY, 1e300] {
             assert!(bad(&|p| p.seconds = seconds).contains("`seconds`"));
         }
-        let changes: [(&str, &dyn Fn(&mut Progress)); 15] = [
+        type Change<'a> = (&'a str, &'a dyn Fn(&mut Progress));
+        let changes: [Change<'_>; 15] = [
             ("step", &|p| p.step = 6),
             ("tokens", &|p| p.tokens = u64::MAX),
             ("flops", &|p| p.flops = u64::MAX),
