@@ -187,6 +187,33 @@ fn work(entry: Entry, from: u64, to: u64) -> WorkerEnd {
     }
 }
 
+/// Writes the good files to the folder that `DYNALORA_MUTATIONS_SEEDS` names: cargo-fuzz's first corpus.
+#[test]
+#[ignore = "writes the corpus of cargo-fuzz where it is told to"]
+fn seeds() {
+    let Some(corpus) = std::env::var_os("DYNALORA_MUTATIONS_SEEDS") else {
+        return;
+    };
+    let corpus = dynalora_tests::package().join("..").join(corpus);
+    for entry in ENTRIES {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        entry.prepare(place.path());
+        // `AdapterConfig` is the target `adapter_config`.
+        let mut name = String::new();
+        for c in format!("{entry:?}").chars() {
+            if c.is_uppercase() && !name.is_empty() {
+                name.push('_');
+            }
+            name.extend(c.to_lowercase());
+        }
+        let folder = corpus.join(name);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for (n, seed) in entry.seeds(place.path()).iter().enumerate() {
+            std::fs::write(folder.join(format!("seed-{n}")), seed).expect("a seed");
+        }
+    }
+}
+
 /// Takes the cases that the environment names, in a process that may end at any of them.
 #[test]
 #[ignore = "run by the test above, in a process of its own"]

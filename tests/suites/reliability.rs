@@ -81,12 +81,14 @@ impl Place {
     }
 
     fn command(&self, recipe: &Path, more: &[&str]) -> Command {
-        let mut command = dynalora();
+        let mut command = self.loud(recipe, more);
+        command.arg("--quiet");
         command
-            .arg("train")
-            .arg(recipe)
-            .args(["--quiet"])
-            .args(more);
+    }
+
+    fn loud(&self, recipe: &Path, more: &[&str]) -> Command {
+        let mut command = dynalora();
+        command.arg("train").arg(recipe).args(more);
         command
             .current_dir(self.0.path())
             .env("DYNALORA_CACHE", self.path("cache"));
@@ -425,8 +427,16 @@ fn faults_are_told_of_and_survived() {
     ] {
         let name = format!("damaged-{file}");
         let mut child = place.start(&name, &many);
-        wait_for(&place.path(&name).join("checkpoints/pointers.json"));
-        std::thread::sleep(Duration::from_millis(50));
+        // Step 7 evaluates, so that there is a best one besides the last.
+        let metrics = place.path(&name).join("metrics.jsonl");
+        let started = Instant::now();
+        while std::fs::metadata(&metrics).map_or(0, |file| file.len()) < 4000 {
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "no steps within a minute"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
         let checkpoints = place.path(&name).join("checkpoints");
@@ -450,7 +460,9 @@ fn faults_are_told_of_and_survived() {
             _ => bytes[middle] ^= 4,
         }
         std::fs::write(&path, bytes).expect("its file");
-        let mut child = place.start(&name, &many);
+        // Not quietly: going on with another checkpoint is a warning.
+        let mut loud = place.loud(&place.path(&format!("{name}.toml")), &["--resume"]);
+        let mut child = loud.spawn().expect("the program starts");
         // Either it is refused by name, or the one before it is used, and that is said.
         let output = match ended_within(&mut child, Duration::from_millis(1500)) {
             true => child.wait_with_output().expect("it ends"),
