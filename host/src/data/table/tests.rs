@@ -1,3 +1,4 @@
+use ::parquet::basic::{Compression, ZstdLevel};
 use std::path::PathBuf;
 use std::sync::Arc;
 
