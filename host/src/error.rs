@@ -14,6 +14,8 @@ pub enum Kind {
     User,
     /// The program or the machine failed: exit code 1.
     Failure,
+    /// Training came to numbers that are not finite: exit code 1.
+    Diverged,
     /// A signal of this number asked the process to stop: exit code 128 and the number.
     Interrupted(i32),
 }
@@ -48,6 +50,11 @@ impl Error {
     /// A failure of the program or of the machine under it.
     pub fn failure(message: impl Into<String>) -> Self {
         Self::new(Kind::Failure, message.into())
+    }
+
+    /// Training came to numbers that are not finite.
+    pub fn diverged(message: impl Into<String>) -> Self {
+        Self::new(Kind::Diverged, message.into())
     }
 
     /// A signal asked the process to stop.
@@ -107,7 +114,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::User => 2,
-            Kind::Failure => 1,
+            Kind::Failure | Kind::Diverged => 1,
             Kind::Interrupted(signal) => 128 + signal as u8,
         }
     }

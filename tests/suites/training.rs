@@ -384,6 +384,23 @@ fn a_standard_error_that_cannot_be_written_ends_nothing() {
     let mut child = command.stderr(Stdio::piped()).spawn().expect("it starts");
     drop(child.stderr.take());
     assert!(child.wait().expect("it ends").success());
+    // No colours where nobody sees them.
+    let said = |arguments: &[&str]| scene.run(arguments).stderr;
+    assert!(!said(&["train", "nowhere.toml"]).contains(&0x1b));
+    let warned = said(&[
+        "train",
+        "recipe.toml",
+        "-vv",
+        "--set",
+        "output=plain",
+        "--set",
+        PLAIN,
+    ]);
+    assert!(
+        String::from_utf8_lossy(&warned).contains("WARN"),
+        "{warned:?}"
+    );
+    assert!(!warned.contains(&0x1b));
     // And a message that cannot be shown keeps its exit code.
     let mut command = scene.command(&["train", "nowhere.toml"]);
     command.stderr(

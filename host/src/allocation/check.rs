@@ -4,24 +4,17 @@ use dynalora_plugin_api::{Allocation, ModuleInfo, Observation};
 
 use crate::error::{Error, Result};
 
-/// Refuses measurements that are no numbers, before a plugin is blamed for them: a missing one crosses as NaN.
-pub fn observation(modules: &[ModuleInfo], observation: &Observation) -> Result<()> {
-    let diverged = |what: &str, module: usize, value: f32| {
+/// The first measurement that is no finite number, which no plugin may see: a missing one crosses as NaN.
+pub fn not_finite(modules: &[ModuleInfo], observation: &Observation) -> Option<String> {
+    let said = |what: String, module: usize, value: f32| {
         let path = modules.get(module).map_or("?", |module| &module.path);
-        let step = observation.step;
-        Err(Error::user(format!(
-            "{what} of module {path} is {value} at step {step}: the run has diverged"
-        ))
-        .help(
-            "this is no fault of a plugin: start a new run with a lower `learning_rate`, a longer `warmup` or a \
-             smaller `max_grad_norm` in [train]",
-        ))
+        Some(format!("{what} of module {path} is {value}"))
     };
     for measured in &observation.signals {
         let values = measured.values.iter().enumerate();
         for (module, value) in values.filter_map(|(at, value)| Some((at, (*value)?))) {
             if !value.is_finite() {
-                return diverged(&format!("the signal {}", measured.signal), module, value);
+                return said(format!("the signal {}", measured.signal), module, value);
             }
         }
     }
@@ -29,16 +22,31 @@ pub fn observation(modules: &[ModuleInfo], observation: &Observation) -> Result<
     for raw in &observation.raw {
         for (module, buffer) in raw.buffers.iter().enumerate() {
             if let Some(value) = bad(buffer) {
-                return diverged(&format!("a value of the raw {}", raw.value), module, value);
+                return said(format!("a value of the raw {}", raw.value), module, value);
             }
         }
     }
     for (module, buffer) in observation.components.iter().enumerate() {
         if let Some(value) = bad(buffer) {
-            return diverged("the sensitivity of a component", module, value);
+            return said("the sensitivity of a component".to_owned(), module, value);
         }
     }
-    Ok(())
+    None
+}
+
+/// Refuses such a measurement before a plugin is blamed for it.
+pub fn observation(modules: &[ModuleInfo], observation: &Observation) -> Result<()> {
+    let Some(what) = not_finite(modules, observation) else {
+        return Ok(());
+    };
+    Err(Error::diverged(format!(
+        "{what} at step {}: the run has diverged",
+        observation.step
+    ))
+    .help(
+        "this is no fault of a plugin: start a new run with a lower `learning_rate`, a longer `warmup` or a \
+         smaller `max_grad_norm` in [train]",
+    ))
 }
 
 /// Refuses scores that are not one finite number, zero or more, per module.

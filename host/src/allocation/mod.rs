@@ -9,6 +9,7 @@ mod seed;
 mod state;
 mod unit;
 
+pub use check::not_finite;
 pub use controller::{Controller, Named, Reallocation, Settings};
 pub use initial::draw as initial_units;
 pub use ledger::Ledger;

@@ -1,6 +1,5 @@
 //! `dynalora evaluate`
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -26,8 +25,8 @@ pub struct Arguments {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Threads to compute with on the CPU; by default the recipe's
-    #[arg(long)]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, value_parser = session::threads())]
+    threads: Option<usize>,
     /// Which part of the data: validation or test
     #[arg(long, default_value = "validation")]
     split: String,
@@ -52,8 +51,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         &arguments.set,
         Purpose::Evaluate,
     )?;
-    let threads = arguments.threads.map(NonZeroUsize::get);
-    session::use_threads(threads.or(trained.recipe.threads))?;
+    session::use_threads(arguments.threads.or(trained.recipe.threads))?;
     let metrics = trained.metrics()?;
     let splits = trained.load_split(&arguments.split)?;
     let session = Session::start(trained.recipe.device, common)?;

@@ -1,7 +1,6 @@
 //! `dynalora predict`
 
 use std::io::BufRead;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -28,8 +27,8 @@ pub struct Arguments {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Threads to compute with on the CPU; by default the recipe's
-    #[arg(long)]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, value_parser = session::threads())]
+    threads: Option<usize>,
     /// Print one JSON object a line, with the logits, and the probability of each label
     #[arg(long)]
     json: bool,
@@ -65,8 +64,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         &arguments.set,
         Purpose::Predict,
     )?;
-    let threads = arguments.threads.map(NonZeroUsize::get);
-    session::use_threads(threads.or(trained.recipe.threads))?;
+    session::use_threads(arguments.threads.or(trained.recipe.threads))?;
     let (texts, places) = if arguments.texts.is_empty() {
         let places = Places::numbered("standard input", "line");
         (standard_input(&places)?, places)

@@ -1,18 +1,35 @@
 //! From the recipe's device to code that is generic over the backend.
 
 use burn_flex::Flex;
+use clap::builder::RangedU64ValueParser;
 
 use super::Common;
 use crate::device::{self, Chosen};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
-use crate::recipe::Device;
+use crate::recipe::{Device, MOST_THREADS};
 use crate::run::{Checkpoint, Summary, Writer};
 use crate::train::{self, Display, Prepared, Verbosity};
+
+/// Reads a number of threads from the command line.
+pub fn threads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=MOST_THREADS as u64)
+}
 
 /// Sets the number of threads of the whole process; the first call counts.
 pub fn use_threads(threads: Option<usize>) -> Result<()> {
     let Some(threads) = threads else {
+        // What rayon would take by itself, and try to start.
+        let variable = std::env::var("RAYON_NUM_THREADS").unwrap_or_default();
+        if variable
+            .parse()
+            .is_ok_and(|threads: usize| threads > MOST_THREADS)
+        {
+            return Err(Error::user(format!(
+                "RAYON_NUM_THREADS is {variable}, more than {MOST_THREADS}"
+            ))
+            .help("unset it, or set threads in the recipe"));
+        }
         return Ok(());
     };
     let set = rayon::ThreadPoolBuilder::new()

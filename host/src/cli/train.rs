@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::session::{self, Session};
 use super::{Common, print, print_json, table};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::number::{count, duration, size};
 use crate::recipe::Recipe;
 use crate::run::{Opening, Run, Summary};
@@ -72,27 +72,23 @@ pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
     session::use_threads(recipe.threads)?;
     let output = recipe.output.clone();
     // A run that cannot go on, or a folder that is taken, is found out before anything slow begins.
-    let settled = match how {
+    match how {
         How::Resume { .. } if Run::is_cut_short(&output)? => {
             tracing::warn!(
                 "{} holds no run to go on with: its start was cut short, and is made again",
                 output.display()
             );
             how = How::New;
-            None
         }
         How::Resume { .. } => {
-            let settled = as_started(&recipe)?;
-            if let Some(summary) = Run::open(&output)?.finished() {
+            let run = Run::open(&output)?;
+            run.check_recipe(&recipe.to_toml()?)?;
+            if let Some(summary) = run.finished() {
                 return Ok(summary);
             }
-            Some(settled)
         }
-        How::New | How::Replace => {
-            Run::check_free(&output, how == How::Replace)?;
-            None
-        }
-    };
+        How::New | How::Replace => Run::check_free(&output, how == How::Replace)?,
+    }
     let session = Session::start(recipe.device, common)?;
     let prepared = Prepared::new(recipe, &common.plugin_dir)?;
     let opening = Opening {
@@ -102,14 +98,13 @@ pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
         sitting: Some(prepared.sitting(session.device_name())?),
         accept_changes: matches!(how, How::Resume { accept_changes } if accept_changes),
     };
-    // A run of an earlier version has nothing of it to compare.
-    if let Some(settled) = settled.filter(|recipe| recipe.data.is_settled()) {
-        same_classes(&settled, &prepared.recipe)?;
-        Run::open(&output)?.check_recipe(&opening.recipe)?;
-    }
     let text = opening.recipe.clone();
     let (writer, from) = match how {
-        How::Resume { .. } => Run::resume(&output, opening)?,
+        How::Resume { .. } => {
+            // Again, now that the data has told its classes.
+            Run::open(&output)?.check_recipe(&text)?;
+            Run::resume(&output, opening)?
+        }
         How::Replace => (Run::replace(&output, opening)?, None),
         How::New => (Run::create(&output, opening)?, None),
     };
@@ -120,6 +115,10 @@ pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
 /// What became of a run that failed, said with the error. One in which there is nothing to keep goes, so that the corrected
 /// recipe finds its folder free.
 fn with_a_way_on(error: Error, output: &Path, recipe: &str, how: How) -> Error {
+    // It would diverge again, and says itself what to do.
+    if error.kind == Kind::Diverged {
+        return error;
+    }
     let Ok(run) = Run::open(output) else {
         return error;
     };
@@ -136,32 +135,6 @@ fn with_a_way_on(error: Error, output: &Path, recipe: &str, how: How) -> Error {
     error.and_help(
         "no checkpoint was made yet: --resume begins the run again with the same recipe, --force with another",
     )
-}
-
-/// The recipe with what its run was told by the data, as far as the recipe leaves it open; an error if the two
-/// differ in anything else.
-fn as_started(recipe: &Recipe) -> Result<Recipe> {
-    let run = Run::open(&recipe.output)?;
-    let mut settled = recipe.clone();
-    settled
-        .data
-        .adopt(&Recipe::load(&run.recipe_path(), &[])?.data);
-    run.check_recipe(&settled.to_toml()?)?;
-    Ok(settled)
-}
-
-/// Refuses data that has other classes than when the run was started.
-fn same_classes(then: &Recipe, now: &Recipe) -> Result<()> {
-    if then.data.labels == now.data.labels {
-        return Ok(());
-    }
-    let names = |recipe: &Recipe| recipe.data.labels.clone().unwrap_or_default().join(", ");
-    Err(Error::user(format!(
-        "the training data has the classes {} now, but the run was started with {}",
-        names(now),
-        names(then)
-    ))
-    .help("resume with the data the run was started with, or give another `output` for a new run"))
 }
 
 /// The closing table.

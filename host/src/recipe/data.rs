@@ -125,17 +125,6 @@ impl DataConfig {
         }
     }
 
-    /// Whether nothing is left open that the data tells.
-    pub fn is_settled(&self) -> bool {
-        self.task.is_some() || self.problem.is_some()
-    }
-
-    /// Takes what is left open here and was settled there, to compare a recipe with that of the run it started.
-    pub fn adopt(&mut self, run: &DataConfig) {
-        self.labels = self.labels.take().or_else(|| run.labels.clone());
-        self.problem = self.problem.or(run.problem);
-    }
-
     /// Refuses keys that contradict each other or cannot mean anything.
     pub fn validate(&self) -> Result<()> {
         match (self.task, &self.train) {
@@ -366,22 +355,13 @@ mod tests {
     }
 
     #[test]
-    fn what_the_data_told_is_written_out_and_compared() {
+    fn what_the_data_told_is_written_out() {
         let given: DataConfig = toml::from_str("train = 'a.csv'\n[columns]\ntext = 't'").unwrap();
-        let mut settled = given.clone();
+        let mut settled = given;
         let labels = ["b".to_owned(), "a".to_owned()];
         settled.settle(&labels, Problem::Classification);
         assert_eq!(settled.labels.as_deref(), Some(&labels[..]));
         assert_eq!(settled.problem, Some(Problem::Classification));
-        let mut again = given.clone();
-        again.adopt(&settled);
-        assert_eq!(again, settled);
-        assert!(settled.is_settled() && !given.is_settled());
-        // What is said otherwise stays so.
-        let mut other = given;
-        other.problem = Some(Problem::Regression);
-        other.adopt(&settled);
-        assert_eq!(other.problem, Some(Problem::Regression));
         // A task's table stays valid.
         let mut task: DataConfig = toml::from_str("task = 'cola'\ndir = 'x'").unwrap();
         task.settle(&labels, Problem::Classification);

@@ -87,7 +87,7 @@ pub struct Recipe {
 }
 
 /// More than any machine has cores: the system would refuse to start them, or die of them.
-const MOST_THREADS: usize = 1024;
+pub const MOST_THREADS: usize = 1024;
 
 fn default_seed() -> u64 {
     42

@@ -75,7 +75,8 @@ pub(super) fn check(path: &Path, own: &str, now: &str, inputs_known: bool) -> Re
         let (then, now) = (then.get(**key), now.get(**key));
         let is = |keys: &[&str]| keys.contains(&key.as_str());
         let a_place = is(&PLACES) && inputs_known && (is_path(then) || is_path(now));
-        let filled = is(&FILLED) && now.is_none();
+        // A run of an earlier version has nothing of it to compare.
+        let filled = is(&FILLED) && (then.is_none() || now.is_none());
         then != now && !is(&FREE) && !a_place && !filled
     };
     let all: Vec<String> = (keys.iter().filter(differs))

@@ -4,6 +4,7 @@ use super::Training;
 use super::step::StepResult;
 use super::trainee::{read, upload};
 use crate::adapter::{Observe, Pass};
+use crate::allocation::not_finite;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
@@ -21,11 +22,15 @@ impl<B: Kernels> Training<'_, B> {
         plan_seed: u64,
         result: &StepResult<B>,
     ) -> Result<bool> {
-        if result.loss.is_finite() && result.gradient_norm.is_finite() {
-            return Ok(false);
-        }
+        let what = match result.loss.is_finite() && result.gradient_norm.is_finite() {
+            false => self.describe(batches, plan_seed, result)?,
+            // Nor what plugins would see, were it only that a sum of squares is too large.
+            true => match not_finite(&self.rest.modules, &result.observation) {
+                Some(what) => what,
+                None => return Ok(false),
+            },
+        };
         let step = self.progress.step + 1;
-        let what = self.describe(batches, plan_seed, result)?;
         let policy = self.recipe.train.on_nonfinite;
         if policy == OnNonfinite::Skip && self.progress.skipped_in_a_row < MOST_SKIPPED {
             tracing::warn!("step {step}: {what}; its update is left out");
@@ -41,7 +46,7 @@ impl<B: Kernels> Training<'_, B> {
         self.export(components.as_deref())?;
         self.display.end();
         Err(
-            Error::failure(format!("step {step}: {what}{again}: the run has diverged"))
+            Error::diverged(format!("step {step}: {what}{again}: the run has diverged"))
                 .help(self.after_divergence()),
         )
     }

@@ -77,7 +77,7 @@ impl<B: Kernels> Training<'_, B> {
     }
 
     fn infinite(&self, what: &str) -> Error {
-        Error::failure(format!(
+        Error::diverged(format!(
             "{what} has values that are not finite after step {}: the run has diverged",
             self.progress.step
         ))
