@@ -495,8 +495,8 @@ impl Runs<'_> {
         {
             for key in ["loss", "grad_norm"] {
                 let [a, b] = [parts, once].map(|record| record[key].as_f64().unwrap_or(f64::NAN));
-                // `!` for NaN.
-                if !((a - b).abs() <= 1e-5 * a.abs().max(b.abs()) + 1e-7) {
+                let far = (a - b).abs() > 1e-5 * a.abs().max(b.abs()) + 1e-7;
+                if far || a.is_nan() != b.is_nan() {
                     return Err(Outcome::Fails(format!(
                         "{key} of step {}: {a} in parts, {b} at once",
                         parts["step"]
