@@ -343,6 +343,15 @@ impl Drawn {
                 self.set("train.cache_memory_mib", 0);
             }
         }
+        if c.once_in(4) {
+            self.set("checkpoint.keep", c.between(1, 3));
+        }
+        if c.once_in(6) {
+            self.set("checkpoint.minutes", "0.001");
+        }
+        if c.once_in(4) {
+            self.set("train.on_nonfinite", "\"skip\"");
+        }
         self.set(
             "checkpoint.every",
             c.of(&["1", "2", "3", "\"epoch\"", "5", "\"never\""]),

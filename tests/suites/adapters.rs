@@ -317,24 +317,22 @@ fn keys_that_change_the_answer_are_followed_or_refused() {
 #[test]
 fn a_saved_pooler_is_the_adapters_whatever_the_recipe_says() {
     let scene = Scene::new();
-    let targets = "adapter.targets=[\"query\"]";
-    scene.train(
-        "run",
-        &["model.train_pooler=true", "train.steps=20", targets],
+    scene.edit(
+        "targets = [\"query\", \"value\", \"dense\"]",
+        "targets = [\"query\"]",
     );
+    scene.train("run", &["model.train_pooler=true", "train.steps=20"]);
     let own = loss(&scene, &["evaluate", "run/adapter", "--json"]);
     let other = [
         "evaluate",
         "run/adapter",
         "--recipe",
         "recipe.toml",
-        "--set",
-        targets,
         "--json",
     ];
     assert_eq!(loss(&scene, &other), own);
     // And one without a pooler of its own has the base model's.
-    scene.train("frozen", &["train.steps=4", targets]);
+    scene.train("frozen", &["train.steps=4"]);
     let own = loss(&scene, &["evaluate", "frozen/adapter", "--json"]);
     let other = [
         "evaluate",

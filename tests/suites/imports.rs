@@ -49,7 +49,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "trained",
         &[
-            "recipe", "kernel", "adapter", "run", "model", "data", "export", "train",
+            "recipe", "metrics", "kernel", "adapter", "run", "model", "data", "export", "train",
         ],
     ),
     ("report", &["recipe", "metrics", "run"]),

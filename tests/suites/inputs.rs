@@ -104,7 +104,8 @@ fn classes_are_the_runs_own() {
     scene.write("train.csv", &rows.replace(",comma\n", ",xcomma\n"));
     assert_eq!(scene.ok(&["predict", run, text, "--json"]), before);
     assert_eq!(scene.ok(&["evaluate", run, "--json"]), scored);
-    // Nor does a run go on with it.
+    // Nor does a run go on with it that has not come to its end.
+    std::fs::remove_file(scene.path("run/summary.json")).expect("it is there");
     let output = format!("output={run}");
     let resume = [
         "train",
@@ -495,28 +496,48 @@ fn a_text_of_fifty_megabytes_is_cut_in_bounded_memory() {
     }
 }
 
-/// Weights that are no numbers answer nothing.
+/// Weights that are no numbers answer nothing, nor do those whose sums overflow.
 #[test]
 fn no_label_and_no_score_comes_of_what_is_not_finite() {
     let scene = Scene::new();
     let run = scene.train("run", &[PLAIN, "train.steps=2"]);
     let run = run.to_str().expect("UTF-8");
     let path = scene.path("run/adapter/adapter_model.safetensors");
-    let mut bytes = std::fs::read(&path).expect("an adapter");
-    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
-    let tensors = json(std::str::from_utf8(&bytes[8..8 + header]).expect("a header"));
-    let start = tensors["base_model.model.classifier.bias"]["data_offsets"][0]
-        .as_u64()
-        .expect("a place");
-    let at = 8 + header + start as usize;
-    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-    std::fs::write(&path, bytes).expect("it writes");
+    let whole = std::fs::read(&path).expect("an adapter");
+    let header = u64::from_le_bytes(whole[..8].try_into().expect("eight bytes")) as usize;
+    let tensors = json(std::str::from_utf8(&whole[8..8 + header]).expect("a header"));
+    // The adapter with other values in the head's weight [2, 32] and bias [2].
+    let with = |weight: [f32; 2], bias: f32| {
+        let mut bytes = whole.clone();
+        let mut put = |tensor: &str, values: Vec<f32>| {
+            let name = format!("base_model.model.classifier.{tensor}");
+            let start = tensors[&name]["data_offsets"][0].as_u64().expect("a place");
+            for (nth, value) in values.into_iter().enumerate() {
+                let at = 8 + header + start as usize + 4 * nth;
+                bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            }
+        };
+        put(
+            "weight",
+            weight.iter().flat_map(|value| [*value; 32]).collect(),
+        );
+        put("bias", vec![bias; 2]);
+        std::fs::write(&path, bytes).expect("it writes");
+    };
+    // Whatever the sign of the sum of what comes in, one of the two overflows.
+    with([f32::MAX, f32::MIN], f32::MAX);
     let output = scene.run(&["predict", run, "one", "two"]);
-    names(&output, 1, &["NaN", "text"]);
+    names(&output, 1, &["inf", "text"]);
     assert!(output.stdout.is_empty());
     let output = scene.run(&["evaluate", run, "--json"]);
-    names(&output, 1, &["NaN", "dev.csv, line"]);
+    names(&output, 1, &["inf", "dev.csv, line"]);
     assert!(output.stdout.is_empty());
+    with([0.0, 0.0], f32::NAN);
+    for command in [["predict", run, "one"], ["evaluate", run, "--json"]] {
+        let output = scene.run(&command);
+        names(&output, 2, &["NaN", "classifier.bias"]);
+        assert!(output.stdout.is_empty());
+    }
 }
 
 #[test]

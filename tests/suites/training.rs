@@ -116,6 +116,17 @@ fn examples_weigh_the_same_in_whichever_micro_batch_they_are() {
 }
 
 #[test]
+fn every_seed_fills_batches_of_tokens_its_own_way() {
+    // How many there are depends on the order in which they are filled.
+    let scene = Scene::new();
+    for seed in ["seed=1", "seed=2", "seed=42"] {
+        let tokens = "train.tokens_per_batch=144";
+        let sets = [seed, tokens, "train.steps=40", "checkpoint.every=10", PLAIN];
+        scene.assert_resumes(&seed.replace('=', "-"), &sets);
+    }
+}
+
+#[test]
 fn what_is_measured_changes_nothing_that_is_dropped() {
     let scene = Scene::new();
     let uniform = ["allocator.plugin=uniform", "adapter.dropout=0.1"];

@@ -48,8 +48,9 @@ impl Data {
     }
 
     /// Optimiser steps of one epoch.
-    pub fn steps_per_epoch(&self, train: &TrainConfig) -> u64 {
-        let batches = EpochPlan::new(&self.train, train, 0, 0).batches().len();
+    pub fn steps_per_epoch(&self, train: &TrainConfig, seed: u64) -> u64 {
+        // Under a token budget the number of batches depends on the order in which they are filled.
+        let batches = EpochPlan::new(&self.train, train, seed, 0).batches().len();
         batches.div_ceil(train.gradient_accumulation) as u64
     }
 

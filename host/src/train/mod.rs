@@ -125,7 +125,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             recipe,
             rest,
             total_steps,
-            steps_per_epoch: rest.data.steps_per_epoch(train),
+            steps_per_epoch: rest.data.steps_per_epoch(train, recipe.seed),
             progress: Progress::start(controller.state()?),
             controller,
             optimizer: Optimizer::new(config, modules.len()),

@@ -25,7 +25,7 @@ impl<'a> Steps<'a> {
             data,
             train,
             seed,
-            per_epoch: data.steps_per_epoch(train),
+            per_epoch: data.steps_per_epoch(train, seed),
             total,
             done,
             plan: None,

@@ -56,7 +56,7 @@ impl Prepared {
         }
         let total_steps = match recipe.train.length() {
             Length::Steps(steps) => steps,
-            Length::Epochs(epochs) => epochs * data.steps_per_epoch(&recipe.train),
+            Length::Epochs(epochs) => epochs * data.steps_per_epoch(&recipe.train, recipe.seed),
         };
         let libraries = plugins.libraries();
         let controller = plugins.controller(&recipe, total_steps)?;
