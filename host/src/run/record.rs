@@ -134,7 +134,7 @@ pub struct Summary {
     /// Real tokens trained on.
     pub tokens: u64,
     /// Floating-point operations of the encoder, forward and backward, that training took; evaluation and
-    /// optimiser left out. 0 in runs from before they were counted.
+    /// optimiser left out. What was run counts: a resumed run with a cached prefix fills the cache anew. 0 in runs from before they were counted.
     #[serde(default)]
     pub flops: u64,
     /// Steps whose update was left out because it was not finite (`train.on_nonfinite = "skip"`).
