@@ -115,13 +115,14 @@ pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
 /// What became of a run that failed, said with the error. One in which there is nothing to keep goes, so that the corrected
 /// recipe finds its folder free.
 fn with_a_way_on(error: Error, output: &Path, recipe: &str, how: How) -> Error {
-    // It would diverge again, and says itself what to do.
-    if error.kind == Kind::Diverged {
-        return error;
-    }
     let Ok(run) = Run::open(output) else {
         return error;
     };
+    // These say themselves what to do: one would diverge again.
+    let says = matches!(error.kind, Kind::Diverged | Kind::Interrupted(_));
+    if says && run.has_checkpoint() {
+        return error;
+    }
     if how == How::Replace && run.recipe().is_ok_and(|own| own != recipe) {
         return error.and_help("the run that was there before is as it was");
     }

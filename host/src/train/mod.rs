@@ -294,16 +294,17 @@ impl<'a, B: Kernels> Training<'a, B> {
     /// What is said of a run that was asked to stop, once it is saved.
     fn interrupted(&mut self, signal: Asked) -> Error {
         self.display.end();
-        Error::interrupted(
-            signal.0,
-            format!(
-                "stopped by {signal} after step {} of {}, which is saved in {}",
-                self.progress.step,
-                self.total_steps,
-                self.writer.run().dir().display()
-            ),
-        )
-        .help("go on with the same command and --resume")
+        let step = self.progress.step;
+        let said = format!(
+            "stopped by {signal} after step {step} of {}",
+            self.total_steps
+        );
+        if step == 0 {
+            return Error::interrupted(signal.0, said);
+        }
+        let folder = self.writer.run().dir().display();
+        Error::interrupted(signal.0, format!("{said}, which is saved in {folder}"))
+            .help("go on with the same command and --resume")
     }
 }
 

@@ -157,7 +157,17 @@ impl<B: Kernels> Training<'_, B> {
             let tokens = self.recipe.evaluation.batch_tokens;
             let asked = || stop.signal().is_some();
             let (trainee, metrics) = (&self.trainee, &data.metrics);
-            let found = evaluate::until(&asked, trainee, examples, metrics, tokens, self.device)?;
+            let found = evaluate::until(&asked, trainee, examples, metrics, tokens, self.device);
+            let found = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    // The steps before are not lost for it.
+                    if self.saved.0 < step {
+                        self.save(None)?;
+                    }
+                    return Err(error);
+                }
+            };
             let Some((loss, metrics)) = found else {
                 return Ok(None);
             };
