@@ -156,6 +156,10 @@ struct SavedPair {
     xa: Tensor<Flex, 2>,
     scale: f32,
     dropout: Dropout,
+    /// Whether B is all zero. Such a pair adds nothing either way, and is left out of both sums whether or not it
+    /// trains: another number of terms can sum in another order, and a step that only measures an inactive module's
+    /// gradient must give the bits of one that does not.
+    silent: bool,
 }
 
 /// By hand. Of a module whose A trains the input is kept, of any other the rank-wide `x·Aᵀ` alone.
@@ -213,13 +217,14 @@ fn cpu_of<const N: usize>(
                 xa,
                 scale: lora.scale,
                 dropout: lora.dropout,
+                silent,
             })
         });
         let views = pair
             .as_ref()
             .map(|pair| [&pair.xa, &pair.b].map(|tensor| View::new(tensor.clone())));
         let mut terms = vec![Term::packed(left, &frozen.packed.forward)];
-        if let (Some(pair), Some([xa, b])) = (&pair, &views) {
+        if let (Some(pair), Some([xa, b])) = (pair.as_ref().filter(|pair| !pair.silent), &views) {
             let rank = pair.xa.dims()[1];
             let xa = Matrix::new(xa.values(), tokens, rank);
             let b = Matrix::new(b.values(), outputs, rank).t();
@@ -303,7 +308,9 @@ fn backward<const N: usize>(
                     let da = product(Start::Zero, &[Term::plain(1.0, dxa.t(), x)]);
                     found[1 + 2 * index] = Some(unwrap(tensor(da, [rank, inputs])));
                 }
-                side = Some((dxa, View::new(pair.a), pair.dropout));
+                if !pair.silent {
+                    side = Some((dxa, View::new(pair.a), pair.dropout));
+                }
             }
         }
         parts.push(Part {
