@@ -155,7 +155,7 @@ impl Lines {
     pub fn extent(&self) -> Extent {
         Extent {
             bytes: self.bytes,
-            sha256: hex(self.digest.clone()),
+            sha256: hex(&self.digest.clone().finalize()),
         }
     }
 
@@ -209,14 +209,14 @@ impl Write for Hashed<'_> {
     }
 }
 
-fn hex(digest: Sha256) -> String {
-    let bytes = digest.finalize();
+/// Bytes in hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The SHA-256 of some bytes, in hexadecimal.
 pub(super) fn sha256(bytes: &[u8]) -> String {
-    hex(Sha256::new_with_prefix(bytes))
+    hex(&Sha256::digest(bytes))
 }
 
 /// The size of a file and its SHA-256 in hexadecimal.
@@ -229,7 +229,7 @@ pub fn digest_of(path: &Path) -> Result<(u64, String)> {
     loop {
         let read = file.read(&mut buffer).map_err(cannot)?;
         if read == 0 {
-            return Ok((bytes, hex(digest)));
+            return Ok((bytes, hex(&digest.finalize())));
         }
         digest.update(&buffer[..read]);
         bytes += read as u64;

@@ -205,11 +205,7 @@ fn key(encoder: &Encoder, examples: &[Example]) -> String {
         part(&[u8::from(example.text_pair.is_some())]);
         part(example.text_pair.as_deref().unwrap_or_default().as_bytes());
     }
-    hex(&hash.finalize())
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::file::hex(&hash.finalize())
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::load::labels_of;
 use super::{DataConfig, Problem};
 use crate::error::{Error, Result};
+use crate::file::write_json;
 use crate::metrics::Metric;
 use crate::recipe::Recipe;
 
@@ -48,11 +49,7 @@ impl Learnt {
 
     /// Writes it into an adapter's folder.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(FILE);
-        let text = serde_json::to_string_pretty(self)
-            .map_err(|error| Error::failure(format!("{}: {error}", path.display())))?;
-        std::fs::write(&path, text + "\n")
-            .map_err(|error| Error::failure(format!("cannot write {}: {error}", path.display())))
+        write_json(&folder.join(FILE), self)
     }
 
     /// Reads it from an adapter's folder; none where there is none.

@@ -199,7 +199,7 @@ impl Encoder {
             framing,
             max_length,
             side,
-            identity: crate::data::encode::hex(&hash.finalize()),
+            identity: crate::file::hex(&hash.finalize()),
         })
     }
 

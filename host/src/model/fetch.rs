@@ -5,10 +5,10 @@ use std::process::Command;
 
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
-use sha2::{Digest, Sha256};
 
 use crate::cache;
 use crate::error::{Error, Result};
+use crate::file::sha256;
 
 /// A folder in the Hub's layout, with every file that is needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -441,10 +441,7 @@ fn verified(folder: ModelFolder) -> Result<ModelFolder> {
         let path = folder.dir.join(file);
         let bytes = std::fs::read(&path)
             .map_err(|error| Error::user(format!("cannot read {}: {error}", path.display())))?;
-        let found: String = Sha256::digest(&bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let found = sha256(&bytes);
         if found != expected {
             return Err(Error::user(format!(
                 "{} is damaged or of another version: its SHA-256 is {found}, not {expected}",

@@ -26,7 +26,7 @@ pub use machine::peak_memory;
 pub use prepare::{Prepared, Rest, check};
 pub use progress::{Display, Verbosity, say};
 
-use crate::adapter::{Adapters, components, mixed};
+use crate::adapter::{Adapters, LinearInfo, components, mixed};
 use crate::allocation::Controller;
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -60,8 +60,8 @@ pub fn train<B: Kernels>(
     let mut training =
         Training::<B>::new(recipe, rest, controller, total, writer, device, display)?;
     training.begin(from)?;
-    let done = training.progress.step;
-    let mut steps = Steps::new(&rest.data, &recipe.train, recipe.seed, total, done);
+    let (per_epoch, done) = (training.steps_per_epoch, training.progress.step);
+    let mut steps = Steps::new(&rest.data, recipe, per_epoch, total, done);
     loop {
         // First, for an interrupted run may owe the evaluation of its last step.
         let best = training.evaluate(&stop)?;
@@ -88,6 +88,8 @@ pub fn train<B: Kernels>(
 struct Training<'a, B: Kernels> {
     recipe: &'a Recipe,
     rest: &'a Rest,
+    /// All linear layers of the base model.
+    linears: Vec<LinearInfo>,
     total_steps: u64,
     steps_per_epoch: u64,
     controller: Controller,
@@ -124,6 +126,7 @@ impl<'a, B: Kernels> Training<'a, B> {
         Ok(Training {
             recipe,
             rest,
+            linears: rest.pretrained.linears(),
             total_steps,
             steps_per_epoch: rest.data.steps_per_epoch(train, recipe.seed),
             progress: Progress::start(controller.state()?),

@@ -1,7 +1,7 @@
 //! Which examples each optimiser step meets: a function of the recipe and the step alone.
 
 use crate::data::{Batch, Data, EpochPlan};
-use crate::recipe::TrainConfig;
+use crate::recipe::{Recipe, TrainConfig};
 
 /// The steps of a run, from any of them on.
 pub struct Steps<'a> {
@@ -19,13 +19,13 @@ pub struct Steps<'a> {
 }
 
 impl<'a> Steps<'a> {
-    /// The steps after the first `done` of `total`.
-    pub fn new(data: &'a Data, train: &'a TrainConfig, seed: u64, total: u64, done: u64) -> Self {
+    /// The steps of `recipe` after the first `done` of `total`, so many of them `per_epoch`.
+    pub fn new(data: &'a Data, recipe: &'a Recipe, per_epoch: u64, total: u64, done: u64) -> Self {
         Steps {
             data,
-            train,
-            seed,
-            per_epoch: data.steps_per_epoch(train, seed),
+            train: &recipe.train,
+            seed: recipe.seed,
+            per_epoch,
             total,
             done,
             plan: None,

@@ -54,10 +54,9 @@ impl<B: Kernels> Training<'_, B> {
         for batch in batches {
             sizes.add(&batch.offsets);
         }
-        let linears = self.rest.pretrained.linears();
         let shape = Shape {
             config: &self.rest.pretrained.config,
-            linears: &linears,
+            linears: &self.linears,
             modules: &self.rest.modules,
             trains_a: self.trainee.adapters.config.trains_a(),
         };

@@ -95,7 +95,7 @@ impl<B: Kernels> Training<'_, B> {
             &self.recipe.model.name,
             &self.trainee.adapters,
             components,
-            &self.rest.pretrained.linears(),
+            &self.linears,
             &head,
         )?;
         self.rest.data.learnt(&self.recipe.model).write(&fresh)?;
