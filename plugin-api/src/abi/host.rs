@@ -13,7 +13,8 @@ use crate::{
 /// The longest manifest taken, in bytes of JSON.
 const LONGEST_MANIFEST: usize = 1 << 20;
 
-/// What takes calls to a plugin: a library's table, or a child's pipes.
+/// What takes calls to a plugin: a library's table, or a child's pipes. Its errors are fit to be shown
+/// ([`text::shown`]).
 pub trait Carrier: Send {
     /// The answer to a call; none where the plugin knows no such call.
     fn call(&mut self, name: &str, fields: &Fields<'_>) -> Result<Option<Fields<'static>>>;
@@ -148,8 +149,7 @@ impl Remote {
 
     /// A call that a plugin may leave out.
     fn call(&self, name: &str, fields: &Fields<'_>) -> Result<Option<Fields<'static>>> {
-        let answer = self.carrier.borrow_mut().call(name, fields);
-        answer.map_err(|error| text::shown(&error.to_string(), text::LONGEST).into())
+        self.carrier.borrow_mut().call(name, fields)
     }
 
     /// A call that a plugin may leave out, whose answer says nothing.
