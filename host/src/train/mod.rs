@@ -1,6 +1,7 @@
 //! Training: the loop, and what it is made of.
 
 mod checkpoint;
+mod constant;
 pub mod cost;
 pub mod evaluate;
 mod fault;
@@ -14,6 +15,7 @@ mod progress;
 mod readout;
 mod record;
 mod save;
+mod stall;
 pub mod step;
 mod stop;
 pub mod trainee;
@@ -32,9 +34,10 @@ use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::Model;
-use crate::recipe::{Every, Recipe};
+use crate::recipe::{Every, HeadBias, Recipe};
 use crate::run::{AllocationRecord, Checkpoint, Summary, Writer};
 use checkpoint::Progress;
+use constant::Constant;
 use optimizer::{Optimizer, OptimizerConfig};
 use order::Steps;
 use prefix::PrefixCache;
@@ -93,6 +96,8 @@ struct Training<'a, B: Kernels> {
     total_steps: u64,
     steps_per_epoch: u64,
     controller: Controller,
+    /// What a model that learns nothing of its inputs comes to.
+    constant: Option<Constant>,
     trainee: Trainee<B>,
     optimizer: Optimizer<B>,
     cache: Option<PrefixCache>,
@@ -122,6 +127,9 @@ impl<'a, B: Kernels> Training<'a, B> {
         let model = Model::<B>::load(&rest.pretrained, &modules, rest.data.outputs(), device)?;
         let config = optimizer_config(recipe, total_steps);
         let train = &recipe.train;
+        let constant = Constant::of(&rest.data.train.labels, rest.data.outputs());
+        let answer = constant.as_ref().map(Constant::logits);
+        let answer = answer.filter(|_| recipe.model.head_bias == HeadBias::Labels);
         let cache = || PrefixCache::new(train.cache_memory_mib << 20);
         Ok(Training {
             recipe,
@@ -131,10 +139,11 @@ impl<'a, B: Kernels> Training<'a, B> {
             steps_per_epoch: rest.data.steps_per_epoch(train, recipe.seed),
             progress: Progress::start(controller.state()?),
             controller,
+            constant,
             optimizer: Optimizer::new(config, modules.len()),
             trainee: Trainee {
                 adapters: Adapters::new((&recipe.adapter).into(), modules, recipe.seed, device),
-                head: model.head.initial(recipe.seed, device),
+                head: model.head.initial(recipe.seed, answer.as_deref(), device),
                 model,
             },
             cache: train.cache_frozen_prefix.then(cache),
@@ -207,12 +216,15 @@ impl<'a, B: Kernels> Training<'a, B> {
         let (tracked, seed) = (plan.tracked(), plan.seed);
         let skipped = self.skips(batches, seed, &result)?;
         let flops = self.flops(batches, &tracked, outputs, depth);
-        let made = self.made(&result, flops, skipped);
+        let made = self.made(batches, &result, flops, skipped);
         let observation = match skipped {
             true => None,
             false => Some(self.update(result)),
         };
-        self.count(&made);
+        if let (Some(turn), Some(constant)) = (self.count(&made), &self.constant) {
+            let advice = stall::advice(self.recipe, self.rest.pretrained.frozen_pooler());
+            self.display.turned(&turn, constant, &advice);
+        }
         self.progress.evaluation_owed = self.is_due(self.recipe.evaluation.every);
         Ok((made, observation))
     }
