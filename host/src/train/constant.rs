@@ -85,6 +85,14 @@ impl Constant {
         }
     }
 
+    /// The mean, where answering 0 loses more than twice as much.
+    pub fn far_mean(&self) -> Option<f64> {
+        match self {
+            Constant::Mean { mean, variance } if mean * mean > *variance => Some(*mean),
+            _ => None,
+        }
+    }
+
     /// What it says, in words.
     pub fn answer(&self) -> String {
         match self {
@@ -121,6 +129,9 @@ mod tests {
         close(constant.loss(), 3.5);
         close(constant.loss_on(&labels), 4.0 * 3.5);
         close(constant.loss_on(&labels[3..]), 9.0);
+        assert_eq!(constant.far_mean(), Some(3.0));
+        let near = [-1.0, 2.0].map(Label::Value);
+        assert_eq!(Constant::of(&near, 1).unwrap().far_mean(), None);
     }
 
     #[test]

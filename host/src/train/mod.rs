@@ -173,6 +173,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 self.saved.0 = self.progress.step;
             }
             None => {
+                self.warn_of_a_far_mean();
                 let modules = self.rest.modules.iter();
                 self.writer.allocation(&AllocationRecord::initial(
                     modules.map(|module| module.path.clone()).collect(),
@@ -183,6 +184,21 @@ impl<'a, B: Kernels> Training<'a, B> {
         }
         self.display.start(self.total_steps, self.progress.step);
         Ok(())
+    }
+
+    /// Says where the first steps would be spent on learning the labels' mean, with the encoder as its means.
+    fn warn_of_a_far_mean(&self) {
+        let fresh = self.trainee.model.head.last_is_fresh();
+        let zero = fresh && self.recipe.model.head_bias == HeadBias::Zero;
+        let Some(mean) = self.constant.as_ref().filter(|_| zero) else {
+            return;
+        };
+        if let Some(mean) = mean.far_mean() {
+            tracing::warn!(
+                "the labels' mean, {mean:.4}, is far from 0, where model.head_bias = \"zero\" starts the head: the first \
+                 steps learn it by moving the encoder, from which some runs do not recover. \"labels\" starts there"
+            );
+        }
     }
 
     /// Forward, backward and update: what the step was, and what plugins are told of it, unless its update was
