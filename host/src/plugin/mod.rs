@@ -14,7 +14,7 @@ mod trust;
 
 use std::path::{Path, PathBuf};
 
-use dynalora_plugin_api::abi::host::{RemoteAllocator, RemoteScorer};
+use dynalora_plugin_api::abi::host::{InProcess, RemoteAllocator, RemoteScorer};
 use dynalora_plugin_api::abi::text;
 use dynalora_plugin_api::conformance::{self, Report};
 use dynalora_plugin_api::{Allocator, Kind, Manifest, ModuleInfo, Scorer};
@@ -106,33 +106,13 @@ pub fn describe_here(path: &Path) -> Result<String> {
 pub fn check(path: &Path, parameters: Option<&Value>) -> Result<Vec<Report>> {
     let library = Candidate::open(path)?.load()?;
     let table = library.table;
-    let reports = library
-        .manifests
-        .into_iter()
-        .map(|manifest| match manifest.kind {
-            Kind::Scorer => {
-                conformance::check_scorer(manifest, parameters.cloned(), &|parameters, modules| {
-                    let parameters = parameters.to_string();
-                    Ok(Box::new(RemoteScorer::in_process(
-                        table,
-                        &parameters,
-                        modules,
-                    )?))
-                })
-            }
-            Kind::Allocator => conformance::check_allocator(
-                manifest,
-                parameters.cloned(),
-                &|parameters, modules| {
-                    let parameters = parameters.to_string();
-                    Ok(Box::new(RemoteAllocator::in_process(
-                        table,
-                        &parameters,
-                        modules,
-                    )?))
-                },
-            ),
-        });
+    let reports = library.manifests.into_iter().map(|manifest| {
+        let kind = manifest.kind;
+        conformance::check(manifest, parameters.cloned(), &|parameters, modules| {
+            let parameters = parameters.to_string();
+            Ok(Box::new(InProcess::new(table, kind, &parameters, modules)?))
+        })
+    });
     Ok(reports.collect())
 }
 

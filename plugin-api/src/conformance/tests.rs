@@ -411,15 +411,18 @@ fn needs_and_wishes() {
             _ => None,
         });
         breaks(&report, "wishes", "asked twice what it wants of step 1");
-        // By the clock, so to say: two that have seen the same want different things.
-        let report = bent(kind, |name, _, _, _| match name {
-            "wants" => {
-                thread_local!(static CALLS: Cell<u64> = const { Cell::new(0) });
-                let calls = CALLS.get();
-                CALLS.set(calls + 1);
-                answer(Wants::all_if(calls % 3 == 2).to_fields())
+        // By how often anyone was asked: two that have seen the same want different things.
+        let report = bent(kind, |name, _, _, _| {
+            thread_local!(static CALLS: Cell<u64> = const { Cell::new(0) });
+            match name {
+                "start" => CALLS.set(0),
+                "wants" => {
+                    CALLS.set(CALLS.get() + 1);
+                    return answer(Wants::all_if(CALLS.get() % 3 == 0).to_fields());
+                }
+                _ => {}
             }
-            _ => None,
+            None
         });
         breaks(&report, "wishes", "want different things of step 1");
         // What it wants hangs on how often it was asked, which no state keeps.
