@@ -24,7 +24,7 @@ pub use sample::{Random, draw_by_logarithms, draw_without_replacement};
 pub use scorer::{Measured, Needs, Observation, Raw, RawValue, Scorer, Signal};
 pub use start::{Start, Unit};
 pub use state::{load_state, save_state};
-pub use window::{Accumulated, Norm, Window};
+pub use window::{Accumulated, Norm, Reduce, Window};
 
 // A plugin's parameters are derived with these; the crates it sees are then the ones seen here.
 pub use {schemars, serde};

@@ -1,9 +1,9 @@
-//! The scorer `gradient`: how much the loss pulls at a module's adapter, added up over the steps.
+//! The scorer `gradient`: how much the loss pulls at a module's adapter.
 //!
-//! Dynamic Low-Rank Module Allocation, section 3.2, over the steps t of the window:
+//! Dynamic Low-Rank Module Allocation, section 3.2, over the steps t of the window that were measured:
 //!
 //! ```text
-//! yᵢ = Σ_t ‖∂L_t/∂(Aᵢ, Bᵢ)‖
+//! yᵢ = mean_t ‖∂L_t/∂(Aᵢ, Bᵢ)‖
 //! ```
 //!
 //! A norm grows with the number of an adapter's parameters: `norm = "rms"`, the l2 norm over the square root of
@@ -15,18 +15,20 @@
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
 use dynalora_plugin_api::{
-    Accumulated, ModuleInfo, Needs, Norm, Observation, Plugin, Result, Scorer, Signal, Window,
-    export_plugin,
+    Accumulated, ModuleInfo, Needs, Norm, Observation, Plugin, Reduce, Result, Scorer, Signal,
+    Window, export_plugin,
 };
 
 /// Parameters of `gradient`.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(crate = "dynalora_plugin_api::serde", deny_unknown_fields, default)]
 pub struct Parameters {
-    /// The norm that is added up.
+    /// The norm that is measured.
     norm: Norm,
-    /// Over which steps it is added up.
+    /// Over which steps it goes.
     window: Window,
+    /// What becomes of a module's measurements there: their mean, or their sum.
+    reduce: Reduce,
 }
 
 /// The plugin.
@@ -41,7 +43,7 @@ impl Plugin for Gradient {
     type Parameters = Parameters;
 
     const NAME: &'static str = "gradient";
-    const DESCRIPTION: &'static str = "Adds up the norm of the gradient of each module's adapter.";
+    const DESCRIPTION: &'static str = "Goes by the norm of the gradient of each module's adapter.";
     const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
@@ -54,7 +56,7 @@ impl Plugin for Gradient {
             divisors: (modules.iter())
                 .map(|module| parameters.norm.divisor(module.parameters))
                 .collect(),
-            total: Accumulated::new(parameters.window, modules.len())?,
+            total: Accumulated::new(parameters.window, parameters.reduce, modules.len())?,
         })
     }
 }
@@ -69,10 +71,9 @@ impl Scorer for Gradient {
 
     fn observe(&mut self, observation: &Observation) -> Result<()> {
         let values = observation.signal(self.signal)?.iter();
-        self.total.add(
-            (values.zip(&self.divisors))
-                .map(|(value, divisor)| Some(f64::from((*value)?) / divisor)),
-        )
+        let values = values.zip(&self.divisors);
+        let values = values.map(|(value, divisor)| Some(f64::from((*value)?) / divisor));
+        self.total.add(observation.step, values)
     }
 
     fn scores(&mut self) -> Result<Vec<f64>> {
@@ -107,8 +108,10 @@ mod tests {
     #[test]
     fn a_step_without_a_gradient_leaves_the_score_as_it_was() {
         let steps = [[Some(1.0), Some(3.0)], [None, Some(0.5)], [Some(2.0), None]];
-        assert_eq!(scores("{}", &steps), [3.0, 3.5]);
-        assert_eq!(scores(r#"{"window": {"ema": 0.5}}"#, &steps), [1.5, 1.75]);
+        assert_eq!(scores("{}", &steps), [1.5, 1.75]);
+        assert_eq!(scores(r#"{"reduce": "sum"}"#, &steps), [3.0, 3.5]);
+        // Two steps after the first: a quarter of what was is left.
+        assert_eq!(scores(r#"{"window": {"ema": 0.5}}"#, &steps), [1.75, 1.75]);
         assert_eq!(scores("{}", &[[None, None]]), [0.0, 0.0]);
     }
 
