@@ -28,6 +28,14 @@ pub enum Signal {
     GradientL2,
     /// Frobenius norm of the adapter's weight: LoRA's `ΔW = s·BA`, VeRA's `ΔW = Λ_b·B·Λ_d·A`.
     WeightL2,
+    InputL2,
+    OutputGradientL2,
+    GradientDotWeight,
+    GradientDotWeightAbs,
+    Fisher,
+    UpdateL2,
+    FrozenWeightL1,
+    FrozenWeightL2,
 }
 
 /// Values that can be copied to a scorer whole, which costs a device-to-host copy a step.
@@ -43,6 +51,8 @@ pub enum RawValue {
     Gradient,
     /// Every adapter parameter, in the same order.
     Weight,
+    InputColumnL2,
+    FrozenWeight,
 }
 
 /// The name a signal has in configs and messages, such as `activation_l2`.

@@ -7,7 +7,7 @@ use std::path::Path;
 use dynalora::allocation::{Ledger, PluginState, State};
 use dynalora::recipe::Recipe;
 use dynalora::run::{AllocationRecord, Run};
-use dynalora_plugin_api::{Accumulated, Window};
+use dynalora_plugin_api::{Accumulated, Reduce, Window};
 use dynalora_tests::{Scene, fixture, minilm};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -152,7 +152,8 @@ fn start(scene: &Scene, golden: &Scores, scorer: &str, peft: &Path) {
         state,
     };
     // Nothing has been added up yet, whatever the window.
-    let nothing = Accumulated::new(Window::Run, modules.len()).and_then(|totals| totals.save());
+    let nothing =
+        Accumulated::new(Window::Run, Reduce::Mean, modules.len()).and_then(|totals| totals.save());
     let allocation = State {
         step: 0,
         reallocations: 0,

@@ -4,6 +4,7 @@ mod checkpoint;
 pub mod cost;
 pub mod evaluate;
 mod fault;
+pub mod frozen;
 mod inputs;
 mod machine;
 pub mod optimizer;
@@ -202,7 +203,15 @@ impl<'a, B: Kernels> Training<'a, B> {
         };
         let cache = self.cache.as_mut().filter(|_| depth > 0);
         let prefix = cache.map(|cache| Prefix { cache, depth });
-        let result = step::run(&self.trainee, batches, &plan, prefix, self.device)?;
+        let optimizer = Some(&self.optimizer);
+        let result = step::run(
+            &self.trainee,
+            batches,
+            &plan,
+            prefix,
+            optimizer,
+            self.device,
+        )?;
 
         let (tracked, seed) = (plan.tracked(), plan.seed);
         let skipped = self.skips(batches, seed, &result)?;
@@ -336,11 +345,17 @@ fn frozen_layers(modules: &[ModuleInfo], active: &[bool], layers: usize) -> usiz
         .unwrap_or(layers)
 }
 
-/// Whether a plugin wants something of the modules' outputs.
+/// Whether a plugin wants something of the modules' inputs or outputs, for which all tokens' are run.
 fn reads_outputs(needs: &Needs) -> bool {
-    let outputs = [Signal::ActivationL1, Signal::ActivationL2, Signal::DeltaL2];
-    needs.signals.iter().any(|signal| outputs.contains(signal))
-        || needs.raw.contains(&RawValue::Activation)
+    let signals = [
+        Signal::ActivationL1,
+        Signal::ActivationL2,
+        Signal::DeltaL2,
+        Signal::InputL2,
+    ];
+    let raw = [RawValue::Activation, RawValue::InputColumnL2];
+    needs.signals.iter().any(|signal| signals.contains(signal))
+        || needs.raw.iter().any(|value| raw.contains(value))
 }
 
 /// The seed of a step's dropout: a function of the run's seed and the step, so that a resumed run drops

@@ -37,6 +37,8 @@ impl<B: Kernels> Training<'_, B> {
             None => Vec::new(),
         };
         self.progress.component_updates = states.iter().map(components).collect();
+        let last = |state: &Option<GroupState<B>>| state.as_ref().and_then(|state| state.last);
+        self.progress.last_updates = states.iter().map(last).collect();
         self.progress.head_updates = self.optimizer.head.as_ref().map(|state| state.steps);
         let pending = self.writer.begin_checkpoint(self.progress.step)?;
         checkpoint::write(
