@@ -154,16 +154,16 @@ mod tests {
                 for window in [Window::Run, Window::Ema(0.9), Window::Period] {
                     let steps = taken(10, window, seed, 100, every);
                     let within = |from: u64, to: u64| {
-                        steps.iter().filter(|step| (from + 1..=to).contains(step)).count()
+                        steps
+                            .iter()
+                            .filter(|step| (from + 1..=to).contains(step))
+                            .count()
                     };
                     assert!(within(0, every) >= 1, "{every}, {window:?}: {steps:?}");
                     let least = every.div_ceil(10).min(every);
                     for period in 0..100 / every {
                         let seen = within(period * every, (period + 1) * every);
-                        assert!(
-                            window != Window::Period || seen >= 1,
-                            "{every}: {steps:?}"
-                        );
+                        assert!(window != Window::Period || seen >= 1, "{every}: {steps:?}");
                         assert!(seen as u64 <= least + 1, "{every}, {window:?}: {steps:?}");
                     }
                 }

@@ -38,6 +38,8 @@ struct Scorer {
     norm: String,
     target: String,
     window: Value,
+    reduce: String,
+    shared: bool,
     probe_steps: u64,
     accumulation: usize,
 }
@@ -72,7 +74,8 @@ fn recipe(model: &Path, golden: &Scores, case: &Case) -> String {
     };
     let target = match scorer.plugin.as_str() {
         "activation" => format!("target = \"{}\"", scorer.target),
-        _ => String::new(),
+        _ if scorer.shared => "steps = \"shared\"".to_owned(),
+        _ => "steps = \"own\"".to_owned(),
     };
     // `"all-linear"` and `["query", "value"]` are written in TOML as they are in JSON.
     format!(
@@ -102,6 +105,8 @@ probe_steps = {probe_steps}
 plugin = "{plugin}"
 norm = "{norm}"
 window = {window}
+reduce = "{reduce}"
+one_in = 1
 {target}
 [allocator]
 plugin = "top-k"
@@ -128,6 +133,7 @@ every = "never"
         probe_steps = scorer.probe_steps,
         plugin = scorer.plugin,
         norm = scorer.norm,
+        reduce = scorer.reduce,
         k = golden.k,
         total = config["steps"],
         batch_size = golden.batches[0].len() / scorer.accumulation,
@@ -160,6 +166,8 @@ fn start(scene: &Scene, golden: &Scores, scorer: &str, peft: &Path) {
         modules: modules.clone(),
         active: active.clone(),
         components: None,
+        last_choice: None,
+        asked_for: None,
         ledger: Ledger::new(modules.len()),
         scorer: Some(state(scorer, nothing.expect("a state"))),
         allocator: Some(state("top-k", Vec::new())),

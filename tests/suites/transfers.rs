@@ -2,6 +2,7 @@
 //! what it counts is counted over the whole process.
 
 use burn_flex::{Flex, FlexDevice};
+use dynalora::allocation::{RawValue, Signal, Wanted};
 use dynalora::data::{Batch, Label};
 use dynalora::export;
 use dynalora::kernel::reductions_taken;
@@ -10,7 +11,6 @@ use dynalora::recipe::{ModelConfig, OptimizerState};
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
 use dynalora::train::step::{self, StepPlan};
 use dynalora::train::trainee::{Trainee, reads};
-use dynalora_plugin_api::{Needs, RawValue, Signal};
 use dynalora_tests::{fixture, model_folder};
 
 const DEVICE: FlexDevice = FlexDevice;
@@ -58,11 +58,10 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
     let mut moved = trainee.clone();
     // Transfers and reductions of a step with two micro-batches.
     let mut counted = |signals: &[Signal], raw: &[RawValue], components: bool| {
-        let needs = Needs {
+        let wanted = Wanted {
             signals: signals.to_vec(),
             raw: raw.to_vec(),
             components,
-            ..Needs::default()
         };
         let plan = StepPlan {
             step: 2,
@@ -70,8 +69,7 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
             components: None,
             rate: 0.0,
             probing: false,
-            needs: &needs,
-            raw: true,
+            wanted: &wanted,
             seed: 0,
         };
         let before = (reads(), reductions_taken());

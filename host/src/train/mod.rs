@@ -1,6 +1,7 @@
 //! Training: the loop, and what it is made of.
 
 mod checkpoint;
+mod constant;
 pub mod cost;
 pub mod evaluate;
 mod fault;
@@ -15,27 +16,30 @@ mod progress;
 mod readout;
 mod record;
 mod save;
+mod stall;
 pub mod step;
 mod stop;
 pub mod trainee;
+mod trial;
 
 use std::time::Instant;
 
-use dynalora_plugin_api::{ModuleInfo, Needs, Observation, RawValue, Signal};
+use dynalora_plugin_api::{Metric, ModuleInfo, Moment, Observation};
 
 pub use machine::peak_memory;
 pub use prepare::{Prepared, Rest, check};
 pub use progress::{Display, Verbosity, say};
 
 use crate::adapter::{Adapters, LinearInfo, components, mixed};
-use crate::allocation::Controller;
+use crate::allocation::{Controller, Measuring};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::Model;
-use crate::recipe::{Every, Recipe};
+use crate::recipe::{Every, HeadBias, Recipe};
 use crate::run::{AllocationRecord, Checkpoint, Summary, Writer};
 use checkpoint::Progress;
+use constant::Constant;
 use optimizer::{Optimizer, OptimizerConfig};
 use order::Steps;
 use prefix::PrefixCache;
@@ -74,8 +78,8 @@ pub fn train<B: Kernels>(
             return Err(training.interrupted(signal));
         }
         let Some(batches) = steps.next() else { break };
-        let (made, observation) = training.step(&batches)?;
-        training.reallocate(observation.as_ref())?;
+        let (made, observed) = training.step(&batches)?;
+        training.reallocate(observed)?;
         training.record(&made)?;
     }
     training.display.end();
@@ -84,6 +88,9 @@ pub fn train<B: Kernels>(
     training.writer.summary(&summary)?;
     Ok(summary)
 }
+
+/// What a step was measured by, and what came of it.
+type Observed = (Measuring, Observation);
 
 /// A run while it trains.
 struct Training<'a, B: Kernels> {
@@ -94,6 +101,8 @@ struct Training<'a, B: Kernels> {
     total_steps: u64,
     steps_per_epoch: u64,
     controller: Controller,
+    /// What a model that learns nothing of its inputs comes to.
+    constant: Option<Constant>,
     trainee: Trainee<B>,
     optimizer: Optimizer<B>,
     cache: Option<PrefixCache>,
@@ -123,6 +132,9 @@ impl<'a, B: Kernels> Training<'a, B> {
         let model = Model::<B>::load(&rest.pretrained, &modules, rest.data.outputs(), device)?;
         let config = optimizer_config(recipe, total_steps);
         let train = &recipe.train;
+        let constant = Constant::of(&rest.data.train.labels, rest.data.outputs());
+        let answer = constant.as_ref().map(Constant::logits);
+        let answer = answer.filter(|_| recipe.model.head_bias == HeadBias::Labels);
         let cache = || PrefixCache::new(train.cache_memory_mib << 20);
         Ok(Training {
             recipe,
@@ -132,10 +144,11 @@ impl<'a, B: Kernels> Training<'a, B> {
             steps_per_epoch: rest.data.steps_per_epoch(train, recipe.seed),
             progress: Progress::start(controller.state()?),
             controller,
+            constant,
             optimizer: Optimizer::new(config, modules.len()),
             trainee: Trainee {
                 adapters: Adapters::new((&recipe.adapter).into(), modules, recipe.seed, device),
-                head: model.head.initial(recipe.seed, device),
+                head: model.head.initial(recipe.seed, answer.as_deref(), device),
                 model,
             },
             cache: train.cache_frozen_prefix.then(cache),
@@ -165,28 +178,89 @@ impl<'a, B: Kernels> Training<'a, B> {
                 self.saved.0 = self.progress.step;
             }
             None => {
+                self.warn_of_a_far_mean();
                 let modules = self.rest.modules.iter();
                 self.writer.allocation(&AllocationRecord::initial(
                     modules.map(|module| module.path.clone()).collect(),
                     self.controller.active(),
                     &self.controller.ranks(),
                 ))?;
+                self.measure_frozen()?;
+                if let Some(passes) = self.controller.first_choice() {
+                    self.calibrate(passes)?;
+                    self.choose()?;
+                }
             }
         }
         self.display.start(self.total_steps, self.progress.step);
         Ok(())
     }
 
+    /// Measures what is measured once, before anything runs, if a plugin needs it.
+    fn measure_frozen(&mut self) -> Result<()> {
+        let measuring = self.controller.at_the_start();
+        let wanted = &measuring.wanted;
+        if wanted.is_nothing() {
+            return Ok(());
+        }
+        let (pretrained, modules) = (&self.rest.pretrained, &self.rest.modules);
+        let found = frozen::measure::<B>(pretrained, modules, wanted, self.device)?;
+        let mut observation = Observation::default();
+        observation.moment = Moment::Start;
+        observation.total_steps = self.total_steps;
+        observation.learning_rate = self.optimizer.rate(0);
+        observation.active = self.controller.active().to_vec();
+        (observation.signals, observation.raw) = found;
+        self.controller.observe(&measuring, &observation)
+    }
+
+    /// Measures every module in so many passes over the first steps' batches, and updates nothing.
+    fn calibrate(&mut self, passes: u64) -> Result<()> {
+        let measuring = self.controller.before_the_first_step();
+        let (data, total) = (&self.rest.data, self.total_steps.max(passes));
+        let steps = Steps::new(data, self.recipe, self.steps_per_epoch, total, 0);
+        for (pass, batches) in (0..passes).zip(steps) {
+            let plan = StepPlan {
+                step: 0,
+                active: self.controller.active(),
+                components: self.controller.components(),
+                rate: self.optimizer.rate(0),
+                probing: false,
+                wanted: &measuring.wanted,
+                // No step has it: those count up.
+                seed: dropout_seed(self.recipe.seed, u64::MAX - pass),
+            };
+            let tracked = plan.tracked();
+            let mut result = step::run(&self.trainee, &batches, &plan, None, None, self.device)?;
+            self.progress.flops += self.flops(&batches, &tracked, measuring.wanted.outputs(), 0);
+            result.observation.moment = Moment::Calibration;
+            result.observation.total_steps = self.total_steps;
+            self.controller.observe(&measuring, &result.observation)?;
+        }
+        Ok(())
+    }
+
+    /// Says where the first steps would be spent on learning the labels' mean, with the encoder as its means.
+    fn warn_of_a_far_mean(&self) {
+        let fresh = self.trainee.model.head.last_is_fresh();
+        let zero = fresh && self.recipe.model.head_bias == HeadBias::Zero;
+        let Some(mean) = self.constant.as_ref().filter(|_| zero) else {
+            return;
+        };
+        if let Some(mean) = mean.far_mean() {
+            tracing::warn!(
+                "the labels' mean, {mean:.4}, is far from 0, where model.head_bias = \"zero\" starts the head: the first \
+                 steps learn it by moving the encoder, from which some runs do not recover. \"labels\" starts there"
+            );
+        }
+    }
+
     /// Forward, backward and update: what the step was, and what plugins are told of it, unless its update was
     /// left out.
-    fn step(&mut self, batches: &[Batch]) -> Result<(Made, Option<Observation>)> {
+    fn step(&mut self, batches: &[Batch]) -> Result<(Made, Option<Observed>)> {
         let number = self.progress.step + 1;
-        let nothing = Needs::default();
-        let needs = match self.controller.measuring(number) {
-            true => self.controller.needs(),
-            false => &nothing,
-        };
-        let (probing, outputs) = (self.controller.probing(number), reads_outputs(needs));
+        let measuring = self.controller.upcoming(number);
+        let (probing, outputs) = (measuring.probing, measuring.wanted.outputs());
         let depth = match self.cache {
             Some(_) => self.skippable(probing, outputs),
             None => 0,
@@ -197,8 +271,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             components: self.controller.components(),
             rate: self.optimizer.rate(self.progress.step),
             probing,
-            needs,
-            raw: self.controller.wants_raw(number),
+            wanted: &measuring.wanted,
             seed: dropout_seed(self.recipe.seed, number),
         };
         let cache = self.cache.as_mut().filter(|_| depth > 0);
@@ -216,14 +289,29 @@ impl<'a, B: Kernels> Training<'a, B> {
         let (tracked, seed) = (plan.tracked(), plan.seed);
         let skipped = self.skips(batches, seed, &result)?;
         let flops = self.flops(batches, &tracked, outputs, depth);
-        let made = self.made(&result, flops, skipped);
+        let made = self.made(batches, &result, flops, skipped);
         let observation = match skipped {
             true => None,
-            false => Some(self.update(result)),
+            false => {
+                let mut observation = self.update(result);
+                observation.total_steps = self.total_steps;
+                observation.metric = self.latest_metric();
+                Some((measuring, observation))
+            }
         };
-        self.count(&made);
+        if let (Some(turn), Some(constant)) = (self.count(&made), &self.constant) {
+            let advice = stall::advice(self.recipe, self.rest.pretrained.frozen_pooler());
+            self.display.turned(&turn, constant, &advice);
+        }
         self.progress.evaluation_owed = self.is_due(self.recipe.evaluation.every);
         Ok((made, observation))
+    }
+
+    /// The main metric of the latest evaluation.
+    fn latest_metric(&self) -> Option<Metric> {
+        let (step, name) = self.progress.evaluated.as_ref()?;
+        let value = self.progress.metrics.get(name)?;
+        Some(Metric::new(*step, name.as_str(), *value))
     }
 
     /// Updates what trains by a step's gradients; what plugins are told of it comes back.
@@ -245,15 +333,25 @@ impl<'a, B: Kernels> Training<'a, B> {
         result.observation
     }
 
-    /// Lets the plugins choose anew where that is due, and puts their choice into force.
-    fn reallocate(&mut self, observation: Option<&Observation>) -> Result<()> {
-        let decided = match observation {
-            Some(observation) => self.controller.after_step(observation)?,
-            None => self.controller.after_skipped_step()?,
-        };
-        let Some(reallocation) = decided else {
-            return Ok(());
-        };
+    /// Tells the plugins of a step, lets them choose anew where that is due, and puts their choice into force.
+    fn reallocate(&mut self, observed: Option<Observed>) -> Result<()> {
+        match observed {
+            Some((measuring, observation)) => {
+                self.controller.after_step(&measuring, &observation)?;
+            }
+            None => self.controller.after_skipped_step(),
+        }
+        match self.controller.is_due() {
+            true => self.choose(),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes the trials that the plugins want, asks them, and puts their choice into force.
+    fn choose(&mut self) -> Result<()> {
+        let asked = self.controller.trials()?;
+        let made = self.make_trials(&asked)?;
+        let reallocation = self.controller.reallocate(&made)?;
         for module in &reallocation.deactivated {
             self.optimizer.deactivated(*module);
         }
@@ -343,19 +441,6 @@ fn frozen_layers(modules: &[ModuleInfo], active: &[bool], layers: usize) -> usiz
         .map(|(module, _)| module.layer.map_or(layers, |layer| layer as usize))
         .min()
         .unwrap_or(layers)
-}
-
-/// Whether a plugin wants something of the modules' inputs or outputs, for which all tokens' are run.
-fn reads_outputs(needs: &Needs) -> bool {
-    let signals = [
-        Signal::ActivationL1,
-        Signal::ActivationL2,
-        Signal::DeltaL2,
-        Signal::InputL2,
-    ];
-    let raw = [RawValue::Activation, RawValue::InputColumnL2];
-    needs.signals.iter().any(|signal| signals.contains(signal))
-        || needs.raw.iter().any(|value| raw.contains(value))
 }
 
 /// The seed of a step's dropout: a function of the run's seed and the step, so that a resumed run drops

@@ -4,11 +4,12 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use dynalora_plugin_api::{Measured, Raw, RawValue, Signal};
+use dynalora_plugin_api::{Measured, Raw};
 
 use super::optimizer::Optimizer;
 use super::step::{Passes, StepPlan};
 use super::trainee::{Trainee, read};
+use crate::allocation::{RawValue, Signal};
 use crate::error::Result;
 use crate::kernel::Kernels;
 
@@ -202,8 +203,8 @@ impl Places {
     /// The signals that the plan asks for.
     pub fn signals(&self, values: &[f32], plan: &StepPlan<'_>) -> Vec<Measured> {
         let modules = 0..self.gradients.len();
-        let measured = plan.needs.signals.iter().map(|&signal| Measured {
-            signal,
+        let measured = plan.wanted.signals.iter().map(|&signal| Measured {
+            signal: signal.name(),
             values: modules
                 .clone()
                 .map(|module| self.signal(values, signal, module))
@@ -327,15 +328,14 @@ pub(super) fn raw<B: Kernels>(
     values: &[f32],
     plan: &StepPlan<'_>,
 ) -> Result<Vec<Raw>> {
-    let wanted = plan.needs.raw.iter().filter(|_| plan.raw);
-    let found = wanted.map(|&value| {
+    let found = plan.wanted.raw.iter().map(|&value| {
         let modules = 0..trainee.adapters.modules.len();
         let buffers = modules.map(|module| match value {
             RawValue::InputColumnL2 => Ok(places.input_columns(values, module)),
             _ => buffer(value, module, trainee, passes),
         });
         Ok(Raw {
-            value,
+            value: value.name(),
             buffers: buffers.collect::<Result<_>>()?,
         })
     });

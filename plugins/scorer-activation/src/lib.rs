@@ -17,12 +17,12 @@
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
 use dynalora_plugin_api::{
-    Accumulated, ModuleInfo, Needs, Norm, Observation, Plugin, Reduce, Result, Scorer, Signal,
-    Window, export_plugin,
+    Accumulated, ModuleInfo, Needs, Norm, Observation, Plugin, Reduce, Result, Sampled,
+    ScoreRequest, Scorer, Signal, Start, Upcoming, Wants, Window, export_plugin,
 };
 
 /// Parameters of `activation`.
-#[derive(Default, Deserialize, JsonSchema)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(crate = "dynalora_plugin_api::serde", deny_unknown_fields, default)]
 pub struct Parameters {
     /// The norm that is measured.
@@ -33,6 +33,22 @@ pub struct Parameters {
     window: Window,
     /// What becomes of a module's measurements there: their mean, or their sum.
     reduce: Reduce,
+    /// Of each so many steps one is measured, drawn by the run's seed; 1 measures all. There is always one before the
+    /// first reallocation, and with `window = "period"` in each period.
+    #[schemars(range(min = 1))]
+    one_in: u64,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Parameters {
+            norm: Norm::default(),
+            target: Target::default(),
+            window: Window::default(),
+            reduce: Reduce::default(),
+            one_in: Sampled::ONE_IN,
+        }
+    }
 }
 
 /// What comes out of a module.
@@ -53,6 +69,7 @@ pub struct Activation {
     /// What each module's value is divided by.
     divisors: Vec<f64>,
     total: Accumulated,
+    sampled: Sampled,
 }
 
 impl Plugin for Activation {
@@ -64,9 +81,9 @@ impl Plugin for Activation {
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let signal = match (parameters.target, parameters.norm) {
-            (Target::Output, Norm::L1) => Signal::ActivationL1,
-            (Target::Output, Norm::L2 | Norm::Rms) => Signal::ActivationL2,
-            (Target::Delta, Norm::L2) => Signal::DeltaL2,
+            (Target::Output, Norm::L1) => Signal::ACTIVATION_L1,
+            (Target::Output, Norm::L2 | Norm::Rms) => Signal::ACTIVATION_L2,
+            (Target::Delta, Norm::L2) => Signal::DELTA_L2,
             (Target::Delta, Norm::L1 | Norm::Rms) => {
                 return Err("parameter `norm`: target = \"delta\" is measured in l2 only".into());
             }
@@ -78,20 +95,27 @@ impl Plugin for Activation {
                 .map(|module| parameters.norm.divisor(module.out_features))
                 .collect(),
             total: Accumulated::new(parameters.window, parameters.reduce, modules.len())?,
+            sampled: Sampled::new(parameters.one_in, parameters.window)?,
         })
     }
 }
 
 impl Scorer for Activation {
     fn needs(&self) -> Needs {
-        Needs {
-            signals: vec![self.signal],
-            ..Needs::default()
-        }
+        Needs::signals([self.signal.clone()])
+    }
+
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        self.sampled.start(start);
+        Ok(Vec::new())
+    }
+
+    fn wants(&self, upcoming: &Upcoming) -> Wants {
+        Wants::all_if(self.sampled.takes(upcoming, self.total.last()))
     }
 
     fn observe(&mut self, observation: &Observation) -> Result<()> {
-        let values = observation.signal(self.signal)?.iter();
+        let values = observation.signal(&self.signal)?.iter();
         let squared = self.squared;
         let values = values.zip(&self.divisors).map(|(value, divisor)| {
             let value = f64::from((*value)?) / divisor;
@@ -100,11 +124,11 @@ impl Scorer for Activation {
         self.total.add(observation.step, values)
     }
 
-    fn scores(&mut self) -> Result<Vec<f64>> {
+    fn scores(&mut self, _: &ScoreRequest) -> Result<Vec<f64>> {
         Ok(self.total.scores())
     }
 
-    fn reallocated(&mut self) -> Result<()> {
+    fn reallocated(&mut self, _: &[bool]) -> Result<()> {
         self.total.reallocated();
         Ok(())
     }
@@ -123,7 +147,7 @@ export_plugin!(scorer Activation);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dynalora_plugin_api::{conformance, testing};
+    use dynalora_plugin_api::{Measured, conformance, testing};
 
     fn scores(parameters: &str, steps: &[[Option<f32>; 2]]) -> Vec<f64> {
         testing::score::<Activation>(parameters, steps).unwrap()
@@ -158,12 +182,41 @@ mod tests {
     }
 
     #[test]
+    fn one_step_of_each_block_is_measured() {
+        let wanted = |parameters| {
+            let mut scorer = testing::scorer::<Activation>(parameters, 2).unwrap();
+            scorer.start(&testing::start()).unwrap();
+            let mut wanted = Vec::new();
+            for step in 1..=50 {
+                let mut upcoming = Upcoming::default();
+                upcoming.step = step;
+                upcoming.next_reallocation = Some(50);
+                if scorer.wants(&upcoming) != Wants::NOTHING {
+                    wanted.push(step);
+                    let mut observation = Observation::default();
+                    observation.step = step;
+                    let values = vec![Some(1.0); 2];
+                    let signal = scorer.needs().signals.remove(0);
+                    observation.signals = vec![Measured { signal, values }];
+                    scorer.observe(&observation).unwrap();
+                }
+            }
+            wanted
+        };
+        let blocks = |steps: Vec<u64>| steps.iter().map(|step| (step - 1) / 10).collect::<Vec<_>>();
+        assert_eq!(blocks(wanted("{}")), [0, 1, 2, 3, 4]);
+        assert_eq!(wanted(r#"{"one_in": 1}"#).len(), 50);
+        let none = testing::scorer::<Activation>(r#"{"one_in": 0}"#, 2);
+        assert!(none.err().unwrap().to_string().contains("one_in"));
+    }
+
+    #[test]
     fn asks_for_the_signal_it_reads() {
         let signal = |parameters| testing::needs::<Activation>(parameters).unwrap().signals;
-        assert_eq!(signal("{}"), [Signal::ActivationL2]);
-        assert_eq!(signal(r#"{"norm": "l1"}"#), [Signal::ActivationL1]);
-        assert_eq!(signal(r#"{"norm": "rms"}"#), [Signal::ActivationL2]);
-        assert_eq!(signal(r#"{"target": "delta"}"#), [Signal::DeltaL2]);
+        assert_eq!(signal("{}"), [Signal::ACTIVATION_L2]);
+        assert_eq!(signal(r#"{"norm": "l1"}"#), [Signal::ACTIVATION_L1]);
+        assert_eq!(signal(r#"{"norm": "rms"}"#), [Signal::ACTIVATION_L2]);
+        assert_eq!(signal(r#"{"target": "delta"}"#), [Signal::DELTA_L2]);
         assert!(testing::needs::<Activation>(r#"{"target": "delta", "norm": "l1"}"#).is_err());
     }
 
