@@ -136,6 +136,9 @@ impl Drawn {
                 }
             }
         }
+        if c.once_in(3) {
+            self.set("model.head_bias", c.of(&["\"labels\"", "\"zero\""]));
+        }
         if family.ends_with("-bert") && c.once_in(3) {
             self.set("model.train_pooler", c.once_in(2));
         }
