@@ -157,7 +157,14 @@ fn scene() -> Scene {
 }
 
 /// Trains with `changes` to the recipe; the calls that were written down.
-fn calls(scene: &Scene, name: &str, held_back: u64, again: u64, every: u64, changes: &[(&str, &str)]) -> Vec<String> {
+fn calls(
+    scene: &Scene,
+    name: &str,
+    held_back: u64,
+    again: u64,
+    every: u64,
+    changes: &[(&str, &str)],
+) -> Vec<String> {
     let log = scene.path(&format!("{name}.log"));
     let plugin = |kind: &str| {
         format!(
@@ -171,12 +178,23 @@ fn calls(scene: &Scene, name: &str, held_back: u64, again: u64, every: u64, chan
     }
     recipe = recipe
         .replace("[scorer]\nplugin = \"activation\"\n", &plugin("scorer"))
-        .replace("[allocator]\nplugin = \"top-k\"\nk = \"50%\"\n", &plugin("allocator"));
+        .replace(
+            "[allocator]\nplugin = \"top-k\"\nk = \"50%\"\n",
+            &plugin("allocator"),
+        );
     scene.write("recipe.toml", &recipe);
     let folder = scene.path("plugins");
     let output = format!("output={}", scene.path(name).display());
     let folder = folder.to_str().expect("UTF-8");
-    scene.ok(&["train", "recipe.toml", "--quiet", "--plugin-dir", folder, "--set", &output]);
+    scene.ok(&[
+        "train",
+        "recipe.toml",
+        "--quiet",
+        "--plugin-dir",
+        folder,
+        "--set",
+        &output,
+    ]);
     let text = std::fs::read_to_string(log).expect("calls were written down");
     text.lines().map(str::to_owned).collect()
 }
@@ -185,30 +203,60 @@ fn calls(scene: &Scene, name: &str, held_back: u64, again: u64, every: u64, chan
 fn losses(call: &str) -> Vec<f64> {
     let (_, numbers) = call.split_once("trials=").expect("trials");
     let numbers = numbers.replace(['[', ']', ','], " ");
-    numbers.split_whitespace().map(|it| it.parse().expect("a number")).collect()
+    numbers
+        .split_whitespace()
+        .map(|it| it.parse().expect("a number"))
+        .collect()
 }
 
 #[test]
 fn plugins_are_told_when_and_what_they_said_they_want() {
     let scene = scene();
     let evaluated = "[evaluation]\nevery = 4\n\n[checkpoint]\nevery = 4";
-    let calls = calls(&scene, "told", 0, 0, 3, &[("[checkpoint]\nevery = 4", evaluated)]);
+    let calls = calls(
+        &scene,
+        "told",
+        0,
+        0,
+        3,
+        &[("[checkpoint]\nevery = 4", evaluated)],
+    );
     assert_eq!(
         calls[0],
         "scorer start schedule=periodic total=12 first_choice=false calibration=0 rate=0.005 unit=module"
     );
-    let observed: Vec<&String> = calls.iter().filter(|call| call.contains("observe")).collect();
+    let observed: Vec<&String> = calls
+        .iter()
+        .filter(|call| call.contains("observe"))
+        .collect();
     // Every third step up to the last reallocation, which follows step 8.
     assert_eq!(observed.len(), 2, "{calls:#?}");
     for (call, step) in observed.iter().zip([3, 6]) {
-        assert!(call.contains(&format!("Step step={step} total=12")), "{call}");
+        assert!(
+            call.contains(&format!("Step step={step} total=12")),
+            "{call}"
+        );
         assert!(call.contains("loss=true probing=false"), "{call}");
     }
-    assert!(observed[0].contains("metric=none") && observed[1].contains("metric=accuracy@4"), "{observed:?}");
+    assert!(
+        observed[0].contains("metric=none") && observed[1].contains("metric=accuracy@4"),
+        "{observed:?}"
+    );
     // Of the second, only the active modules have gradients.
-    assert!(!observed[1].contains("gradient_l2:none") && observed[1].contains("gradient_l2:2/"), "{observed:?}");
-    let kinds: Vec<&str> = calls[1..].iter().filter_map(|call| call.split(' ').nth(1)).collect();
-    assert_eq!(kinds, ["observe", "scores", "allocate", "observe", "scores", "allocate"]);
+    assert!(
+        !observed[1].contains("gradient_l2:none") && observed[1].contains("gradient_l2:2/"),
+        "{observed:?}"
+    );
+    let kinds: Vec<&str> = calls[1..]
+        .iter()
+        .filter_map(|call| call.split(' ').nth(1))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            "observe", "scores", "allocate", "observe", "scores", "allocate"
+        ]
+    );
     let record = &scene.records("told", "allocations.jsonl")[1];
     assert_eq!(record["numbers"]["scorer"]["temperature"], json!([0.5]));
     assert_eq!(
@@ -220,11 +268,21 @@ fn plugins_are_told_when_and_what_they_said_they_want() {
 #[test]
 fn a_choice_before_the_first_step_follows_passes_that_update_nothing() {
     let scene = scene();
-    let first = [("schedule =", "initial = \"allocator\"\ncalibration_steps = 2\nschedule =")];
+    let first = [(
+        "schedule =",
+        "initial = \"allocator\"\ncalibration_steps = 2\nschedule =",
+    )];
     let calls = calls(&scene, "first", 0, 0, 1, &first);
-    assert!(calls[0].contains("first_choice=true calibration=2"), "{}", calls[0]);
+    assert!(
+        calls[0].contains("first_choice=true calibration=2"),
+        "{}",
+        calls[0]
+    );
     for call in &calls[1..3] {
-        assert!(call.contains("observe Calibration step=0 total=12"), "{call}");
+        assert!(
+            call.contains("observe Calibration step=0 total=12"),
+            "{call}"
+        );
         // Every module has a gradient, whatever trains later.
         let (_, gradients) = call.split_once("gradient_l2:").expect("measured");
         let (some, all) = gradients.split_once('/').expect("a share");
@@ -233,12 +291,26 @@ fn a_choice_before_the_first_step_follows_passes_that_update_nothing() {
     assert_eq!(calls[3], "scorer scores step=0 trials=none");
     assert_eq!(calls[4], "allocator allocate step=0 index=0 trials=none");
     let records = scene.records("first", "allocations.jsonl");
-    assert_eq!((&records[0]["index"], &records[1]["index"]), (&Value::Null, &json!(0)));
+    assert_eq!(
+        (&records[0]["index"], &records[1]["index"]),
+        (&Value::Null, &json!(0))
+    );
     assert_eq!(records[1]["step"], 0);
-    assert_eq!(records[1]["active"].as_array().expect("a mask").iter().filter(|it| **it == true).count(), 2);
+    assert_eq!(
+        records[1]["active"]
+            .as_array()
+            .expect("a mask")
+            .iter()
+            .filter(|it| **it == true)
+            .count(),
+        2
+    );
     // Only the chosen modules ever had an update before the next choice.
     let ledger = records[2]["ledger"].as_array().expect("a ledger");
-    let updates: u64 = ledger.iter().filter_map(|it| it["steps_active"].as_u64()).sum();
+    let updates: u64 = ledger
+        .iter()
+        .filter_map(|it| it["steps_active"].as_u64())
+        .sum();
     assert_eq!(updates, 2 * 4);
     let metrics = scene.records("first", "metrics.jsonl");
     assert_eq!(metrics[0]["active_modules"], 2);
@@ -247,9 +319,16 @@ fn a_choice_before_the_first_step_follows_passes_that_update_nothing() {
 #[test]
 fn the_allocator_says_when_it_is_asked_again() {
     let scene = scene();
-    let schedule = [("kind = \"periodic\", every = 4", "kind = \"allocator\", first = 2")];
+    let schedule = [(
+        "kind = \"periodic\", every = 4",
+        "kind = \"allocator\", first = 2",
+    )];
     let calls = calls(&scene, "again", 0, 3, 1, &schedule);
-    let steps: Vec<&str> = calls.iter().filter(|call| call.contains("allocate")).filter_map(|call| call.split(' ').nth(2)).collect();
+    let steps: Vec<&str> = calls
+        .iter()
+        .filter(|call| call.contains("allocate"))
+        .filter_map(|call| call.split(' ').nth(2))
+        .collect();
     assert_eq!(steps, ["step=2", "step=5", "step=8", "step=11"]);
 }
 
@@ -257,7 +336,10 @@ fn the_allocator_says_when_it_is_asked_again() {
 fn trials_give_the_loss_with_modules_scaled_or_off() {
     let scene = scene();
     let calls = calls(&scene, "tried", 16, 0, 1, &[]);
-    let asked: Vec<&String> = calls.iter().filter(|call| call.contains("trials=") && !call.ends_with("none")).collect();
+    let asked: Vec<&String> = calls
+        .iter()
+        .filter(|call| call.contains("trials=") && !call.ends_with("none"))
+        .collect();
     assert_eq!(asked.len(), 4, "{calls:#?}");
     // After step 4 the adapters do something: a factor of 1 changes nothing, each of them off changes a little, and all
     // of them off is the pretrained model, with whatever the head has learnt.
@@ -273,7 +355,8 @@ fn trials_give_the_loss_with_modules_scaled_or_off() {
 
     // What is held back is never trained on, and trials cost operations.
     let summary = |name: &str| -> Value {
-        let text = std::fs::read_to_string(scene.path(name).join("summary.json")).expect("a summary");
+        let text =
+            std::fs::read_to_string(scene.path(name).join("summary.json")).expect("a summary");
         serde_json::from_str(&text).expect("JSON")
     };
     self::calls(&scene, "untried", 0, 0, 1, &[]);
@@ -284,9 +367,17 @@ fn trials_give_the_loss_with_modules_scaled_or_off() {
 
     // More than there is cannot be held back.
     let recipe = std::fs::read_to_string(scene.path("recipe.toml")).expect("a recipe");
-    scene.write("recipe.toml", &recipe.replace("held_back = 0", "held_back = 48"));
+    scene.write(
+        "recipe.toml",
+        &recipe.replace("held_back = 0", "held_back = 48"),
+    );
     let folder = scene.path("plugins");
-    let output = scene.run(&["train", "recipe.toml", "--plugin-dir", folder.to_str().expect("UTF-8")]);
+    let output = scene.run(&[
+        "train",
+        "recipe.toml",
+        "--plugin-dir",
+        folder.to_str().expect("UTF-8"),
+    ]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("48") && said.contains("held back"), "{said}");
@@ -296,23 +387,45 @@ fn trials_give_the_loss_with_modules_scaled_or_off() {
 fn a_resumed_run_asks_the_same_trials_and_chooses_the_same() {
     let scene = scene();
     let schedule = [
-        ("kind = \"periodic\", every = 4", "kind = \"allocator\", first = 3"),
-        ("schedule =", "initial = \"allocator\"\ncalibration_steps = 1\nschedule ="),
-        ("[checkpoint]\nevery = 4", "[checkpoint]\nevery = 4\nkeep = 9"),
+        (
+            "kind = \"periodic\", every = 4",
+            "kind = \"allocator\", first = 3",
+        ),
+        (
+            "schedule =",
+            "initial = \"allocator\"\ncalibration_steps = 1\nschedule =",
+        ),
+        (
+            "[checkpoint]\nevery = 4",
+            "[checkpoint]\nevery = 4\nkeep = 9",
+        ),
     ];
     calls(&scene, "run", 8, 2, 2, &schedule);
     let adapter = scene.path("run/adapter/adapter_model.safetensors");
-    let whole = (std::fs::read(&adapter).expect("an adapter"), scene.records("run", "allocations.jsonl"));
+    let whole = (
+        std::fs::read(&adapter).expect("an adapter"),
+        scene.records("run", "allocations.jsonl"),
+    );
     // As a kill after step 4 leaves it.
     std::fs::remove_file(scene.path("run/summary.json")).expect("a finished run");
     std::fs::remove_dir_all(scene.path("run/adapter")).expect("a finished run");
     for checkpoint in ["step-8", "step-12"] {
-        std::fs::remove_dir_all(scene.path("run/checkpoints").join(checkpoint)).expect("a checkpoint");
+        std::fs::remove_dir_all(scene.path("run/checkpoints").join(checkpoint))
+            .expect("a checkpoint");
     }
     let folder = scene.path("plugins");
     let output = format!("output={}", scene.path("run").display());
     let folder = folder.to_str().expect("UTF-8");
-    let arguments = ["train", "recipe.toml", "--quiet", "--plugin-dir", folder, "--resume", "--set", &output];
+    let arguments = [
+        "train",
+        "recipe.toml",
+        "--quiet",
+        "--plugin-dir",
+        folder,
+        "--resume",
+        "--set",
+        &output,
+    ];
     scene.ok(&arguments);
     assert_eq!(scene.records("run", "allocations.jsonl"), whole.1);
     assert!(std::fs::read(&adapter).expect("an adapter") == whole.0);
