@@ -1,8 +1,8 @@
 //! The controller: from what was measured to the modules that train next.
 
 use dynalora_plugin_api::{
-    AllocationRequest, Allocator, Budget, LedgerEntry, Needs, Observation, RawValue, Scorer,
-    Signal, Start,
+    AllocationRequest, Allocator, Budget, CostModel, LedgerEntry, Needs, Observation, RawValue,
+    Scorer, Signal, Start,
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,8 @@ pub struct Settings {
     pub seed: u64,
     /// Optimiser steps the whole run will take.
     pub total_steps: u64,
+    /// What choices of modules cost.
+    pub costs: Option<CostModel>,
 }
 
 /// What one reallocation decided, per module in forward order.
@@ -159,7 +161,8 @@ impl Controller {
                 started("allocator", name, answer)?;
             }
         }
-        let chosen = initial::draw(settings.initial_budget, units.infos(), settings.seed)?;
+        let costs = settings.costs.as_ref();
+        let chosen = initial::draw(settings.initial_budget, &units, costs, settings.seed)?;
         let active = units.expand(&chosen);
         let ledger = Ledger::new(active.len());
         let (step, reallocations) = (0, 0);
@@ -558,6 +561,10 @@ fn start(settings: &Settings, units: &Units, scorer: bool) -> Start {
         Unit::Layer => dynalora_plugin_api::Unit::Layer,
     };
     start.seed = start_seed(settings.seed, scorer);
+    start.costs = match (&settings.costs, scorer) {
+        (Some(costs), false) => Some(units.costs(costs)),
+        (costs, _) => costs.clone(),
+    };
     start
 }
 

@@ -3,10 +3,9 @@
 use std::time::Instant;
 
 use burn::tensor::Tensor;
-use dynalora_plugin_api::ModuleInfo;
+use dynalora_plugin_api::{ModuleInfo, Sizes};
 
 use super::checkpoint::Progress;
-use super::cost::{self, LastLayer, Shape, Sizes};
 use super::progress::Status;
 use super::step::StepResult;
 use super::stop::Stop;
@@ -54,16 +53,9 @@ impl<B: Kernels> Training<'_, B> {
         for batch in batches {
             sizes.add(&batch.offsets);
         }
-        let shape = Shape {
-            config: &self.rest.pretrained.config,
-            linears: &self.linears,
-            modules: &self.rest.modules,
-            trains_a: self.trainee.adapters.config.trains_a(),
-        };
-        let run = cost::cost(shape, tracked, sizes, depth, LastLayer::AsRead { outputs });
         let computed = self.cache.as_mut().map(|cache| cache.take_computed());
-        let computed = computed.map_or(0, |computed| cost::prefix(shape, computed, depth));
-        run.forward + run.backward + computed
+        let computed = computed.unwrap_or_default();
+        self.costs.step(tracked, sizes, outputs, depth, computed)
     }
 
     /// What the step that is about to be applied is.

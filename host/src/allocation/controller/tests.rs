@@ -80,6 +80,7 @@ type Asked = Arc<Mutex<Vec<AllocationRequest>>>;
 
 fn settings(schedule: Schedule) -> Settings {
     Settings {
+        costs: None,
         schedule,
         initial_budget: None,
         probe_steps: 1,
