@@ -380,9 +380,9 @@ fn a_plan_counts_modules_parameters_operations_and_memory() {
     // each sequence all else, with its queries. Five pairs a layer: 4 values each. The pooler's input and pair. Beside
     // it the largest working set.
     let (tokens, firsts) = (8 * 64, 8);
-    let lower = tokens * (8 * 32 + 2 * 64 + 5 * 4);
-    let upper = tokens * (3 * 32 + 4) + firsts * (6 * 32 + 2 * 64 + 4 * 4);
-    let kept = lower + upper + firsts * (32 + 4);
+    let of_lower = tokens * (8 * 32 + 2 * 64 + 5 * 4);
+    let of_upper = tokens * (3 * 32 + 4) + firsts * (6 * 32 + 2 * 64 + 4 * 4);
+    let kept = of_lower + of_upper + firsts * (32 + 4);
     assert_eq!(
         memory["activations"],
         4 * (kept + tokens * (2 * 64 + 4 * 32))
