@@ -7,25 +7,34 @@ pub mod conformance;
 mod cost;
 mod count;
 mod manifest;
+pub mod message;
 mod module;
+mod names;
+mod needs;
+mod observation;
 mod parameters;
 mod sample;
 mod scorer;
 mod start;
 mod state;
 pub mod testing;
+mod trial;
 mod window;
 
-pub use allocator::{Allocation, AllocationRequest, Allocator};
+pub use allocator::{Allocation, AllocationRequest, Allocator, Numbers, Pruning};
 pub use budget::{Budget, By, Limit};
 pub use cost::{Amount, Cost, CostModel, Operation, SidePath, Sizes};
 pub use count::Count;
 pub use manifest::{Kind, Manifest};
-pub use module::{LedgerEntry, ModuleInfo};
+pub use module::{LedgerEntry, Member, ModuleInfo};
+pub use names::{RawValue, Signal};
+pub use needs::{Needs, Upcoming, Wants};
+pub use observation::{Measured, Metric, Moment, Observation, Raw};
 pub use sample::{Random, draw_by_logarithms, draw_without_replacement};
-pub use scorer::{Measured, Needs, Observation, Raw, RawValue, Scorer, Signal};
+pub use scorer::{ScoreRequest, Scorer};
 pub use start::{Start, Unit};
 pub use state::{load_state, save_state};
+pub use trial::{Trial, TrialLosses, TrialRequest, Trials};
 pub use window::{Accumulated, Norm, Window};
 
 // A plugin's parameters are derived with these; the crates it sees are then the ones seen here.

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 ///
 /// A plugin meets modules in the order of the model's forward pass, and that order never changes
 /// within a run: position `i` in every slice it is given speaks of the same module.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
 pub struct ModuleInfo {
     /// Path in the base model, such as `encoder.layer.3.attention.self.query`.
     pub path: String,
@@ -27,6 +29,55 @@ pub struct ModuleInfo {
     pub forward_flops: u64,
     /// Floating-point operations of its backward pass for one token while it is active.
     pub backward_flops: u64,
+    /// Under `unit = "layer"`, the modules of the layer in forward order; empty for a single module.
+    pub members: Vec<Member>,
+}
+
+/// A module that is a part of a layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Member {
+    /// Its path in the base model.
+    pub path: String,
+    /// The largest rank its adapter can have.
+    pub rank: u32,
+}
+
+impl Member {
+    /// A module of this path and rank.
+    pub fn new(path: impl Into<String>, rank: u32) -> Self {
+        Member {
+            path: path.into(),
+            rank,
+        }
+    }
+}
+
+impl ModuleInfo {
+    /// A plausible module, for asking a plugin what it would need.
+    pub(crate) fn example() -> Self {
+        ModuleInfo {
+            path: "layer.0.query".into(),
+            layer: Some(0),
+            role: "query".into(),
+            in_features: 8,
+            out_features: 8,
+            rank: 1,
+            parameters: 16,
+            forward_flops: 160,
+            backward_flops: 320,
+            members: Vec::new(),
+        }
+    }
+
+    /// How many components its adapter can have: of a layer, those of all its members.
+    pub fn components(&self) -> usize {
+        match self.members.len() {
+            0 => self.rank as usize,
+            _ => self.members.iter().map(|member| member.rank as usize).sum(),
+        }
+    }
 }
 
 /// What has happened to one module since the start of the run. It outlives reallocations.

@@ -1,149 +1,38 @@
 //! Scorers: from what the host measures of each module to one importance score per module.
 
-use abi_stable::StableAbi;
-use serde::{Deserialize, Serialize};
+use crate::{
+    LedgerEntry, Needs, Numbers, Observation, Result, Start, TrialLosses, TrialRequest, Trials,
+    Upcoming, Wants,
+};
 
-use crate::{Result, Start};
-
-/// A number the host measures per module and optimiser step, on the device.
-///
-/// Norms run over the real tokens of the whole step (every micro-batch of it), padding excluded. A module that
-/// sees one token a sequence, as a pooler does, is measured as if that one stood for all of them, so that its
-/// norms compare with the others'.
-#[repr(u8)]
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, StableAbi,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum Signal {
-    /// Sum of |y| over the module's output `y = (W + ΔW)x`.
-    ActivationL1,
-    /// Frobenius norm of the module's output `y = (W + ΔW)x`.
-    ActivationL2,
-    /// Frobenius norm of the adapter's share `ΔW·x` (Zhou et al. 2024, LoRA-drop, eq. 3, before squaring).
-    DeltaL2,
-    /// Sum of |g| over the accumulated gradient of the adapter's parameters.
-    GradientL1,
-    /// Euclidean norm of the accumulated gradient of the adapter's parameters.
-    GradientL2,
-    /// Frobenius norm of the adapter's weight: LoRA's `ΔW = s·BA`, VeRA's `ΔW = Λ_b·B·Λ_d·A`.
-    WeightL2,
-}
-
-/// Values that can be copied to a scorer whole, which costs a device-to-host copy a step.
-#[repr(u8)]
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, StableAbi,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum RawValue {
-    /// The module's output, `[tokens, out_features]`, row-major, of the step's last micro-batch.
-    Activation,
-    /// The gradient of every adapter parameter, accumulated over the step: LoRA's A, then B; VeRA's λ_d, then λ_b.
-    Gradient,
-    /// Every adapter parameter, in the same order.
-    Weight,
-}
-
-/// The name a signal has in configs and messages, such as `activation_l2`.
-impl std::fmt::Display for Signal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.serialize(f)
-    }
-}
-
-/// The name a raw value has in configs and messages, such as `activation`.
-impl std::fmt::Display for RawValue {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.serialize(f)
-    }
-}
-
-/// What a plugin asks the host to measure. The host computes nothing else.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Needs {
-    /// Reductions wanted at every step.
-    pub signals: Vec<Signal>,
-    /// Raw values wanted at the steps for which [`Scorer::wants_raw`] says yes; at every step for an
-    /// allocator.
-    pub raw: Vec<RawValue>,
-    /// Whether [`Observation::components`] are wanted, at every step.
-    pub components: bool,
-    /// Of an allocator: whether it reads no scores, so that a recipe need not name a scorer. One that
-    /// measures need not either.
-    #[serde(default)]
-    pub no_scores: bool,
-}
-
-impl Needs {
-    /// Whether anything is to be measured.
-    pub fn measures(&self) -> bool {
-        !self.signals.is_empty() || !self.raw.is_empty() || self.components
-    }
-}
-
-/// One signal of one step: a value per module, `None` where there was nothing to measure
-/// (the gradient of an inactive module outside a probe).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Measured {
-    /// Which signal.
-    pub signal: Signal,
-    /// One value per module, finite where present.
-    pub values: Vec<Option<f32>>,
-}
-
-/// One raw value of one step: a buffer per module, empty where there was nothing to measure.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Raw {
-    /// Which value.
-    pub value: RawValue,
-    /// One buffer per module.
-    pub buffers: Vec<Vec<f32>>,
-}
-
-/// What the host measured during one optimiser step.
+/// What a scorer is told when scores are wanted.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Observation {
-    /// Optimiser steps finished, this one included: the first observation has step 1.
+#[non_exhaustive]
+pub struct ScoreRequest {
+    /// Optimiser steps finished.
     pub step: u64,
-    /// Real tokens the step saw.
-    pub tokens: u64,
-    /// Which modules were active during the step.
+    /// Optimiser steps the whole run will take.
+    pub total_steps: u64,
+    /// Which reallocation this is, from 0.
+    pub reallocation: u64,
+    /// A function of the run's seed and [`reallocation`](Self::reallocation) alone.
+    pub seed: u64,
+    /// Which modules are active now.
     pub active: Vec<bool>,
-    /// The signals asked for in [`Needs::signals`].
-    pub signals: Vec<Measured>,
-    /// The raw values asked for, if this was a step for them.
-    pub raw: Vec<Raw>,
-    /// The sensitivity of each component of each module's pair, finite and not negative; empty for a
-    /// module without gradient (inactive, outside a probe), and altogether unless
-    /// [`Needs::components`] asks for it.
-    ///
-    /// Component k is row k of A and column k of B, the k-th of a module's `r_max` terms `bₖ·aₖᵀ`. Its
-    /// sensitivity is the mean of |w·∂L/∂w| over the row plus that over the column (Zhang et al. 2023,
-    /// AdaLoRA, section 3.2, with A and B as they entered the step). Of a pruned component, whose column
-    /// is zero, it is η·|∂L/∂B| averaged over the column: what it would be after one more step of
-    /// Adam's, which moves each entry by about the learning rate η.
-    pub components: Vec<Vec<f32>>,
-}
-
-impl Observation {
-    /// The values of `signal`, one per module; an error if the scorer never asked for it.
-    pub fn signal(&self, signal: Signal) -> Result<&[Option<f32>]> {
-        self.signals
-            .iter()
-            .find(|measured| measured.signal == signal)
-            .map(|measured| measured.values.as_slice())
-            .ok_or_else(|| {
-                format!("the observation lacks {signal:?}: list it in Needs::signals").into()
-            })
-    }
+    /// The rank of each module now: its components that train, 0 where inactive.
+    pub ranks: Vec<u32>,
+    /// History, one entry per module.
+    pub ledger: Vec<LedgerEntry>,
+    /// What the [trials](Scorer::trials) gave; none where none were asked for.
+    pub trials: Option<TrialLosses>,
 }
 
 /// Turns signals into one importance score per module.
 ///
-/// The host calls [`observe`](Scorer::observe) after every optimiser step and
-/// [`scores`](Scorer::scores) at each reallocation, then [`reallocated`](Scorer::reallocated) once the
-/// answer is in force.
+/// The host calls [`observe`](Scorer::observe) after the steps that it [`wants`](Scorer::wants), up to the last
+/// reallocation. At each reallocation it asks for [`trials`](Scorer::trials), then for
+/// [`scores`](Scorer::scores) and [`numbers`](Scorer::numbers), and says [`reallocated`](Scorer::reallocated) once
+/// the allocator's answer is in force.
 pub trait Scorer: Send {
     /// What to measure. Asked once, before the first step.
     fn needs(&self) -> Needs;
@@ -155,20 +44,35 @@ pub trait Scorer: Send {
         Ok(Vec::new())
     }
 
-    /// Whether the raw values in [`Needs::raw`] are wanted at `step` (counted from 1).
-    fn wants_raw(&self, step: u64) -> bool {
-        let _ = step;
-        true
+    /// What of its needs it wants of the step about to run; by default all. A step of which it wants nothing costs
+    /// nothing, and it is not told of it.
+    fn wants(&self, upcoming: &Upcoming) -> Wants {
+        let _ = upcoming;
+        Wants::ALL
     }
 
-    /// Takes in one step's measurements.
+    /// Takes in what was measured: before the first step, of a calibration pass or of an optimiser step
+    /// ([`Observation::moment`]).
     fn observe(&mut self, observation: &Observation) -> Result<()>;
 
-    /// One score per module: finite, not negative; larger means more important.
-    fn scores(&mut self) -> Result<Vec<f64>>;
+    /// Trial passes to make before scores are asked for; by default none. Needs
+    /// [`Needs::held_back`](crate::Needs::held_back).
+    fn trials(&mut self, request: &TrialRequest) -> Result<Trials> {
+        let _ = request;
+        Ok(Trials::default())
+    }
 
-    /// Told after each reallocation, where a scorer with `window = "period"` starts afresh.
-    fn reallocated(&mut self) -> Result<()> {
+    /// One score per module: finite, not negative; larger means more important.
+    fn scores(&mut self, request: &ScoreRequest) -> Result<Vec<f64>>;
+
+    /// Numbers of its own to be recorded beside the scores just given, under their names.
+    fn numbers(&self) -> Result<Numbers> {
+        Ok(Numbers::new())
+    }
+
+    /// Told after each reallocation which modules are active now. A scorer with `window = "period"` starts afresh.
+    fn reallocated(&mut self, active: &[bool]) -> Result<()> {
+        let _ = active;
         Ok(())
     }
 

@@ -10,10 +10,10 @@ use serde_json::Value;
 pub use distribution::{ChiSquare, Distribution, Tally};
 
 use crate::abi::host::{RemoteAllocator, RemoteScorer};
-use crate::abi::plugin::{local_allocator, local_scorer};
+use crate::abi::plugin::{AllocatorSide, ScorerSide, table};
 use crate::{
     Allocation, AllocationRequest, Allocator, Amount, CostModel, LedgerEntry, Measured, ModuleInfo,
-    Needs, Observation, Operation, Plugin, Result, Scorer, SidePath, Sizes, Start,
+    Needs, Observation, Operation, Plugin, Result, ScoreRequest, Scorer, SidePath, Sizes, Start,
 };
 
 /// `r_max` of all [`modules`].
@@ -41,6 +41,7 @@ pub fn modules(count: usize) -> Vec<ModuleInfo> {
                 parameters,
                 forward_flops: 2 * (inputs * outputs + parameters),
                 backward_flops: 2 * (inputs * outputs + 2 * parameters),
+                members: Vec::new(),
             }
         })
         .collect()
@@ -60,6 +61,22 @@ pub fn request(scores: &[f64]) -> AllocationRequest {
         total_steps: 1000,
         reallocation: 0,
         seed: 1,
+        trials: None,
+    }
+}
+
+/// What a scorer of so many [`modules`] is told at the reallocation of that [`request`].
+pub fn score_request(count: usize) -> ScoreRequest {
+    let request = request(&vec![0.0; count]);
+    ScoreRequest {
+        step: request.step,
+        total_steps: request.total_steps,
+        reallocation: request.reallocation,
+        seed: request.seed,
+        active: request.active,
+        ranks: request.ranks,
+        ledger: request.ledger,
+        trials: None,
     }
 }
 
@@ -125,7 +142,7 @@ pub fn costs(modules: &[ModuleInfo]) -> CostModel {
 
 /// The scorer made from `parameters` (a JSON object) over so many [`modules`].
 pub fn scorer<S: Plugin + Scorer + 'static>(parameters: &str, count: usize) -> Result<impl Scorer> {
-    RemoteScorer::new(local_scorer::<S>("0.0.0"), parameters, &modules(count))
+    RemoteScorer::in_process(table::<(ScorerSide<S>,)>(), parameters, &modules(count))
 }
 
 /// The allocator made from `parameters` (a JSON object) over so many [`modules`].
@@ -133,7 +150,7 @@ pub fn allocator<A: Plugin + Allocator + 'static>(
     parameters: &str,
     count: usize,
 ) -> Result<impl Allocator> {
-    RemoteAllocator::new(local_allocator::<A>("0.0.0"), parameters, &modules(count))
+    RemoteAllocator::in_process(table::<(AllocatorSide<A>,)>(), parameters, &modules(count))
 }
 
 /// What a scorer made from `parameters` asks the host to measure.
@@ -152,8 +169,8 @@ pub fn score<S: Plugin + Scorer + 'static>(
     let needs = scorer.needs();
     for (step, values) in (1..).zip(steps) {
         let values = values.as_ref();
-        let measured = |&signal| Measured {
-            signal,
+        let measured = |signal: &crate::Signal| Measured {
+            signal: signal.clone(),
             values: values.to_vec(),
         };
         scorer.observe(&Observation {
@@ -164,7 +181,7 @@ pub fn score<S: Plugin + Scorer + 'static>(
             ..Observation::default()
         })?;
     }
-    scorer.scores()
+    scorer.scores(&score_request(count))
 }
 
 /// A fresh allocator's answer to [`request`] with these scores, after `change` has been made to it.
@@ -188,8 +205,8 @@ pub fn tally<A: Plugin + Allocator + 'static>(
     seeds: Range<u64>,
 ) -> Result<Tally> {
     let mut request = request.clone();
-    let root = local_allocator::<A>("0.0.0");
-    let mut allocator = RemoteAllocator::new(root, parameters, &request.modules)?;
+    let table = table::<(AllocatorSide<A>,)>();
+    let mut allocator = RemoteAllocator::in_process(table, parameters, &request.modules)?;
     allocator.start(&start_of(&request.modules))?;
     let mut tally = Tally::new();
     for seed in seeds {

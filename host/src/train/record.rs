@@ -14,7 +14,9 @@ use crate::allocation::Reallocation;
 use crate::data::Batch;
 use crate::error::Result;
 use crate::kernel::Kernels;
-use crate::run::{AllocationRecord, Best, EvalRecord, MetricRecord, StepRecord, Summary};
+use crate::run::{
+    AllocationRecord, Best, EvalRecord, MetricRecord, PluginNumbers, StepRecord, Summary,
+};
 
 /// What a step was, for its record.
 pub(super) struct Made {
@@ -188,6 +190,8 @@ impl<B: Kernels> Training<'_, B> {
         }
         if let Some(record) = records.first() {
             self.progress.metrics = record.metrics.clone();
+            let main = self.rest.data.metrics.first();
+            self.progress.evaluated = main.map(|metric| (step, metric.to_string()));
         }
         for record in records {
             self.display.evaluated(&record);
@@ -232,6 +236,10 @@ impl From<&Reallocation> for AllocationRecord {
             active: reallocation.active.clone(),
             ranks: reallocation.ranks.clone(),
             ledger: reallocation.ledger.clone(),
+            numbers: PluginNumbers {
+                scorer: reallocation.scorer_numbers.clone(),
+                allocator: reallocation.allocator_numbers.clone(),
+            },
         }
     }
 }

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The text is one `key=value` a line. Who reads it asks by key and passes over those that it does not know:
-//! `format`, `name`, `kind` (`scorer` or `allocator`), `version` (the plugin's crate), `api` (this crate) and
+//! `format`, `name`, `kind` (`scorer`, `allocator`, or both words), `version` (the plugin's crate), `api` (this crate) and
 //! `panic` (the strategy it was built with). Everything else (description, parameters, needs) is asked of the
 //! loaded library.
 
@@ -48,6 +48,16 @@ pub const fn word(text: &str) -> &str {
         at += 1;
     }
     text
+}
+
+/// Whether two texts are the same.
+pub const fn same(one: &str, other: &str) -> bool {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    let mut at = 0;
+    while at < one.len() && at < other.len() && one[at] == other[at] {
+        at += 1;
+    }
+    at == one.len() && at == other.len()
 }
 
 /// The length of the static manifest whose text is these parts.

@@ -4,11 +4,14 @@
 //! half ([`plugin`]), the host's loader uses the other ([`host`]), and both halves see plain
 //! [`Scorer`](crate::Scorer)s and [`Allocator`](crate::Allocator)s.
 //!
-//! What crosses: per-step numbers as slices, a missing measurement as NaN; what crosses once
-//! (manifest, parameters, modules) as JSON. abi_stable compares the layout of everything declared
-//! here, recursively, when the library is loaded. A panic never crosses: every entry catches it and
-//! answers with an error, and texts are cut and stripped of control characters before anyone sees them
-//! ([`text`]). What a lookup needs can be read from a library's file without running any of it ([`label`]).
+//! What is fixed is small: a table of three functions, and how a field of a message lies in memory. abi_stable
+//! compares the layout of both when a library is loaded. Everything else is names in messages
+//! ([`message`](crate::message)), which can grow. A library in another language exports the same table under a
+//! plain symbol ([`TABLE_SYMBOL`]), as `include/dynalora_plugin.h` declares it.
+//!
+//! A panic never crosses: every entry catches it and answers with an error, and texts are cut and stripped of
+//! control characters before anyone sees them ([`text`]). What a lookup needs can be read from a library's file
+//! without running any of it ([`label`]).
 
 // Much of this module is written by abi_stable's macros.
 #![allow(
@@ -17,6 +20,7 @@
     clippy::undocumented_unsafe_blocks
 )]
 
+mod field;
 pub mod host;
 pub mod label;
 pub mod plugin;
@@ -24,44 +28,34 @@ pub mod plugin;
 mod tests;
 pub mod text;
 
+use std::ffi::c_void;
+
 use abi_stable::StableAbi;
 use abi_stable::library::RootModule;
-use abi_stable::sabi_trait;
 use abi_stable::sabi_types::VersionStrings;
-use abi_stable::std_types::{RBox, ROption, RResult, RSlice, RStr, RString, RVec};
+use abi_stable::std_types::RStr;
 
-use crate::{RawValue, Signal};
+pub use field::{collect, lend};
 
-/// The version of this crate that both sides must share in its first two numbers.
+/// The version of this crate, whose first number both sides must share.
 pub const API_VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The symbol a plugin exports, which is how a library is known to be one before it is loaded.
+/// The symbol a Rust plugin exports, under which abi_stable finds the root.
 pub const SYMBOL: &str = abi_stable::library::ROOT_MODULE_LOADER_NAME;
 
-/// An answer, or the sentence that says why there is none.
-pub type Reply<T> = RResult<T, RString>;
+/// The symbol under which a plugin in another language exports its [`Table`].
+pub const TABLE_SYMBOL: &str = "dynalora_plugin_table";
 
-/// What a plugin library exports.
+/// What a Rust plugin's library exports.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = Root)))]
 pub struct RootFields {
     /// The version of the plugin's crate.
     pub version: RStr<'static>,
-    /// The manifest as JSON, without the version.
-    pub describe: extern "C" fn() -> Reply<RString>,
-    /// The constructor, which also says what kind of plugin this is.
+    /// Its functions.
     #[sabi(last_prefix_field)]
-    pub make: Make,
-}
-
-/// Makes an instance from parameters (a JSON object) and modules (a JSON array of
-/// [`ModuleInfo`](crate::ModuleInfo)).
-#[repr(u8)]
-#[derive(StableAbi, Clone, Copy)]
-pub enum Make {
-    Scorer(extern "C" fn(RStr<'_>, RStr<'_>) -> Reply<ScorerBox>),
-    Allocator(extern "C" fn(RStr<'_>, RStr<'_>) -> Reply<AllocatorBox>),
+    pub table: Table,
 }
 
 impl RootModule for Root {
@@ -71,93 +65,89 @@ impl RootModule for Root {
     const VERSION_STRINGS: VersionStrings = abi_stable::package_version_strings!();
 }
 
-/// A scorer on the plugin's side.
-pub type ScorerBox = ScorerObject_TO<'static, RBox<()>>;
-/// An allocator on the plugin's side.
-pub type AllocatorBox = AllocatorObject_TO<'static, RBox<()>>;
-
-/// [`Scorer`](crate::Scorer), as it crosses. `needs` answers in JSON, `start` takes it.
-#[sabi_trait]
-pub trait ScorerObject: Send {
-    fn needs(&self) -> Reply<RString>;
-    fn start(&mut self, start: RStr<'_>) -> Reply<RVec<RString>>;
-    fn wants_raw(&self, step: u64) -> Reply<bool>;
-    fn observe(&mut self, observation: ObservationView<'_>) -> Reply<()>;
-    fn scores(&mut self) -> Reply<RVec<f64>>;
-    fn reallocated(&mut self) -> Reply<()>;
-    fn save(&self) -> Reply<RVec<u8>>;
-    #[sabi(last_prefix_field)]
-    fn load(&mut self, state: RSlice<'_, u8>) -> Reply<()>;
-}
-
-/// [`Allocator`](crate::Allocator), as it crosses. `needs` answers in JSON, `start` takes it.
-#[sabi_trait]
-pub trait AllocatorObject: Send {
-    fn needs(&self) -> Reply<RString>;
-    fn start(&mut self, start: RStr<'_>) -> Reply<RVec<RString>>;
-    fn observe(&mut self, observation: ObservationView<'_>) -> Reply<()>;
-    fn allocate(&mut self, request: RequestView<'_>) -> Reply<Answer>;
-    fn save(&self) -> Reply<RVec<u8>>;
-    #[sabi(last_prefix_field)]
-    fn load(&mut self, state: RSlice<'_, u8>) -> Reply<()>;
-}
-
-/// [`Observation`](crate::Observation), as it crosses.
+/// The functions of a plugin's library.
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]
-pub struct ObservationView<'a> {
-    pub step: u64,
-    pub tokens: u64,
-    pub active: RSlice<'a, bool>,
-    pub signals: RSlice<'a, SignalView<'a>>,
-    pub raw: RSlice<'a, RawView<'a>>,
-    pub components: RSlice<'a, RSlice<'a, f32>>,
+pub struct Table {
+    /// Makes an instance from the fields `kind` (`scorer` or `allocator`), `parameters` and `modules`; null where
+    /// that fails, with the sentence in the field `error`.
+    pub make: unsafe extern "C" fn(input: Message, out: Sink) -> *mut c_void,
+    /// Calls an instance, or the library itself where `instance` is null (`describe`, with the field `kind`).
+    /// The answer is one of [`ANSWERED`], [`FAILED`], [`UNKNOWN`].
+    pub call: unsafe extern "C" fn(
+        instance: *mut c_void,
+        name: *const u8,
+        name_len: usize,
+        input: Message,
+        out: Sink,
+    ) -> u32,
+    /// Ends an instance.
+    pub drop: unsafe extern "C" fn(instance: *mut c_void),
 }
 
-/// [`Measured`](crate::Measured), as it crosses: NaN where there was nothing to measure.
+/// The call was answered; the answer's fields are in the sink.
+pub const ANSWERED: u32 = 0;
+/// The call failed; the sentence is in the sink's field `error`.
+pub const FAILED: u32 = 1;
+/// There is no such call, which is as if it gave its default.
+pub const UNKNOWN: u32 = 2;
+
+/// The fields of a message, for as long as a call lasts.
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]
-pub struct SignalView<'a> {
-    pub signal: Signal,
-    pub values: RSlice<'a, f32>,
+pub struct Message {
+    /// The first field.
+    pub fields: *const Field,
+    /// How many there are.
+    pub len: usize,
 }
 
-/// [`Raw`](crate::Raw), as it crosses.
+/// A value under a name.
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]
-pub struct RawView<'a> {
-    pub value: RawValue,
-    pub buffers: RSlice<'a, RSlice<'a, f32>>,
+pub struct Field {
+    /// The name in UTF-8.
+    pub name: *const u8,
+    /// Its bytes.
+    pub name_len: usize,
+    /// What lies at `data`: one of the constants in [`kind`].
+    pub kind: u32,
+    /// The values, aligned as their type wants it.
+    pub data: *const c_void,
+    /// How many they are; 1 for a single value.
+    pub len: usize,
 }
 
-/// [`AllocationRequest`](crate::AllocationRequest), as it crosses; the modules are the ones the
-/// allocator was made for.
+/// What lies at a field's `data`.
+pub mod kind {
+    /// UTF-8.
+    pub const TEXT: u32 = 1;
+    /// UTF-8 that is JSON.
+    pub const JSON: u32 = 2;
+    /// Bytes.
+    pub const BYTES: u32 = 3;
+    /// `float`s, NaN where one is missing.
+    pub const F32S: u32 = 4;
+    /// `double`s, NaN where one is missing.
+    pub const F64S: u32 = 5;
+    /// `uint64_t`s.
+    pub const U64S: u32 = 6;
+    /// `uint8_t`s, 0 or 1.
+    pub const BOOLS: u32 = 7;
+    /// One `double`.
+    pub const REAL: u32 = 8;
+    /// One `uint64_t`.
+    pub const INT: u32 = 9;
+    /// One `uint8_t`, 0 or 1.
+    pub const FLAG: u32 = 10;
+}
+
+/// Where an answer's fields go, one call of `put` each; it copies what it is given.
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]
-pub struct RequestView<'a> {
-    pub scores: RSlice<'a, f64>,
-    pub ledger: RSlice<'a, EntryView>,
-    pub active: RSlice<'a, bool>,
-    pub ranks: RSlice<'a, u32>,
-    pub step: u64,
-    pub total_steps: u64,
-    pub reallocation: u64,
-    pub seed: u64,
-}
-
-/// [`LedgerEntry`](crate::LedgerEntry), as it crosses.
-#[repr(C)]
-#[derive(StableAbi, Clone, Copy)]
-pub struct EntryView {
-    pub steps_active: u64,
-    pub times_chosen: u64,
-    pub last_chosen: ROption<u64>,
-}
-
-/// [`Allocation`](crate::Allocation), as it crosses.
-#[repr(C)]
-#[derive(StableAbi)]
-pub struct Answer {
-    pub active: RVec<bool>,
-    pub components: ROption<RVec<RVec<bool>>>,
+pub struct Sink {
+    /// Handed back to `put`.
+    pub context: *mut c_void,
+    /// Takes one field.
+    pub put: unsafe extern "C" fn(context: *mut c_void, field: *const Field),
 }

@@ -2,41 +2,56 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 use abi_stable::library::{CheckTypeLayout, LibHeader, RootModuleResult};
 use abi_stable::prefix_type::PrefixTypeTrait;
-use abi_stable::sabi_trait::prelude::TD_Opaque;
-use abi_stable::std_types::{ROption, RResult, RSlice, RStr, RString, RVec};
+use abi_stable::std_types::RResult;
 
-use serde_json::Value;
+use serde_json::Value as Json;
 
-use super::{
-    API_VERSION, AllocatorBox, AllocatorObject, AllocatorObject_TO, Answer, Make, ObservationView,
-    Reply, RequestView, Root, RootFields, ScorerBox, ScorerObject, ScorerObject_TO, text,
-};
+use super::field::{open, pour};
+use super::{ANSWERED, API_VERSION, FAILED, Message, Root, RootFields, Sink, Table, UNKNOWN, text};
+use crate::message::typed::{from_json, numbers_to_fields, to_json};
+use crate::message::{Fields, Value};
 use crate::parameters::example;
 use crate::{
-    Allocation, AllocationRequest, Allocator, Error, Kind, LedgerEntry, Manifest, Measured,
-    ModuleInfo, Needs, Observation, Plugin, Raw, Result, Scorer, Start,
+    AllocationRequest, Allocator, Error, Kind, Manifest, ModuleInfo, Needs, Observation, Plugin,
+    Result, ScoreRequest, Scorer, Start, TrialRequest, Upcoming,
 };
 
-/// Exports a type as the plugin of this library: `export_plugin!(scorer MyScorer);` or
-/// `export_plugin!(allocator MyAllocator);`, once per crate, at the end of its `lib.rs`.
+/// Exports types as the plugins of this library: `export_plugin!(scorer MyScorer);`,
+/// `export_plugin!(allocator MyAllocator);` or, for both under one name,
+/// `export_plugin!(scorer MyScorer, allocator MyAllocator);`, once per crate, at the end of its `lib.rs`.
 ///
-/// The type implements [`Plugin`](crate::Plugin) and [`Scorer`](crate::Scorer) or
+/// A type implements [`Plugin`](crate::Plugin) and [`Scorer`](crate::Scorer) or
 /// [`Allocator`](crate::Allocator), and the crate is built with `crate-type = ["cdylib"]` and with panics that
 /// unwind: under `panic = "abort"` it does not compile, for a panic would take the trainer with it.
 #[macro_export]
 macro_rules! export_plugin {
     (scorer $plugin:ty) => {
-        $crate::export_plugin!(@ scorer_root, "scorer", $plugin);
+        $crate::export_plugin!(@ "scorer", $plugin, ($crate::abi::plugin::ScorerSide<$plugin>,));
     };
     (allocator $plugin:ty) => {
-        $crate::export_plugin!(@ allocator_root, "allocator", $plugin);
+        $crate::export_plugin!(@ "allocator", $plugin, ($crate::abi::plugin::AllocatorSide<$plugin>,));
     };
-    (@ $root:ident, $kind:literal, $plugin:ty) => {
+    (scorer $scorer:ty, allocator $allocator:ty) => {
+        const _: () = assert!(
+            $crate::abi::label::same(
+                <$scorer as $crate::Plugin>::NAME,
+                <$allocator as $crate::Plugin>::NAME,
+            ),
+            "the scorer and the allocator of one library have one NAME"
+        );
+        $crate::export_plugin!(@ "scorer allocator", $scorer, (
+            $crate::abi::plugin::ScorerSide<$scorer>,
+            $crate::abi::plugin::AllocatorSide<$allocator>,
+        ));
+    };
+    (@ $kind:literal, $plugin:ty, $sides:ty) => {
         #[cfg(panic = "abort")]
         compile_error!(
             "a dynalora plugin must not be built with panic = \"abort\": a panic in it would end the trainer; \
@@ -66,7 +81,7 @@ macro_rules! export_plugin {
                 $crate::abi::label::bytes(&LABEL);
 
             extern "C" fn root() -> $crate::abi::plugin::RootResult {
-                $crate::abi::plugin::$root::<$plugin>(env!("CARGO_PKG_VERSION"))
+                $crate::abi::plugin::root::<$sides>(env!("CARGO_PKG_VERSION"))
             }
 
             // The name abi_stable looks for, which has to be written out here: a test compares them.
@@ -85,129 +100,222 @@ pub type Header = LibHeader;
 
 #[doc(hidden)]
 pub const fn header(root: extern "C" fn() -> RootResult) -> Header {
-    // SAFETY: `root` is `export_plugin!`'s, which returns what `erased` below made: a `Root`.
+    // SAFETY: `root` is `export_plugin!`'s, which returns what `root` below made: a `Root`.
     unsafe { LibHeader::from_constructor::<Root>(root, CheckTypeLayout::Yes) }
 }
 
 #[doc(hidden)]
-pub fn scorer_root<S: Plugin + Scorer + 'static>(version: &'static str) -> RootResult {
-    erased(local_scorer::<S>(version))
-}
-
-#[doc(hidden)]
-pub fn allocator_root<A: Plugin + Allocator + 'static>(version: &'static str) -> RootResult {
-    erased(local_allocator::<A>(version))
-}
-
-/// What a library with this scorer exports, for tests that call it without a library.
-pub fn local_scorer<S: Plugin + Scorer + 'static>(version: &'static str) -> Root {
-    let make = Make::Scorer(make_scorer::<S>);
-    RootFields {
+pub fn root<S: Sides>(version: &'static str) -> RootResult {
+    let root = RootFields {
         version: version.into(),
-        describe: describe_scorer::<S>,
-        make,
-    }
-    .leak_into_prefix()
-}
-
-/// What a library with this allocator exports, for tests that call it without a library.
-pub fn local_allocator<A: Plugin + Allocator + 'static>(version: &'static str) -> Root {
-    let make = Make::Allocator(make_allocator::<A>);
-    RootFields {
-        version: version.into(),
-        describe: describe_allocator::<A>,
-        make,
-    }
-    .leak_into_prefix()
-}
-
-fn erased(root: Root) -> RootResult {
+        table: table::<S>(),
+    };
     // SAFETY: `header` declares the module to be a `Root`, whose prefix this is.
-    RResult::ROk(unsafe { root.0.cast() })
+    RResult::ROk(unsafe { root.leak_into_prefix().0.cast() })
 }
 
-extern "C" fn describe_scorer<S: Plugin + Scorer>() -> Reply<RString> {
-    describe::<S>(Kind::Scorer, |schema| default_needs(schema, S::needs))
+/// What a library with these plugins exports, for tests that call it without a library.
+pub fn table<S: Sides>() -> Table {
+    Table {
+        make: make::<S>,
+        call: call::<S>,
+        drop: end,
+    }
 }
 
-extern "C" fn describe_allocator<A: Plugin + Allocator>() -> Reply<RString> {
-    describe::<A>(Kind::Allocator, |schema| {
-        default_needs(schema, A::needs).filter(|needs| *needs != Needs::default())
+/// The plugins of a library.
+#[doc(hidden)]
+pub trait Sides: 'static {
+    /// The manifest of the plugin of this kind.
+    fn describe(kind: &str) -> Result<Manifest>;
+    /// An instance of the plugin of this kind.
+    fn make(kind: &str, parameters: &str, modules: Vec<ModuleInfo>) -> Result<Box<dyn Instance>>;
+}
+
+/// One plugin of a library.
+#[doc(hidden)]
+pub trait Side: 'static {
+    const KIND: Kind;
+    fn describe() -> Result<Manifest>;
+    fn make(parameters: &str, modules: Vec<ModuleInfo>) -> Result<Box<dyn Instance>>;
+}
+
+/// A scorer of a library.
+#[doc(hidden)]
+pub struct ScorerSide<S>(PhantomData<S>);
+/// An allocator of a library.
+#[doc(hidden)]
+pub struct AllocatorSide<A>(PhantomData<A>);
+
+impl<S: Plugin + Scorer + 'static> Side for ScorerSide<S> {
+    const KIND: Kind = Kind::Scorer;
+
+    fn describe() -> Result<Manifest> {
+        Ok(described::<S>(Kind::Scorer, |schema| {
+            default_needs(schema, S::needs)
+        }))
+    }
+
+    fn make(parameters: &str, modules: Vec<ModuleInfo>) -> Result<Box<dyn Instance>> {
+        Ok(Box::new(OfScorer(construct::<S>(parameters, &modules)?)))
+    }
+}
+
+impl<A: Plugin + Allocator + 'static> Side for AllocatorSide<A> {
+    const KIND: Kind = Kind::Allocator;
+
+    fn describe() -> Result<Manifest> {
+        Ok(described::<A>(Kind::Allocator, |schema| {
+            default_needs(schema, A::needs).filter(|needs| *needs != Needs::default())
+        }))
+    }
+
+    fn make(parameters: &str, modules: Vec<ModuleInfo>) -> Result<Box<dyn Instance>> {
+        let plugin = construct::<A>(parameters, &modules)?;
+        Ok(Box::new(OfAllocator(plugin, modules)))
+    }
+}
+
+fn no_such<T>(kind: &str, has: &[Kind]) -> Result<T> {
+    let has: Vec<String> = has.iter().map(Kind::to_string).collect();
+    Err(format!(
+        "it has no {kind}, but a plugin of the kind {}",
+        has.join(" and ")
+    )
+    .into())
+}
+
+impl<X: Side> Sides for (X,) {
+    fn describe(kind: &str) -> Result<Manifest> {
+        match kind == X::KIND.to_string() {
+            true => X::describe(),
+            false => no_such(kind, &[X::KIND]),
+        }
+    }
+
+    fn make(kind: &str, parameters: &str, modules: Vec<ModuleInfo>) -> Result<Box<dyn Instance>> {
+        match kind == X::KIND.to_string() {
+            true => X::make(parameters, modules),
+            false => no_such(kind, &[X::KIND]),
+        }
+    }
+}
+
+impl<X: Side, Y: Side> Sides for (X, Y) {
+    fn describe(kind: &str) -> Result<Manifest> {
+        match kind {
+            kind if kind == X::KIND.to_string() => X::describe(),
+            kind if kind == Y::KIND.to_string() => Y::describe(),
+            kind => no_such(kind, &[X::KIND, Y::KIND]),
+        }
+    }
+
+    fn make(kind: &str, parameters: &str, modules: Vec<ModuleInfo>) -> Result<Box<dyn Instance>> {
+        match kind {
+            kind if kind == X::KIND.to_string() => X::make(parameters, modules),
+            kind if kind == Y::KIND.to_string() => Y::make(parameters, modules),
+            kind => no_such(kind, &[X::KIND, Y::KIND]),
+        }
+    }
+}
+
+unsafe extern "C" fn make<S: Sides>(input: Message, out: Sink) -> *mut c_void {
+    let made = guard(|| {
+        // SAFETY: the host's message, which lives as long as this call.
+        let fields = unsafe { open(input)? };
+        let modules = from_json("modules", &fields)?;
+        let parameters = fields.text("parameters")?.unwrap_or("{}");
+        let instance = S::make(
+            fields.text("kind")?.unwrap_or_default(),
+            parameters,
+            modules,
+        )?;
+        Ok(Box::into_raw(Box::new(Guarded::new(instance))).cast::<c_void>())
+    });
+    made.unwrap_or_else(|error| {
+        refuse(&error, out);
+        std::ptr::null_mut()
     })
+}
+
+unsafe extern "C" fn call<S: Sides>(
+    instance: *mut c_void,
+    name: *const u8,
+    name_len: usize,
+    input: Message,
+    out: Sink,
+) -> u32 {
+    // SAFETY: the host's name, which is UTF-8 and lives as long as this call.
+    let name = unsafe { std::str::from_utf8_unchecked(std::slice::from_raw_parts(name, name_len)) };
+    let answer = match instance.is_null() {
+        true => guard(|| {
+            if name != "describe" {
+                return Ok(None);
+            }
+            // SAFETY: the host's message, which lives as long as this call.
+            let fields = unsafe { open(input)? };
+            let manifest = S::describe(fields.text("kind")?.unwrap_or_default())?;
+            Ok(Some(to_json("manifest", &manifest)?))
+        }),
+        false => {
+            // SAFETY: what `make` above gave out and `end` has not taken back; the host calls one at a time.
+            let instance = unsafe { &mut *instance.cast::<Guarded>() };
+            // SAFETY: the host's message, which lives as long as this call.
+            unsafe { open(input) }.and_then(|fields| instance.call(name, &fields))
+        }
+    };
+    match answer {
+        Ok(Some(fields)) => {
+            pour(&fields, out);
+            ANSWERED
+        }
+        Ok(None) => UNKNOWN,
+        Err(error) => {
+            refuse(&error, out);
+            FAILED
+        }
+    }
+}
+
+unsafe extern "C" fn end(instance: *mut c_void) {
+    // SAFETY: what `make` above gave out, once.
+    let instance = unsafe { Box::from_raw(instance.cast::<Guarded>()) };
+    // A panic in the author's own `Drop` would end the process at the boundary.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(instance)));
+}
+
+fn refuse(error: &Error, out: Sink) {
+    let error = Value::Text(error.to_string().into());
+    pour(&Fields::new().with("error", error), out);
 }
 
 /// What a plugin needs with default parameters, those that it requires made up from their schema: it can
 /// depend on them. A panic here is the constructor's to report, when it is asked for in earnest.
-fn default_needs<P: Plugin>(schema: &Value, needs: fn(&P) -> Needs) -> Option<Needs> {
+fn default_needs<P: Plugin>(schema: &Json, needs: fn(&P) -> Needs) -> Option<Needs> {
     let needs = || {
-        let plugin: P = construct(&example(schema).to_string(), &[example_module()])?;
+        let plugin: P = construct(&example(schema).to_string(), &[ModuleInfo::example()])?;
         Ok(needs(&plugin))
     };
-    guard(needs).ok().into()
+    guard(needs).ok()
 }
 
-extern "C" fn make_scorer<S: Plugin + Scorer + 'static>(
-    parameters: RStr<'_>,
-    modules: RStr<'_>,
-) -> Reply<ScorerBox> {
-    guard(|| {
-        let modules = read_modules(&modules)?;
-        let instance = Instance::new(
-            construct::<S>(&parameters, &modules)?,
-            Observation::default(),
-        );
-        Ok(ScorerObject_TO::from_value(instance, TD_Opaque))
-    })
-}
-
-extern "C" fn make_allocator<A: Plugin + Allocator + 'static>(
-    parameters: RStr<'_>,
-    modules: RStr<'_>,
-) -> Reply<AllocatorBox> {
-    guard(|| {
-        let modules = read_modules(&modules)?;
-        let plugin = construct::<A>(&parameters, &modules)?;
-        let request = AllocationRequest {
-            modules,
-            scores: Vec::new(),
-            ledger: Vec::new(),
-            active: Vec::new(),
-            ranks: Vec::new(),
-            step: 0,
-            total_steps: 0,
-            reallocation: 0,
-            seed: 0,
-        };
-        Ok(AllocatorObject_TO::from_value(
-            Instance::new(plugin, (request, Observation::default())),
-            TD_Opaque,
-        ))
-    })
-}
-
-fn describe<P: Plugin>(kind: Kind, needs: fn(&Value) -> Option<Needs>) -> Reply<RString> {
-    guard(|| {
-        let parameters = schemars::schema_for!(P::Parameters).to_value();
-        let manifest = Manifest {
-            name: P::NAME.to_owned(),
-            kind,
-            version: String::new(),
-            api_version: API_VERSION.to_owned(),
-            description: P::DESCRIPTION.to_owned(),
-            reference: P::REFERENCE.to_owned(),
-            needs: needs(&parameters),
-            parameters,
-        };
-        match serde_json::to_string(&manifest) {
-            Ok(json) => Ok(json.into()),
-            Err(error) => Err(format!("its manifest cannot be written as JSON: {error}").into()),
-        }
-    })
+fn described<P: Plugin>(kind: Kind, needs: fn(&Json) -> Option<Needs>) -> Manifest {
+    let parameters = schemars::schema_for!(P::Parameters).to_value();
+    Manifest {
+        name: P::NAME.to_owned(),
+        kind,
+        version: String::new(),
+        api_version: API_VERSION.to_owned(),
+        description: P::DESCRIPTION.to_owned(),
+        reference: P::REFERENCE.to_owned(),
+        needs: needs(&parameters),
+        parameters,
+    }
 }
 
 /// A plugin from its parameters as JSON, with an error that says which parameter is wrong.
 pub fn construct<P: Plugin>(parameters: &str, modules: &[ModuleInfo]) -> Result<P> {
-    let table: Value = serde_json::from_str(parameters)
+    let table: Json = serde_json::from_str(parameters)
         .map_err(|error| format!("the parameters are not JSON: {error}"))?;
     // serde would read a list as the fields in order.
     if !table.is_object() {
@@ -223,25 +331,6 @@ pub fn construct<P: Plugin>(parameters: &str, modules: &[ModuleInfo]) -> Result<
     P::new(parameters, modules)
 }
 
-fn read_modules(json: &str) -> Result<Vec<ModuleInfo>> {
-    serde_json::from_str(json)
-        .map_err(|error| format!("the host's list of modules cannot be read: {error}").into())
-}
-
-fn example_module() -> ModuleInfo {
-    ModuleInfo {
-        path: "layer.0.query".into(),
-        layer: Some(0),
-        role: "query".into(),
-        in_features: 8,
-        out_features: 8,
-        rank: 1,
-        parameters: 16,
-        forward_flops: 160,
-        backward_flops: 320,
-    }
-}
-
 thread_local! {
     /// Where the last panic in a guarded call was; none outside such calls.
     static PANICKED_AT: RefCell<Option<String>> = const { RefCell::new(None) };
@@ -251,7 +340,7 @@ thread_local! {
 
 /// Runs an author's code so that a panic becomes an error with the panic's message and place, and is not printed
 /// as well: the message may be of any length and hold anything.
-pub fn guard<T>(call: impl FnOnce() -> Result<T>) -> Reply<T> {
+pub fn guard<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let printing = std::panic::take_hook();
@@ -267,13 +356,12 @@ pub fn guard<T>(call: impl FnOnce() -> Result<T>) -> Reply<T> {
     let answer = catch_unwind(AssertUnwindSafe(call));
     GUARDED.with(|depth| depth.set(depth.get() - 1));
     match answer {
-        Ok(Ok(answer)) => RResult::ROk(answer),
-        Ok(Err(error)) => RResult::RErr(error.to_string().into()),
+        Ok(answer) => answer,
         Err(panic) => {
             let place = PANICKED_AT.with(|at| at.borrow_mut().take());
             let place = place.map_or(String::new(), |place| format!(" at {place}"));
             let message = text::shown(panic_message(&*panic), text::LONGEST);
-            RResult::RErr(format!("it panicked{place}: {message}").into())
+            Err(format!("it panicked{place}: {message}").into())
         }
     }
 }
@@ -286,193 +374,118 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("(no message)")
 }
 
-/// An author's plugin with the one request or observation that is filled anew for every call.
-struct Instance<P, Q> {
-    plugin: RefCell<Option<P>>,
-    input: Q,
-    /// Set by the first panic. Whatever the plugin holds may be half-changed then, so it is asked
-    /// nothing more: a checkpoint must not keep such a state.
-    panicked: RefCell<Option<RString>>,
+/// An author's plugin behind the calls that the host makes.
+#[doc(hidden)]
+pub trait Instance {
+    /// The answer to a call; none where there is no such call.
+    fn call<'a>(&'a mut self, name: &str, fields: &Fields<'_>) -> Result<Option<Fields<'a>>>;
 }
 
-impl<P, Q> Instance<P, Q> {
-    fn new(plugin: P, input: Q) -> Self {
-        Instance {
-            plugin: RefCell::new(Some(plugin)),
-            input,
-            panicked: RefCell::new(None),
+/// An instance that is asked nothing more once it has panicked: whatever it holds may be half-changed then, and a
+/// checkpoint must not keep such a state.
+struct Guarded {
+    instance: Box<dyn Instance>,
+    panicked: Option<Error>,
+}
+
+impl Guarded {
+    fn new(instance: Box<dyn Instance>) -> Self {
+        Guarded {
+            instance,
+            panicked: None,
         }
     }
 
-    fn call<T>(&self, call: impl FnOnce(&mut P, &Q) -> Result<T>) -> Reply<T> {
-        if let Some(message) = &*self.panicked.borrow() {
-            return RResult::RErr(message.clone());
+    fn call(&mut self, name: &str, fields: &Fields<'_>) -> Result<Option<Fields<'static>>> {
+        if let Some(error) = &self.panicked {
+            return Err(error.clone());
         }
         let mut panicked = true;
-        let reply = guard(|| {
-            let mut plugin = self.plugin.borrow_mut();
-            let plugin = plugin.as_mut().ok_or("the plugin is gone")?;
-            let answer = call(plugin, &self.input);
+        let answer = guard(|| {
+            let answer = self.instance.call(name, fields);
             panicked = false;
-            answer
+            Ok(answer?.map(Fields::into_owned))
         });
-        if panicked && let RResult::RErr(message) = &reply {
-            *self.panicked.borrow_mut() = Some(message.clone());
+        if panicked && let Err(error) = &answer {
+            self.panicked = Some(error.clone());
         }
-        reply
+        answer
     }
 }
 
-impl<P, Q> Drop for Instance<P, Q> {
-    fn drop(&mut self) {
-        // A panic in the author's own `Drop` would end the process at the boundary.
-        let plugin = self.plugin.take();
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(plugin)));
+struct OfScorer<S>(S);
+struct OfAllocator<A>(A, Vec<ModuleInfo>);
+
+/// The answer of a call that has nothing to say.
+fn done<'a>() -> Result<Option<Fields<'a>>> {
+    Ok(Some(Fields::new()))
+}
+
+fn state(bytes: Vec<u8>) -> Fields<'static> {
+    Fields::new().with("state", Value::Bytes(bytes.into()))
+}
+
+impl<S: Scorer> Instance for OfScorer<S> {
+    fn call<'a>(&'a mut self, name: &str, fields: &Fields<'_>) -> Result<Option<Fields<'a>>> {
+        let scorer = &mut self.0;
+        Ok(Some(match name {
+            "needs" => scorer.needs().to_fields()?,
+            "start" => to_json("warnings", &scorer.start(&Start::from_fields(fields)?)?)?,
+            "wants" => scorer.wants(&Upcoming::from_fields(fields)?).to_fields(),
+            "observe" => {
+                scorer.observe(&Observation::from_fields(fields)?)?;
+                return done();
+            }
+            "trials" => scorer
+                .trials(&TrialRequest::from_fields(fields)?)?
+                .to_fields()?,
+            "scores" => {
+                let scores = scorer.scores(&ScoreRequest::from_fields(fields)?)?;
+                Fields::new().with("scores", Value::F64s(scores.into()))
+            }
+            "numbers" => numbers_to_fields(&scorer.numbers()?).into_owned(),
+            "reallocated" => {
+                scorer.reallocated(&fields.bools("active")?.unwrap_or_default())?;
+                return done();
+            }
+            "save" => state(scorer.save()?),
+            "load" => {
+                scorer.load(fields.bytes("state")?.unwrap_or_default())?;
+                return done();
+            }
+            _ => return Ok(None),
+        }))
     }
 }
 
-impl<S: Scorer> ScorerObject for Instance<S, Observation> {
-    fn needs(&self) -> Reply<RString> {
-        self.call(|scorer, _| write_needs(&scorer.needs()))
+impl<A: Allocator> Instance for OfAllocator<A> {
+    fn call<'a>(&'a mut self, name: &str, fields: &Fields<'_>) -> Result<Option<Fields<'a>>> {
+        let OfAllocator(allocator, modules) = self;
+        Ok(Some(match name {
+            "needs" => allocator.needs().to_fields()?,
+            "start" => to_json("warnings", &allocator.start(&Start::from_fields(fields)?)?)?,
+            "wants" => allocator.wants(&Upcoming::from_fields(fields)?).to_fields(),
+            "observe" => {
+                allocator.observe(&Observation::from_fields(fields)?)?;
+                return done();
+            }
+            "trials" => allocator
+                .trials(&TrialRequest::from_fields(fields)?)?
+                .to_fields()?,
+            "allocate" => {
+                // Taken out and put back, so that a thousand descriptions are not copied for every choice.
+                let request = AllocationRequest::from_fields(fields, std::mem::take(modules))?;
+                let answer = allocator.allocate(&request);
+                *modules = request.modules;
+                answer?.to_fields().into_owned()
+            }
+            "numbers" => numbers_to_fields(&allocator.numbers()?).into_owned(),
+            "save" => state(allocator.save()?),
+            "load" => {
+                allocator.load(fields.bytes("state")?.unwrap_or_default())?;
+                return done();
+            }
+            _ => return Ok(None),
+        }))
     }
-
-    fn start(&mut self, start: RStr<'_>) -> Reply<RVec<RString>> {
-        self.call(|scorer, _| warnings(scorer.start(&read_start(&start)?)?))
-    }
-
-    fn wants_raw(&self, step: u64) -> Reply<bool> {
-        self.call(|scorer, _| Ok(scorer.wants_raw(step)))
-    }
-
-    fn observe(&mut self, view: ObservationView<'_>) -> Reply<()> {
-        receive(&mut self.input, view);
-        self.call(|scorer, observation| scorer.observe(observation))
-    }
-
-    fn scores(&mut self) -> Reply<RVec<f64>> {
-        self.call(|scorer, _| scorer.scores().map(RVec::from))
-    }
-
-    fn reallocated(&mut self) -> Reply<()> {
-        self.call(|scorer, _| scorer.reallocated())
-    }
-
-    fn save(&self) -> Reply<RVec<u8>> {
-        self.call(|scorer, _| scorer.save().map(RVec::from))
-    }
-
-    fn load(&mut self, state: RSlice<'_, u8>) -> Reply<()> {
-        self.call(|scorer, _| scorer.load(state.as_slice()))
-    }
-}
-
-impl<A: Allocator> AllocatorObject for Instance<A, (AllocationRequest, Observation)> {
-    fn needs(&self) -> Reply<RString> {
-        self.call(|allocator, _| write_needs(&allocator.needs()))
-    }
-
-    fn start(&mut self, start: RStr<'_>) -> Reply<RVec<RString>> {
-        self.call(|allocator, _| warnings(allocator.start(&read_start(&start)?)?))
-    }
-
-    fn observe(&mut self, view: ObservationView<'_>) -> Reply<()> {
-        receive(&mut self.input.1, view);
-        self.call(|allocator, (_, observation)| allocator.observe(observation))
-    }
-
-    fn allocate(&mut self, view: RequestView<'_>) -> Reply<Answer> {
-        let request = &mut self.input.0;
-        refill(&mut request.scores, view.scores.iter().copied());
-        refill(
-            &mut request.ledger,
-            view.ledger.iter().map(|entry| LedgerEntry {
-                steps_active: entry.steps_active,
-                times_chosen: entry.times_chosen,
-                last_chosen: entry.last_chosen.into(),
-            }),
-        );
-        refill(&mut request.active, view.active.iter().copied());
-        refill(&mut request.ranks, view.ranks.iter().copied());
-        request.step = view.step;
-        request.total_steps = view.total_steps;
-        request.reallocation = view.reallocation;
-        request.seed = view.seed;
-        self.call(|allocator, (request, _)| {
-            let Allocation { active, components } = allocator.allocate(request)?;
-            let components =
-                components.map(|modules| modules.into_iter().map(RVec::from).collect());
-            Ok(Answer {
-                active: active.into(),
-                components: ROption::from(components),
-            })
-        })
-    }
-
-    fn save(&self) -> Reply<RVec<u8>> {
-        self.call(|allocator, _| allocator.save().map(RVec::from))
-    }
-
-    fn load(&mut self, state: RSlice<'_, u8>) -> Reply<()> {
-        self.call(|allocator, _| allocator.load(state.as_slice()))
-    }
-}
-
-fn read_start(json: &str) -> Result<Start> {
-    serde_json::from_str(json)
-        .map_err(|error| format!("the host's account of the run cannot be read: {error}").into())
-}
-
-fn warnings(sentences: Vec<String>) -> Result<RVec<RString>> {
-    Ok(sentences.into_iter().map(RString::from).collect())
-}
-
-fn write_needs(needs: &Needs) -> Result<RString> {
-    match serde_json::to_string(needs) {
-        Ok(json) => Ok(json.into()),
-        Err(error) => Err(error.to_string().into()),
-    }
-}
-
-/// Fills `observation` anew with what crossed.
-fn receive(observation: &mut Observation, view: ObservationView<'_>) {
-    observation.step = view.step;
-    observation.tokens = view.tokens;
-    refill(&mut observation.active, view.active.iter().copied());
-    observation
-        .signals
-        .resize_with(view.signals.len(), || Measured {
-            signal: crate::Signal::ActivationL2,
-            values: Vec::new(),
-        });
-    for (measured, view) in observation.signals.iter_mut().zip(view.signals.iter()) {
-        measured.signal = view.signal;
-        refill(
-            &mut measured.values,
-            view.values.iter().map(|v| Some(*v).filter(|v| !v.is_nan())),
-        );
-    }
-    observation.raw = view
-        .raw
-        .iter()
-        .map(|raw| Raw {
-            value: raw.value,
-            buffers: raw.buffers.iter().map(|buffer| buffer.to_vec()).collect(),
-        })
-        .collect();
-    observation
-        .components
-        .resize_with(view.components.len(), Vec::new);
-    for (module, view) in observation
-        .components
-        .iter_mut()
-        .zip(view.components.iter())
-    {
-        refill(module, view.iter().copied());
-    }
-}
-
-/// Replaces what is in `buffer`, in the memory it has.
-fn refill<T>(buffer: &mut Vec<T>, values: impl Iterator<Item = T>) {
-    buffer.clear();
-    buffer.extend(values);
 }

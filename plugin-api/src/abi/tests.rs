@@ -2,12 +2,14 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::Table;
 use super::host::{RemoteAllocator, RemoteScorer, manifest};
-use super::plugin::{local_allocator, local_scorer};
-use crate::testing::{modules, request};
+use super::plugin::{AllocatorSide, ScorerSide, table};
+use crate::testing::{modules, request, score_request};
 use crate::{
-    Allocation, AllocationRequest, Allocator, Kind, LedgerEntry, Measured, ModuleInfo, Needs,
-    Observation, Plugin, Raw, RawValue, Result, Scorer, Signal, Start, Unit,
+    Allocation, AllocationRequest, Allocator, Kind, LedgerEntry, Measured, Metric, ModuleInfo,
+    Moment, Needs, Numbers, Observation, Plugin, Pruning, Raw, RawValue, Result, ScoreRequest,
+    Scorer, Signal, Start, Trial, TrialLosses, TrialRequest, Trials, Unit, Upcoming, Wants,
 };
 
 /// Parameters that say where to panic.
@@ -40,12 +42,10 @@ impl Plugin for Echo {
 
 impl Scorer for Echo {
     fn needs(&self) -> Needs {
-        Needs {
-            signals: vec![Signal::WeightL2, Signal::DeltaL2],
-            raw: vec![RawValue::Gradient],
-            components: true,
-            ..Needs::default()
-        }
+        Needs::signals([Signal::WEIGHT_L2, Signal::named("entropy")])
+            .and_raw([RawValue::GRADIENT])
+            .and_components()
+            .and_held_back(7)
     }
 
     fn start(&mut self, start: &Start) -> Result<Vec<String>> {
@@ -55,8 +55,23 @@ impl Scorer for Echo {
         }
     }
 
-    fn wants_raw(&self, step: u64) -> bool {
-        step == 2
+    fn wants(&self, upcoming: &Upcoming) -> Wants {
+        Wants::all_if(upcoming.next_reallocation == Some(upcoming.step))
+    }
+
+    fn trials(&mut self, request: &TrialRequest) -> Result<Trials> {
+        let off =
+            (0..request.active.len()).map(|module| Trial::without(module, request.active.len()));
+        let mut trials: Vec<Trial> = off.collect();
+        trials.push(Trial::of_components(vec![vec![true, false], vec![]]));
+        Ok(Trials::new(request.seed, trials))
+    }
+
+    fn numbers(&self) -> Result<Numbers> {
+        Ok(Numbers::from([
+            ("entropy".to_owned(), vec![0.5]),
+            ("each".to_owned(), vec![1.0, f64::NAN]),
+        ]))
     }
 
     fn observe(&mut self, observation: &Observation) -> Result<()> {
@@ -65,33 +80,13 @@ impl Scorer for Echo {
         Ok(())
     }
 
-    /// The whole observation as numbers, -1 for what is missing.
-    fn scores(&mut self) -> Result<Vec<f64>> {
-        let seen = self.1.as_ref().ok_or("nothing observed")?;
-        let mut numbers = vec![seen.step as f64, seen.tokens as f64];
-        numbers.extend(
-            seen.active
-                .iter()
-                .map(|active| f64::from(u8::from(*active))),
-        );
-        for measured in &seen.signals {
-            numbers.push(f64::from(measured.signal as u8));
-            numbers.extend(
-                measured
-                    .values
-                    .iter()
-                    .map(|value| value.map_or(-1.0, f64::from)),
-            );
+    /// What was observed and asked, as an error.
+    fn scores(&mut self, request: &ScoreRequest) -> Result<Vec<f64>> {
+        match request.seed {
+            0 => Ok(vec![0.1, 5e-324, f64::MAX]),
+            1 => Err(format!("{:?}", self.1).into()),
+            _ => Err(format!("{request:?}").into()),
         }
-        for raw in &seen.raw {
-            numbers.push(f64::from(raw.value as u8));
-            numbers.extend(raw.buffers.iter().flatten().map(|value| f64::from(*value)));
-        }
-        for module in &seen.components {
-            numbers.push(module.len() as f64);
-            numbers.extend(module.iter().map(|value| f64::from(*value)));
-        }
-        Ok(numbers)
     }
 
     fn save(&self) -> Result<Vec<u8>> {
@@ -109,55 +104,52 @@ impl Drop for Echo {
     }
 }
 
-/// Activates the modules whose every input is what the test expects, and says no with its seed. Keeps
-/// the components that the last observation gave more than 1.
-struct Inspect(Vec<Vec<f32>>);
+/// Answers with all there is, or says no with its request.
+struct Inspect;
 
 impl Plugin for Inspect {
     type Parameters = Parameters;
-    const NAME: &'static str = "inspect";
+    const NAME: &'static str = "echo";
     const DESCRIPTION: &'static str = "Inspects.";
     const REFERENCE: &'static str = "none";
 
     fn new(_: Parameters, _: &[ModuleInfo]) -> Result<Self> {
-        Ok(Inspect(Vec::new()))
+        Ok(Inspect)
+    }
+}
+
+fn everything() -> Allocation {
+    Allocation {
+        active: vec![false, true, true],
+        components: Some(vec![vec![], vec![true, false], vec![true]]),
+        pruning: Pruning::Freeze,
+        rates: Some(vec![[1.0, 16.0], [0.5, 0.0], [1.0, 1.0]]),
+        scales: Some(vec![1.0, 2.0, 0.1]),
+        shared: Some(vec![0, 1, 1]),
+        ask_again: Some(9),
     }
 }
 
 impl Allocator for Inspect {
-    fn needs(&self) -> Needs {
-        Needs {
-            components: true,
-            ..Needs::default()
-        }
-    }
-
-    fn observe(&mut self, observation: &Observation) -> Result<()> {
-        if observation.step == 0 {
-            return Err(format!("{observation:?}").into());
-        }
-        self.0.clone_from(&observation.components);
-        Ok(())
-    }
-
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
         match request.seed {
             0 => Err(format!("{request:?}").into()),
-            _ => Ok(Allocation {
-                active: request.scores.iter().map(|score| *score > 0.5).collect(),
-                components: Some(
-                    self.0
-                        .iter()
-                        .map(|module| module.iter().map(|value| *value > 1.0).collect())
-                        .collect(),
-                ),
-            }),
+            1 => Ok(Allocation::of([1], 3)),
+            _ => Ok(everything()),
         }
     }
 }
 
+fn scorer() -> Table {
+    table::<(ScorerSide<Echo>,)>()
+}
+
+fn allocator() -> Table {
+    table::<(AllocatorSide<Inspect>,)>()
+}
+
 fn echo(parameters: &str) -> Result<RemoteScorer> {
-    RemoteScorer::new(local_scorer::<Echo>("1.2.3"), parameters, &modules(3))
+    RemoteScorer::in_process(scorer(), parameters, &modules(3))
 }
 
 fn observation(step: u64) -> Observation {
@@ -166,15 +158,21 @@ fn observation(step: u64) -> Observation {
         values: values.to_vec(),
     };
     Observation {
+        moment: Moment::Calibration,
         step,
+        total_steps: 20,
         tokens: 99,
+        loss: 0.25,
+        learning_rate: 1e-3,
+        metric: Some(Metric::new(10, "pearson", 0.5)),
+        probing: true,
         active: vec![true, false, true],
         signals: vec![
-            measured(Signal::WeightL2, [Some(1.5), None, Some(0.0)]),
-            measured(Signal::DeltaL2, [None, None, Some(f32::MAX)]),
+            measured(Signal::WEIGHT_L2, [Some(1.5), None, Some(0.0)]),
+            measured(Signal::named("entropy"), [None, None, Some(f32::MAX)]),
         ],
         raw: vec![Raw {
-            value: RawValue::Gradient,
+            value: RawValue::GRADIENT,
             buffers: vec![vec![0.25, 0.5], vec![], vec![4.0]],
         }],
         components: vec![vec![1.5, 0.5], vec![], vec![2.0]],
@@ -189,20 +187,26 @@ fn the_symbol_is_the_one_abi_stable_looks_for() {
 
 #[test]
 fn a_manifest_crosses() {
-    let scorer = manifest(local_scorer::<Echo>("1.2.3")).unwrap();
-    assert_eq!(
-        (scorer.name.as_str(), scorer.version.as_str()),
-        ("echo", "1.2.3")
-    );
-    assert_eq!(
-        (scorer.kind, scorer.api_version.as_str()),
-        (Kind::Scorer, super::API_VERSION)
-    );
-    assert_eq!(scorer.needs.unwrap().raw, [RawValue::Gradient]);
-    assert!(scorer.parameters["properties"]["number"].is_object());
-    let allocator = manifest(local_allocator::<Inspect>("1.2.3")).unwrap();
-    assert_eq!(allocator.kind, Kind::Allocator);
-    assert!(allocator.needs.unwrap().components);
+    let both = table::<(ScorerSide<Echo>, AllocatorSide<Inspect>)>();
+    for table in [scorer(), both] {
+        let scorer = manifest(table, Kind::Scorer, "1.2.3").unwrap();
+        assert_eq!(
+            (scorer.name.as_str(), scorer.version.as_str()),
+            ("echo", "1.2.3")
+        );
+        assert_eq!(
+            (scorer.kind, scorer.api_version.as_str()),
+            (Kind::Scorer, super::API_VERSION)
+        );
+        assert_eq!(scorer.needs.unwrap().raw, [RawValue::GRADIENT]);
+        assert!(scorer.parameters["properties"]["number"].is_object());
+    }
+    for table in [allocator(), both] {
+        let allocator = manifest(table, Kind::Allocator, "1.2.3").unwrap();
+        assert_eq!((allocator.kind, allocator.needs), (Kind::Allocator, None));
+    }
+    let wrong = manifest(scorer(), Kind::Allocator, "").unwrap_err();
+    assert!(wrong.to_string().contains("no allocator"), "{wrong}");
 }
 
 #[test]
@@ -211,8 +215,7 @@ fn the_run_crosses_and_warnings_come_back() {
     (run.unit, run.seed) = (Unit::Layer, u64::MAX);
     let warnings = echo("{}").unwrap().start(&run).unwrap();
     assert_eq!(warnings[0], format!("{run:?}"));
-    let root = local_allocator::<Inspect>("1.2.3");
-    let mut inspect = RemoteAllocator::new(root, "{}", &modules(1)).unwrap();
+    let mut inspect = RemoteAllocator::in_process(allocator(), "{}", &modules(1)).unwrap();
     assert!(inspect.start(&run).unwrap().is_empty());
 }
 
@@ -233,21 +236,16 @@ fn texts_of_plugins_are_cut_and_bare_of_control_characters() {
 #[test]
 fn an_observation_crosses_whole() {
     let mut echo = echo("{}").unwrap();
-    assert!(!echo.wants_raw(1) && echo.wants_raw(2));
-    echo.observe(&observation(1)).unwrap();
-    echo.observe(&observation(2)).unwrap();
-    let (weight, delta) = (
-        f64::from(Signal::WeightL2 as u8),
-        f64::from(Signal::DeltaL2 as u8),
-    );
-    #[rustfmt::skip]
-    assert_eq!(echo.scores().unwrap(), [
-        2.0, 99.0, 1.0, 0.0, 1.0,
-        weight, 1.5, -1.0, 0.0,
-        delta, -1.0, -1.0, f64::from(f32::MAX),
-        f64::from(RawValue::Gradient as u8), 0.25, 0.5, 4.0,
-        2.0, 1.5, 0.5, 0.0, 1.0, 2.0,
-    ]);
+    let mut seen = |sent: &Observation| {
+        echo.observe(sent).unwrap();
+        let mut request = score_request(3);
+        request.seed = 1;
+        let seen = echo.scores(&request).unwrap_err().to_string();
+        assert_eq!(seen, format!("{:?}", Some(sent)));
+    };
+    seen(&observation(1));
+    seen(&observation(2));
+    seen(&Observation::default());
     assert_eq!(echo.save().unwrap(), [1, 2, 3]);
     assert!(
         echo.load(&[1])
@@ -255,6 +253,41 @@ fn an_observation_crosses_whole() {
             .to_string()
             .contains("keeps no state")
     );
+}
+
+#[test]
+fn wishes_trials_scores_and_numbers_cross() {
+    let mut echo = echo("{}").unwrap();
+    let needs = echo.needs();
+    assert_eq!(needs.signals, [Signal::WEIGHT_L2, Signal::named("entropy")]);
+    assert_eq!(
+        (needs.held_back, needs.components, needs.scores),
+        (7, true, true)
+    );
+    let mut upcoming = Upcoming::default();
+    assert_eq!(echo.wants(&upcoming), Wants::NOTHING);
+    (upcoming.step, upcoming.next_reallocation) = (5, Some(5));
+    assert_eq!(echo.wants(&upcoming), Wants::ALL);
+    let mut asked = TrialRequest::default();
+    (asked.seed, asked.active) = (6, vec![true, false]);
+    let trials = echo.trials(&asked).unwrap();
+    assert_eq!((trials.examples, trials.trials.len()), (6, 3));
+    assert_eq!(trials.trials[1].factors, [1.0, 0.0]);
+    assert_eq!(
+        trials.trials[2].components,
+        Some(vec![vec![true, false], vec![]])
+    );
+    let mut request = score_request(3);
+    request.seed = 0;
+    assert_eq!(echo.scores(&request).unwrap(), [0.1, 5e-324, f64::MAX]);
+    (request.seed, request.ledger[1].last_chosen) = (u64::MAX, Some(0));
+    (request.active[2], request.ranks[0]) = (false, 3);
+    request.trials = Some(TrialLosses::new(9, 0.5, vec![0.25, 0.75]));
+    let seen = echo.scores(&request).unwrap_err();
+    assert_eq!(seen.to_string(), format!("{request:?}"));
+    let numbers = echo.numbers().unwrap();
+    assert_eq!(numbers["entropy"], [0.5]);
+    assert!(numbers["each"][1].is_nan());
 }
 
 #[test]
@@ -267,17 +300,13 @@ fn a_request_and_its_answer_cross_whole() {
     };
     sent.active[2] = false;
     sent.ranks = vec![0, 8, 0];
-    let root = local_allocator::<Inspect>("1.2.3");
-    let mut inspect = RemoteAllocator::new(root, "{}", &sent.modules).unwrap();
-    assert_eq!(inspect.needs().signals, []);
-    assert!(inspect.needs().components);
-    inspect.observe(&observation(1)).unwrap();
-    let answer = inspect.allocate(&sent).unwrap();
-    assert_eq!(answer.active, [false, true, false]);
-    let components = [vec![true, false], vec![], vec![true]];
-    assert_eq!(answer.components.unwrap(), components);
-    let seen = inspect.observe(&observation(0)).unwrap_err();
-    assert_eq!(seen.to_string(), format!("{:?}", observation(0)));
+    sent.trials = Some(TrialLosses::new(9, 0.5, vec![0.25]));
+    let mut inspect = RemoteAllocator::in_process(allocator(), "{}", &sent.modules).unwrap();
+    assert_eq!(inspect.needs(), Needs::default());
+    assert_eq!(inspect.wants(&Upcoming::default()), Wants::NOTHING);
+    assert_eq!(inspect.allocate(&sent).unwrap(), Allocation::of([1], 3));
+    sent.seed = 2;
+    assert_eq!(inspect.allocate(&sent).unwrap(), everything());
     sent.seed = 0;
     assert_eq!(
         inspect.allocate(&sent).unwrap_err().to_string(),
@@ -341,9 +370,65 @@ fn wrong_parameters_are_named() {
             "{parameters}: {error}"
         );
     }
-    let wrong = RemoteAllocator::new(local_scorer::<Echo>("1.2.3"), "{}", &modules(1));
+    let wrong = RemoteAllocator::in_process(scorer(), "{}", &modules(1));
     assert_eq!(
         wrong.err().unwrap().to_string(),
-        "it is a scorer, not an allocator"
+        "it has no allocator, but a plugin of the kind scorer"
+    );
+}
+
+/// A carrier that answers everything with one message, as a plugin of another version may.
+struct Saying(&'static str);
+
+impl super::host::Carrier for Saying {
+    fn call(
+        &mut self,
+        name: &str,
+        _: &crate::message::Fields<'_>,
+    ) -> Result<Option<crate::message::Fields<'static>>> {
+        use crate::message::json::{Answer, read_answer};
+        match read_answer(self.0).unwrap() {
+            Answer::Fields(fields) if name != "needs" || self.0.contains("needs") => {
+                Ok(Some(fields))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+#[test]
+fn what_a_newer_plugin_asks_or_answers_is_refused_by_its_name() {
+    let newer = r#"{"ok":true,"needs":{"signals":["entropy"],"gradients_of_gradients":true}}"#;
+    let error = RemoteScorer::new(Box::new(Saying(newer))).err().unwrap();
+    for word in ["`gradients_of_gradients`", "signals", "held_back"] {
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    let newer = r#"{"ok":true,"active":[true],"optimizer":"muon"}"#;
+    let mut allocator = RemoteAllocator::new(Box::new(Saying(newer)), &modules(1)).unwrap();
+    let error = allocator
+        .allocate(&request(&[1.0]))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("`optimizer`") && error.contains("ask_again"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_a_plugin_does_not_know_is_as_if_it_had_the_default() {
+    let mut scorer = RemoteScorer::new(Box::new(Saying(r#"{"unknown":true}"#))).unwrap();
+    assert_eq!(scorer.needs(), Needs::default());
+    assert!(scorer.start(&Start::default()).unwrap().is_empty());
+    assert!(scorer.numbers().unwrap().is_empty() && scorer.save().unwrap().is_empty());
+    scorer.reallocated(&[true]).unwrap();
+    scorer.load(&[]).unwrap();
+    assert!(scorer.load(&[1]).is_err());
+    assert!(
+        scorer
+            .scores(&score_request(1))
+            .unwrap_err()
+            .to_string()
+            .contains("`scores`")
     );
 }

@@ -5,19 +5,21 @@ use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use super::scorer::{
-    EXTREMES, Measure, needs_are_sane, observation, varied as varied_measurements,
+    EXTREMES, Measure, losses, needs_are_sane, observation, upcoming, varied as varied_measurements,
 };
 use super::{Checks, broken, ensure, kept};
 use crate::testing::request;
-use crate::{Allocation, AllocationRequest, Allocator, LedgerEntry, ModuleInfo, Random, Result};
+use crate::{
+    Allocation, AllocationRequest, Allocator, LedgerEntry, ModuleInfo, Random, Result, TrialRequest,
+};
 
 type Make<'a> = &'a dyn Fn(&[ModuleInfo]) -> Result<Box<dyn Allocator>>;
 
 pub fn check(checks: &mut Checks, make: Make<'_>) {
     let plain = || varied(24, 7, 0);
     checks.check("needs", || match make(&plain().modules)?.needs() {
-        needs if needs.measures() => needs_are_sane(&needs),
-        needs if needs.no_scores => ignores_scores(make),
+        needs if needs.observes() || needs.held_back > 0 => needs_are_sane(&needs),
+        needs if !needs.scores => ignores_scores(make),
         _ => Ok("scores".to_owned()),
     });
     checks.check("answers a request", || {
@@ -211,19 +213,25 @@ fn observe(
     measure: Measure<'_>,
 ) -> Result<()> {
     let needs = allocator.needs();
-    if !needs.measures() {
-        return Ok(());
-    }
     for step in steps {
-        let observation = observation(needs.clone(), true, modules, step, measure);
-        allocator.observe(&observation)?;
+        let wants = allocator.wants(&upcoming(step));
+        if wants.anything() && needs.observes() {
+            allocator.observe(&observation(needs.clone(), wants, modules, step, measure))?;
+        }
     }
     Ok(())
 }
 
 /// The answer, or the rule of [`Allocation`] it breaks.
 fn checked(allocator: &mut dyn Allocator, request: &AllocationRequest) -> Result<Allocation> {
-    let allocation = allocator.allocate(request)?;
+    let mut request = request.clone();
+    let mut asked = TrialRequest::default();
+    (asked.active, asked.ranks) = (request.active.clone(), request.ranks.clone());
+    (asked.step, asked.total_steps) = (request.step, request.total_steps);
+    (asked.reallocation, asked.seed) = (request.reallocation, request.seed);
+    let trials = allocator.trials(&asked);
+    request.trials = losses(&allocator.needs(), trials, request.modules.len())?;
+    let allocation = allocator.allocate(&request)?;
     let (active, modules) = (&allocation.active, &request.modules);
     ensure(active.len() == modules.len(), || {
         format!("{} flags for {} modules", active.len(), modules.len())
@@ -238,11 +246,11 @@ fn checked(allocator: &mut dyn Allocator, request: &AllocationRequest) -> Result
             )
         })?;
         for ((module, components), active) in modules.iter().zip(components).zip(active) {
-            ensure(components.len() == module.rank as usize, || {
+            ensure(components.len() == module.components(), || {
                 format!(
-                    "{} components for a module of rank {}",
+                    "{} components for a module of {}",
                     components.len(),
-                    module.rank
+                    module.components()
                 )
             })?;
             ensure(components.contains(&true) == *active, || {
@@ -250,6 +258,33 @@ fn checked(allocator: &mut dyn Allocator, request: &AllocationRequest) -> Result
             })?;
         }
     }
+    let count = modules.len();
+    let lengths = [
+        ("rates", allocation.rates.as_ref().map(Vec::len)),
+        ("scales", allocation.scales.as_ref().map(Vec::len)),
+        ("shared", allocation.shared.as_ref().map(Vec::len)),
+    ];
+    for (name, length) in lengths {
+        ensure(length.is_none_or(|length| length == count), || {
+            format!("`{name}` is of {length:?} modules, of {count}")
+        })?;
+    }
+    let factors = allocation.rates.iter().flatten().flatten();
+    let factors = factors.chain(allocation.scales.iter().flatten());
+    for factor in factors {
+        ensure(factor.is_finite() && *factor >= 0.0, || {
+            format!("a factor is {factor}, expected finite and not negative")
+        })?;
+    }
+    for (module, owner) in allocation.shared.iter().flatten().enumerate() {
+        let shape = |module: usize| modules.get(module).map(|m| (m.in_features, m.out_features));
+        ensure(shape(*owner) == shape(module), || {
+            format!("module {module} is to use the adapter of module {owner}, whose shape differs")
+        })?;
+    }
+    ensure(allocation.ask_again != Some(0), || {
+        "`ask_again` is 0".into()
+    })?;
     Ok(allocation)
 }
 

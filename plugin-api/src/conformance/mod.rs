@@ -10,10 +10,10 @@ mod scorer;
 use serde_json::Value;
 
 use crate::abi::host::{self, RemoteAllocator, RemoteScorer};
-use crate::abi::plugin::{local_allocator, local_scorer};
+use crate::abi::plugin::{AllocatorSide, ScorerSide, table};
 use crate::parameters::example;
 use crate::testing::{start_of, text};
-use crate::{Allocator, Error, Manifest, ModuleInfo, Plugin, Result, Scorer, Start, Unit};
+use crate::{Allocator, Error, Kind, Manifest, ModuleInfo, Plugin, Result, Scorer, Start, Unit};
 
 /// One rule and whether the plugin keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -66,11 +66,11 @@ pub type Make<'a, T> = &'a dyn Fn(&Value, &[ModuleInfo]) -> Result<Box<T>>;
 
 /// Checks a scorer type, with `parameters` made up from its schema.
 pub fn scorer<S: Plugin + Scorer + 'static>() -> Report {
-    let root = local_scorer::<S>("0.0.0");
-    checked(host::manifest(root), |manifest| {
+    let table = table::<(ScorerSide<S>,)>();
+    checked(host::manifest(table, Kind::Scorer, "0.0.0"), |manifest| {
         check_scorer(manifest, None, &|parameters, modules| {
-            Ok(Box::new(RemoteScorer::new(
-                root,
+            Ok(Box::new(RemoteScorer::in_process(
+                table,
                 &text(parameters),
                 modules,
             )?))
@@ -80,16 +80,19 @@ pub fn scorer<S: Plugin + Scorer + 'static>() -> Report {
 
 /// Checks an allocator type, with `parameters` made up from its schema.
 pub fn allocator<A: Plugin + Allocator + 'static>() -> Report {
-    let root = local_allocator::<A>("0.0.0");
-    checked(host::manifest(root), |manifest| {
-        check_allocator(manifest, None, &|parameters, modules| {
-            Ok(Box::new(RemoteAllocator::new(
-                root,
-                &text(parameters),
-                modules,
-            )?))
-        })
-    })
+    let table = table::<(AllocatorSide<A>,)>();
+    checked(
+        host::manifest(table, Kind::Allocator, "0.0.0"),
+        |manifest| {
+            check_allocator(manifest, None, &|parameters, modules| {
+                Ok(Box::new(RemoteAllocator::in_process(
+                    table,
+                    &text(parameters),
+                    modules,
+                )?))
+            })
+        },
+    )
 }
 
 #[track_caller]

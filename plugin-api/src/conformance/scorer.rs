@@ -4,8 +4,11 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use super::{Checks, broken, ensure, kept};
-use crate::testing::{RANK, modules};
-use crate::{Measured, ModuleInfo, Needs, Observation, Random, Raw, Result, Scorer, Signal};
+use crate::testing::{RANK, modules, score_request};
+use crate::{
+    Measured, ModuleInfo, Needs, Observation, Random, Raw, RawValue, Result, Scorer, Signal,
+    TrialLosses, TrialRequest, Trials, Upcoming, Wants,
+};
 
 type Make<'a> = &'a dyn Fn(&[ModuleInfo]) -> Result<Box<dyn Scorer>>;
 
@@ -70,7 +73,7 @@ pub fn check(checks: &mut Checks, make: Make<'_>) {
             let mut scorer = make(&modules(count))?;
             run(&mut *scorer, count, 1..=4, measure)?;
             checked(&mut *scorer, count)?;
-            scorer.reallocated()?;
+            scorer.reallocated(&active(count))?;
             run(&mut *scorer, count, 5..=6, measure)?;
             checked(&mut *scorer, count)?;
             kept()
@@ -78,13 +81,18 @@ pub fn check(checks: &mut Checks, make: Make<'_>) {
     }
     checks.check("10,000 modules", || {
         let mut scorer = make(&modules(10_000))?;
-        let observation = observe(&*scorer, 10_000, 1, &varied);
+        let observation = observation(scorer.needs(), Wants::ALL, 10_000, 1, &varied);
         let start = Instant::now();
         scorer.observe(&observation)?;
         let step = start.elapsed();
         checked(&mut *scorer, 10_000)?;
         Ok(format!("{:.1} ms a step", step.as_secs_f64() * 1e3))
     });
+}
+
+/// Which of so many modules are active after a reallocation.
+fn active(count: usize) -> Vec<bool> {
+    (0..count).map(|module| module.is_multiple_of(2)).collect()
 }
 
 /// A scorer that can be made bears every extreme measurement.
@@ -95,7 +103,7 @@ pub fn bears_extremes(make: Make<'_>) -> Result<()> {
         for steps in [1..=3, 4..=6] {
             run(&mut *scorer, MODULES, steps, measure)?;
             checked(&mut *scorer, MODULES)?;
-            scorer.reallocated()?;
+            scorer.reallocated(&active(MODULES))?;
         }
         Ok(())
     };
@@ -129,67 +137,97 @@ pub fn varied(step: u64, module: usize) -> Option<f32> {
     (random.uniform() > 0.1).then(|| (random.uniform() * 10.0) as f32)
 }
 
-/// What the host would send at `step`, over so many [`modules`]; raw values where `raw` wants them.
+/// What the host would send at `step`, over so many [`modules`], of what is wanted of it.
 pub fn observation(
     needs: Needs,
-    wants_raw: bool,
+    wants: Wants,
     count: usize,
     step: u64,
     measure: Measure<'_>,
 ) -> Observation {
-    let Needs {
-        signals,
-        raw,
-        components,
-        no_scores: _,
-    } = needs;
     let active: Vec<bool> = (0..count)
         .map(|module| !(module as u64 + step).is_multiple_of(3))
         .collect();
-    let value = |signal: Signal, module: usize| {
-        let gradient = matches!(signal, Signal::GradientL1 | Signal::GradientL2);
+    let value = |signal: &Signal, module: usize| {
+        let gradient = [Signal::GRADIENT_L1, Signal::GRADIENT_L2].contains(signal);
         // A gradient is missing wherever the module is inactive, all else wherever the case says.
         (!gradient || active[module] || count == 1)
             .then(|| measure(step, module))
             .flatten()
     };
-    let signals = signals
-        .into_iter()
-        .map(|signal| Measured {
-            signal,
-            values: (0..count).map(|m| value(signal, m)).collect(),
-        })
-        .collect();
-    let raw = if wants_raw { raw } else { Vec::new() };
+    let signals = needs.signals.iter().filter(|_| wants.signals);
+    let signals = signals.map(|signal| Measured {
+        signal: signal.clone(),
+        values: (0..count).map(|module| value(signal, module)).collect(),
+    });
     let buffer = |module| measure(step, module).map_or(Vec::new(), |value| vec![value; 16]);
-    let raw = raw
-        .into_iter()
-        .map(|value| Raw {
-            value,
-            buffers: (0..count).map(buffer).collect(),
-        })
-        .collect();
+    let raw = needs.raw.iter().filter(|_| wants.raw);
+    let raw = raw.map(|value: &RawValue| Raw {
+        value: value.clone(),
+        buffers: (0..count).map(buffer).collect(),
+    });
     // The components of a module differ, but for what a case says of all.
-    let module = |module| match value(Signal::GradientL1, module) {
+    let module = |module| match value(&Signal::GRADIENT_L1, module) {
         Some(value) => (1..=RANK).map(|k| value / k as f32).collect(),
         None => Vec::new(),
     };
     Observation {
         step,
+        total_steps: 1000,
         tokens: 128,
-        components: match components {
+        loss: 0.5,
+        learning_rate: 1e-3,
+        signals: signals.collect(),
+        raw: raw.collect(),
+        components: match needs.components && wants.components {
             true => (0..count).map(module).collect(),
             false => Vec::new(),
         },
         active,
-        signals,
-        raw,
+        ..Observation::default()
     }
 }
 
-fn observe(scorer: &dyn Scorer, count: usize, step: u64, measure: Measure<'_>) -> Observation {
-    let (needs, wants_raw) = (scorer.needs(), scorer.wants_raw(step));
-    observation(needs, wants_raw, count, step, measure)
+/// Step `step` as it is announced, in a run with a reallocation after every fiftieth.
+pub fn upcoming(step: u64) -> Upcoming {
+    Upcoming {
+        step,
+        total_steps: 1000,
+        previous_reallocation: Some((step - 1) / 50 * 50).filter(|step| *step > 0),
+        next_reallocation: Some(step.div_ceil(50) * 50),
+        probing: step.is_multiple_of(50),
+    }
+}
+
+/// Losses for whatever trials are asked for.
+pub fn losses(needs: &Needs, trials: Result<Trials>, count: usize) -> Result<Option<TrialLosses>> {
+    if needs.held_back == 0 {
+        return Ok(None);
+    }
+    let Trials { examples, trials } = trials?;
+    ensure(examples <= needs.held_back, || {
+        format!(
+            "asks for trials on {examples} examples, of {} held back",
+            needs.held_back
+        )
+    })?;
+    for trial in &trials {
+        let lengths = [
+            trial.factors.len(),
+            trial.components.as_ref().map_or(count, Vec::len),
+        ];
+        ensure(
+            [0, count].contains(&lengths[0]) && lengths[1] == count,
+            || format!("asks for a trial of {lengths:?} modules, of {count}"),
+        )?;
+        ensure(
+            trial.factors.iter().all(|factor| factor.is_finite()),
+            || format!("asks for a trial with the factors {:?}", trial.factors),
+        )?;
+    }
+    let loss = |at| 0.5 + 0.1 * Random::new(at as u64).uniform();
+    Ok((!trials.is_empty())
+        .then(|| TrialLosses::new(examples, 0.5, (0..trials.len()).map(loss).collect())))
 }
 
 fn run(
@@ -198,16 +236,24 @@ fn run(
     steps: std::ops::RangeInclusive<u64>,
     measure: Measure<'_>,
 ) -> Result<()> {
+    let needs = scorer.needs();
     for step in steps {
-        let observation = observe(scorer, count, step, measure);
-        scorer.observe(&observation)?;
+        let wants = scorer.wants(&upcoming(step));
+        if wants.anything() && needs.observes() {
+            scorer.observe(&observation(needs.clone(), wants, count, step, measure))?;
+        }
     }
     Ok(())
 }
 
 /// The scores, or the rule they break.
 fn checked(scorer: &mut dyn Scorer, count: usize) -> Result<Vec<f64>> {
-    let scores = scorer.scores()?;
+    let mut request = score_request(count);
+    let mut asked = TrialRequest::default();
+    (asked.active, asked.ranks) = (request.active.clone(), request.ranks.clone());
+    let trials = scorer.trials(&asked);
+    request.trials = losses(&scorer.needs(), trials, count)?;
+    let scores = scorer.scores(&request)?;
     ensure(scores.len() == count, || {
         format!("{} scores for {count} modules", scores.len())
     })?;
@@ -224,7 +270,6 @@ fn bits(scores: &[f64]) -> Vec<u64> {
 }
 
 pub fn needs_are_sane(needs: &Needs) -> Result<String> {
-    ensure(*needs != Needs::default(), || "it asks for nothing".into())?;
     let signals: HashSet<_> = needs.signals.iter().collect();
     let raw: HashSet<_> = needs.raw.iter().collect();
     ensure(
@@ -238,7 +283,12 @@ pub fn needs_are_sane(needs: &Needs) -> Result<String> {
         .collect();
     named.extend(needs.raw.iter().map(|raw| format!("raw {raw}")));
     named.extend(needs.components.then(|| "components".to_owned()));
-    Ok(named.join(", "))
+    named.extend(needs.steps.then(|| "steps".to_owned()));
+    named.extend((needs.held_back > 0).then(|| format!("trials on {} examples", needs.held_back)));
+    Ok(match named.is_empty() {
+        true => "nothing is measured".to_owned(),
+        false => named.join(", "),
+    })
 }
 
 fn state_comes_back(make: Make<'_>) -> Result<String> {
@@ -258,7 +308,7 @@ fn state_comes_back(make: Make<'_>) -> Result<String> {
         "after loading its state it scores differently".into()
     })?;
     for scorer in [&mut first, &mut second] {
-        scorer.reallocated()?;
+        scorer.reallocated(&active(MODULES))?;
         run(&mut **scorer, MODULES, 9..=10, &varied)?;
     }
     let same = bits(&checked(&mut *first, MODULES)?) == bits(&checked(&mut *second, MODULES)?);

@@ -200,10 +200,7 @@ impl RankBudget {
 
 impl Allocator for RankBudget {
     fn needs(&self) -> Needs {
-        Needs {
-            components: true,
-            ..Needs::default()
-        }
+        Needs::default().and_components()
     }
 
     fn start(&mut self, start: &Start) -> Result<Vec<String>> {
@@ -319,20 +316,17 @@ mod tests {
     }
 
     fn observe(allocator: &mut impl Allocator, step: u64, components: &[Vec<f32>]) -> Result<()> {
-        allocator.observe(&Observation {
-            step,
-            active: vec![true; components.len()],
-            components: components.to_vec(),
-            ..Observation::default()
-        })
+        let mut observation = Observation::default();
+        observation.step = step;
+        observation.active = vec![true; components.len()];
+        observation.components = components.to_vec();
+        allocator.observe(&observation)
     }
 
     fn request(modules: usize, step: u64, total_steps: u64) -> AllocationRequest {
-        AllocationRequest {
-            step,
-            total_steps,
-            ..testing::request(&vec![0.0; modules])
-        }
+        let mut request = testing::request(&vec![0.0; modules]);
+        (request.step, request.total_steps) = (step, total_steps);
+        request
     }
 
     /// What remains at `step` of `total`.

@@ -36,10 +36,7 @@ impl Plugin for Uniform {
 
 impl Allocator for Uniform {
     fn needs(&self) -> Needs {
-        Needs {
-            no_scores: true,
-            ..Needs::default()
-        }
+        Needs::default().without_scores()
     }
 
     fn start(&mut self, start: &Start) -> Result<Vec<String>> {

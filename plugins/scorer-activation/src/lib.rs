@@ -14,8 +14,8 @@
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
 use dynalora_plugin_api::{
-    Accumulated, ModuleInfo, Needs, Norm, Observation, Plugin, Result, Scorer, Signal, Window,
-    export_plugin,
+    Accumulated, ModuleInfo, Needs, Norm, Observation, Plugin, Result, ScoreRequest, Scorer,
+    Signal, Window, export_plugin,
 };
 
 /// Parameters of `activation`.
@@ -59,9 +59,9 @@ impl Plugin for Activation {
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let signal = match (parameters.target, parameters.norm) {
-            (Target::Output, Norm::L1) => Signal::ActivationL1,
-            (Target::Output, Norm::L2 | Norm::Rms) => Signal::ActivationL2,
-            (Target::Delta, Norm::L2) => Signal::DeltaL2,
+            (Target::Output, Norm::L1) => Signal::ACTIVATION_L1,
+            (Target::Output, Norm::L2 | Norm::Rms) => Signal::ACTIVATION_L2,
+            (Target::Delta, Norm::L2) => Signal::DELTA_L2,
             (Target::Delta, Norm::L1 | Norm::Rms) => {
                 return Err("parameter `norm`: target = \"delta\" is measured in l2 only".into());
             }
@@ -79,14 +79,11 @@ impl Plugin for Activation {
 
 impl Scorer for Activation {
     fn needs(&self) -> Needs {
-        Needs {
-            signals: vec![self.signal],
-            ..Needs::default()
-        }
+        Needs::signals([self.signal.clone()])
     }
 
     fn observe(&mut self, observation: &Observation) -> Result<()> {
-        let values = observation.signal(self.signal)?.iter();
+        let values = observation.signal(&self.signal)?.iter();
         let squared = self.squared;
         self.total
             .add(values.zip(&self.divisors).map(|(value, divisor)| {
@@ -95,11 +92,11 @@ impl Scorer for Activation {
             }))
     }
 
-    fn scores(&mut self) -> Result<Vec<f64>> {
+    fn scores(&mut self, _: &ScoreRequest) -> Result<Vec<f64>> {
         Ok(self.total.scores())
     }
 
-    fn reallocated(&mut self) -> Result<()> {
+    fn reallocated(&mut self, _: &[bool]) -> Result<()> {
         self.total.reallocated();
         Ok(())
     }
@@ -149,10 +146,10 @@ mod tests {
     #[test]
     fn asks_for_the_signal_it_reads() {
         let signal = |parameters| testing::needs::<Activation>(parameters).unwrap().signals;
-        assert_eq!(signal("{}"), [Signal::ActivationL2]);
-        assert_eq!(signal(r#"{"norm": "l1"}"#), [Signal::ActivationL1]);
-        assert_eq!(signal(r#"{"norm": "rms"}"#), [Signal::ActivationL2]);
-        assert_eq!(signal(r#"{"target": "delta"}"#), [Signal::DeltaL2]);
+        assert_eq!(signal("{}"), [Signal::ACTIVATION_L2]);
+        assert_eq!(signal(r#"{"norm": "l1"}"#), [Signal::ACTIVATION_L1]);
+        assert_eq!(signal(r#"{"norm": "rms"}"#), [Signal::ACTIVATION_L2]);
+        assert_eq!(signal(r#"{"target": "delta"}"#), [Signal::DELTA_L2]);
         assert!(testing::needs::<Activation>(r#"{"target": "delta", "norm": "l1"}"#).is_err());
     }
 

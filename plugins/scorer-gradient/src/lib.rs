@@ -15,8 +15,8 @@
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
 use dynalora_plugin_api::{
-    Accumulated, ModuleInfo, Needs, Norm, Observation, Plugin, Result, Scorer, Signal, Window,
-    export_plugin,
+    Accumulated, ModuleInfo, Needs, Norm, Observation, Plugin, Result, ScoreRequest, Scorer,
+    Signal, Window, export_plugin,
 };
 
 /// Parameters of `gradient`.
@@ -46,8 +46,8 @@ impl Plugin for Gradient {
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let signal = match parameters.norm {
-            Norm::L1 => Signal::GradientL1,
-            Norm::L2 | Norm::Rms => Signal::GradientL2,
+            Norm::L1 => Signal::GRADIENT_L1,
+            Norm::L2 | Norm::Rms => Signal::GRADIENT_L2,
         };
         Ok(Gradient {
             signal,
@@ -61,25 +61,22 @@ impl Plugin for Gradient {
 
 impl Scorer for Gradient {
     fn needs(&self) -> Needs {
-        Needs {
-            signals: vec![self.signal],
-            ..Needs::default()
-        }
+        Needs::signals([self.signal.clone()])
     }
 
     fn observe(&mut self, observation: &Observation) -> Result<()> {
-        let values = observation.signal(self.signal)?.iter();
+        let values = observation.signal(&self.signal)?.iter();
         self.total.add(
             (values.zip(&self.divisors))
                 .map(|(value, divisor)| Some(f64::from((*value)?) / divisor)),
         )
     }
 
-    fn scores(&mut self) -> Result<Vec<f64>> {
+    fn scores(&mut self, _: &ScoreRequest) -> Result<Vec<f64>> {
         Ok(self.total.scores())
     }
 
-    fn reallocated(&mut self) -> Result<()> {
+    fn reallocated(&mut self, _: &[bool]) -> Result<()> {
         self.total.reallocated();
         Ok(())
     }
@@ -126,9 +123,9 @@ mod tests {
     #[test]
     fn asks_for_the_signal_it_reads() {
         let signal = |parameters| testing::needs::<Gradient>(parameters).unwrap().signals;
-        assert_eq!(signal("{}"), [Signal::GradientL2]);
-        assert_eq!(signal(r#"{"norm": "l1"}"#), [Signal::GradientL1]);
-        assert_eq!(signal(r#"{"norm": "rms"}"#), [Signal::GradientL2]);
+        assert_eq!(signal("{}"), [Signal::GRADIENT_L2]);
+        assert_eq!(signal(r#"{"norm": "l1"}"#), [Signal::GRADIENT_L1]);
+        assert_eq!(signal(r#"{"norm": "rms"}"#), [Signal::GRADIENT_L2]);
     }
 
     #[test]
