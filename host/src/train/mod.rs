@@ -26,10 +26,10 @@ use std::time::Instant;
 use dynalora_plugin_api::{Metric, ModuleInfo, Moment, Observation};
 
 pub use machine::peak_memory;
-pub use prepare::{Prepared, Rest, check};
+pub use prepare::{Prepared, Rest, check, costs, longest_step};
 pub use progress::{Display, Verbosity, say};
 
-use crate::adapter::{Adapters, LinearInfo, components, mixed};
+use crate::adapter::{Adapters, Config, LinearInfo, components, mixed};
 use crate::allocation::{Controller, Measuring};
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -39,6 +39,7 @@ use crate::recipe::{Every, HeadBias, Recipe};
 use crate::run::{AllocationRecord, Checkpoint, Summary, Writer};
 use checkpoint::Progress;
 use constant::Constant;
+use cost::Costs;
 use optimizer::{Optimizer, OptimizerConfig};
 use order::Steps;
 use prefix::PrefixCache;
@@ -97,6 +98,8 @@ struct Training<'a, B: Kernels> {
     rest: &'a Rest,
     /// All linear layers of the base model.
     linears: Vec<LinearInfo>,
+    /// What its steps are counted by.
+    costs: Costs,
     total_steps: u64,
     steps_per_epoch: u64,
     controller: Controller,
@@ -130,6 +133,7 @@ impl<'a, B: Kernels> Training<'a, B> {
         let modules = rest.modules.clone();
         let model = Model::<B>::load(&rest.pretrained, &modules, rest.data.outputs(), device)?;
         let config = optimizer_config(recipe, total_steps);
+        let linears = rest.pretrained.linears();
         let train = &recipe.train;
         let constant = Constant::of(&rest.data.train.labels, rest.data.outputs());
         let answer = constant.as_ref().map(Constant::logits);
@@ -138,7 +142,13 @@ impl<'a, B: Kernels> Training<'a, B> {
         Ok(Training {
             recipe,
             rest,
-            linears: rest.pretrained.linears(),
+            costs: Costs::of(cost::Shape {
+                config: &rest.pretrained.config,
+                linears: &linears,
+                modules: &modules,
+                trains_a: Config::from(&recipe.adapter).trains_a(),
+            }),
+            linears,
             total_steps,
             steps_per_epoch: rest.data.steps_per_epoch(train, recipe.seed),
             progress: Progress::start(controller.state()?),
