@@ -27,10 +27,10 @@ use std::time::Instant;
 use dynalora_plugin_api::{Metric, ModuleInfo, Moment, Observation};
 
 pub use machine::peak_memory;
-pub use prepare::{Prepared, Rest, check};
+pub use prepare::{Prepared, Rest, check, costs, longest_step};
 pub use progress::{Display, Verbosity, say};
 
-use crate::adapter::{Adapters, LinearInfo, components, mixed};
+use crate::adapter::{Adapters, Config, LinearInfo, components, mixed};
 use crate::allocation::{Controller, Measuring};
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -40,6 +40,7 @@ use crate::recipe::{Every, HeadBias, Recipe};
 use crate::run::{AllocationRecord, Checkpoint, Summary, Writer};
 use checkpoint::Progress;
 use constant::Constant;
+use cost::Costs;
 use optimizer::{Optimizer, OptimizerConfig};
 use order::Steps;
 use prefix::PrefixCache;
@@ -98,6 +99,8 @@ struct Training<'a, B: Kernels> {
     rest: &'a Rest,
     /// All linear layers of the base model.
     linears: Vec<LinearInfo>,
+    /// What its steps are counted by.
+    costs: Costs,
     total_steps: u64,
     steps_per_epoch: u64,
     controller: Controller,
@@ -131,6 +134,7 @@ impl<'a, B: Kernels> Training<'a, B> {
         let modules = rest.modules.clone();
         let model = Model::<B>::load(&rest.pretrained, &modules, rest.data.outputs(), device)?;
         let config = optimizer_config(recipe, total_steps);
+        let linears = rest.pretrained.linears();
         let train = &recipe.train;
         let constant = Constant::of(&rest.data.train.labels, rest.data.outputs());
         let answer = constant.as_ref().map(Constant::logits);
@@ -139,7 +143,13 @@ impl<'a, B: Kernels> Training<'a, B> {
         Ok(Training {
             recipe,
             rest,
-            linears: rest.pretrained.linears(),
+            costs: Costs::of(cost::Shape {
+                config: &rest.pretrained.config,
+                linears: &linears,
+                modules: &modules,
+                trains_a: Config::from(&recipe.adapter).trains_a(),
+            }),
+            linears,
             total_steps,
             steps_per_epoch: rest.data.steps_per_epoch(train, recipe.seed),
             progress: Progress::start(controller.state()?),
@@ -232,7 +242,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             };
             let tracked = plan.tracked();
             let mut result = step::run(&self.trainee, &batches, &plan, None, None, self.device)?;
-            self.progress.flops += self.flops(&batches, &tracked, measuring.wanted.outputs(), 0);
+            self.progress.flops += self.flops(&batches, &tracked, &measuring.wanted, 0);
             result.observation.moment = Moment::Calibration;
             result.observation.total_steps = self.total_steps;
             self.controller.observe(&measuring, &result.observation)?;
@@ -288,7 +298,7 @@ impl<'a, B: Kernels> Training<'a, B> {
 
         let (tracked, seed) = (plan.tracked(), plan.seed);
         let skipped = self.skips(batches, seed, &result)?;
-        let flops = self.flops(batches, &tracked, outputs, depth);
+        let flops = self.flops(batches, &tracked, &measuring.wanted, depth);
         let made = self.made(batches, &result, flops, skipped);
         let observation = match skipped {
             true => None,
