@@ -47,6 +47,11 @@ pub struct StepRecord {
     /// Steps since the start of the run whose update was left out because it was not finite.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// What the best constant answer (the training labels' mean, or their classes' frequencies) loses on the examples
+    /// that `loss` is the mean of: where the two are the same, nothing has been learnt of the inputs. None in records
+    /// from before it was computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constant_loss: Option<f64>,
 }
 
 /// What an evaluation found.
@@ -88,6 +93,35 @@ pub struct AllocationRecord {
     pub ranks: Vec<u32>,
     /// The ledger, this choice included.
     pub ledger: Vec<LedgerEntry>,
+    /// Numbers of the plugins' own, by name: one, or one per module (of an allocator, per unit).
+    #[serde(default, skip_serializing_if = "PluginNumbers::is_empty")]
+    pub numbers: PluginNumbers,
+}
+
+/// Numbers of the plugins' own, by name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PluginNumbers {
+    /// The scorer's.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "lists"
+    )]
+    pub scorer: BTreeMap<String, Vec<f64>>,
+    /// The allocator's.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "lists"
+    )]
+    pub allocator: BTreeMap<String, Vec<f64>>,
+}
+
+impl PluginNumbers {
+    /// Whether neither has any.
+    pub fn is_empty(&self) -> bool {
+        self.scorer.is_empty() && self.allocator.is_empty()
+    }
 }
 
 impl AllocationRecord {
@@ -140,8 +174,47 @@ pub struct Summary {
     /// Steps whose update was left out because it was not finite (`train.on_nonfinite = "skip"`).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// Stretches in which the training loss was that of a constant answer; none in runs from before they were looked
+    /// for, which is another thing than an empty list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stalls: Option<Vec<Stall>>,
     /// The device, as it was named at the start.
     pub device: String,
+}
+
+impl Summary {
+    /// The stretch at the level of a constant answer in which the run ended, if it did; none as well for a run from
+    /// before such stretches were looked for.
+    pub fn collapse(&self) -> Option<&Stall> {
+        let last = self.stalls.as_ref()?.last()?;
+        (last.to == self.steps).then_some(last)
+    }
+}
+
+/// Steps in which the training loss was that of a constant answer: the variance of the labels where these are values,
+/// the entropy of their frequencies where they are classes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Whether anything had been learnt before.
+    pub kind: StallKind,
+    /// Its first step.
+    pub from: u64,
+    /// Its last step; the run's, where it did not end before it.
+    pub to: u64,
+    /// Mean loss per example in its last tenth of the run.
+    pub loss: f64,
+    /// What the best constant answer loses on the same examples.
+    pub constant_loss: f64,
+}
+
+/// How a stretch at the level of a constant answer began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StallKind {
+    /// The loss has never been below that level.
+    NotLeft,
+    /// It had been, and is back.
+    FellBack,
 }
 
 /// The best value of the metric that decides.
@@ -172,6 +245,19 @@ pub(crate) fn numbers<'de, D: Deserializer<'de>>(
     Ok(values
         .into_iter()
         .map(|(name, value)| (name, value.unwrap_or(f64::NAN)))
+        .collect())
+}
+
+/// Lists of numbers of which some may be `null`.
+fn lists<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Vec<f64>>, D::Error> {
+    let values = BTreeMap::<String, Vec<Option<f64>>>::deserialize(deserializer)?;
+    let known =
+        |list: Vec<Option<f64>>| list.into_iter().map(|it| it.unwrap_or(f64::NAN)).collect();
+    Ok(values
+        .into_iter()
+        .map(|(name, list)| (name, known(list)))
         .collect())
 }
 

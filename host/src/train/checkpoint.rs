@@ -9,6 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::{GroupState, Optimizer};
+use super::stall::Watch;
 use super::trainee::Trainee;
 use crate::allocation;
 use crate::error::{Error, Result};
@@ -30,6 +31,9 @@ pub struct Progress {
     pub seconds: f64,
     /// The best evaluation so far: step and value of the deciding metric.
     pub best: Option<(u64, f64)>,
+    /// The step of the last evaluation, and the name of its main metric.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluated: Option<(u64, String)>,
     /// Every metric of the last evaluation, by name.
     #[serde(default, deserialize_with = "run::numbers")]
     pub metrics: BTreeMap<String, f64>,
@@ -44,6 +48,12 @@ pub struct Progress {
     pub peak_parameters: u64,
     /// Sum of the losses of all examples since the last record, and their number.
     pub open_loss: (f64, u64),
+    /// What the best constant answer loses on these examples in all.
+    #[serde(default)]
+    pub open_constant_loss: f64,
+    /// Whether anything is learnt, as far as it has been seen.
+    #[serde(default)]
+    pub watch: Watch,
     /// Steps whose update was left out because it was not finite, and how many of them the last ones are.
     #[serde(default)]
     pub skipped: u64,
@@ -98,6 +108,8 @@ impl Progress {
             ),
             ("peak_parameters", self.peak_parameters <= parameters),
             ("open_loss", loss.is_finite() && losses < MOST),
+            ("open_constant_loss", self.open_constant_loss.is_finite()),
+            ("watch", self.watch.is_possible(step)),
             ("skipped", self.skipped <= step),
             ("skipped_in_a_row", self.skipped_in_a_row <= self.skipped),
             ("module_updates", self.module_updates.len() == modules.len()),
@@ -141,12 +153,15 @@ impl Progress {
             flops: 0,
             seconds: 0.0,
             best: None,
+            evaluated: None,
             metrics: BTreeMap::new(),
             peak_memory: None,
             active_modules: 0,
             active_parameters: 0,
             peak_parameters: 0,
             open_loss: (0.0, 0),
+            open_constant_loss: 0.0,
+            watch: Watch::default(),
             skipped: 0,
             skipped_in_a_row: 0,
             evaluation_owed: false,
@@ -361,17 +376,16 @@ mod tests {
 
     #[test]
     fn numbers_that_no_run_comes_to_are_refused() {
-        let module = ModuleInfo {
-            path: "layer.0.query".to_owned(),
-            layer: Some(0),
-            role: "query".to_owned(),
-            in_features: 8,
-            out_features: 8,
-            rank: 4,
-            parameters: 64,
-            forward_flops: 1,
-            backward_flops: 1,
-        };
+        let mut module = ModuleInfo::default();
+        module.path = "layer.0.query".to_owned();
+        module.layer = Some(0);
+        module.role = "query".to_owned();
+        module.in_features = 8;
+        module.out_features = 8;
+        module.rank = 4;
+        module.parameters = 64;
+        module.forward_flops = 1;
+        module.backward_flops = 1;
         let modules = [module];
         let mut good = Progress::start(State {
             step: 5,
@@ -379,6 +393,8 @@ mod tests {
             modules: vec!["layer.0.query".to_owned()],
             active: vec![true],
             components: None,
+            last_choice: None,
+            asked_for: None,
             ledger: Ledger::new(1),
             scorer: None,
             allocator: None,
