@@ -24,7 +24,7 @@ pub use allocator::{Allocation, AllocationRequest, Allocator, Numbers, Pruning};
 pub use budget::{Budget, By, Limit};
 pub use count::Count;
 pub use manifest::{Kind, Manifest};
-pub use module::{LedgerEntry, ModuleInfo};
+pub use module::{LedgerEntry, Member, ModuleInfo};
 pub use names::{RawValue, Signal};
 pub use needs::{Needs, Upcoming, Wants};
 pub use observation::{Measured, Metric, Moment, Observation, Raw};

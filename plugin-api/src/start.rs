@@ -6,17 +6,27 @@ use serde::{Deserialize, Serialize};
 /// ([`Scorer::start`](crate::Scorer::start), [`Allocator::start`](crate::Allocator::start)), and not after hours.
 ///
 /// Fields may be added: it crosses by names, and one that the host does not send has its default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Start {
     /// Optimiser steps the whole run will take.
     pub total_steps: u64,
-    /// How many reallocations there will be.
+    /// The kind of schedule: `never`, `once`, `periodic`, `at`, or `allocator`, where the allocator's answers say when
+    /// it is asked again ([`Allocation::ask_again`](crate::Allocation::ask_again)).
+    pub schedule: String,
+    /// Whether modules are chosen before the first step (`initial = "allocator"`): that choice comes beside the
+    /// reallocations below.
+    pub first_choice: bool,
+    /// How many passes without an update come before that.
+    pub calibration_steps: u64,
+    /// The adapters' learning rate at its peak.
+    pub learning_rate: f64,
+    /// How many reallocations there will be; 0 where the allocator decides about it.
     pub reallocations: u64,
     /// The step after which the first comes; none where there is none.
     pub first_reallocation: Option<u64>,
-    /// The step after which the last comes; none where there is none.
+    /// The step after which the last comes; none where there is none, or where the allocator decides about it.
     pub last_reallocation: Option<u64>,
     /// What an allocator chooses among. A scorer scores modules, whatever this is.
     pub unit: Unit,
@@ -57,6 +67,7 @@ impl Start {
         let some = |step: u64| (reallocations > 0).then_some(step);
         Start {
             total_steps,
+            schedule: "periodic".to_owned(),
             reallocations,
             first_reallocation: some(every),
             last_reallocation: some(reallocations * every),
@@ -72,8 +83,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_passed_over_and_what_is_not_sent_has_its_default() {
         let start: Start =
-            serde_json::from_str(r#"{"total_steps": 9, "unit": "head", "learning_rate": 0.1}"#)
-                .unwrap();
+            serde_json::from_str(r#"{"total_steps": 9, "unit": "head", "warmup": 0.1}"#).unwrap();
         assert_eq!((start.total_steps, start.unit), (9, Unit::Other));
         assert_eq!((start.reallocations, start.last_reallocation), (0, None));
         let start = Start::periodic(12, 4);

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use dynalora::allocation::{Controller, Named, Settings, Units};
+use dynalora::allocation::{Controller, Named, Settings, TrialsMade, Units};
 use dynalora::plugin::{PluginPath, load_allocator, load_scorer};
 use dynalora::recipe::{Schedule, Unit};
 use dynalora_plugin_api::{Measured, Observation, testing};
@@ -70,6 +70,8 @@ fn reallocation(modules: usize, count: u64) -> Value {
     let settings = Settings {
         schedule: Schedule::Periodic { every: 1 },
         initial_budget: None,
+        first_choice: None,
+        learning_rate: 1e-3,
         probe_steps: 0,
         prunable: true,
         seed: 42,
@@ -85,30 +87,30 @@ fn reallocation(modules: usize, count: u64) -> Value {
     };
     let mut controller =
         Controller::new(settings, units, Some(scorer), Some(allocator)).expect("valid settings");
-    let signals = controller.needs().signals.clone();
     let milliseconds: Vec<f64> = (1..=count)
         .map(|step| {
             // Other values at every step, so that the choice changes.
             let values: Vec<_> = (0..modules as u64)
                 .map(|module| Some((((module + 1) * (step * step + 7)) % 1009) as f32))
                 .collect();
-            let observation = Observation {
-                step,
-                tokens: 2048,
-                active: controller.active().to_vec(),
-                signals: signals
-                    .iter()
-                    .map(|&signal| Measured {
-                        signal,
-                        values: values.clone(),
-                    })
-                    .collect(),
-                ..Observation::default()
-            };
             let started = Instant::now();
-            let reallocation = controller.after_step(&observation).expect("it reallocates");
+            let measuring = controller.upcoming(step);
+            let mut observation = Observation::default();
+            (observation.step, observation.tokens) = (step, 2048);
+            observation.active = controller.active().to_vec();
+            let signals = measuring.wanted.signals.iter().map(|signal| Measured {
+                signal: signal.name(),
+                values: values.clone(),
+            });
+            observation.signals = signals.collect();
+            controller
+                .after_step(&measuring, &observation)
+                .expect("it takes the step in");
+            assert!(controller.is_due(), "step {step} did not reallocate");
+            controller
+                .reallocate(&TrialsMade::default())
+                .expect("it reallocates");
             let elapsed = started.elapsed();
-            assert!(reallocation.is_some(), "step {step} did not reallocate");
             elapsed.as_secs_f64() * 1e3
         })
         .collect();

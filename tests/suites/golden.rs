@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexDevice};
 use dynalora::adapter::{Adapters, Config, LoraConfig, Pass};
+use dynalora::allocation::{Signal, Wanted};
 use dynalora::data::{Batch, Label};
 use dynalora::export;
 use dynalora::model::{Model, Pretrained};
@@ -13,7 +14,6 @@ use dynalora::recipe::{ModelConfig, OptimizerState};
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
 use dynalora::train::step::{self, StepPlan, StepResult};
 use dynalora::train::trainee::{Trainee, read, upload};
-use dynalora_plugin_api::{Needs, Signal};
 use dynalora_tests::{Golden, Run, Training, fixture, minilm, model_folder};
 
 const DEVICE: FlexDevice = FlexDevice;
@@ -277,16 +277,9 @@ impl Case {
     }
 
     fn step(&self, trainee: &Trainee<Flex>, number: usize, active: &[bool]) -> StepResult<Flex> {
-        let needs = Needs {
-            signals: vec![
-                Signal::ActivationL1,
-                Signal::ActivationL2,
-                Signal::DeltaL2,
-                Signal::GradientL1,
-                Signal::GradientL2,
-                Signal::WeightL2,
-            ],
-            ..Needs::default()
+        let wanted = Wanted {
+            signals: Signal::ALL.to_vec(),
+            ..Wanted::default()
         };
         let plan = StepPlan {
             step: number as u64,
@@ -294,8 +287,7 @@ impl Case {
             components: None,
             rate: 0.0,
             probing: false,
-            needs: &needs,
-            raw: false,
+            wanted: &wanted,
             seed: 0,
         };
         step::run(trainee, &[self.batch(number - 1)], &plan, None, &DEVICE).expect("a step")
@@ -485,7 +477,9 @@ fn check_signals(run: &str, result: &StepResult<Flex>, golden: &dynalora_tests::
         (Signal::GradientL2, &golden.gradient_l2),
         (Signal::WeightL2, &golden.weight_l2),
     ] {
-        let values = observation.signal(signal).expect("it was asked for");
+        let values = observation
+            .signal(&signal.name())
+            .expect("it was asked for");
         assert_eq!(values.len(), expected.len());
         for (module, (value, expected)) in values.iter().zip(expected).enumerate() {
             let value = f64::from(value.expect("every module is active"));
@@ -571,7 +565,7 @@ fn gradients_accumulate_over_micro_batches_as_in_peft() {
     let Some(folder) = minilm() else { return };
     let case = Case::open(&folder, "minilm", "minilm/tokens.safetensors");
     let trainee = case.trainee("random_b");
-    let needs = Needs::default();
+    let wanted = Wanted::default();
     let active = vec![true; trainee.adapters.modules.len()];
     let plan = StepPlan {
         step: 1,
@@ -579,8 +573,7 @@ fn gradients_accumulate_over_micro_batches_as_in_peft() {
         components: None,
         rate: 0.0,
         probing: false,
-        needs: &needs,
-        raw: false,
+        wanted: &wanted,
         seed: 0,
     };
     let batches = [case.batch(0), case.batch(1)];
@@ -647,9 +640,9 @@ fn every_third(trainee: &Trainee<Flex>) -> Vec<Vec<bool>> {
 fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
     let Some(folder) = minilm() else { return };
     let case = Case::open(&folder, "minilm", "minilm/tokens.safetensors");
-    let needs = Needs {
+    let wanted = Wanted {
         components: true,
-        ..Needs::default()
+        ..Wanted::default()
     };
     let rate = 3e-3;
     // Of `random_b` every component is measured by A and B as they are. In `zero_b` B is zero, so that any
@@ -664,8 +657,7 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
             components: components.as_deref(),
             rate,
             probing: false,
-            needs: &needs,
-            raw: false,
+            wanted: &wanted,
             seed: 0,
         };
         let result = step::run(&trainee, &[case.batch(0)], &plan, None, &DEVICE).expect("a step");

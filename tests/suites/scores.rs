@@ -159,6 +159,8 @@ fn start(scene: &Scene, golden: &Scores, scorer: &str, peft: &Path) {
         modules: modules.clone(),
         active: active.clone(),
         components: None,
+        last_choice: None,
+        asked_for: None,
         ledger: Ledger::new(modules.len()),
         scorer: Some(state(scorer, nothing.expect("a state"))),
         allocator: Some(state("top-k", Vec::new())),

@@ -142,17 +142,17 @@ impl LinearInfo {
             Config::Vera(_) => (rank + outputs, 2 * rank * outputs),
         };
         let forward = 2 * inputs * outputs + 2 * pair;
-        ModuleInfo {
-            path: self.path.clone(),
-            layer: self.layer,
-            role: self.role().to_owned(),
-            in_features: inputs,
-            out_features: outputs,
-            rank: config.rank(),
-            parameters,
-            forward_flops: forward,
-            backward_flops: forward + own,
-        }
+        let mut info = ModuleInfo::default();
+        info.path.clone_from(&self.path);
+        info.layer = self.layer;
+        info.role = self.role().to_owned();
+        info.in_features = inputs;
+        info.out_features = outputs;
+        info.rank = config.rank();
+        info.parameters = parameters;
+        info.forward_flops = forward;
+        info.backward_flops = forward + own;
+        info
     }
 }
 

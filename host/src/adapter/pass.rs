@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
+use dynalora_plugin_api::Trial;
 
-use super::{Adapters, Projections, stream};
+use super::{Adapters, Projections, components, stream};
 use crate::kernel::{Ad, Branch, Dropout, Frozen, Kernels, Lora, Outputs};
 
 /// Where something is dropped. A mask is a function of the pass's seed, the site and the element's place in
@@ -143,6 +144,23 @@ impl<B: Kernels> Pass<B> {
             observe,
             beside: false,
             seed,
+        }
+    }
+
+    /// Changes the adapters as a trial says: what is multiplied is the second tensor of a pair, which the module's
+    /// share of its output is linear in.
+    pub fn change(&mut self, trial: &Trial) {
+        for (pair, factor) in self.pairs.iter_mut().zip(&trial.factors) {
+            if *factor != 1.0 {
+                pair[1] = pair[1].clone() * *factor;
+            }
+        }
+        let components = trial.components.iter().flatten();
+        for (pair, applied) in self.pairs.iter_mut().zip(components) {
+            if applied.contains(&false) {
+                let kept = components::keep(pair.clone().map(Tensor::inner), applied);
+                *pair = kept.map(Tensor::from_inner);
+            }
         }
     }
 

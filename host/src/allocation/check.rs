@@ -1,7 +1,8 @@
 //! The rules for what a plugin answers. The host trusts nothing that comes back.
 
-use dynalora_plugin_api::{Allocation, ModuleInfo, Observation};
+use dynalora_plugin_api::{Allocation, ModuleInfo, Needs, Numbers, Observation, Pruning, Trials};
 
+use super::unit::Units;
 use crate::error::{Error, Result};
 
 /// The first measurement that is no finite number, which no plugin may see: a missing one crosses as NaN.
@@ -71,17 +72,121 @@ pub fn scores(scorer: &str, step: u64, modules: &[ModuleInfo], scores: &[f64]) -
     }
 }
 
-/// Refuses an allocator's answer that breaks a rule of [`Allocation`]. `units` are what it chose among,
-/// single modules or whole layers; `prunable` adapters have components.
+/// Refuses trials that are not of the modules there are.
+pub fn trials(
+    kind: &str,
+    name: &str,
+    step: u64,
+    modules: &[ModuleInfo],
+    needs: &Needs,
+    prunable: bool,
+    trials: &Trials,
+) -> Result<()> {
+    let refuse = |rule: String| Err(refusal(kind, name, step, &rule));
+    if trials.examples > needs.held_back {
+        return refuse(format!(
+            "trials are on examples held back: it wants {} and needs {} held back",
+            trials.examples, needs.held_back
+        ));
+    }
+    let count = modules.len();
+    for (at, trial) in trials.trials.iter().enumerate() {
+        if !trial.factors.is_empty() && trial.factors.len() != count {
+            return refuse(format!(
+                "one factor per module: trial {at} has {} for {count} modules",
+                trial.factors.len()
+            ));
+        }
+        if let Some(factor) = trial.factors.iter().find(|factor| !factor.is_finite()) {
+            return refuse(format!("factors are finite: trial {at} has {factor}"));
+        }
+        let Some(components) = &trial.components else {
+            continue;
+        };
+        if !prunable {
+            return refuse(
+                "only the pairs of LoRA have components: the adapters are VeRA's".to_owned(),
+            );
+        }
+        let fits = components.len() == count
+            && modules
+                .iter()
+                .zip(components)
+                .all(|(module, own)| own.len() == module.components());
+        if !fits {
+            return refuse(format!(
+                "one flag per component of each module: trial {at} has others"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A plugin's own numbers: finite or not, but one or one per module under each name.
+pub fn numbers(
+    kind: &str,
+    name: &str,
+    step: u64,
+    modules: usize,
+    numbers: dynalora_plugin_api::Result<Numbers>,
+) -> Result<Numbers> {
+    let numbers = numbers.map_err(|error| {
+        Error::user(format!(
+            "the {kind} `{name}` could not give its numbers after step {step}"
+        ))
+        .because(error)
+        .help(way_on(kind))
+    })?;
+    let wrong = numbers
+        .iter()
+        .find(|(_, values)| values.len() != 1 && values.len() != modules);
+    match wrong {
+        None => Ok(numbers),
+        Some((key, values)) => Err(refusal(
+            kind,
+            name,
+            step,
+            &format!(
+                "a number of its own is one, or one per module: `{key}` has {} for {modules} modules",
+                values.len()
+            ),
+        )),
+    }
+}
+
+/// Refuses an allocator's answer that breaks a rule of [`Allocation`]. `prunable` adapters have components; `asks`
+/// says whether the schedule leaves it to the allocator when it is asked again.
 pub fn allocation(
     allocator: &str,
     step: u64,
-    units: &[ModuleInfo],
-    modules: &[ModuleInfo],
+    units: &Units,
     prunable: bool,
+    asks: bool,
     answer: &Allocation,
 ) -> Result<()> {
     let refuse = |rule: String| Err(refusal("allocator", allocator, step, &rule));
+    if answer.ask_again.is_some() && !asks {
+        return refuse(
+            "the schedule says when it is asked again, not its answer: set schedule = { kind = \"allocator\", \
+             first = … } for one that says so itself"
+                .to_owned(),
+        );
+    }
+    if answer.ask_again == Some(0) {
+        return refuse("it is asked again after one step or more: `ask_again` is 0".to_owned());
+    }
+    let later = [
+        ("rates", answer.rates.is_some()),
+        ("scales", answer.scales.is_some()),
+        ("shared", answer.shared.is_some()),
+        ("pruning = freeze", answer.pruning != Pruning::Prune),
+    ];
+    if let Some((name, _)) = later.iter().find(|(_, given)| *given) {
+        return refuse(format!(
+            "`{name}` is not in force in this version of dynalora"
+        ));
+    }
+    let (units, modules) = (units.infos(), units.modules());
     if answer.active.len() != units.len() {
         return refuse(format!(
             "one flag per module: {} flags for {} modules",
@@ -162,8 +267,12 @@ mod tests {
     use super::*;
     use crate::allocation::unit::tests::{encoder, module};
 
+    fn modules(infos: Vec<ModuleInfo>) -> Units {
+        Units::new(crate::recipe::Unit::Module, infos)
+    }
+
     fn refused(answer: Allocation) -> String {
-        allocation("mine", 7, &encoder(), &encoder(), true, &answer)
+        allocation("mine", 7, &modules(encoder()), true, false, &answer)
             .unwrap_err()
             .to_string()
     }
@@ -187,14 +296,16 @@ mod tests {
     #[test]
     fn every_rule_of_an_allocation_is_checked() {
         // So many components remain of so many, for each module.
-        let kept = |active: [bool; 5], components: &[(usize, usize)]| Allocation {
-            active: active.to_vec(),
-            components: Some(
+        let kept = |active: [bool; 5], components: &[(usize, usize)]| {
+            let mut answer = Allocation::default();
+            answer.active = active.to_vec();
+            answer.components = Some(
                 components
                     .iter()
                     .map(|&(some, all)| (0..all).map(|k| k < some).collect())
                     .collect(),
-            ),
+            );
+            answer
         };
         let two = [true, true, false, false, false];
         let good = [(8, 8), (1, 8), (0, 8), (0, 8), (0, 8)];
@@ -216,17 +327,17 @@ mod tests {
             assert!(error.contains(rule), "{error}");
         }
         for answer in [Allocation::of([1, 4], 5), kept(two, &good)] {
-            allocation("mine", 7, &encoder(), &encoder(), true, &answer).unwrap();
+            allocation("mine", 7, &modules(encoder()), true, false, &answer).unwrap();
         }
         let pruned = kept(two, &good);
-        let error = allocation("mine", 7, &encoder(), &encoder(), false, &pruned).unwrap_err();
+        let error = allocation("mine", 7, &modules(encoder()), false, false, &pruned).unwrap_err();
         assert!(
             error.to_string().contains("only the pairs of LoRA"),
             "{error}"
         );
-        let layers = &encoder()[..3];
-        let answer = Allocation::of_components(vec![vec![true; 8]; 3]);
-        let error = allocation("mine", 7, layers, &encoder(), true, &answer).unwrap_err();
+        let layers = Units::new(crate::recipe::Unit::Layer, encoder());
+        let answer = Allocation::of_components(vec![vec![true; 8]; layers.infos().len()]);
+        let error = allocation("mine", 7, &layers, true, false, &answer).unwrap_err();
         assert!(error.to_string().contains("whole layers"), "{error}");
     }
 
@@ -249,8 +360,9 @@ mod tests {
             let obeys = active.len() == modules
                 && active.iter().any(|a| *a)
                 && given.as_ref().is_none_or(|g| g.len() == modules && g.iter().zip(&active).all(one_obeys));
-            let answer = Allocation { active, components: given };
-            prop_assert_eq!(allocation("a", 1, &infos, &infos, true, &answer).is_ok(), obeys);
+            let mut answer = Allocation::default();
+            (answer.active, answer.components) = (active, given);
+            prop_assert_eq!(allocation("a", 1, &self::modules(infos), true, false, &answer).is_ok(), obeys);
         }
 
         #[test]
@@ -260,7 +372,7 @@ mod tests {
             let infos = vec![module("m", None); components.len()];
             let any = components.iter().flatten().any(|remains| *remains);
             let answer = Allocation::of_components(components);
-            prop_assert_eq!(allocation("a", 1, &infos, &infos, true, &answer).is_ok(), any);
+            prop_assert_eq!(allocation("a", 1, &modules(infos), true, false, &answer).is_ok(), any);
         }
     }
 }

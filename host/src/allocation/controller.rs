@@ -1,14 +1,14 @@
 //! The controller: from what was measured to the modules that train next.
 
 use dynalora_plugin_api::{
-    AllocationRequest, Allocator, Budget, LedgerEntry, Needs, Observation, RawValue, Scorer,
-    Signal, Start,
+    Allocation, AllocationRequest, Allocator, Budget, LedgerEntry, Needs, Numbers, Observation,
+    ScoreRequest, Scorer, Start, Trial, TrialLosses, TrialRequest, Trials, Upcoming, Wants,
 };
-use serde::{Deserialize, Serialize};
 
 use super::check;
 use super::initial;
 use super::ledger::Ledger;
+use super::offer::Wanted;
 use super::seed::{reallocation_seed, start_seed};
 use super::state::{PluginState, State};
 use super::unit::Units;
@@ -30,6 +30,8 @@ pub struct Settings {
     pub schedule: Schedule,
     /// What is active at first; none for all. See [`initial_budget`](crate::recipe::AllocationConfig::initial_budget).
     pub initial_budget: Option<Budget>,
+    /// Whether the allocator chooses before the first step, and after how many passes without an update.
+    pub first_choice: Option<u64>,
     /// For how many steps before each reallocation inactive modules' gradients are measured too.
     pub probe_steps: u64,
     /// Whether the adapters have components that can be pruned, as LoRA's pairs have.
@@ -38,12 +40,14 @@ pub struct Settings {
     pub seed: u64,
     /// Optimiser steps the whole run will take.
     pub total_steps: u64,
+    /// The adapters' learning rate at its peak.
+    pub learning_rate: f64,
 }
 
 /// What one reallocation decided, per module in forward order.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Reallocation {
-    /// The optimiser step after which it happened.
+    /// The optimiser step after which it happened; 0 for a choice before the first step.
     pub step: u64,
     /// Which reallocation it is, from 0.
     pub index: u64,
@@ -59,22 +63,63 @@ pub struct Reallocation {
     pub activated: Vec<usize>,
     /// Positions of the modules that were active and are inactive now.
     pub deactivated: Vec<usize>,
+    /// Numbers of the scorer's own.
+    pub scorer_numbers: Numbers,
+    /// Numbers of the allocator's own.
+    pub allocator_numbers: Numbers,
 }
 
-/// Holds the mask. Feeds the scorer, and an allocator that measures, after every step, asks both when
-/// the schedule says so, checks their answers and switches.
+/// A plugin, what it needs, and what of it is measured.
+struct Asked<P: ?Sized> {
+    name: String,
+    plugin: Box<P>,
+    needs: Needs,
+    wanted: Wanted,
+}
+
+/// What is to be measured of a step, and who is told of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measuring {
+    /// What is to be measured, for both plugins together.
+    pub wanted: Wanted,
+    /// Whether the step also computes the inactive modules' gradients.
+    pub probing: bool,
+    scorer: Wants,
+    allocator: Wants,
+}
+
+/// Trials that the scorer and the allocator ask for, of single modules.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TrialsAsked {
+    /// The scorer's.
+    pub scorer: Trials,
+    /// The allocator's.
+    pub allocator: Trials,
+    /// What their examples are to be drawn by.
+    pub seed: u64,
+}
+
+/// What those trials gave.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TrialsMade {
+    /// The scorer's; none where it asked for none.
+    pub scorer: Option<TrialLosses>,
+    /// The allocator's; none where it asked for none.
+    pub allocator: Option<TrialLosses>,
+}
+
+/// Holds the mask. Tells the plugins of the steps that they want, asks both when the schedule says so, checks their
+/// answers and switches.
 pub struct Controller {
     settings: Settings,
     units: Units,
-    scorer: Option<Named<dyn Scorer>>,
-    allocator: Option<Named<dyn Allocator>>,
-    needs: Needs,
-    /// Whether the allocator takes in measurements.
-    observes: bool,
-    /// Whether it wants the raw ones, at every step.
-    raw_always: bool,
+    scorer: Option<Asked<dyn Scorer>>,
+    allocator: Option<Asked<dyn Allocator>>,
     step: u64,
     reallocations: u64,
+    /// The steps after which modules were chosen last and are chosen next, where the allocator decides about it.
+    last_choice: Option<u64>,
+    asked_for: Option<u64>,
     active: Vec<bool>,
     components: Option<Vec<Vec<bool>>>,
     ledger: Ledger,
@@ -87,139 +132,130 @@ impl Controller {
     pub fn new(
         settings: Settings,
         units: Units,
-        mut scorer: Option<Named<dyn Scorer>>,
-        mut allocator: Option<Named<dyn Allocator>>,
+        scorer: Option<Named<dyn Scorer>>,
+        allocator: Option<Named<dyn Allocator>>,
     ) -> Result<Self> {
         settings.schedule.validate()?;
         if units.modules().is_empty() {
             return Err(Error::user("no module of the model is adapted")
                 .help("widen `targets` in [adapter] until it matches at least one linear layer"));
         }
-        let reallocates = settings
-            .schedule
-            .next_due(0, settings.total_steps)
-            .is_some();
-        if !reallocates && settings.schedule != (Schedule::Never {}) {
+        let due = settings.schedule.next_due(0, settings.total_steps);
+        if due.is_none() && settings.schedule != (Schedule::Never {}) {
             tracing::warn!(
                 "the schedule never comes due in a run of {} steps: the initial choice stays",
                 settings.total_steps
             );
         }
-        let of_allocator = allocator
-            .as_ref()
-            .filter(|_| reallocates)
-            .map_or_else(Needs::default, |allocator| allocator.plugin.needs());
-        let observes = of_allocator.measures();
-        let missing = match (&scorer, &allocator) {
-            (_, None) => Some("allocator"),
-            (None, _) if !observes && !of_allocator.no_scores => Some("scorer"),
-            _ => None,
-        };
-        if let (true, Some(missing)) = (reallocates, missing) {
-            return Err(Error::user(format!("the schedule reallocates, but there is no {missing}"))
-                .help(format!(
-                    "add a [{missing}] table that names a plugin, or set schedule = {{ kind = \"never\" }}"
-                )));
+        // Plugins that nobody will ever ask are not asked what they need either.
+        let chooses = due.is_some() || settings.first_choice.is_some();
+        let scorer = scorer.filter(|_| chooses).map(|Named { name, plugin }| {
+            let needs = plugin.needs();
+            asked("scorer", name, plugin, needs)
+        });
+        let allocator = allocator.filter(|_| chooses).map(|Named { name, plugin }| {
+            let needs = plugin.needs();
+            asked("allocator", name, plugin, needs)
+        });
+        let (mut scorer, mut allocator) = (scorer.transpose()?, allocator.transpose()?);
+        if chooses {
+            fit_together(&settings, &units, scorer.as_ref(), allocator.as_ref())?;
         }
-        if let (true, Some(allocator)) = (observes && !units.are_modules(), &allocator) {
-            return Err(Error::user(format!(
-                "the allocator `{}` goes by measurements of single modules, but chooses among layers",
-                allocator.name
-            ))
-            .help("set unit = \"module\" in [allocation]"));
+        if let Some(Asked { name, plugin, .. }) = &mut scorer {
+            let answer = plugin.start(&start(&settings, &units, true));
+            started("scorer", name, answer)?;
         }
-        let mut needs = match &scorer {
-            Some(scorer) if reallocates => scorer.plugin.needs(),
-            _ => Needs::default(),
-        };
-        for signal in of_allocator.signals {
-            if !needs.signals.contains(&signal) {
-                needs.signals.push(signal);
-            }
-        }
-        for raw in &of_allocator.raw {
-            if !needs.raw.contains(raw) {
-                needs.raw.push(*raw);
-            }
-        }
-        needs.components |= of_allocator.components;
-        if needs.components && !settings.prunable {
-            return Err(Error::user(
-                "a plugin measures the components of LoRA's pairs, which VeRA's vectors do not have",
-            )
-            .help("set kind = \"lora\" in [adapter], or choose another scorer or allocator"));
-        }
-        if reallocates {
-            if let Some(Named { name, plugin }) = &mut scorer {
-                let answer = plugin.start(&start(&settings, &units, true));
-                started("scorer", name, answer)?;
-            }
-            if let Some(Named { name, plugin }) = &mut allocator {
-                let answer = plugin.start(&start(&settings, &units, false));
-                started("allocator", name, answer)?;
-            }
+        if let Some(Asked { name, plugin, .. }) = &mut allocator {
+            let answer = plugin.start(&start(&settings, &units, false));
+            started("allocator", name, answer)?;
         }
         let chosen = initial::draw(settings.initial_budget, units.infos(), settings.seed)?;
         let active = units.expand(&chosen);
         let ledger = Ledger::new(active.len());
-        let (step, reallocations) = (0, 0);
         Ok(Controller {
+            asked_for: settings.schedule.asked_first(),
             settings,
             units,
             scorer,
             allocator,
-            needs,
-            observes,
-            raw_always: !of_allocator.raw.is_empty(),
-            step,
-            reallocations,
+            step: 0,
+            reallocations: 0,
+            last_choice: None,
             active,
             components: None,
             ledger,
         })
     }
 
-    /// What the plugins ask the host to measure; nothing if this run never reallocates.
-    pub fn needs(&self) -> &Needs {
-        &self.needs
-    }
-
-    /// Whether step `step`, about to run, is to be measured at all: not once the last reallocation
-    /// is past, for nobody will be asked again.
-    pub fn measuring(&self, step: u64) -> bool {
-        step > 0
-            && self
-                .settings
-                .schedule
-                .next_due(step - 1, self.settings.total_steps)
-                .is_some()
-    }
-
-    /// Whether the raw values in [`needs`](Self::needs) are wanted of step `step`, about to run.
-    pub fn wants_raw(&self, step: u64) -> bool {
-        let wants = |scorer: &Named<dyn Scorer>| scorer.plugin.wants_raw(step);
-        !self.needs.raw.is_empty()
-            && self.measuring(step)
-            && (self.raw_always || self.scorer.as_ref().is_some_and(wants))
-    }
-
-    /// Whether step `step`, about to run, also computes the inactive modules' gradients: it is among
-    /// the last `probe_steps` before a reallocation, a plugin needs gradients, and there are inactive
-    /// modules.
-    pub fn probing(&self, step: u64) -> bool {
-        let gradient = |signal: &Signal| matches!(signal, Signal::GradientL1 | Signal::GradientL2);
+    /// The first step later than `finished` that a reallocation follows, as far as is known.
+    fn next_due(&self, finished: u64) -> Option<u64> {
         let Settings {
             schedule,
-            probe_steps,
             total_steps,
             ..
         } = &self.settings;
-        let needs = &self.needs;
-        (needs.signals.iter().any(gradient)
-            || needs.raw.contains(&RawValue::Gradient)
-            || needs.components)
-            && schedule.in_probe(step, *probe_steps, *total_steps)
-            && self.active.contains(&false)
+        match schedule {
+            Schedule::Allocator { .. } => self
+                .asked_for
+                .filter(|due| *due > finished && due < total_steps),
+            schedule => schedule.next_due(finished, *total_steps),
+        }
+    }
+
+    /// What is measured of step `step`, which is about to run: nothing once the last reallocation is past, for nobody
+    /// will be asked again.
+    pub fn upcoming(&self, step: u64) -> Measuring {
+        let Some(due) = step.checked_sub(1).and_then(|done| self.next_due(done)) else {
+            return Measuring::default();
+        };
+        let mut upcoming = Upcoming::default();
+        upcoming.step = step;
+        upcoming.total_steps = self.settings.total_steps;
+        upcoming.previous_reallocation = self.last_choice;
+        upcoming.next_reallocation = Some(due);
+        upcoming.probing = due - step < self.settings.probe_steps;
+        let wants = |observes: bool, wants: &dyn Fn() -> Wants| match observes {
+            true => wants(),
+            false => Wants::NOTHING,
+        };
+        let of_scorer = self.scorer.as_ref().map(|it| {
+            let wants = wants(it.needs.observes(), &|| it.plugin.wants(&upcoming));
+            (wants, it.wanted.at(wants))
+        });
+        let of_allocator = self.allocator.as_ref().map(|it| {
+            let wants = wants(it.needs.observes(), &|| it.plugin.wants(&upcoming));
+            (wants, it.wanted.at(wants))
+        });
+        let (scorer, first) = of_scorer.unwrap_or_default();
+        let (allocator, second) = of_allocator.unwrap_or_default();
+        let wanted = first.and(&second);
+        Measuring {
+            probing: upcoming.probing && wanted.gradients() && self.active.contains(&false),
+            wanted,
+            scorer,
+            allocator,
+        }
+    }
+
+    /// What is measured of a pass before the first step: all that is needed of steps.
+    pub fn before_the_first_step(&self) -> Measuring {
+        let scorer = self.scorer.as_ref().filter(|it| it.needs.observes());
+        let allocator = self.allocator.as_ref().filter(|it| it.needs.observes());
+        let wanted = scorer.map_or(Wanted::default(), |it| it.wanted.clone());
+        Measuring {
+            wanted: match allocator {
+                Some(allocator) => wanted.and(&allocator.wanted),
+                None => wanted,
+            },
+            probing: false,
+            scorer: Wants::all_if(scorer.is_some()),
+            allocator: Wants::all_if(allocator.is_some()),
+        }
+    }
+
+    /// Whether the allocator chooses before the first step, and after how many passes without an update.
+    pub fn first_choice(&self) -> Option<u64> {
+        self.settings.first_choice
     }
 
     /// Which modules are active now.
@@ -262,12 +298,14 @@ impl Controller {
         self.step
     }
 
-    /// Books one finished optimiser step, and reallocates if the schedule says so.
-    ///
-    /// The observation carries what [`needs`](Self::needs), [`wants_raw`](Self::wants_raw) and
-    /// [`probing`](Self::probing) asked for; where [`measuring`](Self::measuring) says no, step and
-    /// mask suffice.
-    pub fn after_step(&mut self, observation: &Observation) -> Result<Option<Reallocation>> {
+    /// Reallocations made.
+    pub fn reallocations(&self) -> u64 {
+        self.reallocations
+    }
+
+    /// Books one finished optimiser step and tells the plugins of it. The observation carries what `measuring`, which
+    /// [`upcoming`](Self::upcoming) gave for it, asks for.
+    pub fn after_step(&mut self, measuring: &Measuring, observation: &Observation) -> Result<()> {
         let step = observation.step;
         if step != self.step + 1 || observation.active != self.active {
             return Err(Error::failure(format!(
@@ -275,98 +313,143 @@ impl Controller {
                 self.step
             )));
         }
-        let measuring = self.measuring(step);
         self.step = step;
         self.ledger.stepped(&self.active);
-        let unable = |kind, name: &str, error| {
-            failed(kind, name, format!("could not take in step {step}"), error)
-        };
-        if measuring {
-            check::observation(self.units.modules(), observation)?;
+        self.observe(measuring, observation)
+    }
+
+    /// Tells the plugins of what was measured: of a step, or before the first.
+    pub fn observe(&mut self, measuring: &Measuring, observation: &Observation) -> Result<()> {
+        let Measuring {
+            wanted,
+            scorer,
+            allocator,
+            ..
+        } = measuring;
+        if !scorer.anything() && !allocator.anything() {
+            return Ok(());
         }
-        if measuring && let Some(Named { name, plugin }) = &mut self.scorer {
+        check::observation(self.units.modules(), observation)?;
+        let unable = |kind, name: &str, error| {
+            let what = format!("could not take in step {}", observation.step);
+            failed(kind, name, what, error)
+        };
+        if scorer.anything()
+            && let Some(Asked {
+                name,
+                plugin,
+                wanted: own,
+                ..
+            }) = &mut self.scorer
+        {
+            let told = told(observation, wanted, &own.at(*scorer));
             plugin
-                .observe(observation)
+                .observe(&told)
                 .map_err(|error| unable("scorer", name, error))?;
         }
-        if measuring
-            && self.observes
-            && let Some(Named { name, plugin }) = &mut self.allocator
+        if allocator.anything()
+            && let Some(Asked {
+                name,
+                plugin,
+                wanted: own,
+                ..
+            }) = &mut self.allocator
         {
+            let told = told(observation, wanted, &own.at(*allocator));
             plugin
-                .observe(observation)
+                .observe(&told)
                 .map_err(|error| unable("allocator", name, error))?;
         }
-        if self
-            .settings
-            .schedule
-            .is_due(step, self.settings.total_steps)
-        {
-            return self.reallocate();
-        }
-        Ok(None)
+        Ok(())
     }
 
-    /// Books a step whose update was left out: nobody trained, and nothing was measured. Reallocates if the
-    /// schedule says so.
-    pub fn after_skipped_step(&mut self) -> Result<Option<Reallocation>> {
+    /// Books a step whose update was left out: nobody trained, and nothing was measured.
+    pub fn after_skipped_step(&mut self) {
         self.step += 1;
-        let Settings {
-            schedule,
-            total_steps,
-            ..
-        } = &self.settings;
-        match schedule.is_due(self.step, *total_steps) {
-            true => self.reallocate(),
-            false => Ok(None),
-        }
     }
 
-    /// Reallocations made.
-    pub fn reallocations(&self) -> u64 {
-        self.reallocations
+    /// Whether a reallocation follows the step just finished.
+    pub fn is_due(&self) -> bool {
+        self.step > 0 && self.next_due(self.step - 1) == Some(self.step)
     }
 
-    fn reallocate(&mut self) -> Result<Option<Reallocation>> {
+    /// The trials that the plugins want to be made before the reallocation that is due.
+    pub fn trials(&mut self) -> Result<TrialsAsked> {
         let (step, index, ranks) = (self.step, self.reallocations, self.ranks());
-        // The constructor saw to it that there is one if the schedule ever comes due.
-        let Some(allocator) = &mut self.allocator else {
-            return Ok(None);
+        let mut request = TrialRequest::default();
+        request.step = step;
+        request.total_steps = self.settings.total_steps;
+        request.reallocation = index;
+        request.seed = reallocation_seed(self.settings.seed, index);
+        let when = format!("could not say which trials it wants after step {step}");
+        let mut asked = TrialsAsked {
+            seed: request.seed,
+            ..TrialsAsked::default()
         };
-        let when = |what: &str| format!("could not {what} after step {step}");
+        if let Some(Asked {
+            name,
+            plugin,
+            needs,
+            ..
+        }) = &mut self.scorer
+            && needs.held_back > 0
+        {
+            (request.active, request.ranks) = (self.active.clone(), ranks.clone());
+            let trials = plugin.trials(&request);
+            let trials = trials.map_err(|error| failed("scorer", name, when.clone(), error))?;
+            let modules = self.units.modules();
+            let prunable = self.settings.prunable;
+            check::trials("scorer", name, step, modules, needs, prunable, &trials)?;
+            asked.scorer = trials;
+        }
+        if let Some(Asked {
+            name,
+            plugin,
+            needs,
+            ..
+        }) = &mut self.allocator
+            && needs.held_back > 0
+        {
+            request.active = self.units.first(&self.active);
+            request.ranks = self.units.largest(&ranks);
+            let trials = plugin.trials(&request);
+            let trials = trials.map_err(|error| failed("allocator", name, when, error))?;
+            let (infos, prunable) = (self.units.infos(), self.settings.prunable);
+            check::trials("allocator", name, step, infos, needs, prunable, &trials)?;
+            asked.allocator = Trials::new(
+                trials.examples,
+                trials
+                    .trials
+                    .into_iter()
+                    .map(|trial| self.of_modules(trial))
+                    .collect(),
+            );
+        }
+        Ok(asked)
+    }
 
-        let scores = match &mut self.scorer {
-            Some(scorer) => {
-                let answer = scorer.plugin.scores();
-                let scores =
-                    answer.map_err(|error| failed("scorer", &scorer.name, when("score"), error))?;
-                check::scores(&scorer.name, step, self.units.modules(), &scores)?;
-                Some(scores)
+    /// A trial of units as one of modules.
+    fn of_modules(&self, trial: Trial) -> Trial {
+        let mut expanded = trial;
+        if !expanded.factors.is_empty() {
+            expanded.factors = self.units.expand(&expanded.factors);
+        }
+        expanded
+    }
+
+    /// Asks scorer and allocator, checks what they answer, and switches.
+    pub fn reallocate(&mut self, made: &TrialsMade) -> Result<Reallocation> {
+        let (step, index, ranks) = (self.step, self.reallocations, self.ranks());
+        let (scores, scorer_numbers) = self.score(made.scorer.clone(), &ranks)?;
+        let answer = self.allocate(scores.as_deref(), made.allocator.clone(), &ranks)?;
+        let allocator_numbers = match &self.allocator {
+            Some(Asked { name, plugin, .. }) => {
+                let numbers = plugin.numbers();
+                let units = self.units.infos().len();
+                check::numbers("allocator", name, step, units, numbers)?
             }
-            None => None,
+            None => Numbers::new(),
         };
-
-        let answer = allocator
-            .plugin
-            .allocate(&AllocationRequest {
-                modules: self.units.infos().to_vec(),
-                scores: match &scores {
-                    Some(scores) => self.units.sum(scores),
-                    None => vec![0.0; self.units.infos().len()],
-                },
-                ledger: self.units.first(self.ledger.entries()),
-                active: self.units.first(&self.active),
-                ranks: self.units.largest(&ranks),
-                step,
-                total_steps: self.settings.total_steps,
-                reallocation: index,
-                seed: reallocation_seed(self.settings.seed, index),
-            })
-            .map_err(|error| failed("allocator", &allocator.name, when("allocate"), error))?;
-        let (units, modules) = (self.units.infos(), self.units.modules());
-        let prunable = self.settings.prunable;
-        check::allocation(&allocator.name, step, units, modules, prunable, &answer)?;
-
         let active = self.units.expand(&answer.active);
         let switched = |from: bool| -> Vec<usize> {
             let pairs = self.active.iter().zip(&active).enumerate();
@@ -380,13 +463,22 @@ impl Controller {
         self.ledger.chosen(&active, step);
         self.active.clone_from(&active);
         self.reallocations += 1;
-        if let Some(scorer) = &mut self.scorer {
-            scorer.plugin.reallocated().map_err(|error| {
-                let what = when("take note of the reallocation");
-                failed("scorer", &scorer.name, what, error)
+        self.last_choice = Some(step);
+        if let Schedule::Allocator { first } = &self.settings.schedule {
+            // A choice before the first step leaves the schedule's own first one where it is.
+            self.asked_for = match (answer.ask_again, step) {
+                (Some(steps), _) => step.checked_add(steps),
+                (None, 0) => Some(*first),
+                (None, _) => None,
+            };
+        }
+        if let Some(Asked { name, plugin, .. }) = &mut self.scorer {
+            plugin.reallocated(&active).map_err(|error| {
+                let what = format!("could not take note of the reallocation after step {step}");
+                failed("scorer", name, what, error)
             })?;
         }
-        Ok(Some(Reallocation {
+        Ok(Reallocation {
             step,
             index,
             scores: scores.unwrap_or_default(),
@@ -395,7 +487,83 @@ impl Controller {
             ledger: self.ledger.entries().to_vec(),
             activated,
             deactivated,
-        }))
+            scorer_numbers,
+            allocator_numbers,
+        })
+    }
+
+    /// The scorer's scores and its own numbers, where there is a scorer.
+    fn score(
+        &mut self,
+        trials: Option<TrialLosses>,
+        ranks: &[u32],
+    ) -> Result<(Option<Vec<f64>>, Numbers)> {
+        let (step, index) = (self.step, self.reallocations);
+        let Some(Asked { name, plugin, .. }) = &mut self.scorer else {
+            return Ok((None, Numbers::new()));
+        };
+        let mut request = ScoreRequest::default();
+        request.step = step;
+        request.total_steps = self.settings.total_steps;
+        request.reallocation = index;
+        request.seed = reallocation_seed(self.settings.seed, index);
+        request.active.clone_from(&self.active);
+        request.ranks = ranks.to_vec();
+        request.ledger = self.ledger.entries().to_vec();
+        request.trials = trials;
+        let scores = plugin.scores(&request).map_err(|error| {
+            failed(
+                "scorer",
+                name,
+                format!("could not score after step {step}"),
+                error,
+            )
+        })?;
+        let modules = self.units.modules();
+        check::scores(name, step, modules, &scores)?;
+        let numbers = check::numbers("scorer", name, step, modules.len(), plugin.numbers())?;
+        Ok((Some(scores), numbers))
+    }
+
+    /// The allocator's answer, checked.
+    fn allocate(
+        &mut self,
+        scores: Option<&[f64]>,
+        trials: Option<TrialLosses>,
+        ranks: &[u32],
+    ) -> Result<Allocation> {
+        let (step, index) = (self.step, self.reallocations);
+        let Some(Asked { name, plugin, .. }) = &mut self.allocator else {
+            return Err(Error::failure(
+                "a reallocation is due, but there is no allocator",
+            ));
+        };
+        let mut request = AllocationRequest::default();
+        request.modules = self.units.infos().to_vec();
+        request.scores = match scores {
+            Some(scores) => self.units.sum(scores),
+            None => vec![0.0; self.units.infos().len()],
+        };
+        request.ledger = self.units.first(self.ledger.entries());
+        request.active = self.units.first(&self.active);
+        request.ranks = self.units.largest(ranks);
+        request.step = step;
+        request.total_steps = self.settings.total_steps;
+        request.reallocation = index;
+        request.seed = reallocation_seed(self.settings.seed, index);
+        request.trials = trials;
+        let answer = plugin.allocate(&request).map_err(|error| {
+            failed(
+                "allocator",
+                name,
+                format!("could not allocate after step {step}"),
+                error,
+            )
+        })?;
+        let asks = matches!(self.settings.schedule, Schedule::Allocator { .. });
+        let prunable = self.settings.prunable;
+        check::allocation(name, step, &self.units, prunable, asks, &answer)?;
+        Ok(answer)
     }
 
     /// What a checkpoint keeps.
@@ -419,6 +587,8 @@ impl Controller {
                 .collect(),
             active: self.active.clone(),
             components: self.components.clone(),
+            last_choice: self.last_choice,
+            asked_for: self.asked_for,
             ledger: self.ledger.clone(),
             scorer: scorer.transpose()?,
             allocator: allocator.transpose()?,
@@ -443,6 +613,8 @@ impl Controller {
         self.reallocations = state.reallocations;
         self.active = state.active;
         self.components = state.components;
+        self.last_choice = state.last_choice;
+        self.asked_for = state.asked_for;
         self.ledger = state.ledger;
         Ok(())
     }
@@ -489,6 +661,14 @@ impl Controller {
         if !together((&state.active, state.ledger.entries())) {
             return Err(unfit(
                 "the modules of a unit have different histories: `unit` has changed",
+            ));
+        }
+        let future = state.last_choice.is_some_and(|step| step > state.step);
+        let past = state.asked_for.is_some_and(|step| step <= state.step);
+        let asks = matches!(self.settings.schedule, Schedule::Allocator { .. });
+        if future || past && asks && state.step > 0 || !asks && state.asked_for.is_some() {
+            return Err(unfit(
+                "its reallocations contradict its step or the schedule",
             ));
         }
         if state.step > self.settings.total_steps {
@@ -545,10 +725,99 @@ fn failed(kind: &str, name: &str, what: String, error: dynalora_plugin_api::Erro
         ))
 }
 
+/// A plugin with what it needs, if all of that is offered.
+fn asked<P: ?Sized>(kind: &str, name: String, plugin: Box<P>, needs: Needs) -> Result<Asked<P>> {
+    Ok(Asked {
+        wanted: Wanted::of(kind, &name, &needs)?,
+        name,
+        plugin,
+        needs,
+    })
+}
+
+/// Refuses plugins that cannot do without one another, or without what the run has.
+fn fit_together(
+    settings: &Settings,
+    units: &Units,
+    scorer: Option<&Asked<dyn Scorer>>,
+    allocator: Option<&Asked<dyn Allocator>>,
+) -> Result<()> {
+    let missing = match (scorer, allocator) {
+        (_, None) => Some("allocator"),
+        (None, Some(it)) if it.needs.scores && !it.needs.observes() && it.needs.held_back == 0 => {
+            Some("scorer")
+        }
+        _ => None,
+    };
+    if let Some(missing) = missing {
+        return Err(Error::user(format!(
+            "the schedule reallocates, but there is no {missing}"
+        ))
+        .help(format!(
+            "add a [{missing}] table that names a plugin, or set schedule = {{ kind = \"never\" }}"
+        )));
+    }
+    if let Some(allocator) = allocator.filter(|it| it.needs.measures() && !units.are_modules()) {
+        return Err(Error::user(format!(
+            "the allocator `{}` goes by measurements of single modules, but chooses among layers",
+            allocator.name
+        ))
+        .help("set unit = \"module\" in [allocation]"));
+    }
+    let components = scorer.is_some_and(|it| it.needs.components)
+        || allocator.is_some_and(|it| it.needs.components);
+    if components && !settings.prunable {
+        return Err(Error::user(
+            "a plugin measures the components of LoRA's pairs, which VeRA's vectors do not have",
+        )
+        .help("set kind = \"lora\" in [adapter], or choose another scorer or allocator"));
+    }
+    Ok(())
+}
+
+/// The part of an observation that a plugin asked for.
+fn told<'a>(
+    observation: &'a Observation,
+    all: &Wanted,
+    own: &Wanted,
+) -> std::borrow::Cow<'a, Observation> {
+    if own == all {
+        return std::borrow::Cow::Borrowed(observation);
+    }
+    let mut told = Observation::default();
+    told.moment = observation.moment;
+    told.step = observation.step;
+    told.total_steps = observation.total_steps;
+    told.tokens = observation.tokens;
+    told.loss = observation.loss;
+    told.learning_rate = observation.learning_rate;
+    told.metric.clone_from(&observation.metric);
+    told.probing = observation.probing;
+    told.active.clone_from(&observation.active);
+    let signals = own.signals.iter().map(|signal| signal.name());
+    told.signals = signals
+        .filter_map(|name| observation.signals.iter().find(|it| it.signal == name))
+        .cloned()
+        .collect();
+    let raw = own.raw.iter().map(|raw| raw.name());
+    told.raw = raw
+        .filter_map(|name| observation.raw.iter().find(|it| it.value == name))
+        .cloned()
+        .collect();
+    if own.components {
+        told.components.clone_from(&observation.components);
+    }
+    std::borrow::Cow::Owned(told)
+}
+
 /// What a plugin is told of the run.
 fn start(settings: &Settings, units: &Units, scorer: bool) -> Start {
     let mut start = Start::default();
     start.total_steps = settings.total_steps;
+    start.schedule = settings.schedule.name().to_owned();
+    start.first_choice = settings.first_choice.is_some();
+    start.calibration_steps = settings.first_choice.unwrap_or(0);
+    start.learning_rate = settings.learning_rate;
     start.first_reallocation = settings.schedule.next_due(0, settings.total_steps);
     let last = settings.schedule.last_due(settings.total_steps);
     start.last_reallocation = last.map(|(step, _)| step);

@@ -5,14 +5,18 @@ mod check;
 mod controller;
 mod initial;
 mod ledger;
+mod offer;
 mod seed;
 mod state;
 mod unit;
 
 pub use check::not_finite;
-pub use controller::{Controller, Named, Reallocation, Settings};
+pub use controller::{
+    Controller, Measuring, Named, Reallocation, Settings, TrialsAsked, TrialsMade,
+};
 pub use initial::draw as initial_units;
 pub use ledger::Ledger;
+pub use offer::{RawValue, Signal, Wanted};
 pub use seed::{initial_seed, reallocation_seed};
 pub use state::{PluginState, State};
 pub use unit::Units;

@@ -21,6 +21,12 @@ pub struct State {
     /// Which components of each module remain, once an allocator has pruned any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub components: Option<Vec<Vec<bool>>>,
+    /// The step after which modules were last chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_choice: Option<u64>,
+    /// The step after which the allocator wants to be asked again, where it decides about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_for: Option<u64>,
     /// The history of each module.
     pub ledger: Ledger,
     /// The scorer's state, where there is a scorer.
@@ -63,6 +69,8 @@ mod tests {
             modules: vec!["a".to_owned(), "b".to_owned()],
             active: vec![true, false],
             components: Some(vec![vec![true, false], vec![false, false]]),
+            last_choice: Some(3),
+            asked_for: None,
             ledger: Ledger::new(2),
             scorer: Some(PluginState {
                 name: "activation".to_owned(),

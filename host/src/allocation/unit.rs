@@ -1,6 +1,6 @@
 //! What the allocator chooses among: single modules, or whole layers.
 
-use dynalora_plugin_api::ModuleInfo;
+use dynalora_plugin_api::{Member, ModuleInfo};
 
 use crate::recipe::Unit;
 
@@ -109,21 +109,21 @@ impl Units {
 fn merge(layer: u32, members: &[usize], modules: &[ModuleInfo]) -> ModuleInfo {
     let sum =
         |field: fn(&ModuleInfo) -> u64| members.iter().map(|&index| field(&modules[index])).sum();
-    ModuleInfo {
-        path: common_path(members.iter().map(|&index| modules[index].path.as_str())),
-        layer: Some(layer),
-        role: "layer".to_owned(),
-        in_features: sum(|module| module.in_features),
-        out_features: sum(|module| module.out_features),
-        rank: members
-            .iter()
-            .map(|&index| modules[index].rank)
-            .max()
-            .unwrap_or(0),
-        parameters: sum(|module| module.parameters),
-        forward_flops: sum(|module| module.forward_flops),
-        backward_flops: sum(|module| module.backward_flops),
-    }
+    let members = members.iter().map(|&index| &modules[index]);
+    let mut info = ModuleInfo::default();
+    info.path = common_path(members.clone().map(|module| module.path.as_str()));
+    info.layer = Some(layer);
+    info.role = "layer".to_owned();
+    info.in_features = sum(|module| module.in_features);
+    info.out_features = sum(|module| module.out_features);
+    info.rank = members.clone().map(|module| module.rank).max().unwrap_or(0);
+    info.parameters = sum(|module| module.parameters);
+    info.forward_flops = sum(|module| module.forward_flops);
+    info.backward_flops = sum(|module| module.backward_flops);
+    info.members = members
+        .map(|module| Member::new(module.path.as_str(), module.rank))
+        .collect();
+    info
 }
 
 /// The parts that all `paths` begin with, up to the last number among them: where only attention is
@@ -151,17 +151,14 @@ pub(crate) mod tests {
 
     /// A module of rank 8 between 4 and 4 features: 64 parameters.
     pub(crate) fn module(path: &str, layer: Option<u32>) -> ModuleInfo {
-        ModuleInfo {
-            path: path.to_owned(),
-            layer,
-            role: path.rsplit('.').next().unwrap_or_default().to_owned(),
-            in_features: 4,
-            out_features: 4,
-            rank: 8,
-            parameters: 64,
-            forward_flops: 100,
-            backward_flops: 200,
-        }
+        let mut info = ModuleInfo::default();
+        info.path = path.to_owned();
+        info.layer = layer;
+        info.role = path.rsplit('.').next().unwrap_or_default().to_owned();
+        (info.in_features, info.out_features) = (4, 4);
+        (info.rank, info.parameters) = (8, 64);
+        (info.forward_flops, info.backward_flops) = (100, 200);
+        info
     }
 
     /// Two layers of two modules and a pooler outside them.

@@ -95,6 +95,11 @@ fn info(name: &str, as_json: bool, common: &Common) -> Result<()> {
     if as_json {
         return print_json(&found);
     }
+    let texts: Vec<String> = found.iter().map(described).collect();
+    print(&texts.join("\n"))
+}
+
+fn described(found: &plugin::Found) -> String {
     let manifest = &found.manifest;
     let mut text = format!(
         "{} {} ({})\n{}\n{}\n{}\n",
@@ -107,18 +112,20 @@ fn info(name: &str, as_json: bool, common: &Common) -> Result<()> {
     );
     if let Some(needs) = &manifest.needs {
         if !needs.signals.is_empty() {
-            text.push_str(&format!("\nmeasures {:?}", needs.signals));
+            let names: Vec<&str> = needs.signals.iter().map(|signal| signal.name()).collect();
+            text.push_str(&format!("\nmeasures {}", names.join(", ")));
         }
-        if needs.no_scores {
+        if !needs.scores {
             text.push_str("\nreads no scores: a recipe need not name a scorer");
         }
         if needs.components {
             text.push_str("\nmeasures the sensitivity of every component of A and B");
         }
         if !needs.raw.is_empty() {
+            let names: Vec<&str> = needs.raw.iter().map(|raw| raw.name()).collect();
             text.push_str(&format!(
-                "\ncopies {:?} from the device, which is slower",
-                needs.raw
+                "\ncopies {} from the device, which is slower",
+                names.join(", ")
             ));
         }
         text.push('\n');
@@ -144,7 +151,7 @@ fn info(name: &str, as_json: bool, common: &Common) -> Result<()> {
             .replace('\n', " ");
         table.add_row([key.clone(), default, description]);
     }
-    print(&format!("{text}\n{}", table.trim_fmt()))
+    format!("{text}\n{}", table.trim_fmt())
 }
 
 fn check(path: &std::path::Path, parameters: Option<&str>, as_json: bool) -> Result<()> {
@@ -159,10 +166,11 @@ fn check(path: &std::path::Path, parameters: Option<&str>, as_json: bool) -> Res
                 })
         })
         .transpose()?;
-    let report = plugin::check(path, parameters)?;
+    let reports = plugin::check(path, parameters.as_ref())?;
     if as_json {
-        print_json(&report)?;
-    } else {
+        print_json(&reports)?;
+    }
+    for report in reports.iter().filter(|_| !as_json) {
         let mut table = table(&["", "rule", "what was found"]);
         for check in &report.checks {
             let mark = if check.passed { "ok" } else { "BROKEN" };
@@ -177,7 +185,8 @@ fn check(path: &std::path::Path, parameters: Option<&str>, as_json: bool) -> Res
             table.trim_fmt()
         ))?;
     }
-    let broken = report.checks.iter().filter(|check| !check.passed).count();
+    let checks = reports.iter().flat_map(|report| &report.checks);
+    let broken = checks.filter(|check| !check.passed).count();
     if broken > 0 {
         return Err(
             Error::user(format!("{} breaks {broken} rule(s)", path.display()))

@@ -165,6 +165,24 @@ fn by_tokens(data: &Encoded, order: &[usize], budget: usize) -> Vec<Vec<usize>> 
     batches
 }
 
+/// `count` of `all` examples, drawn by `seed`, in their order, after the others, in theirs.
+pub fn parted(all: usize, count: usize, seed: u64) -> (Vec<usize>, Vec<usize>) {
+    let drawn = drawn(all, count, seed);
+    let mut held = drawn.iter().copied().peekable();
+    let kept = (0..all).filter(|index| held.next_if_eq(index).is_none());
+    (kept.collect(), drawn)
+}
+
+/// `count` of `all` examples, drawn by `seed`, in their order.
+pub fn drawn(all: usize, count: usize, seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..all).collect();
+    // A stream that no epoch has: those go up from 0.
+    shuffle(&mut order, &mut stream(seed, u64::MAX));
+    order.truncate(count);
+    order.sort_unstable();
+    order
+}
+
 fn stream(seed: u64, stream: u64) -> ChaCha8Rng {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(stream);
@@ -208,6 +226,18 @@ mod tests {
 
     fn lengths() -> Vec<usize> {
         (0..103).map(|i| 3 + (i * 7) % 23).collect()
+    }
+
+    #[test]
+    fn what_is_held_back_is_drawn_by_seed_and_gone_from_the_rest() {
+        let (kept, held) = parted(100, 10, 3);
+        assert_eq!((kept.len(), held.len()), (90, 10));
+        let mut all = [kept.clone(), held.clone()].concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..100).collect::<Vec<_>>());
+        assert!(kept.is_sorted() && held.is_sorted());
+        assert_eq!(parted(100, 10, 3).1, held);
+        assert_ne!(parted(100, 10, 4).1, held);
     }
 
     #[test]

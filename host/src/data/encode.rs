@@ -61,6 +61,25 @@ impl Encoded {
         self.len() == 0
     }
 
+    /// The examples at `indices`, in their order.
+    pub fn select(&self, indices: &[usize]) -> Encoded {
+        let mut selected = Encoded {
+            offsets: vec![0],
+            places: self.places.select(indices),
+            ..Encoded::default()
+        };
+        for &index in indices {
+            let range = self.offsets[index]..self.offsets[index + 1];
+            selected.ids.extend(&self.ids[range.clone()]);
+            if !self.type_ids.is_empty() {
+                selected.type_ids.extend(&self.type_ids[range]);
+            }
+            selected.offsets.push(selected.ids.len());
+            selected.labels.extend(self.labels.get(index));
+        }
+        selected
+    }
+
     /// Tokens of example `i`.
     pub fn length(&self, i: usize) -> usize {
         self.offsets[i + 1] - self.offsets[i]

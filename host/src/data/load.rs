@@ -22,6 +22,8 @@ use crate::recipe::{Columns, DataConfig, Metric, ModelConfig, Problem, Recipe, T
 pub struct Data {
     /// What is learnt from.
     pub train: Encoded,
+    /// Training examples that are held back for trials, and never trained on.
+    pub held_back: Encoded,
     /// What is evaluated on while training, by name; the first decides which checkpoint is best.
     pub validation: Vec<(String, Encoded)>,
     /// Names of the classes in the order of their indices; empty for a regression.
@@ -52,6 +54,28 @@ impl Data {
         // Under a token budget the number of batches depends on the order in which they are filled.
         let batches = EpochPlan::new(&self.train, train, seed, 0).batches().len();
         batches.div_ceil(train.gradient_accumulation) as u64
+    }
+
+    /// Takes so many examples, drawn by `seed`, out of the training data. At least one has to stay.
+    pub fn hold_back(&mut self, examples: u64, seed: u64) -> Result<()> {
+        if examples == 0 {
+            return Ok(());
+        }
+        let (all, held) = (
+            self.train.len(),
+            usize::try_from(examples).unwrap_or(usize::MAX),
+        );
+        if held >= all {
+            return Err(Error::user(format!(
+                "a plugin wants {examples} training examples held back for trials, of {all}"
+            ))
+            .help("give more training data, or let the plugin hold fewer back"));
+        }
+        let (kept, held) = super::batch::parted(all, held, seed);
+        self.held_back = self.train.select(&held);
+        self.train = self.train.select(&kept);
+        tracing::info!("{examples} of {all} training examples are held back for trials");
+        Ok(())
     }
 
     /// What the answers of an adapter trained on this depend on.
@@ -109,6 +133,7 @@ pub fn load(recipe: &Recipe, folder: &ModelFolder, limits: &Limits) -> Result<Da
     let encoder = encoder(recipe, folder, limits)?;
     let validation = found.validation.into_iter();
     Ok(Data {
+        held_back: Encoded::default(),
         train: tokenized(&encoder, limits, &found.train)?,
         validation: validation
             .map(|split| {

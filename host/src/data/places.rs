@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 pub struct Places {
     /// Each source with the first example it has, in the order of the examples.
     sources: Vec<Source>,
+    /// The name of each example, where they are a selection.
+    names: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,7 @@ impl Places {
                 first: 0,
                 lines: Vec::new(),
             }],
+            names: Vec::new(),
         }
     }
 
@@ -42,8 +45,20 @@ impl Places {
         });
     }
 
+    /// The places of the examples at `indices` alone.
+    pub fn select(&self, indices: &[usize]) -> Self {
+        let names = indices.iter().map(|index| self.name(*index)).collect();
+        Places {
+            sources: Vec::new(),
+            names,
+        }
+    }
+
     /// The place of the example at `index`: `train.csv, line 7`.
     pub fn name(&self, index: usize) -> String {
+        if let Some(name) = self.names.get(index) {
+            return name.clone();
+        }
         let source = self.sources.iter().rfind(|source| source.first <= index);
         match source {
             None => format!("example {}", index + 1),

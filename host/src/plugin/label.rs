@@ -14,8 +14,8 @@ use memchr::memmem::Finder;
 pub struct Label {
     /// The name a recipe uses.
     pub name: String,
-    /// Scorer or allocator.
-    pub kind: Kind,
+    /// Scorer, allocator, or both.
+    pub kinds: Vec<Kind>,
     /// The version of the plugin-api it was built with.
     pub api_version: String,
     /// What a panic does in it: `unwind`, or `abort`.
@@ -121,18 +121,34 @@ fn parse(text: &str) -> Result<Label, String> {
     }
     Ok(Label {
         name: value("name")?,
-        kind: match kind.as_str() {
-            "scorer" => Kind::Scorer,
-            "allocator" => Kind::Allocator,
-            other => {
-                return Err(format!(
-                    "it holds a {other}, which this program does not know"
-                ));
-            }
-        },
+        kinds: kinds(&kind)?,
         api_version: value("api")?,
         panic: value("panic")?,
     })
+}
+
+/// The words of `kind`.
+fn kinds(words: &str) -> Result<Vec<Kind>, String> {
+    let kinds = words.split_whitespace().map(|word| match word {
+        "scorer" => Ok(Kind::Scorer),
+        "allocator" => Ok(Kind::Allocator),
+        other => Err(format!(
+            "it holds a {other}, which this program does not know"
+        )),
+    });
+    let kinds: Vec<Kind> = kinds.collect::<Result<_, _>>()?;
+    match kinds.is_empty() {
+        true => Err("its static manifest names no kind".to_owned()),
+        false => Ok(kinds),
+    }
+}
+
+impl Label {
+    /// Its kinds in words: `scorer and allocator`.
+    pub fn kind_words(&self) -> String {
+        let words: Vec<String> = self.kinds.iter().map(Kind::to_string).collect();
+        words.join(" and ")
+    }
 }
 
 #[cfg(test)]
@@ -140,7 +156,7 @@ mod tests {
     use super::*;
 
     const TEXT: &str =
-        "format=1\nname=mine\nkind=scorer\nversion=1.2.3\napi=0.2.0\npanic=unwind\nlater=yes\n";
+        "format=1\nname=mine\nkind=scorer\nversion=1.2.3\napi=1.0.0\npanic=unwind\nlater=yes\n";
 
     fn label(text: &str) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
@@ -173,10 +189,13 @@ mod tests {
             let Said::Plugin(found) = said(&bytes) else {
                 panic!("not found after {before} bytes");
             };
-            assert_eq!((found.name.as_str(), found.kind), ("mine", Kind::Scorer));
+            assert_eq!(
+                (found.name.as_str(), &found.kinds[..]),
+                ("mine", &[Kind::Scorer][..])
+            );
             assert_eq!(
                 (found.api_version.as_str(), found.panic.as_str()),
-                ("0.2.0", "unwind")
+                ("1.0.0", "unwind")
             );
         }
     }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use abi_stable::library::{LibraryError, lib_header_from_path};
-use dynalora_plugin_api::Manifest;
 use dynalora_plugin_api::abi::host::manifest;
-use dynalora_plugin_api::abi::{API_VERSION, Root, SYMBOL, text};
+use dynalora_plugin_api::abi::{API_VERSION, Root, SYMBOL, Table, text};
+use dynalora_plugin_api::{Kind, Manifest};
 
 use super::label::{self, Label, Said};
 use super::{elf, guard, probe, trust};
@@ -28,9 +28,16 @@ pub struct Library {
     /// The file.
     pub path: PathBuf,
     /// What it exports.
-    pub root: Root,
-    /// What it says of itself.
-    pub manifest: Manifest,
+    pub table: Table,
+    /// What each of its plugins says of itself.
+    pub manifests: Vec<Manifest>,
+}
+
+impl Library {
+    /// The manifest of the plugin of this kind.
+    pub fn manifest(&self, kind: Kind) -> Option<&Manifest> {
+        self.manifests.iter().find(|manifest| manifest.kind == kind)
+    }
 }
 
 /// What the first look at a file tells.
@@ -66,16 +73,16 @@ impl Candidate {
         }
     }
 
-    /// What the plugin says of itself, all of it: its code is run, in a child of this program where one can be had.
-    pub fn describe(&self) -> Result<Manifest> {
+    /// What each plugin says of itself, all of it: its code is run, in a child of this program where one can be had.
+    pub fn describe(&self) -> Result<Vec<Manifest>> {
         trust::warn_of(&self.path, self.folder.as_deref());
         match probe::describe(&self.path) {
-            Some(Ok(manifest)) => self.agrees(manifest),
+            Some(Ok(manifests)) => self.agree(manifests),
             Some(Err(probe::Fault::Refused(error))) => Err(error),
             Some(Err(probe::Fault::Ended(why))) => Err(unusable(&self.path, &why).help(
                 "the file is damaged, which a copy or a build mends, or its plugin must not do this: tell its author",
             )),
-            None => self.load_here().map(|library| library.manifest),
+            None => self.load_here().map(|library| library.manifests),
         }
     }
 
@@ -103,33 +110,45 @@ impl Candidate {
         let root = header
             .init_root_module::<Root>()
             .map_err(|error| mismatch(path, &error))?;
-        let manifest = manifest(root).map_err(|error| {
-            Error::user(format!(
-                "the plugin {} does not describe itself: {error}",
-                path.display()
-            ))
-            .help("this is a mistake in the plugin: tell its author")
-        })?;
+        let (table, version) = (root.table(), root.version().as_str());
+        let manifests = self.label.kinds.iter().map(|kind| {
+            manifest(table, *kind, version).map_err(|error| {
+                Error::user(format!(
+                    "the plugin {} does not describe itself: {error}",
+                    path.display()
+                ))
+                .help("this is a mistake in the plugin: tell its author")
+            })
+        });
         Ok(Library {
             path: path.clone(),
-            root,
-            manifest: self.agrees(manifest)?,
+            table,
+            manifests: self.agree(manifests.collect::<Result<_>>()?)?,
         })
     }
 
     /// Refuses a library that is another than its static manifest says.
-    fn agrees(&self, manifest: Manifest) -> Result<Manifest> {
-        let Label { name, kind, .. } = &self.label;
-        if (&manifest.name, manifest.kind) == (name, *kind) {
-            return Ok(manifest);
+    fn agree(&self, manifests: Vec<Manifest>) -> Result<Vec<Manifest>> {
+        let Label { name, kinds, .. } = &self.label;
+        let strange = manifests
+            .iter()
+            .find(|manifest| manifest.name != *name || !kinds.contains(&manifest.kind));
+        match strange {
+            None if manifests.len() == kinds.len() => Ok(manifests),
+            None => Err(unusable(
+                &self.path,
+                "it describes other plugins than its static manifest says",
+            )),
+            Some(manifest) => Err(unusable(
+                &self.path,
+                &format!(
+                    "its static manifest says {} `{name}`, but it calls itself {} `{}`",
+                    self.label.kind_words(),
+                    manifest.kind,
+                    manifest.name
+                ),
+            )),
         }
-        Err(unusable(
-            &self.path,
-            &format!(
-                "its static manifest says {kind} `{name}`, but it calls itself {} `{}`",
-                manifest.kind, manifest.name
-            ),
-        ))
     }
 }
 
@@ -140,7 +159,7 @@ pub fn look(path: &Path) -> Look {
         Ok(Said::Nothing) => return Look::Stranger,
         Ok(Said::Older) => {
             let error = Error::user(format!(
-                "the plugin {} was built with a dynalora-plugin-api from before 0.2, and has no static manifest",
+                "the plugin {} was built with a dynalora-plugin-api from before 1.0, and has no static manifest",
                 path.display()
             ));
             return Look::Broken(None, error.help(rebuild()));
@@ -154,7 +173,7 @@ pub fn look(path: &Path) -> Look {
         }
     };
     let broken = |error| Look::Broken(Some(label.name.clone()), error);
-    if minor(&label.api_version) != minor(API_VERSION) {
+    if !fits(&label.api_version) {
         let error = Error::user(format!(
             "the plugin {} was built against dynalora-plugin-api {}, this program against {API_VERSION}",
             path.display(),
@@ -192,10 +211,16 @@ pub fn look(path: &Path) -> Look {
     })
 }
 
-/// Major and minor number: what both sides must share.
-fn minor(version: &str) -> Option<(&str, &str)> {
-    let mut parts = version.split('.');
-    Some((parts.next()?, parts.next()?))
+/// Whether a plugin of this version of plugin-api can be asked at all: both sides share the major number. What else
+/// a plugin wants and is not to be had is refused by its name.
+fn fits(version: &str) -> bool {
+    let major = |version: &str| {
+        version
+            .split('.')
+            .next()
+            .and_then(|it| it.parse::<u64>().ok())
+    };
+    major(version).is_some() && major(version) == major(API_VERSION)
 }
 
 fn unusable(path: &Path, why: &str) -> Error {

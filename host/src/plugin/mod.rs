@@ -52,11 +52,11 @@ pub fn load_scorer(
     parameters: &Value,
     modules: &[ModuleInfo],
 ) -> Result<Loaded<dyn Scorer>> {
-    let library = find(path, name, Kind::Scorer)?;
-    let scorer = RemoteScorer::new(library.root, &parameters.to_string(), modules)
-        .map_err(|error| refused(&library, parameters, error))?;
+    let (library, manifest) = find(path, name, Kind::Scorer)?;
+    let scorer = RemoteScorer::in_process(library.table, &parameters.to_string(), modules)
+        .map_err(|error| refused(&manifest, parameters, error))?;
     Ok(Loaded {
-        manifest: library.manifest,
+        manifest,
         path: library.path,
         plugin: Box::new(scorer),
     })
@@ -69,30 +69,31 @@ pub fn load_allocator(
     parameters: &Value,
     modules: &[ModuleInfo],
 ) -> Result<Loaded<dyn Allocator>> {
-    let library = find(path, name, Kind::Allocator)?;
-    let allocator = RemoteAllocator::new(library.root, &parameters.to_string(), modules)
-        .map_err(|error| refused(&library, parameters, error))?;
+    let (library, manifest) = find(path, name, Kind::Allocator)?;
+    let allocator = RemoteAllocator::in_process(library.table, &parameters.to_string(), modules)
+        .map_err(|error| refused(&manifest, parameters, error))?;
     Ok(Loaded {
-        manifest: library.manifest,
+        manifest,
         path: library.path,
         plugin: Box::new(allocator),
     })
 }
 
-/// What the plugin `name` (a manifest name, or a library's path) says of itself.
-pub fn describe(path: &PluginPath, name: &str) -> Result<Found> {
+/// What the plugins of the library `name` (a manifest name, or a library's path) say of themselves.
+pub fn describe(path: &PluginPath, name: &str) -> Result<Vec<Found>> {
     let candidate = candidate(path, name)?;
-    Ok(Found {
-        manifest: candidate.describe()?,
-        path: candidate.path,
-    })
+    let found = candidate.describe()?.into_iter().map(|manifest| Found {
+        manifest,
+        path: candidate.path.clone(),
+    });
+    Ok(found.collect())
 }
 
 /// In a child of this program: what the library at `path` says of itself, as JSON.
 pub fn describe_here(path: &Path) -> Result<String> {
     guard::leave_no_core();
     let described = Candidate::open(path).and_then(|candidate| candidate.load_here());
-    let answer: probe::Answer = described.map(|library| library.manifest).map_err(|error| {
+    let answer: probe::Answer = described.map(|library| library.manifests).map_err(|error| {
         let help = miette::Diagnostic::help(&error).map_or(String::new(), |help| help.to_string());
         [error.to_string(), help]
     });
@@ -100,38 +101,47 @@ pub fn describe_here(path: &Path) -> Result<String> {
         .map_err(|error| Error::failure(format!("a manifest cannot be written as JSON: {error}")))
 }
 
-/// Runs the conformance checks on a library. `parameters` are made up from its schema where none are given.
-pub fn check(path: &Path, parameters: Option<Value>) -> Result<Report> {
+/// Runs the conformance checks on each plugin of a library. `parameters` are made up from its schema where none are
+/// given.
+pub fn check(path: &Path, parameters: Option<&Value>) -> Result<Vec<Report>> {
     let library = Candidate::open(path)?.load()?;
-    let root = library.root;
-    Ok(match library.manifest.kind {
-        Kind::Scorer => {
-            conformance::check_scorer(library.manifest, parameters, &|parameters, modules| {
-                Ok(Box::new(RemoteScorer::new(
-                    root,
-                    &parameters.to_string(),
-                    modules,
-                )?))
-            })
-        }
-        Kind::Allocator => {
-            conformance::check_allocator(library.manifest, parameters, &|parameters, modules| {
-                Ok(Box::new(RemoteAllocator::new(
-                    root,
-                    &parameters.to_string(),
-                    modules,
-                )?))
-            })
-        }
-    })
+    let table = library.table;
+    let reports = library
+        .manifests
+        .into_iter()
+        .map(|manifest| match manifest.kind {
+            Kind::Scorer => {
+                conformance::check_scorer(manifest, parameters.cloned(), &|parameters, modules| {
+                    let parameters = parameters.to_string();
+                    Ok(Box::new(RemoteScorer::in_process(
+                        table,
+                        &parameters,
+                        modules,
+                    )?))
+                })
+            }
+            Kind::Allocator => conformance::check_allocator(
+                manifest,
+                parameters.cloned(),
+                &|parameters, modules| {
+                    let parameters = parameters.to_string();
+                    Ok(Box::new(RemoteAllocator::in_process(
+                        table,
+                        &parameters,
+                        modules,
+                    )?))
+                },
+            ),
+        });
+    Ok(reports.collect())
 }
 
-fn find(path: &PluginPath, name: &str, kind: Kind) -> Result<Library> {
+fn find(path: &PluginPath, name: &str, kind: Kind) -> Result<(Library, Manifest)> {
     let candidate = candidate(path, name)?;
-    if candidate.label.kind != kind {
+    if !candidate.label.kinds.contains(&kind) {
         return Err(Error::user(format!(
             "`{name}` is {}, where {} is needed ({})",
-            article(candidate.label.kind),
+            article(candidate.label.kinds[0]),
             article(kind),
             candidate.path.display()
         ))
@@ -139,7 +149,12 @@ fn find(path: &PluginPath, name: &str, kind: Kind) -> Result<Library> {
             "`dynalora plugins list` shows every {kind}; name it in [{kind}]"
         )));
     }
-    candidate.load()
+    let library = candidate.load()?;
+    match library.manifest(kind).cloned() {
+        Some(manifest) => Ok((library, manifest)),
+        // Seen to be there by its static manifest, and held against it.
+        None => Err(Error::failure(format!("{name} describes no {kind}"))),
+    }
 }
 
 /// The library of a manifest name or a path; nothing of it is run.
@@ -166,10 +181,10 @@ fn article(kind: Kind) -> &'static str {
 }
 
 /// A plugin did not take its parameters.
-fn refused(library: &Library, parameters: &Value, error: dynalora_plugin_api::Error) -> Error {
-    let name = &library.manifest.name;
-    let table = library.manifest.kind.to_string();
-    let known: Vec<&str> = library.manifest.parameters["properties"]
+fn refused(manifest: &Manifest, parameters: &Value, error: dynalora_plugin_api::Error) -> Error {
+    let name = &manifest.name;
+    let table = manifest.kind.to_string();
+    let known: Vec<&str> = manifest.parameters["properties"]
         .as_object()
         .map(|properties| properties.keys().map(String::as_str).collect())
         .unwrap_or_default();

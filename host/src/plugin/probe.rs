@@ -41,11 +41,11 @@ pub enum Fault {
     Ended(String),
 }
 
-/// What a child answers: the manifest, or message and help of an error.
-pub type Answer = Result<Manifest, [String; 2]>;
+/// What a child answers: the manifest of each plugin, or message and help of an error.
+pub type Answer = Result<Vec<Manifest>, [String; 2]>;
 
 /// What the library at `path` says of itself in a child, or why it does not; none where no child can be had.
-pub fn describe(path: &Path) -> Option<Result<Manifest, Fault>> {
+pub fn describe(path: &Path) -> Option<Result<Vec<Manifest>, Fault>> {
     let program = PROGRAM.get()?.as_ref()?;
     let mut command = Command::new(program);
     command
@@ -64,7 +64,7 @@ pub fn describe(path: &Path) -> Option<Result<Manifest, Fault>> {
     }
 }
 
-fn ask(mut child: Child) -> Result<Manifest, Fault> {
+fn ask(mut child: Child) -> Result<Vec<Manifest>, Fault> {
     let (answer, said) = (reader(child.stdout.take()), reader(child.stderr.take()));
     let status = wait(&mut child);
     // A grandchild may hold the pipes open, which are then not waited for.
@@ -79,7 +79,7 @@ fn ask(mut child: Child) -> Result<Manifest, Fault> {
         return Err(Fault::Ended(ended));
     }
     match serde_json::from_str::<Answer>(answer.trim()) {
-        Ok(Ok(manifest)) => Ok(manifest),
+        Ok(Ok(manifests)) => Ok(manifests),
         Ok(Err([message, help])) => Err(Fault::Refused(Error::user(message).help(help))),
         Err(_) => Err(Fault::Ended(
             "loading it ends a process before it has described itself".to_owned(),

@@ -66,31 +66,27 @@ impl PluginPath {
             candidates,
             mut broken,
         } = self.look();
-        let mut found: Vec<(usize, Found)> = Vec::new();
+        let mut found: Vec<(usize, &Candidate, Vec<Manifest>)> = Vec::new();
         for ((folder, candidate), described) in candidates.iter().zip(describe(&candidates)) {
             match described {
-                Ok(manifest) => found.push((
-                    *folder,
-                    Found {
-                        path: candidate.path.clone(),
-                        manifest,
-                    },
-                )),
+                Ok(manifests) => found.push((*folder, candidate, manifests)),
                 Err(error) => broken.push((candidate.label.name.clone(), error)),
             }
         }
         // Stable: of one name, the folder that comes first comes first.
-        found.sort_by(|(_, a), (_, b)| a.manifest.name.cmp(&b.manifest.name));
+        found.sort_by(|(_, a, _), (_, b, _)| a.label.name.cmp(&b.label.name));
         let mut broken: Vec<Error> = broken.into_iter().map(|(_, error)| error).collect();
         let mut usable = Vec::new();
-        for of_name in found.chunk_by(|(_, a), (_, b)| a.manifest.name == b.manifest.name) {
-            let places = || {
-                of_name
-                    .iter()
-                    .map(|(folder, found)| (*folder, found.path.as_path()))
-            };
-            match choose(&of_name[0].1.manifest.name, places()) {
-                Ok(()) => usable.push(of_name[0].1.clone()),
+        for of_name in found.chunk_by(|(_, a, _), (_, b, _)| a.label.name == b.label.name) {
+            let places = of_name
+                .iter()
+                .map(|(folder, candidate, _)| (*folder, candidate.path.as_path()));
+            let (_, candidate, manifests) = &of_name[0];
+            match choose(&candidate.label.name, places) {
+                Ok(()) => usable.extend(manifests.iter().map(|manifest| Found {
+                    path: candidate.path.clone(),
+                    manifest: manifest.clone(),
+                })),
                 Err(error) => broken.push(error),
             }
         }
@@ -219,7 +215,7 @@ fn choose<'a>(name: &str, mut of_name: impl Iterator<Item = (usize, &'a Path)>) 
 }
 
 /// What each of the libraries says of itself, several asked at a time.
-fn describe(candidates: &[(usize, Candidate)]) -> Vec<Result<Manifest>> {
+fn describe(candidates: &[(usize, Candidate)]) -> Vec<Result<Vec<Manifest>>> {
     let workers = std::thread::available_parallelism()
         .map_or(1, usize::from)
         .min(8);

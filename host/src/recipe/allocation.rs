@@ -8,7 +8,7 @@ use super::document::Document;
 use super::initial::{Initial, initial_budget};
 use super::plugin::PluginConfig;
 use super::schedule::Schedule;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Which modules are active, and when that changes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -25,6 +25,9 @@ pub struct AllocationConfig {
         serialize_with = "count_as_written"
     )]
     pub initial_k: Option<Count>,
+    /// Under `initial = "allocator"`: so many passes over the first steps' batches before the choice, by which every
+    /// module is measured, with gradients, and nothing is updated. Their operations count.
+    pub calibration_steps: u64,
     /// What becomes of the optimiser's state of a module that goes inactive.
     pub optimizer_state: OptimizerState,
     /// For so many steps before a reallocation the inactive modules' gradients are measured too,
@@ -64,6 +67,7 @@ impl Default for AllocationConfig {
             unit: Unit::default(),
             initial: Initial::default(),
             initial_k: None,
+            calibration_steps: 0,
             optimizer_state: OptimizerState::default(),
             probe_steps: 1,
             schedule: Schedule::default(),
@@ -74,13 +78,25 @@ impl Default for AllocationConfig {
 impl AllocationConfig {
     /// Whether modules are ever chosen anew, which takes an allocator, and most often a scorer.
     pub fn is_dynamic(&self) -> bool {
-        self.schedule != Schedule::Never {}
+        self.schedule != Schedule::Never {} || self.initial == Initial::Allocator
+    }
+
+    /// Whether the allocator chooses before the first step, and after how many passes without an update.
+    pub fn first_choice(&self) -> Option<u64> {
+        (self.initial == Initial::Allocator).then_some(self.calibration_steps)
     }
 
     pub(super) fn validate(&self, allocator: Option<&PluginConfig>, at: &Document) -> Result<()> {
         self.schedule
             .validate()
             .map_err(|error| at.adopt("allocation.schedule", error))?;
+        if self.calibration_steps > 0 && self.initial != Initial::Allocator {
+            let error = Error::user(
+                "`calibration_steps` is given, but no choice follows them: `initial` is not \"allocator\"",
+            )
+            .help("set initial = \"allocator\" in [allocation], or leave `calibration_steps` out");
+            return Err(at.adopt("allocation.calibration_steps", error));
+        }
         let key = if self.initial_k.is_some() {
             "allocation.initial_k"
         } else {

@@ -16,6 +16,9 @@ pub enum Initial {
     All,
     /// As much as `initial_k` allows, drawn with equal chances by the run's seed.
     Random,
+    /// What the allocator chooses before the first step, after `calibration_steps` passes in which every module is
+    /// measured and nothing is updated.
+    Allocator,
 }
 
 /// What the initial choice may draw; none for everything.
@@ -28,11 +31,15 @@ pub fn initial_budget(
     allocator: Option<&Value>,
 ) -> Result<Option<Budget>> {
     match (initial, initial_k) {
-        (Initial::All, None) => Ok(None),
-        (Initial::All, Some(_)) => Err(Error::user(
-            "`initial_k` is given, but `initial = \"all\"` starts with every module",
-        )
-        .help("set initial = \"random\" in [allocation], or leave `initial_k` out")),
+        (Initial::All | Initial::Allocator, None) => Ok(None),
+        (Initial::All | Initial::Allocator, Some(_)) => {
+            let does = match initial {
+                Initial::All => "`initial = \"all\"` starts with every module",
+                _ => "under `initial = \"allocator\"` the allocator says how many",
+            };
+            Err(Error::user(format!("`initial_k` is given, but {does}"))
+                .help("set initial = \"random\" in [allocation], or leave `initial_k` out"))
+        }
         (Initial::Random, Some(count)) => Ok(Some(count.into())),
         (Initial::Random, None) => {
             let advice = "set `initial_k` in [allocation] to a count or to a share such as \"50%\"";

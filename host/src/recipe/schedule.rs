@@ -30,6 +30,12 @@ pub enum Schedule {
         /// The steps, each from 1, in rising order.
         steps: Vec<u64>,
     },
+    /// A reallocation after step `first`; from then on the allocator's answers say after how many steps it is asked
+    /// again.
+    Allocator {
+        /// The step of the first, from 1.
+        first: u64,
+    },
 }
 
 impl Default for Schedule {
@@ -44,6 +50,8 @@ impl Schedule {
     pub fn validate(&self) -> Result<()> {
         match self {
             Schedule::Never {} => Ok(()),
+            Schedule::Allocator { first: 0 } => Err(Error::user("schedule `allocator`: `first` is 0")
+                .help("give the step to ask after for the first time, from 1; initial = \"allocator\" asks before")),
             Schedule::Once { after: 0 } => Err(Error::user("schedule `once`: `after` is 0").help(
                 "give the step to reallocate after, from 1: nothing has been measured before",
             )),
@@ -67,15 +75,37 @@ impl Schedule {
                 .help("list the steps in rising order, each one once")),
                 None => Ok(()),
             },
-            Schedule::Once { .. } | Schedule::Periodic { .. } => Ok(()),
+            Schedule::Once { .. } | Schedule::Periodic { .. } | Schedule::Allocator { .. } => Ok(()),
         }
     }
 
-    /// The first step later than `finished` that a reallocation follows, in a run of `total_steps`.
+    /// The kind, as a recipe names it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Schedule::Never {} => "never",
+            Schedule::Once { .. } => "once",
+            Schedule::Periodic { .. } => "periodic",
+            Schedule::At { .. } => "at",
+            Schedule::Allocator { .. } => "allocator",
+        }
+    }
+
+    /// The step after which the allocator is asked first, where its answers decide about the rest.
+    pub fn asked_first(&self) -> Option<u64> {
+        match self {
+            Schedule::Allocator { first } => Some(*first),
+            _ => None,
+        }
+    }
+
+    /// The first step later than `finished` that a reallocation follows, in a run of `total_steps`, as far as is
+    /// known before it: of those that an allocator will ask for, the first alone.
     pub fn next_due(&self, finished: u64, total_steps: u64) -> Option<u64> {
         let next = match self {
             Schedule::Never {} => None,
-            Schedule::Once { after } => Some(*after).filter(|&after| after > finished),
+            Schedule::Once { after } | Schedule::Allocator { first: after } => {
+                Some(*after).filter(|&after| after > finished)
+            }
             // An overflowing multiple lies beyond any run.
             Schedule::Periodic { every } => (finished.checked_div(*every)?)
                 .checked_add(1)?
@@ -85,11 +115,12 @@ impl Schedule {
         next.filter(|&step| step < total_steps)
     }
 
-    /// The last step that a reallocation follows, and how many there are, in a run of `total_steps`.
+    /// The last step that a reallocation follows, and how many there are, in a run of `total_steps`; none where that is
+    /// the allocator's to say.
     pub fn last_due(&self, total_steps: u64) -> Option<(u64, u64)> {
         self.next_due(0, total_steps)?;
         match self {
-            Schedule::Never {} => None,
+            Schedule::Never {} | Schedule::Allocator { .. } => None,
             Schedule::Once { after } => Some((*after, 1)),
             Schedule::Periodic { every } => {
                 let count = total_steps.saturating_sub(1).checked_div(*every)?;

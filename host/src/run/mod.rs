@@ -24,7 +24,9 @@ use std::path::{Path, PathBuf};
 pub use checkpoint::{Checkpoint, PendingCheckpoint, damaged};
 pub use provenance::{Input, Machine, Program, Provenance, Sitting};
 pub(crate) use record::numbers;
-pub use record::{AllocationRecord, Best, EvalRecord, MetricRecord, StepRecord, Summary};
+pub use record::{
+    AllocationRecord, Best, EvalRecord, MetricRecord, PluginNumbers, StepRecord, Summary,
+};
 pub use writer::{Opening, Writer};
 
 use crate::error::{Error, Result};

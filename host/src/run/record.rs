@@ -88,6 +88,35 @@ pub struct AllocationRecord {
     pub ranks: Vec<u32>,
     /// The ledger, this choice included.
     pub ledger: Vec<LedgerEntry>,
+    /// Numbers of the plugins' own, by name: one, or one per module (of an allocator, per unit).
+    #[serde(default, skip_serializing_if = "PluginNumbers::is_empty")]
+    pub numbers: PluginNumbers,
+}
+
+/// Numbers of the plugins' own, by name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PluginNumbers {
+    /// The scorer's.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "lists"
+    )]
+    pub scorer: BTreeMap<String, Vec<f64>>,
+    /// The allocator's.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "lists"
+    )]
+    pub allocator: BTreeMap<String, Vec<f64>>,
+}
+
+impl PluginNumbers {
+    /// Whether neither has any.
+    pub fn is_empty(&self) -> bool {
+        self.scorer.is_empty() && self.allocator.is_empty()
+    }
 }
 
 impl AllocationRecord {
@@ -172,6 +201,19 @@ pub(crate) fn numbers<'de, D: Deserializer<'de>>(
     Ok(values
         .into_iter()
         .map(|(name, value)| (name, value.unwrap_or(f64::NAN)))
+        .collect())
+}
+
+/// Lists of numbers of which some may be `null`.
+fn lists<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Vec<f64>>, D::Error> {
+    let values = BTreeMap::<String, Vec<Option<f64>>>::deserialize(deserializer)?;
+    let known =
+        |list: Vec<Option<f64>>| list.into_iter().map(|it| it.unwrap_or(f64::NAN)).collect();
+    Ok(values
+        .into_iter()
+        .map(|(name, list)| (name, known(list)))
         .collect())
 }
 

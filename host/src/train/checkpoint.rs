@@ -30,6 +30,9 @@ pub struct Progress {
     pub seconds: f64,
     /// The best evaluation so far: step and value of the deciding metric.
     pub best: Option<(u64, f64)>,
+    /// The step of the last evaluation, and the name of its main metric.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluated: Option<(u64, String)>,
     /// Every metric of the last evaluation, by name.
     #[serde(default, deserialize_with = "run::numbers")]
     pub metrics: BTreeMap<String, f64>,
@@ -141,6 +144,7 @@ impl Progress {
             flops: 0,
             seconds: 0.0,
             best: None,
+            evaluated: None,
             metrics: BTreeMap::new(),
             peak_memory: None,
             active_modules: 0,
@@ -361,17 +365,16 @@ mod tests {
 
     #[test]
     fn numbers_that_no_run_comes_to_are_refused() {
-        let module = ModuleInfo {
-            path: "layer.0.query".to_owned(),
-            layer: Some(0),
-            role: "query".to_owned(),
-            in_features: 8,
-            out_features: 8,
-            rank: 4,
-            parameters: 64,
-            forward_flops: 1,
-            backward_flops: 1,
-        };
+        let mut module = ModuleInfo::default();
+        module.path = "layer.0.query".to_owned();
+        module.layer = Some(0);
+        module.role = "query".to_owned();
+        module.in_features = 8;
+        module.out_features = 8;
+        module.rank = 4;
+        module.parameters = 64;
+        module.forward_flops = 1;
+        module.backward_flops = 1;
         let modules = [module];
         let mut good = Progress::start(State {
             step: 5,
@@ -379,6 +382,8 @@ mod tests {
             modules: vec!["layer.0.query".to_owned()],
             active: vec![true],
             components: None,
+            last_choice: None,
+            asked_for: None,
             ledger: Ledger::new(1),
             scorer: None,
             allocator: None,

@@ -1,5 +1,7 @@
 //! Evaluation: every example once, longest first, in batches of a token budget.
 
+use dynalora_plugin_api::Trial;
+
 use super::trainee::{Trainee, read, upload};
 use crate::adapter::Pass;
 use crate::data::{Encoded, Label, evaluation_batches};
@@ -14,13 +16,33 @@ pub fn logits<B: Kernels>(
     batch_tokens: usize,
     device: &B::Device,
 ) -> Result<Vec<Vec<f32>>> {
-    let all = logits_until(&|| false, trainee, data, batch_tokens, device)?;
+    let all = logits_until(
+        &|| false,
+        &Trial::default(),
+        trainee,
+        data,
+        batch_tokens,
+        device,
+    )?;
     Ok(all.expect("nobody asks"))
+}
+
+/// Mean loss over `data` with the adapters changed as a trial says.
+pub fn trial_loss<B: Kernels>(
+    trainee: &Trainee<B>,
+    data: &Encoded,
+    trial: &Trial,
+    batch_tokens: usize,
+    device: &B::Device,
+) -> Result<f64> {
+    let logits = logits_until(&|| false, trial, trainee, data, batch_tokens, device)?;
+    score(data, &[], &logits.expect("nobody asks")).map(|(loss, _)| loss)
 }
 
 /// [`logits`], or none where somebody `asked` to stop before all were there.
 fn logits_until<B: Kernels>(
     asked: &dyn Fn() -> bool,
+    trial: &Trial,
     trainee: &Trainee<B>,
     data: &Encoded,
     batch_tokens: usize,
@@ -32,6 +54,7 @@ fn logits_until<B: Kernels>(
             return Ok(None);
         }
         let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+        pass.change(trial);
         let input = upload::<B>(&batch, device);
         let output = trainee.model.forward(&input, &mut pass).inner();
         let width = output.dims()[1];
@@ -86,7 +109,14 @@ pub fn until<B: Kernels>(
     batch_tokens: usize,
     device: &B::Device,
 ) -> Result<Option<Evaluated>> {
-    let logits = logits_until(asked, trainee, data, batch_tokens, device)?;
+    let logits = logits_until(
+        asked,
+        &Trial::default(),
+        trainee,
+        data,
+        batch_tokens,
+        device,
+    )?;
     let Some(logits) = logits else {
         return Ok(None);
     };

@@ -17,17 +17,18 @@ mod save;
 pub mod step;
 mod stop;
 pub mod trainee;
+mod trial;
 
 use std::time::Instant;
 
-use dynalora_plugin_api::{ModuleInfo, Needs, Observation, RawValue, Signal};
+use dynalora_plugin_api::{Metric, ModuleInfo, Moment, Observation};
 
 pub use machine::peak_memory;
 pub use prepare::{Prepared, Rest, check};
 pub use progress::{Display, Verbosity, say};
 
 use crate::adapter::{Adapters, LinearInfo, components, mixed};
-use crate::allocation::Controller;
+use crate::allocation::{Controller, Measuring};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
@@ -73,8 +74,8 @@ pub fn train<B: Kernels>(
             return Err(training.interrupted(signal));
         }
         let Some(batches) = steps.next() else { break };
-        let (made, observation) = training.step(&batches)?;
-        training.reallocate(observation.as_ref())?;
+        let (made, observed) = training.step(&batches)?;
+        training.reallocate(observed)?;
         training.record(&made)?;
     }
     training.display.end();
@@ -83,6 +84,9 @@ pub fn train<B: Kernels>(
     training.writer.summary(&summary)?;
     Ok(summary)
 }
+
+/// What a step was measured by, and what came of it.
+type Observed = (Measuring, Observation);
 
 /// A run while it trains.
 struct Training<'a, B: Kernels> {
@@ -170,22 +174,48 @@ impl<'a, B: Kernels> Training<'a, B> {
                     self.controller.active(),
                     &self.controller.ranks(),
                 ))?;
+                if let Some(passes) = self.controller.first_choice() {
+                    self.calibrate(passes)?;
+                    self.choose()?;
+                }
             }
         }
         self.display.start(self.total_steps, self.progress.step);
         Ok(())
     }
 
+    /// Measures every module in so many passes over the first steps' batches, and updates nothing.
+    fn calibrate(&mut self, passes: u64) -> Result<()> {
+        let measuring = self.controller.before_the_first_step();
+        let (data, total) = (&self.rest.data, self.total_steps.max(passes));
+        let steps = Steps::new(data, self.recipe, self.steps_per_epoch, total, 0);
+        for (pass, batches) in (0..passes).zip(steps) {
+            let plan = StepPlan {
+                step: 0,
+                active: self.controller.active(),
+                components: self.controller.components(),
+                rate: self.optimizer.rate(0),
+                probing: false,
+                wanted: &measuring.wanted,
+                // No step has it: those count up.
+                seed: dropout_seed(self.recipe.seed, u64::MAX - pass),
+            };
+            let tracked = plan.tracked();
+            let mut result = step::run(&self.trainee, &batches, &plan, None, self.device)?;
+            self.progress.flops += self.flops(&batches, &tracked, measuring.wanted.outputs(), 0);
+            result.observation.moment = Moment::Calibration;
+            result.observation.total_steps = self.total_steps;
+            self.controller.observe(&measuring, &result.observation)?;
+        }
+        Ok(())
+    }
+
     /// Forward, backward and update: what the step was, and what plugins are told of it, unless its update was
     /// left out.
-    fn step(&mut self, batches: &[Batch]) -> Result<(Made, Option<Observation>)> {
+    fn step(&mut self, batches: &[Batch]) -> Result<(Made, Option<Observed>)> {
         let number = self.progress.step + 1;
-        let nothing = Needs::default();
-        let needs = match self.controller.measuring(number) {
-            true => self.controller.needs(),
-            false => &nothing,
-        };
-        let (probing, outputs) = (self.controller.probing(number), reads_outputs(needs));
+        let measuring = self.controller.upcoming(number);
+        let (probing, outputs) = (measuring.probing, measuring.wanted.outputs());
         let depth = match self.cache {
             Some(_) => self.skippable(probing, outputs),
             None => 0,
@@ -196,8 +226,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             components: self.controller.components(),
             rate: self.optimizer.rate(self.progress.step),
             probing,
-            needs,
-            raw: self.controller.wants_raw(number),
+            wanted: &measuring.wanted,
             seed: dropout_seed(self.recipe.seed, number),
         };
         let cache = self.cache.as_mut().filter(|_| depth > 0);
@@ -210,11 +239,23 @@ impl<'a, B: Kernels> Training<'a, B> {
         let made = self.made(&result, flops, skipped);
         let observation = match skipped {
             true => None,
-            false => Some(self.update(result)),
+            false => {
+                let mut observation = self.update(result);
+                observation.total_steps = self.total_steps;
+                observation.metric = self.latest_metric();
+                Some((measuring, observation))
+            }
         };
         self.count(&made);
         self.progress.evaluation_owed = self.is_due(self.recipe.evaluation.every);
         Ok((made, observation))
+    }
+
+    /// The main metric of the latest evaluation.
+    fn latest_metric(&self) -> Option<Metric> {
+        let (step, name) = self.progress.evaluated.as_ref()?;
+        let value = self.progress.metrics.get(name)?;
+        Some(Metric::new(*step, name.as_str(), *value))
     }
 
     /// Updates what trains by a step's gradients; what plugins are told of it comes back.
@@ -236,15 +277,25 @@ impl<'a, B: Kernels> Training<'a, B> {
         result.observation
     }
 
-    /// Lets the plugins choose anew where that is due, and puts their choice into force.
-    fn reallocate(&mut self, observation: Option<&Observation>) -> Result<()> {
-        let decided = match observation {
-            Some(observation) => self.controller.after_step(observation)?,
-            None => self.controller.after_skipped_step()?,
-        };
-        let Some(reallocation) = decided else {
-            return Ok(());
-        };
+    /// Tells the plugins of a step, lets them choose anew where that is due, and puts their choice into force.
+    fn reallocate(&mut self, observed: Option<Observed>) -> Result<()> {
+        match observed {
+            Some((measuring, observation)) => {
+                self.controller.after_step(&measuring, &observation)?;
+            }
+            None => self.controller.after_skipped_step(),
+        }
+        match self.controller.is_due() {
+            true => self.choose(),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes the trials that the plugins want, asks them, and puts their choice into force.
+    fn choose(&mut self) -> Result<()> {
+        let asked = self.controller.trials()?;
+        let made = self.make_trials(&asked)?;
+        let reallocation = self.controller.reallocate(&made)?;
         for module in &reallocation.deactivated {
             self.optimizer.deactivated(*module);
         }
@@ -334,13 +385,6 @@ fn frozen_layers(modules: &[ModuleInfo], active: &[bool], layers: usize) -> usiz
         .map(|(module, _)| module.layer.map_or(layers, |layer| layer as usize))
         .min()
         .unwrap_or(layers)
-}
-
-/// Whether a plugin wants something of the modules' outputs.
-fn reads_outputs(needs: &Needs) -> bool {
-    let outputs = [Signal::ActivationL1, Signal::ActivationL2, Signal::DeltaL2];
-    needs.signals.iter().any(|signal| outputs.contains(signal))
-        || needs.raw.contains(&RawValue::Activation)
 }
 
 /// The seed of a step's dropout: a function of the run's seed and the step, so that a resumed run drops

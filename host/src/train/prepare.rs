@@ -46,7 +46,7 @@ impl Prepared {
         let modules = pretrained.modules(&recipe.adapter)?;
         // Before the data, which can take long: a misspelt plugin is found out at once.
         let plugins = Plugins::load(&recipe, &modules, plugin_dirs)?;
-        let data = data::load(&recipe, &folder, &Limits::of(&pretrained.config))?;
+        let mut data = data::load(&recipe, &folder, &Limits::of(&pretrained.config))?;
         // What was learnt from the data is a part of what the run was.
         recipe.data.settle(&data.labels, data.problem);
         let trains = data.train.labels.len() == data.train.len() && !data.train.is_empty();
@@ -54,6 +54,7 @@ impl Prepared {
             return Err(Error::user("the training data has no labelled examples")
                 .help("check `train` or `dir` in [data]"));
         }
+        data.hold_back(plugins.held_back(), recipe.seed)?;
         let total_steps = match recipe.train.length() {
             Length::Steps(steps) => steps,
             Length::Epochs(epochs) => epochs * data.steps_per_epoch(&recipe.train, recipe.seed),
@@ -158,6 +159,16 @@ impl Plugins {
         })
     }
 
+    /// How many training examples they want held back for trials.
+    fn held_back(&self) -> u64 {
+        let scorer = self.scorer.as_ref().map(|it| it.plugin.needs().held_back);
+        let allocator = self
+            .allocator
+            .as_ref()
+            .map(|it| it.plugin.needs().held_back);
+        scorer.max(allocator).unwrap_or(0)
+    }
+
     fn libraries(&self) -> Vec<plugin::Found> {
         let scorer = self.scorer.as_ref().map(|it| (&it.path, &it.manifest));
         let allocator = self.allocator.as_ref().map(|it| (&it.path, &it.manifest));
@@ -174,6 +185,8 @@ impl Plugins {
         let settings = Settings {
             schedule: recipe.allocation.schedule.clone(),
             initial_budget: self.initial,
+            first_choice: recipe.allocation.first_choice(),
+            learning_rate: recipe.train.learning_rate,
             probe_steps: recipe.allocation.probe_steps,
             prunable: recipe.adapter.kind == AdapterKind::Lora,
             seed: recipe.seed,

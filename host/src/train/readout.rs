@@ -4,10 +4,11 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use dynalora_plugin_api::{Measured, Raw, RawValue, Signal};
+use dynalora_plugin_api::{Measured, Raw};
 
 use super::step::{Passes, StepPlan};
 use super::trainee::{Trainee, read};
+use crate::allocation::{RawValue, Signal};
 use crate::error::Result;
 use crate::kernel::Kernels;
 
@@ -143,8 +144,8 @@ impl Places {
     /// The signals that the plan asks for.
     pub fn signals(&self, values: &[f32], plan: &StepPlan<'_>) -> Vec<Measured> {
         let modules = 0..self.gradients.len();
-        let measured = plan.needs.signals.iter().map(|&signal| Measured {
-            signal,
+        let measured = plan.wanted.signals.iter().map(|&signal| Measured {
+            signal: signal.name(),
             values: modules
                 .clone()
                 .map(|module| self.signal(values, signal, module))
@@ -213,12 +214,11 @@ pub(super) fn raw<B: Kernels>(
     passes: &Passes<B>,
     plan: &StepPlan<'_>,
 ) -> Result<Vec<Raw>> {
-    let wanted = plan.needs.raw.iter().filter(|_| plan.raw);
-    let values = wanted.map(|&value| {
+    let values = plan.wanted.raw.iter().map(|&value| {
         let modules = 0..trainee.adapters.modules.len();
         let buffers = modules.map(|module| buffer(value, module, trainee, passes));
         Ok(Raw {
-            value,
+            value: value.name(),
             buffers: buffers.collect::<Result<_>>()?,
         })
     });

@@ -15,7 +15,9 @@ use crate::allocation::Reallocation;
 use crate::data::Batch;
 use crate::error::Result;
 use crate::kernel::Kernels;
-use crate::run::{AllocationRecord, Best, EvalRecord, MetricRecord, StepRecord, Summary};
+use crate::run::{
+    AllocationRecord, Best, EvalRecord, MetricRecord, PluginNumbers, StepRecord, Summary,
+};
 
 /// What a step was, for its record.
 pub(super) struct Made {
@@ -41,6 +43,16 @@ impl<B: Kernels> Training<'_, B> {
         self.rest.modules.iter().zip(ranks).map(of_rank).sum()
     }
 
+    /// What operations are counted of.
+    pub(super) fn shape(&self) -> Shape<'_> {
+        Shape {
+            config: &self.rest.pretrained.config,
+            linears: &self.linears,
+            modules: &self.rest.modules,
+            trains_a: self.trainee.adapters.config.trains_a(),
+        }
+    }
+
     /// The operations of a step over `batches`: `tracked` modules have gradients, `outputs` says whether any
     /// output is measured, and the first `depth` layers were not run but for what their cache lacked.
     pub(super) fn flops(
@@ -54,16 +66,13 @@ impl<B: Kernels> Training<'_, B> {
         for batch in batches {
             sizes.add(&batch.offsets);
         }
-        let shape = Shape {
-            config: &self.rest.pretrained.config,
-            linears: &self.linears,
-            modules: &self.rest.modules,
-            trains_a: self.trainee.adapters.config.trains_a(),
-        };
+        let shape = self.shape();
         let run = cost::cost(shape, tracked, sizes, depth, LastLayer::AsRead { outputs });
-        let computed = self.cache.as_mut().map(|cache| cache.take_computed());
-        let computed = computed.map_or(0, |computed| cost::prefix(shape, computed, depth));
-        run.forward + run.backward + computed
+        let run = run.forward + run.backward;
+        let Some(computed) = self.cache.as_mut().map(|cache| cache.take_computed()) else {
+            return run;
+        };
+        run + cost::prefix(self.shape(), computed, depth)
     }
 
     /// What the step that is about to be applied is.
@@ -196,6 +205,8 @@ impl<B: Kernels> Training<'_, B> {
         }
         if let Some(record) = records.first() {
             self.progress.metrics = record.metrics.clone();
+            let main = self.rest.data.metrics.first();
+            self.progress.evaluated = main.map(|metric| (step, metric.to_string()));
         }
         for record in records {
             self.display.evaluated(&record);
@@ -240,6 +251,10 @@ impl From<&Reallocation> for AllocationRecord {
             active: reallocation.active.clone(),
             ranks: reallocation.ranks.clone(),
             ledger: reallocation.ledger.clone(),
+            numbers: PluginNumbers {
+                scorer: reallocation.scorer_numbers.clone(),
+                allocator: reallocation.allocator_numbers.clone(),
+            },
         }
     }
 }

@@ -2,12 +2,13 @@
 //! reads of it.
 
 use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
-use dynalora_plugin_api::{Needs, Observation, RawValue, Signal};
+use dynalora_plugin_api::Observation;
 
 use super::prefix::PrefixCache;
 use super::readout::{self, Places, Readout};
 use super::trainee::{Trainee, upload};
 use crate::adapter::{Observe, Observed, Pass, components, mixed};
+use crate::allocation::{RawValue, Signal, Wanted};
 use crate::data::{Batch, Label};
 use crate::error::{Error, Result};
 use crate::kernel::{Ad, Kernels, Sequences};
@@ -25,10 +26,8 @@ pub struct StepPlan<'a> {
     pub rate: f64,
     /// Whether the gradients of inactive modules are measured as well.
     pub probing: bool,
-    /// What to measure; nothing where no plugin will be asked again.
-    pub needs: &'a Needs,
-    /// Whether the raw values are wanted.
-    pub raw: bool,
+    /// What to measure.
+    pub wanted: &'a Wanted,
     /// Seed of the step's dropout.
     pub seed: u64,
 }
@@ -50,7 +49,7 @@ impl StepPlan<'_> {
 
     /// Whether any of these signals is wanted.
     pub(super) fn wants(&self, signals: &[Signal]) -> bool {
-        self.needs.signals.iter().any(|s| signals.contains(s))
+        self.wanted.any(signals)
     }
 
     /// What a pass is to measure of the modules' outputs.
@@ -58,7 +57,7 @@ impl StepPlan<'_> {
         Observe {
             activation: self.wants(&[Signal::ActivationL1, Signal::ActivationL2]),
             delta: self.wants(&[Signal::DeltaL2]),
-            raw_activation: self.raw && self.needs.raw.contains(&RawValue::Activation),
+            raw_activation: self.wanted.raw.contains(&RawValue::Activation),
         }
     }
 
@@ -117,24 +116,27 @@ pub fn run<B: Kernels>(
 
     let gradient_norms = places.gradient_norms(&values);
     let of_active = gradient_norms.iter().zip(plan.active);
+    let mut observation = Observation::default();
+    observation.step = plan.step;
+    observation.tokens = passes.tokens.iter().sum::<usize>() as u64;
+    observation.loss = places.loss(&values);
+    observation.learning_rate = plan.rate;
+    observation.probing = plan.probing;
+    observation.active = plan.active.to_vec();
+    observation.signals = places.signals(&values, plan);
+    observation.raw = readout::raw(trainee, &passes, plan)?;
+    observation.components = places.components(&values);
     let squares: f64 = of_active
         .filter_map(|(norm, active)| norm.filter(|_| *active))
         .map(|norm| norm * norm)
         .sum::<f64>()
         + places.head_squares(&values);
     Ok(StepResult {
-        loss: places.loss(&values),
+        loss: observation.loss,
         examples: batches.iter().map(|batch| batch.labels.len() as u64).sum(),
         gradient_norm: squares.sqrt(),
         gradient_norms,
-        observation: Observation {
-            step: plan.step,
-            tokens: passes.tokens.iter().sum::<usize>() as u64,
-            active: plan.active.to_vec(),
-            signals: places.signals(&values, plan),
-            raw: readout::raw(trainee, &passes, plan)?,
-            components: places.components(&values),
-        },
+        observation,
         gradients: passes.gradients,
         head_gradients: passes.head_gradients,
     })
@@ -229,7 +231,7 @@ fn sensitivities<B: Kernels>(
     gradients: &Gradients<B>,
     plan: &StepPlan<'_>,
 ) -> Vec<Option<Tensor<B, 1>>> {
-    if !plan.needs.components {
+    if !plan.wanted.components {
         return Vec::new();
     }
     let pairs = trainee.adapters.pairs().iter().zip(gradients).enumerate();

@@ -1,8 +1,10 @@
 use std::sync::{Arc, Mutex};
 
+use dynalora_plugin_api as api;
 use dynalora_plugin_api::{Allocation, Count, Result as PluginResult};
 
 use super::*;
+use crate::allocation::offer::{RawValue, Signal};
 use crate::allocation::unit::tests::encoder;
 use crate::recipe::Unit;
 
@@ -16,11 +18,13 @@ struct Counting {
 
 impl Scorer for Counting {
     fn needs(&self) -> Needs {
-        self.needs.clone()
+        self.needs.clone().and_steps()
     }
 
-    fn wants_raw(&self, step: u64) -> bool {
-        step.is_multiple_of(2)
+    fn wants(&self, upcoming: &Upcoming) -> Wants {
+        let mut wants = Wants::ALL;
+        wants.raw = upcoming.step.is_multiple_of(2);
+        wants
     }
 
     fn observe(&mut self, _: &Observation) -> PluginResult<()> {
@@ -28,12 +32,12 @@ impl Scorer for Counting {
         Ok(())
     }
 
-    fn scores(&mut self) -> PluginResult<Vec<f64>> {
+    fn scores(&mut self, _: &ScoreRequest) -> PluginResult<Vec<f64>> {
         let own = (0..5).map(|at| (self.observed * 10 + at) as f64).collect();
         Ok(self.answer.clone().unwrap_or(own))
     }
 
-    fn reallocated(&mut self) -> PluginResult<()> {
+    fn reallocated(&mut self, _: &[bool]) -> PluginResult<()> {
         self.observed = 0;
         Ok(())
     }
@@ -82,6 +86,8 @@ fn settings(schedule: Schedule) -> Settings {
     Settings {
         schedule,
         initial_budget: None,
+        first_choice: None,
+        learning_rate: 1e-3,
         probe_steps: 1,
         prunable: true,
         seed: 3,
@@ -129,20 +135,28 @@ fn first_components(ranks: [usize; 5]) -> Vec<Vec<bool>> {
     ranks.map(module).to_vec()
 }
 
+fn observation(step: u64, active: &[bool]) -> Observation {
+    let mut observation = Observation::default();
+    (observation.step, observation.active) = (step, active.to_vec());
+    observation
+}
+
 fn advance(controller: &mut Controller) -> Result<Option<Reallocation>> {
+    let step = controller.step() + 1;
+    let measuring = controller.upcoming(step);
     let active = controller.active().to_vec();
-    controller.after_step(&Observation {
-        step: controller.step() + 1,
-        active,
-        ..Default::default()
-    })
+    controller.after_step(&measuring, &observation(step, &active))?;
+    match controller.is_due() {
+        true => controller.reallocate(&TrialsMade::default()).map(Some),
+        false => Ok(None),
+    }
 }
 
 #[test]
 fn without_reallocations_it_needs_no_plugins_and_only_keeps_the_ledger() {
     let units = Units::new(Unit::Module, encoder());
     let mut controller = Controller::new(settings(Schedule::Never {}), units, None, None).unwrap();
-    assert_eq!(*controller.needs(), Needs::default());
+    assert_eq!(controller.upcoming(1), Measuring::default());
     for _ in 0..10 {
         assert_eq!(advance(&mut controller).unwrap(), None);
     }
@@ -256,19 +270,16 @@ fn measuring(
 
 #[test]
 fn an_allocator_that_measures_needs_no_scorer() {
-    let components = Needs {
-        components: true,
-        ..Needs::default()
-    };
+    let components = Needs::default().and_components();
     let answers = [
         Allocation::of_components(first_components([3, 0, 0, 0, 8])),
         Allocation::of_components(first_components([0, 1, 0, 0, 0])),
     ];
     let (controller, asked, observed) = measuring(Unit::Module, None, components.clone(), &answers);
     let mut controller = controller.unwrap();
-    assert_eq!(*controller.needs(), components);
+    assert!(controller.upcoming(1).wanted.components);
     // All modules are active before the first reallocation, and inactive ones probed before the next.
-    assert!(!controller.probing(4));
+    assert!(!controller.upcoming(4).probing);
     let reallocations: Vec<_> = (0..10)
         .filter_map(|_| advance(&mut controller).unwrap())
         .collect();
@@ -289,25 +300,25 @@ fn an_allocator_that_measures_needs_no_scorer() {
     for _ in 0..4 {
         advance(&mut controller).unwrap();
     }
-    assert!(!controller.probing(7) && controller.probing(8));
+    assert!(!controller.upcoming(7).probing && controller.upcoming(8).probing);
 
     // Its needs come beside the scorer's, once each.
-    let signals = |signals: &[Signal]| Needs {
-        signals: signals.to_vec(),
-        raw: vec![RawValue::Weight],
-        ..Needs::default()
+    let needs = |signals: &[api::Signal]| {
+        Needs::signals(signals.iter().cloned()).and_raw([api::RawValue::WEIGHT])
     };
     let of_scorer = Counting {
-        needs: signals(&[Signal::DeltaL2]),
+        needs: Needs::signals([api::Signal::DELTA_L2]).and_raw([api::RawValue::GRADIENT]),
         ..Counting::default()
     };
-    let needs = signals(&[Signal::WeightL2, Signal::DeltaL2]);
-    let (controller, ..) = measuring(Unit::Module, scorer(of_scorer), needs, &answers);
+    let both = needs(&[api::Signal::WEIGHT_L2, api::Signal::DELTA_L2]);
+    let (controller, ..) = measuring(Unit::Module, scorer(of_scorer), both, &answers);
     let controller = controller.unwrap();
-    let both = signals(&[Signal::DeltaL2, Signal::WeightL2]);
-    assert_eq!(*controller.needs(), both);
+    let wanted = controller.upcoming(1).wanted;
+    assert_eq!(wanted.signals, [Signal::DeltaL2, Signal::WeightL2]);
     // The scorer wants raw values of even steps, the allocator of all.
-    assert!(controller.wants_raw(1) && controller.wants_raw(2));
+    assert_eq!(wanted.raw, [RawValue::Weight]);
+    let wanted = controller.upcoming(2).wanted;
+    assert_eq!(wanted.raw, [RawValue::Gradient, RawValue::Weight]);
 
     let (refused, ..) = measuring(Unit::Layer, None, components, &answers);
     let error = refused.err().unwrap();
@@ -320,16 +331,13 @@ fn an_allocator_that_measures_needs_no_scorer() {
 
 #[test]
 fn an_allocator_that_reads_no_scores_needs_no_scorer() {
-    let needs = Needs {
-        no_scores: true,
-        ..Needs::default()
-    };
+    let needs = Needs::default().without_scores();
     for unit in [Unit::Module, Unit::Layer] {
         let units = if unit == Unit::Module { 5 } else { 3 };
         let answers = [Allocation::of([1], units), Allocation::of([2], units)];
         let (controller, asked, observed) = measuring(unit, None, needs.clone(), &answers);
         let mut controller = controller.unwrap();
-        assert!(!controller.needs().measures());
+        assert_eq!(controller.upcoming(1), Measuring::default());
         let reallocations: Vec<_> = (0..8)
             .filter_map(|_| advance(&mut controller).unwrap())
             .collect();
@@ -490,24 +498,21 @@ fn a_plugin_is_told_of_the_run_before_it_and_can_refuse_it() {
 #[test]
 fn a_diverged_run_is_not_blamed_on_a_plugin() {
     use dynalora_plugin_api::{Measured, Raw};
-    let measured = |values: [f32; 5]| Observation {
-        signals: vec![Measured {
-            signal: Signal::ActivationL2,
+    let measured = |values: [f32; 5]| {
+        let mut observation = observation(1, &[true; 5]);
+        observation.signals = vec![Measured {
+            signal: api::Signal::ACTIVATION_L2,
             values: values.map(Some).to_vec(),
-        }],
-        ..Default::default()
+        }];
+        observation
     };
-    let raw = Observation {
-        raw: vec![Raw {
-            value: RawValue::Gradient,
-            buffers: vec![vec![], vec![0.0, f32::NEG_INFINITY]],
-        }],
-        ..Default::default()
-    };
-    let components = Observation {
-        components: vec![vec![0.0], vec![], vec![], vec![], vec![f32::NAN]],
-        ..Default::default()
-    };
+    let mut raw = observation(1, &[true; 5]);
+    raw.raw = vec![Raw {
+        value: api::RawValue::GRADIENT,
+        buffers: vec![vec![], vec![0.0, f32::NEG_INFINITY]],
+    }];
+    let mut components = observation(1, &[true; 5]);
+    components.components = vec![vec![0.0], vec![], vec![], vec![], vec![f32::NAN]];
     for (observation, wanted) in [
         (
             measured([0.0, 0.0, f32::NAN, 0.0, 0.0]),
@@ -527,12 +532,8 @@ fn a_diverged_run_is_not_blamed_on_a_plugin() {
         ),
     ] {
         let (mut controller, _) = controller(Unit::Module, Counting::default(), &[]);
-        let observation = Observation {
-            step: 1,
-            active: vec![true; 5],
-            ..observation
-        };
-        let error = controller.after_step(&observation).unwrap_err();
+        let measuring = controller.upcoming(1);
+        let error = controller.after_step(&measuring, &observation).unwrap_err();
         assert!(error.to_string().starts_with(wanted), "{error}");
         assert!(!error.to_string().contains("counting"), "{error}");
     }
@@ -552,67 +553,116 @@ fn advice_after_a_plugins_error_is_advice_that_works() {
 #[test]
 fn a_step_out_of_turn_is_a_failure() {
     let (mut controller, _) = controller(Unit::Module, Counting::default(), &[]);
-    let active = vec![true; 5];
-    let skipped = Observation {
-        step: 2,
-        active,
-        ..Default::default()
-    };
-    assert_eq!(controller.after_step(&skipped).unwrap_err().exit_code(), 1);
-    let other_mask = Observation {
-        step: 1,
-        active: vec![false; 5],
-        ..Default::default()
-    };
-    assert_eq!(
-        controller.after_step(&other_mask).unwrap_err().exit_code(),
-        1
-    );
+    let measuring = controller.upcoming(1);
+    for wrong in [observation(2, &[true; 5]), observation(1, &[false; 5])] {
+        let error = controller.after_step(&measuring, &wrong).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+    }
 }
 
 #[test]
 fn probes_measures_and_copies_only_where_asked() {
-    let needs = Needs {
-        signals: vec![Signal::GradientL2],
-        raw: vec![RawValue::Weight],
-        ..Needs::default()
-    };
+    let needs = Needs::signals([api::Signal::GRADIENT_L2]).and_raw([api::RawValue::WEIGHT]);
     let answers = vec![Allocation::of([0], 5); 4];
-    let (mut gradient, _) = controller(
-        Unit::Module,
-        Counting {
+    let measuring = |needs| {
+        let counting = Counting {
             needs,
             ..Default::default()
-        },
-        &answers,
-    );
+        };
+        controller(Unit::Module, counting, &answers).0
+    };
+    let mut gradient = measuring(needs);
     // All modules are active before the first reallocation, so there is nothing to probe.
-    assert!(!gradient.probing(2));
-    assert!(!gradient.wants_raw(1) && gradient.wants_raw(2));
+    assert!(!gradient.upcoming(2).probing);
+    assert!(gradient.upcoming(1).wanted.raw.is_empty());
+    assert_eq!(gradient.upcoming(2).wanted.raw, [RawValue::Weight]);
     for _ in 0..2 {
         advance(&mut gradient).unwrap();
     }
-    assert!(!gradient.probing(3) && gradient.probing(4));
+    assert!(!gradient.upcoming(3).probing && gradient.upcoming(4).probing);
     // Of ten steps the last reallocation follows step 8.
-    assert!(gradient.measuring(8) && !gradient.measuring(9));
-    assert!(!gradient.wants_raw(10) && !gradient.probing(10));
+    assert_ne!(gradient.upcoming(8), Measuring::default());
+    assert_eq!(gradient.upcoming(9), Measuring::default());
+    assert_eq!(gradient.upcoming(10), Measuring::default());
 
-    let needs = Needs {
-        signals: vec![Signal::ActivationL2],
-        ..Needs::default()
-    };
-    let (mut activation, _) = controller(
-        Unit::Module,
-        Counting {
-            needs,
-            ..Default::default()
-        },
-        &answers,
-    );
+    let mut activation = measuring(Needs::signals([api::Signal::ACTIVATION_L2]));
     for _ in 0..2 {
         advance(&mut activation).unwrap();
     }
-    assert!(!activation.probing(4) && !activation.wants_raw(4));
+    let upcoming = activation.upcoming(4);
+    assert!(!upcoming.probing && upcoming.wanted.raw.is_empty());
+    assert_eq!(upcoming.wanted.signals, [Signal::ActivationL2]);
+}
+
+/// Asks to be asked again after as many steps as its answers say.
+#[test]
+fn an_allocator_says_when_it_is_asked_again() {
+    let again = |module, steps| {
+        let mut answer = Allocation::of([module], 5);
+        answer.ask_again = steps;
+        answer
+    };
+    let answers = [again(0, Some(1)), again(1, Some(4)), again(2, None)];
+    let run = |interrupted_after: Option<u64>| {
+        let make = || {
+            let units = Units::new(Unit::Module, encoder());
+            let settings = settings(Schedule::Allocator { first: 2 });
+            let counting = scorer(Counting::default());
+            Controller::new(settings, units, counting, allocator(&answers).0).unwrap()
+        };
+        let mut controller = make();
+        let mut chosen = Vec::new();
+        for step in 1..=10 {
+            let reallocation = advance(&mut controller).unwrap();
+            chosen.extend(reallocation.map(|it| (it.step, it.activated)));
+            if interrupted_after == Some(step) {
+                let state = controller.state().unwrap();
+                controller = make();
+                controller.restore(state).unwrap();
+            }
+        }
+        // Nobody is asked again, so nothing is measured.
+        assert_eq!(controller.upcoming(8), Measuring::default());
+        chosen
+    };
+    let whole = run(None);
+    assert_eq!(whole, [(2, vec![]), (3, vec![1]), (7, vec![2])]);
+    for step in 1..=10 {
+        assert_eq!(run(Some(step)), whole, "interrupted after step {step}");
+    }
+    let (mut fixed, _) = controller(Unit::Module, Counting::default(), &answers);
+    advance(&mut fixed).unwrap();
+    let error = advance(&mut fixed).unwrap_err().to_string();
+    assert!(error.contains("the schedule says when"), "{error}");
+}
+
+#[test]
+fn a_choice_before_the_first_step_is_a_reallocation_after_step_0() {
+    let answers = [Allocation::of([3], 5), Allocation::of([1], 5)];
+    let (allocator, asked) = allocator(&answers);
+    let settings = Settings {
+        first_choice: Some(2),
+        ..settings(Schedule::Once { after: 4 })
+    };
+    let units = Units::new(Unit::Module, encoder());
+    let mut controller =
+        Controller::new(settings, units, scorer(Counting::default()), allocator).unwrap();
+    assert_eq!(controller.first_choice(), Some(2));
+    let measuring = controller.before_the_first_step();
+    let mut pass = observation(0, &[true; 5]);
+    pass.moment = api::Moment::Calibration;
+    controller.observe(&measuring, &pass).unwrap();
+    let first = controller.reallocate(&TrialsMade::default()).unwrap();
+    assert_eq!((first.step, first.index), (0, 0));
+    assert_eq!(first.scores[0], 10.0);
+    assert_eq!(controller.active(), [false, false, false, true, false]);
+    let second = (0..4)
+        .find_map(|_| advance(&mut controller).unwrap())
+        .unwrap();
+    assert_eq!((second.step, second.index), (4, 1));
+    assert_eq!(second.ledger[3].steps_active, 4);
+    assert_eq!(second.ledger[3].last_chosen, Some(0));
+    assert_eq!(asked.lock().unwrap()[1].ledger[3].last_chosen, Some(0));
 }
 
 #[test]
