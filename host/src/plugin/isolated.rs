@@ -17,7 +17,7 @@ use dynalora_plugin_api::message::typed::to_json;
 use dynalora_plugin_api::message::{Fields, Value};
 use dynalora_plugin_api::{Error, Kind, ModuleInfo, Result};
 
-use super::probe;
+use super::{Fault, probe};
 
 /// The arguments before the library's path: a subcommand of the command line that calls `plugin::serve_here`.
 pub const ARGUMENTS: [&str; 2] = ["plugins", "__serve"];
@@ -35,14 +35,6 @@ pub struct Limits {
     pub timeout: Duration,
     /// Memory beside what the program itself takes, in MiB.
     pub memory_mib: u64,
-}
-
-/// Why there is no plugin.
-pub enum Fault {
-    /// It says no, or the library does.
-    Refused(Error),
-    /// It is a child no more, or never was.
-    Ended(Error),
 }
 
 /// A plugin in a child.

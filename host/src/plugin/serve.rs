@@ -71,7 +71,7 @@ fn make(path: &Path, fields: &Fields<'_>) -> Result<InProcess, String> {
     };
     let modules: Vec<ModuleInfo> = from_json("modules", fields).map_err(plain)?;
     let parameters = fields.text("parameters").map_err(plain)?.unwrap_or("{}");
-    let library = Candidate::open(path).and_then(|candidate| candidate.load_here(kind));
+    let library = Candidate::open(path).and_then(|candidate| candidate.load_here());
     let library = library.map_err(|error| error.to_string())?;
     // An exit() of the plugin's is its process's end and needs no sentence: who asked says what became of it.
     guard::announce_exit();

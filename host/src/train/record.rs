@@ -236,6 +236,7 @@ impl<B: Kernels> Training<'_, B> {
             tokens: progress.tokens,
             flops: progress.flops,
             skipped: progress.skipped,
+            plugin_fault: self.controller.fault().map(|fault| fault.error.clone()),
             device: device_name.to_owned(),
         }
     }
@@ -255,6 +256,7 @@ impl From<&Reallocation> for AllocationRecord {
                 scorer: reallocation.scorer_numbers.clone(),
                 allocator: reallocation.allocator_numbers.clone(),
             },
+            fault: None,
         }
     }
 }
