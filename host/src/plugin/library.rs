@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use abi_stable::library::{LibraryError, lib_header_from_path};
+use dynalora_plugin_api::Manifest;
 use dynalora_plugin_api::abi::host::manifest;
 use dynalora_plugin_api::abi::{API_VERSION, Root, SYMBOL, TABLE_SYMBOL, Table, text};
-use dynalora_plugin_api::Manifest;
 
 use super::label::{self, Label, Said};
 use super::{elf, guard, probe, trust};

@@ -32,7 +32,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::recipe::Isolation;
 use library::Candidate;
-pub use probe::by_this_program as describe_in_children;
+pub use probe::{by_program as describe_in_children_of, by_this_program as describe_in_children};
 pub use search::PluginPath;
 
 /// A plugin library that was found.

@@ -33,6 +33,11 @@ pub fn by_this_program() {
     });
 }
 
+/// Says that `program` has it, which is another than this one, as it is for a test.
+pub fn by_program(program: PathBuf) {
+    PROGRAM.get_or_init(|| Some(program));
+}
+
 /// The program that has the subcommand, where there is one.
 pub fn program() -> Option<&'static Path> {
     PROGRAM.get()?.as_deref()
