@@ -4,6 +4,7 @@ pub mod abi;
 mod allocator;
 mod budget;
 pub mod conformance;
+mod cost;
 mod count;
 mod manifest;
 pub mod message;
@@ -22,6 +23,7 @@ mod window;
 
 pub use allocator::{Allocation, AllocationRequest, Allocator, Numbers, Pruning};
 pub use budget::{Budget, By, Limit};
+pub use cost::{Amount, Cost, CostModel, Operation, SidePath, Sizes};
 pub use count::Count;
 pub use manifest::{Kind, Manifest};
 pub use module::{LedgerEntry, Member, ModuleInfo};

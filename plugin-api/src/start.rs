@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::CostModel;
+
 /// The run as it will be, known before its first step. A plugin that cannot work in it says so now
 /// ([`Scorer::start`](crate::Scorer::start), [`Allocator::start`](crate::Allocator::start)), and not after hours.
 ///
@@ -33,6 +35,10 @@ pub struct Start {
     /// A function of the run's seed: the only source of randomness for what a plugin does at other times
     /// than in [`allocate`](crate::Allocator::allocate), which has a seed of its own.
     pub seed: u64,
+    /// What choices of modules cost, in steps of this run's sizes: of layers where an allocator chooses among
+    /// them, of modules for a scorer. None where the host tells of no costs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub costs: Option<CostModel>,
 }
 
 /// What an allocator chooses among.

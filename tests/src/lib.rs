@@ -1,18 +1,18 @@
 //! What the end-to-end suites share: fixtures, golden values and the built program with its plugins.
 
-mod compiled;
 pub mod drawn;
 pub mod entries;
 mod golden;
+mod outside;
 mod scene;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-pub use compiled::{library, outside, outside_with, plugin_in_c};
 use dynalora::model::{ModelFolder, fetch};
 pub use golden::{Golden, Run, Signals, Training};
+pub use outside::{build_outside, library, outside, outside_with, plugin_in_c};
 pub use scene::{Scene, module_paths};
 
 /// The folder of this package.

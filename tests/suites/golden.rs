@@ -70,6 +70,7 @@ fn no_dropout() -> ModelConfig {
         attention_dropout: Some(0.0),
         classifier_dropout: Some(0.0),
         train_pooler: None,
+        head_bias: Default::default(),
     }
 }
 
@@ -812,7 +813,7 @@ fn a_head_in_the_checkpoint_is_where_training_starts() {
         let pretrained = pretrained(scene.path());
         let model = Model::<Flex>::load(&pretrained, &[], 2, &DEVICE).expect("a whole model");
         let mut trainee = bare(&pretrained, &golden);
-        trainee.head = model.head.initial(7, &DEVICE);
+        trainee.head = model.head.initial(7, Some(&[9.0, 9.0]), &DEVICE);
         let sentences: Vec<usize> = golden
             .integers("sentences")
             .iter()

@@ -1,8 +1,9 @@
 //! The controller: from what was measured to the modules that train next.
 
 use dynalora_plugin_api::{
-    Allocation, AllocationRequest, Allocator, Budget, LedgerEntry, Needs, Numbers, Observation,
-    ScoreRequest, Scorer, Start, Trial, TrialLosses, TrialRequest, Trials, Upcoming, Wants,
+    Allocation, AllocationRequest, Allocator, Budget, CostModel, LedgerEntry, Needs, Numbers,
+    Observation, ScoreRequest, Scorer, Start, Trial, TrialLosses, TrialRequest, Trials, Upcoming,
+    Wants,
 };
 
 use super::check;
@@ -40,6 +41,8 @@ pub struct Settings {
     pub seed: u64,
     /// Optimiser steps the whole run will take.
     pub total_steps: u64,
+    /// What choices of modules cost.
+    pub costs: Option<CostModel>,
     /// The adapters' learning rate at its peak.
     pub learning_rate: f64,
 }
@@ -180,7 +183,8 @@ impl Controller {
             let answer = plugin.start(&start(&settings, &units, false));
             started("allocator", name, answer)?;
         }
-        let chosen = initial::draw(settings.initial_budget, units.infos(), settings.seed)?;
+        let costs = settings.costs.as_ref();
+        let chosen = initial::draw(settings.initial_budget, &units, costs, settings.seed)?;
         let active = units.expand(&chosen);
         let ledger = Ledger::new(active.len());
         Ok(Controller {
@@ -915,6 +919,10 @@ fn start(settings: &Settings, units: &Units, scorer: bool) -> Start {
         Unit::Layer => dynalora_plugin_api::Unit::Layer,
     };
     start.seed = start_seed(settings.seed, scorer);
+    start.costs = match (&settings.costs, scorer) {
+        (Some(costs), false) => Some(units.costs(costs)),
+        (costs, _) => costs.clone(),
+    };
     start
 }
 

@@ -1,6 +1,7 @@
 //! Training: the loop, and what it is made of.
 
 mod checkpoint;
+mod constant;
 pub mod cost;
 pub mod evaluate;
 mod fault;
@@ -14,6 +15,7 @@ mod progress;
 mod readout;
 mod record;
 mod save;
+mod stall;
 pub mod step;
 mod stop;
 pub mod trainee;
@@ -24,18 +26,20 @@ use std::time::Instant;
 use dynalora_plugin_api::{Metric, ModuleInfo, Moment, Observation};
 
 pub use machine::peak_memory;
-pub use prepare::{Prepared, Rest, check};
+pub use prepare::{Prepared, Rest, check, costs, longest_step};
 pub use progress::{Display, Verbosity, say};
 
-use crate::adapter::{Adapters, LinearInfo, components, mixed};
+use crate::adapter::{Adapters, Config, LinearInfo, components, mixed};
 use crate::allocation::{Controller, Measuring};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::Model;
-use crate::recipe::{Every, Recipe};
+use crate::recipe::{Every, HeadBias, Recipe};
 use crate::run::{AllocationRecord, Checkpoint, Summary, Writer};
 use checkpoint::Progress;
+use constant::Constant;
+use cost::Costs;
 use optimizer::{Optimizer, OptimizerConfig};
 use order::Steps;
 use prefix::PrefixCache;
@@ -95,9 +99,13 @@ struct Training<'a, B: Kernels> {
     rest: &'a Rest,
     /// All linear layers of the base model.
     linears: Vec<LinearInfo>,
+    /// What its steps are counted by.
+    costs: Costs,
     total_steps: u64,
     steps_per_epoch: u64,
     controller: Controller,
+    /// What a model that learns nothing of its inputs comes to.
+    constant: Option<Constant>,
     trainee: Trainee<B>,
     optimizer: Optimizer<B>,
     cache: Option<PrefixCache>,
@@ -126,20 +134,31 @@ impl<'a, B: Kernels> Training<'a, B> {
         let modules = rest.modules.clone();
         let model = Model::<B>::load(&rest.pretrained, &modules, rest.data.outputs(), device)?;
         let config = optimizer_config(recipe, total_steps);
+        let linears = rest.pretrained.linears();
         let train = &recipe.train;
+        let constant = Constant::of(&rest.data.train.labels, rest.data.outputs());
+        let answer = constant.as_ref().map(Constant::logits);
+        let answer = answer.filter(|_| recipe.model.head_bias == HeadBias::Labels);
         let cache = || PrefixCache::new(train.cache_memory_mib << 20);
         Ok(Training {
             recipe,
             rest,
-            linears: rest.pretrained.linears(),
+            costs: Costs::of(cost::Shape {
+                config: &rest.pretrained.config,
+                linears: &linears,
+                modules: &modules,
+                trains_a: Config::from(&recipe.adapter).trains_a(),
+            }),
+            linears,
             total_steps,
             steps_per_epoch: rest.data.steps_per_epoch(train, recipe.seed),
             progress: Progress::start(controller.state()?),
             controller,
+            constant,
             optimizer: Optimizer::new(config, modules.len()),
             trainee: Trainee {
                 adapters: Adapters::new((&recipe.adapter).into(), modules, recipe.seed, device),
-                head: model.head.initial(recipe.seed, device),
+                head: model.head.initial(recipe.seed, answer.as_deref(), device),
                 model,
             },
             cache: train.cache_frozen_prefix.then(cache),
@@ -173,6 +192,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 }
             }
             None => {
+                self.warn_of_a_far_mean();
                 let modules = self.rest.modules.iter();
                 self.writer.allocation(&AllocationRecord::initial(
                     modules.map(|module| module.path.clone()).collect(),
@@ -215,6 +235,21 @@ impl<'a, B: Kernels> Training<'a, B> {
         Ok(())
     }
 
+    /// Says where the first steps would be spent on learning the labels' mean, with the encoder as its means.
+    fn warn_of_a_far_mean(&self) {
+        let fresh = self.trainee.model.head.last_is_fresh();
+        let zero = fresh && self.recipe.model.head_bias == HeadBias::Zero;
+        let Some(mean) = self.constant.as_ref().filter(|_| zero) else {
+            return;
+        };
+        if let Some(mean) = mean.far_mean() {
+            tracing::warn!(
+                "the labels' mean, {mean:.4}, is far from 0, where model.head_bias = \"zero\" starts the head: the first \
+                 steps learn it by moving the encoder, from which some runs do not recover. \"labels\" starts there"
+            );
+        }
+    }
+
     /// Forward, backward and update: what the step was, and what plugins are told of it, unless its update was
     /// left out.
     fn step(&mut self, batches: &[Batch]) -> Result<(Made, Option<Observed>)> {
@@ -241,7 +276,7 @@ impl<'a, B: Kernels> Training<'a, B> {
         let (tracked, seed) = (plan.tracked(), plan.seed);
         let skipped = self.skips(batches, seed, &result)?;
         let flops = self.flops(batches, &tracked, outputs, depth);
-        let made = self.made(&result, flops, skipped);
+        let made = self.made(batches, &result, flops, skipped);
         let observation = match skipped {
             true => None,
             false => {
@@ -251,7 +286,10 @@ impl<'a, B: Kernels> Training<'a, B> {
                 Some((measuring, observation))
             }
         };
-        self.count(&made);
+        if let (Some(turn), Some(constant)) = (self.count(&made), &self.constant) {
+            let advice = stall::advice(self.recipe, self.rest.pretrained.frozen_pooler());
+            self.display.turned(&turn, constant, &advice);
+        }
         self.progress.evaluation_owed = self.is_due(self.recipe.evaluation.every);
         Ok((made, observation))
     }

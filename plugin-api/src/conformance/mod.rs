@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::abi::host::{self, RemoteAllocator, RemoteScorer};
 use crate::abi::plugin::{AllocatorSide, ScorerSide, table};
 use crate::parameters::example;
-use crate::testing::{start, text};
+use crate::testing::{start_of, text};
 use crate::{Allocator, Error, Kind, Manifest, ModuleInfo, Plugin, Result, Scorer, Start, Unit};
 
 /// One rule and whether the plugin keeps it.
@@ -116,7 +116,7 @@ pub fn check_scorer(
     if common::check(&mut checks, &manifest, &parameters, &try_make) {
         let started = |parameters: &Value, modules: &[ModuleInfo]| {
             let mut scorer = make(parameters, modules)?;
-            scorer.start(&start())?;
+            scorer.start(&start_of(modules))?;
             Ok(scorer)
         };
         scorer::check(&mut checks, &|modules| started(&parameters, modules));
@@ -148,7 +148,7 @@ pub fn check_allocator(
     if common::check(&mut checks, &manifest, &parameters, &try_make) {
         let started = |parameters: &Value, modules: &[ModuleInfo]| {
             let mut allocator = make(parameters, modules)?;
-            allocator.start(&start())?;
+            allocator.start(&start_of(modules))?;
             Ok(allocator)
         };
         allocator::check(&mut checks, &|modules| started(&parameters, modules));

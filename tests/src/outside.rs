@@ -1,14 +1,23 @@
-//! Plugins that tests compile: crates of their own, outside the workspace, and libraries in C.
+//! Plugins that tests compile: crates of their own, outside the workspace, as their authors do it, and libraries in C.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{built, package, skip};
+use crate::{Scene, built, package, skip};
 
 /// The file name of a library.
 pub fn library(name: &str) -> String {
     let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
-    format!("{prefix}{name}{suffix}")
+    format!("{prefix}{}{suffix}", name.replace('-', "_"))
+}
+
+/// As [`outside`], with the library in the scene's folder `plugins`.
+pub fn build_outside(scene: &Scene, name: &str, source: &str) -> PathBuf {
+    let file = library(name);
+    std::fs::create_dir_all(scene.path("plugins")).expect("a temporary folder");
+    let copy = scene.path("plugins").join(&file);
+    std::fs::copy(outside(name, source).join(&file), &copy).expect("the built library");
+    copy
 }
 
 /// Builds a plugin crate of this one file against today's plugin-api; the folder with its library.
