@@ -80,7 +80,8 @@ pub fn train<B: Kernels>(
         }
         let Some(batches) = steps.next() else { break };
         let (made, observed) = training.step(&batches)?;
-        training.reallocate(observed)?;
+        let outcome = training.reallocate(observed);
+        training.endure(outcome, Some(&made))?;
         training.record(&made)?;
     }
     training.display.end();
@@ -125,7 +126,7 @@ impl<'a, B: Kernels> Training<'a, B> {
     fn new(
         recipe: &'a Recipe,
         rest: &'a Rest,
-        controller: Controller,
+        mut controller: Controller,
         total_steps: u64,
         writer: Writer,
         device: &'a B::Device,
@@ -186,6 +187,10 @@ impl<'a, B: Kernels> Training<'a, B> {
                 self.controller.restore(self.progress.allocation.clone())?;
                 self.seconds_before = self.progress.seconds;
                 self.saved.0 = self.progress.step;
+                if self.progress.allocation.owed {
+                    let outcome = self.choose();
+                    self.endure(outcome, None)?;
+                }
             }
             None => {
                 self.warn_of_a_far_mean();
