@@ -4,6 +4,7 @@ pub mod abi;
 mod allocator;
 mod budget;
 pub mod conformance;
+mod cost;
 mod count;
 mod manifest;
 pub mod message;
@@ -13,6 +14,7 @@ mod needs;
 mod observation;
 mod parameters;
 mod sample;
+mod sampled;
 mod scorer;
 mod start;
 mod state;
@@ -22,6 +24,7 @@ mod window;
 
 pub use allocator::{Allocation, AllocationRequest, Allocator, Numbers, Pruning};
 pub use budget::{Budget, By, Limit};
+pub use cost::{Amount, Cost, CostModel, Operation, SidePath, Sizes};
 pub use count::Count;
 pub use manifest::{Kind, Manifest};
 pub use module::{LedgerEntry, Member, ModuleInfo};
@@ -29,11 +32,12 @@ pub use names::{RawValue, Signal};
 pub use needs::{Needs, Upcoming, Wants};
 pub use observation::{Measured, Metric, Moment, Observation, Raw};
 pub use sample::{Random, draw_by_logarithms, draw_without_replacement};
+pub use sampled::Sampled;
 pub use scorer::{ScoreRequest, Scorer};
 pub use start::{Start, Unit};
 pub use state::{load_state, save_state};
 pub use trial::{Trial, TrialLosses, TrialRequest, Trials};
-pub use window::{Accumulated, Norm, Window};
+pub use window::{Accumulated, Norm, Reduce, Window};
 
 // A plugin's parameters are derived with these; the crates it sees are then the ones seen here.
 pub use {schemars, serde};

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::CostModel;
+
 /// The run as it will be, known before its first step. A plugin that cannot work in it says so now
 /// ([`Scorer::start`](crate::Scorer::start), [`Allocator::start`](crate::Allocator::start)), and not after hours.
 ///
@@ -20,6 +22,9 @@ pub struct Start {
     pub first_choice: bool,
     /// How many passes without an update come before that.
     pub calibration_steps: u64,
+    /// For how many steps before each reallocation the gradients of inactive modules are computed too, if a plugin wants
+    /// gradients; 0: an inactive module has none.
+    pub probe_steps: u64,
     /// The adapters' learning rate at its peak.
     pub learning_rate: f64,
     /// How many reallocations there will be; 0 where the allocator decides about it.
@@ -33,6 +38,10 @@ pub struct Start {
     /// A function of the run's seed: the only source of randomness for what a plugin does at other times
     /// than in [`allocate`](crate::Allocator::allocate), which has a seed of its own.
     pub seed: u64,
+    /// What choices of modules cost, in steps of this run's sizes: of layers where an allocator chooses among
+    /// them, of modules for a scorer. None where the host tells of no costs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub costs: Option<CostModel>,
 }
 
 /// What an allocator chooses among.
@@ -68,6 +77,7 @@ impl Start {
         Start {
             total_steps,
             schedule: "periodic".to_owned(),
+            probe_steps: 1,
             reallocations,
             first_reallocation: some(every),
             last_reallocation: some(reallocations * every),

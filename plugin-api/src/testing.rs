@@ -12,8 +12,9 @@ pub use distribution::{ChiSquare, Distribution, Tally};
 use crate::abi::host::{RemoteAllocator, RemoteScorer};
 use crate::abi::plugin::{AllocatorSide, ScorerSide, table};
 use crate::{
-    Allocation, AllocationRequest, Allocator, LedgerEntry, Measured, Member, ModuleInfo, Needs,
-    Observation, Plugin, Result, ScoreRequest, Scorer, Start,
+    Allocation, AllocationRequest, Allocator, Amount, CostModel, LedgerEntry, Measured, Member,
+    ModuleInfo, Needs, Observation, Operation, Plugin, Result, ScoreRequest, Scorer, SidePath,
+    Sizes, Start,
 };
 
 /// `r_max` of all [`modules`].
@@ -113,6 +114,61 @@ pub fn start() -> Start {
     Start::periodic(1000, 50)
 }
 
+/// That run over these modules, and what they cost.
+pub fn start_of(modules: &[ModuleInfo]) -> Start {
+    Start {
+        costs: Some(costs(modules)),
+        ..start()
+    }
+}
+
+/// What steps of 8 sequences of 16 tokens cost where each of these modules reads what the one before it writes.
+pub fn costs(modules: &[ModuleInfo]) -> CostModel {
+    let work = |(index, module): (u32, &ModuleInfo)| {
+        let rank = u64::from(module.rank);
+        let through_a = Amount::per_token(2 * rank * module.in_features);
+        let through_b = Amount::per_token(2 * rank * module.out_features);
+        let frozen = 2 * module.in_features * module.out_features;
+        Operation {
+            layer: module.layer,
+            reads: vec![index],
+            writes: Some(index + 1),
+            forward: Amount::per_token(frozen),
+            backward: Amount::per_token(frozen),
+            weights: 2 * frozen,
+            modules: vec![SidePath {
+                module: index,
+                forward: through_a + through_b,
+                between: through_b,
+                input: through_a,
+                a: through_a,
+                b: through_b,
+                trains_a: true,
+                keeps: vec![index],
+                saved: Amount::per_token(4 * rank),
+            }],
+            ..Operation::default()
+        }
+    };
+    let mut sizes = Sizes::default();
+    (0..8).for_each(|_| sizes.add_sequence(16));
+    let first = modules.first().map(|module| module.in_features);
+    let widths = first
+        .into_iter()
+        .chain(modules.iter().map(|module| module.out_features));
+    CostModel {
+        parameters: modules.iter().map(|module| module.parameters).collect(),
+        head_parameters: 100,
+        gradient_bytes: 4,
+        moment_bytes: 8,
+        values: widths.map(|width| Amount::per_token(4 * width)).collect(),
+        operations: (0..).zip(modules).map(work).collect(),
+        sizes,
+        batches: 1,
+        steps: 1,
+    }
+}
+
 /// The scorer made from `parameters` (a JSON object) over so many [`modules`].
 pub fn scorer<S: Plugin + Scorer + 'static>(parameters: &str, count: usize) -> Result<impl Scorer> {
     RemoteScorer::in_process(table::<(ScorerSide<S>,)>(), parameters, &modules(count))
@@ -165,7 +221,9 @@ pub fn allocate<A: Plugin + Allocator + 'static>(
 ) -> Result<Allocation> {
     let mut request = request(scores);
     change(&mut request);
-    allocator::<A>(parameters, scores.len())?.allocate(&request)
+    let mut allocator = allocator::<A>(parameters, scores.len())?;
+    allocator.start(&start_of(&request.modules))?;
+    allocator.allocate(&request)
 }
 
 /// The sets that one allocator, made from `parameters`, chooses for `request` with each of the seeds.
@@ -178,6 +236,7 @@ pub fn tally<A: Plugin + Allocator + 'static>(
     let mut request = request.clone();
     let table = table::<(AllocatorSide<A>,)>();
     let mut allocator = RemoteAllocator::in_process(table, parameters, &request.modules)?;
+    allocator.start(&start_of(&request.modules))?;
     let mut tally = Tally::new();
     for seed in seeds {
         request.seed = seed;

@@ -68,6 +68,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
     )
     .expect("the built allocator");
     let settings = Settings {
+        costs: None,
         schedule: Schedule::Periodic { every: 1 },
         initial_budget: None,
         first_choice: None,

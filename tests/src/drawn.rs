@@ -262,7 +262,8 @@ impl Drawn {
                     self.set("allocator.epsilon", c.of(&["0.5", "1.0"]));
                 }
                 if k.ends_with("%\"") && c.once_in(3) {
-                    self.set("allocator.by", "\"parameters\"");
+                    let by = c.of(&["\"parameters\"", "\"flops\"", "\"memory\""]);
+                    self.set("allocator.by", by);
                 }
             }
         }

@@ -369,9 +369,27 @@ fn a_plan_counts_modules_parameters_operations_and_memory() {
         "gradients",
         "optimizer",
         "activations",
+        "backward_weights",
     ];
     let sum: u64 = parts.iter().filter_map(|part| memory[part].as_u64()).sum();
     assert_eq!(memory["total"], sum);
+
+    // Kept of each of 512 tokens for the way back: in the lower layer its input, queries, keys and values, what the
+    // attention gives, two sums before norms and the input of the feed-forward (8 · 32), and its inner values before
+    // and after the activation (2 · 64); of the upper one, for all tokens its input, keys and values, for the first of
+    // each sequence all else, with its queries. Five pairs a layer: 4 values each. The pooler's input and pair. Beside
+    // it the largest working set.
+    let (tokens, firsts) = (8 * 64, 8);
+    let of_lower = tokens * (8 * 32 + 2 * 64 + 5 * 4);
+    let of_upper = tokens * (3 * 32 + 4) + firsts * (6 * 32 + 2 * 64 + 4 * 4);
+    let kept = of_lower + of_upper + firsts * (32 + 4);
+    assert_eq!(
+        memory["activations"],
+        4 * (kept + tokens * (2 * 64 + 4 * 32))
+    );
+    // The gradient of each layer's input is wanted but for the lowest three: queries, keys and values.
+    let again = 2 * (4 * 32 * 32 + 2 * 32 * 64) - 3 * 32 * 32 + 32 * 32;
+    assert_eq!(memory["backward_weights"], 4 * again);
 
     // The upper three are the feed-forward of the upper layer and the pooler. The inner one's input wants
     // no gradient: its own two products and the way to x·Aᵀ remain.
@@ -421,10 +439,14 @@ fn a_plan_counts_veras_vectors_and_shared_matrices() {
     assert_eq!(memory["adapters"], 4 * (trained + 768));
     assert_eq!(memory["gradients"], 4 * trained);
     assert_eq!(memory["optimizer"], 8 * trained);
-    // B scaled of each module, once, beside what every token leaves.
-    let scaled = 4 * 4 * 2 * (4 * 32 + 64);
-    let tokens = |plan: &Value| plan["memory"]["activations"].as_u64().expect("a number");
-    assert_eq!(tokens(&whole), tokens(&lora) + scaled);
+    // B scaled of each module, once, beside what every token leaves; no module's input, for A does not train: in the
+    // lower layer four values of 32 and one of 64, in the upper one that of the value projection for all tokens, of the
+    // others for the first of each sequence, as of the pooler.
+    let scaled = 4 * 4 * (2 * (4 * 32 + 64) + 32);
+    let (rows, firsts) = (8 * 64, 8);
+    let inputs = 4 * (rows * (3 * 32 + 64) + rows * 32 + firsts * (3 * 32 + 64) + firsts * 32);
+    let kept = |plan: &Value| plan["memory"]["activations"].as_u64().expect("a number");
+    assert_eq!(kept(&whole), kept(&lora) + scaled - inputs);
 
     assert_eq!(whole["forward_flops"], lora["forward_flops"]);
     // The gradients of both vectors come of one product of B's size. Where the input wants none (query and

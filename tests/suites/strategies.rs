@@ -123,7 +123,7 @@ fn the_package_has_its_files_and_no_others() {
     ]
     .map(str::to_owned)
     .to_vec();
-    for folder in ["src", "include"].map(|folder| api().join(folder)) {
+    for folder in ["src", "include", "tests"].map(|folder| api().join(folder)) {
         if folder.exists() {
             sources(&folder, &mut expected);
         }
@@ -141,7 +141,8 @@ fn the_packed_manifest_knows_of_no_checkout() {
         assert!(!of_the_checkout, "{line}\n{manifest}");
         // Paths of its own sources alone.
         let path = line.strip_prefix("path = ");
-        assert!(path.is_none_or(|path| path.starts_with("\"src/")), "{line}");
+        let own = |path: &str| path.starts_with("\"src/") || path.starts_with("\"tests/");
+        assert!(path.is_none_or(own), "{line}");
     }
     for key in [
         "license = ",

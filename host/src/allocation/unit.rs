@@ -1,6 +1,6 @@
 //! What the allocator chooses among: single modules, or whole layers.
 
-use dynalora_plugin_api::{Member, ModuleInfo};
+use dynalora_plugin_api::{CostModel, Member, ModuleInfo};
 
 use crate::recipe::Unit;
 
@@ -97,6 +97,11 @@ impl Units {
         let largest =
             |members: &Vec<usize>| members.iter().map(|&index| ranks[index]).max().unwrap_or(0);
         self.members.iter().map(largest).collect()
+    }
+
+    /// What choices of units cost, by what choices of modules do.
+    pub fn costs(&self, of_modules: &CostModel) -> CostModel {
+        of_modules.grouped(&self.unit_of)
     }
 
     /// A per-unit list as a per-module one: every module gets its unit's value.

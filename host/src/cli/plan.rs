@@ -2,19 +2,19 @@
 
 use std::path::PathBuf;
 
-use dynalora_plugin_api::ModuleInfo;
+use dynalora_plugin_api::{Cost, CostModel, ModuleInfo};
 use serde::Serialize;
 
 use super::{Common, print, print_json, table};
 use crate::adapter::Config;
 use crate::allocation::{Units, initial_units};
-use crate::data::{Problem, labels_of};
+use crate::data::{self, Limits, Problem, labels_of};
 use crate::error::{Error, Result};
-use crate::model::{EncoderConfig, HeadStart, Pretrained, fetch, head_parameters};
+use crate::model::{EncoderConfig, HeadStart, ModelFolder, Pretrained, fetch, head_parameters};
 use crate::number::{count, size};
-use crate::recipe::{BatchLimit, OptimizerState, Recipe, Unit};
-use crate::train::check;
-use crate::train::cost::{LastLayer, Shape, Sizes, cost};
+use crate::recipe::{OptimizerState, Recipe, Unit};
+use crate::train::cost::{LastLayer, Shape, Sizes, Steps, cost};
+use crate::train::{check, costs, longest_step};
 
 /// Arguments of `dynalora plan`.
 #[derive(Debug, clap::Args)]
@@ -56,6 +56,10 @@ struct Plan {
     lowest_active_layer: Option<u32>,
     forward_flops: u64,
     backward_flops: u64,
+    /// What the active modules cost above none, as a share of what all would: what `by = "flops"` goes by.
+    share_of_flops: f64,
+    /// The same of the bytes that depend on the choice: what `by = "memory"` goes by.
+    share_of_memory: f64,
     tokens: usize,
     memory: Memory,
 }
@@ -67,18 +71,20 @@ struct Memory {
     gradients: u64,
     optimizer: u64,
     activations: u64,
+    /// Frozen weights laid out a second time, for the gradients of their layers' inputs.
+    backward_weights: u64,
     total: u64,
 }
 
 /// Reads recipe and model, makes the plugins, reads of the data at most the names of the classes, and prints the
-/// plan.
+/// plan. All of the data only where the run's first choice depends on what its steps cost.
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
     let pretrained = Pretrained::open(&folder, &recipe.model)?;
     let modules = pretrained.modules(&recipe.adapter)?;
     check(&recipe, &pretrained, &modules, &common.plugin_dir)?;
-    let plan = plan(&recipe, &pretrained, modules, arguments)?;
+    let plan = plan(&recipe, &folder, &pretrained, modules, arguments)?;
     for warning in HeadStart::of(&pretrained, plan.outputs).warnings {
         tracing::warn!("{warning}");
     }
@@ -161,16 +167,26 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
             ),
         ),
         (
+            "of what all modules cost",
+            format!(
+                "{:.1} % by flops, {:.1} % by memory, above none",
+                100.0 * plan.share_of_flops,
+                100.0 * plan.share_of_memory
+            ),
+        ),
+        (
             "memory, estimated",
             format!(
-                "{} = weights {} + adapters {} + gradients {} + optimiser {} + activations of {} tokens {}",
+                "{} = weights {} + adapters {} + gradients {} + optimiser {} + activations of {} tokens {} + weights \
+                 for the way back {}",
                 size(memory.total),
                 size(memory.weights),
                 size(memory.adapters),
                 size(memory.gradients),
                 size(memory.optimizer),
                 plan.tokens,
-                size(memory.activations)
+                size(memory.activations),
+                size(memory.backward_weights)
             ),
         ),
     ];
@@ -182,6 +198,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
 
 fn plan(
     recipe: &Recipe,
+    folder: &ModelFolder,
     pretrained: &Pretrained,
     modules: Vec<ModuleInfo>,
     arguments: &Arguments,
@@ -189,28 +206,34 @@ fn plan(
     let config = &pretrained.config;
     let adapter = Config::from(&recipe.adapter);
     let linears = pretrained.linears();
-    let active = active(recipe, &modules, arguments.active)?;
+    let (labels, problem) = labels_of(&recipe.data)?;
+    let outputs = match problem {
+        Problem::Regression => 1,
+        Problem::Classification => labels.len(),
+    };
+    let steps = steps(recipe, folder, pretrained, arguments)?;
+    let model = costs(recipe, pretrained, &modules, steps, outputs);
+    let active = active(recipe, &modules, &model, arguments.active)?;
     let chosen = || {
         let pairs = modules.iter().zip(&active);
         pairs.filter_map(|(module, active)| active.then_some(module))
     };
     let lowest = chosen().filter_map(|module| module.layer).min();
 
-    let (labels, problem) = labels_of(&recipe.data)?;
-    let outputs = match problem {
-        Problem::Regression => 1,
-        Problem::Classification => labels.len(),
-    };
     let head_parameters = head_parameters(config, pretrained.frozen_pooler(), outputs);
-    let tokens = arguments
-        .tokens
-        .unwrap_or(match recipe.train.batch_limit() {
-            BatchLimit::Tokens(tokens) => tokens,
-            BatchLimit::Examples(examples) => {
-                examples * recipe.model.max_length.min(config.max_length())
-            }
-        });
     let length = recipe.model.max_length.min(config.max_length());
+    let tokens = arguments.tokens.unwrap_or_else(|| {
+        let longest = longest_step(recipe, pretrained);
+        (longest.sizes.tokens / longest.batches) as usize
+    });
+    let batch = costs(
+        recipe,
+        pretrained,
+        &modules,
+        Steps::longest(tokens, length, 1),
+        outputs,
+    )
+    .cost(&active);
     // The longest sequence. The last layer is counted for all tokens, so that modules of every layer compare;
     // steps spare all but the first token's queries, projection and feed-forward there.
     let mut longest = Sizes::default();
@@ -238,13 +261,23 @@ fn plan(
     let mut memory = Memory {
         weights: 4 * base_parameters,
         adapters: 4 * (adapter_parameters + projection_values + head_parameters),
-        gradients: 4 * trainable,
+        gradients: batch.gradients,
         optimizer: 8 * kept,
-        activations: 4 * activation_floats(config, &adapter, &modules, lowest, tokens as u64),
+        activations: batch.activations + working_set(config, tokens as u64),
+        backward_weights: batch.weights,
         total: 0,
     };
-    memory.total =
-        memory.weights + memory.adapters + memory.gradients + memory.optimizer + memory.activations;
+    memory.total = memory.weights
+        + memory.adapters
+        + memory.gradients
+        + memory.optimizer
+        + memory.activations
+        + memory.backward_weights;
+    let share = |of: fn(&Cost) -> u64| {
+        let none = of(&model.none());
+        let above = |cost: Cost| (of(&cost) - none) as f64;
+        above(model.cost(&active)) / above(model.all()).max(1.0)
+    };
     Ok(Plan {
         adapter_parameters,
         projection_values,
@@ -258,6 +291,8 @@ fn plan(
         lowest_active_layer: lowest,
         forward_flops: cost.forward / length as u64,
         backward_flops: cost.backward / length as u64,
+        share_of_flops: share(Cost::flops),
+        share_of_memory: share(Cost::memory),
         tokens,
         memory,
         active,
@@ -265,14 +300,38 @@ fn plan(
     })
 }
 
+/// What its steps compute on: as much as they can, unless the run's first choice is one by costs, which go by the
+/// data.
+fn steps(
+    recipe: &Recipe,
+    folder: &ModelFolder,
+    pretrained: &Pretrained,
+    arguments: &Arguments,
+) -> Result<Steps> {
+    let budget = recipe
+        .allocation
+        .initial_budget(recipe.allocator.as_ref())?;
+    if arguments.active.is_some() || !budget.is_some_and(|budget| budget.by.is_cost()) {
+        return Ok(longest_step(recipe, pretrained));
+    }
+    let data = data::load(recipe, folder, &Limits::of(&pretrained.config))?;
+    Ok(Steps::of(&data.train, &recipe.train, recipe.seed))
+}
+
 /// Which modules to plan for: the `upper` units, or those that the run starts with.
-fn active(recipe: &Recipe, modules: &[ModuleInfo], upper: Option<usize>) -> Result<Vec<bool>> {
+fn active(
+    recipe: &Recipe,
+    modules: &[ModuleInfo],
+    costs: &CostModel,
+    upper: Option<usize>,
+) -> Result<Vec<bool>> {
     let allocation = &recipe.allocation;
     let units = Units::new(allocation.unit, modules.to_vec());
     let count = units.infos().len();
     let Some(upper) = upper else {
         let drawn = allocation.initial_budget(recipe.allocator.as_ref())?;
-        return Ok(units.expand(&initial_units(drawn, units.infos(), recipe.seed)?));
+        let drawn = initial_units(drawn, &units, Some(costs), recipe.seed)?;
+        return Ok(units.expand(&drawn));
     };
     if !(1..=count).contains(&upper) {
         let what = match allocation.unit {
@@ -290,29 +349,7 @@ fn active(recipe: &Recipe, modules: &[ModuleInfo], upper: Option<usize>) -> Resu
     Ok(units.expand(&chosen))
 }
 
-/// Values that are alive at the peak. Of each token: what the kernels keep for the backward pass of each
-/// layer from the lowest active one up (q, k, v, the layer's input, two norms' sums, the attention's output,
-/// the feed-forward's input and inner values, and `x·Aᵀ` of each adapter), and the widest working set of one
-/// layer. Once: VeRA's `Λ_b·B·Λ_d` of each of these modules.
-fn activation_floats(
-    config: &EncoderConfig,
-    adapter: &Config,
-    modules: &[ModuleInfo],
-    lowest: Option<u32>,
-    tokens: u64,
-) -> u64 {
-    let (hidden, inner) = (config.hidden as u64, config.intermediate as u64);
-    let layers = lowest.map_or(0, |lowest| config.layers as u64 - u64::from(lowest));
-    let reached = modules
-        .iter()
-        .filter(|module| lowest.is_some_and(|lowest| module.layer.is_some_and(|l| l >= lowest)));
-    let (mut ranks, mut scaled) = (0, 0);
-    for module in reached {
-        ranks += u64::from(module.rank);
-        scaled += u64::from(module.rank) * module.out_features;
-    }
-    if adapter.trains_a() {
-        scaled = 0;
-    }
-    tokens * (layers * (8 * hidden + inner) + 2 * inner + 4 * hidden + ranks) + scaled
+/// Bytes of the widest working set of one layer, beside what is kept for the way back.
+fn working_set(config: &EncoderConfig, tokens: u64) -> u64 {
+    4 * tokens * (2 * config.intermediate + 4 * config.hidden) as u64
 }

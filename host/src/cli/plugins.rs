@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{Common, print, print_json, table};
 use crate::error::{Error, Result};
 use crate::plugin::{self, PluginPath};
+use crate::recipe::Isolation;
 
 /// Arguments of `dynalora plugins`.
 #[derive(Debug, clap::Args)]
@@ -46,6 +47,15 @@ enum Command {
     New(new::Arguments),
     /// Show what a plugin would have chosen in a run that there is, without training
     Replay(replay::Arguments),
+    /// Answer what the plugin of the library at a path is asked, for the process that asks
+    #[command(name = "__serve", hide = true)]
+    ServeHere {
+        /// The library
+        path: PathBuf,
+        /// Memory that it may take
+        #[arg(long)]
+        memory_mib: u64,
+    },
     /// Check that a plugin keeps the rules of the boundary
     Check {
         /// The path of its library
@@ -53,6 +63,9 @@ enum Command {
         /// Parameters to check it with, as a JSON object; made up from its schema by default
         #[arg(long)]
         parameters: Option<String>,
+        /// Check it in processes of its own, as `isolation = "process"` runs it
+        #[arg(long)]
+        isolated: bool,
         /// Print the report as JSON
         #[arg(long)]
         json: bool,
@@ -64,14 +77,16 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     match &arguments.command {
         Command::List { json } => list(*json, common),
         Command::DescribeHere { path } => print(&plugin::describe_here(path)?),
+        Command::ServeHere { path, memory_mib } => plugin::serve_here(path, *memory_mib),
         Command::Info { name, json } => info(name, *json, common),
         Command::New(arguments) => new::run(arguments, common),
         Command::Replay(arguments) => replay::run(arguments, common),
         Command::Check {
             path,
             parameters,
+            isolated,
             json,
-        } => check(path, parameters.as_deref(), *json),
+        } => check(path, parameters.as_deref(), *isolated, *json),
     }
 }
 
@@ -109,7 +124,12 @@ fn info(name: &str, as_json: bool, common: &Common) -> Result<()> {
     print(&texts.join("\n\n"))
 }
 
-fn check(path: &std::path::Path, parameters: Option<&str>, as_json: bool) -> Result<()> {
+fn check(
+    path: &std::path::Path,
+    parameters: Option<&str>,
+    isolated: bool,
+    as_json: bool,
+) -> Result<()> {
     let parameters = parameters
         .map(|text| {
             serde_json::from_str::<Value>(text)
@@ -121,7 +141,8 @@ fn check(path: &std::path::Path, parameters: Option<&str>, as_json: bool) -> Res
                 })
         })
         .transpose()?;
-    let reports = plugin::check(path, parameters.as_ref())?;
+    let isolation = isolated.then(Isolation::default);
+    let reports = plugin::check(path, parameters.as_ref(), isolation.as_ref())?;
     if as_json {
         print_json(&reports)?;
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use dynalora_plugin_api::{LedgerEntry, Metric, ModuleInfo, Moment, Observation};
+use dynalora_plugin_api::{CostModel, LedgerEntry, Metric, ModuleInfo, Moment, Observation};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// One line of `metrics.jsonl`, tagged by its `kind`.
@@ -96,6 +96,10 @@ pub struct AllocationRecord {
     /// Numbers of the plugins' own, by name: one, or one per module (of an allocator, per unit).
     #[serde(default, skip_serializing_if = "PluginNumbers::is_empty")]
     pub numbers: PluginNumbers,
+    /// No choice: the fault with which the plugins were given up after the step, from which on the modules that were
+    /// active stay so (`allocation.on_plugin_fault = "keep"`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
 }
 
 /// Numbers of the plugins' own, by name.
@@ -150,6 +154,9 @@ pub enum SignalRecord {
         total_steps: u64,
         /// The modules in forward order.
         modules: Vec<ModuleInfo>,
+        /// What choices of them cost in the run's steps.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        costs: Option<Box<CostModel>>,
     },
     /// What was told of one step, or of a moment before the first.
     Observed(Observed),
@@ -240,6 +247,9 @@ pub struct Summary {
     /// Steps whose update was left out because it was not finite (`train.on_nonfinite = "skip"`).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// The fault with which the plugins were given up, if they were (`allocation.on_plugin_fault = "keep"`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin_fault: Option<String>,
     /// Stretches in which the training loss was that of a constant answer; none in runs from before they were looked
     /// for, which is another thing than an empty list.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,42 +1,18 @@
-//! Floating-point operations, forward and backward, with some of the modules active.
+//! What a step costs: the plugin API's [`CostModel`] of an encoder with its modules.
+//!
+//! The same model counts the operations that a run records, is shown by `dynalora plan`, and is what plugins are
+//! sent. Operations of the head are left out: it runs once per sequence.
 
-use std::collections::HashMap;
-
-use dynalora_plugin_api::ModuleInfo;
+use dynalora_plugin_api::{Amount, CostModel, ModuleInfo, Operation, SidePath};
+pub use dynalora_plugin_api::{Cost, Sizes};
 
 use crate::adapter::LinearInfo;
+use crate::data::{Encoded, EpochPlan};
 use crate::model::EncoderConfig;
+use crate::recipe::TrainConfig;
 
-/// Operations, a multiplication and an addition being two. The head is left out: it runs once per sequence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
-    /// Of the forward pass.
-    pub forward: u64,
-    /// Of the backward pass.
-    pub backward: u64,
-}
-
-/// How much there is to compute on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sizes {
-    /// Sequences.
-    pub sequences: u64,
-    /// Their tokens.
-    pub tokens: u64,
-    /// Pairs of tokens of one sequence, which is what attention works on.
-    pub pairs: u64,
-}
-
-impl Sizes {
-    /// Adds the sequences between consecutive `offsets`.
-    pub fn add(&mut self, offsets: &[usize]) {
-        for length in offsets.windows(2).map(|ends| (ends[1] - ends[0]) as u64) {
-            self.sequences += 1;
-            self.tokens += length;
-            self.pairs += length * length;
-        }
-    }
-}
+/// Bytes of a value.
+const BYTES: u64 = 4;
 
 /// For which tokens the last layer is run, of which only the first token of each sequence is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +40,90 @@ pub struct Shape<'a> {
     pub trains_a: bool,
 }
 
+/// What steps of a run compute on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steps {
+    /// In all of these steps together.
+    pub sizes: Sizes,
+    /// Batches in them.
+    pub batches: u64,
+    /// How many they are.
+    pub steps: u64,
+}
+
+impl Steps {
+    /// Those of an epoch over `data`.
+    pub fn of(data: &Encoded, train: &TrainConfig, seed: u64) -> Self {
+        let mut sizes = Sizes::default();
+        sizes.add(&data.offsets);
+        let batches = EpochPlan::new(data, train, seed, 0).batches().len();
+        Steps {
+            sizes,
+            batches: batches as u64,
+            steps: batches.div_ceil(train.gradient_accumulation) as u64,
+        }
+    }
+
+    /// One of `accumulation` batches of so many `tokens`, in sequences of `length` tokens.
+    pub fn longest(tokens: usize, length: usize, accumulation: usize) -> Self {
+        let (tokens, length) = (tokens as u64, length.max(1) as u64);
+        let batches = accumulation as u64;
+        Steps {
+            sizes: Sizes {
+                sequences: batches * tokens.div_ceil(length),
+                tokens: batches * tokens,
+                pairs: batches * tokens * length,
+            },
+            batches,
+            steps: 1,
+        }
+    }
+}
+
+impl Shape<'_> {
+    /// What choices of its modules cost in such `steps`, with so many values in the head. What measurements cost
+    /// beside is not in it: it does not depend on the choice.
+    pub fn costs(self, steps: Steps, head_parameters: u64) -> CostModel {
+        let mut costs = self.model(LastLayer::AsRead { outputs: false });
+        costs.head_parameters = head_parameters;
+        costs.sizes = steps.sizes;
+        costs.batches = steps.batches;
+        costs.steps = steps.steps;
+        costs
+    }
+
+    /// The operations, forward and backward, and what the CPU's kernels keep between the two.
+    pub fn model(self, last: LastLayer) -> CostModel {
+        let mut builder = Builder {
+            shape: self,
+            costs: CostModel::default(),
+        };
+        let costs = &mut builder.costs;
+        costs.parameters = self
+            .modules
+            .iter()
+            .map(|module| module.parameters)
+            .collect();
+        costs.gradient_bytes = BYTES;
+        costs.moment_bytes = 2 * BYTES;
+        let (layers, rest) = self.linears.as_chunks::<6>();
+        // The embeddings, of which nothing trains.
+        let mut x = builder.value(Amount::per_token, self.config.hidden);
+        for (index, layer) in layers.iter().enumerate() {
+            x = match last {
+                LastLayer::AsRead { outputs } if index + 1 == layers.len() => {
+                    builder.last_layer(index as u32, layer, x, outputs)
+                }
+                _ => builder.layer(index as u32, layer, x),
+            };
+        }
+        for pooler in rest {
+            x = builder.linear(None, x, &[pooler], Amount::per_sequence);
+        }
+        builder.costs
+    }
+}
+
 /// The cost of a pass over sequences of such `sizes` without the first `skipped` layers. `active` tells which
 /// modules train.
 ///
@@ -76,126 +136,218 @@ pub fn cost(
     skipped: usize,
     last: LastLayer,
 ) -> Cost {
-    let mut walk = Walk::new(shape, active, sizes);
-    let (layers, rest) = shape.linears.as_chunks::<6>();
-    // Whether the hidden state depends on anything that trains.
-    let mut wanted = false;
-    for (index, layer) in layers.iter().enumerate().skip(skipped) {
-        let last = match index + 1 == layers.len() {
-            true => last,
-            false => LastLayer::Whole,
-        };
-        wanted = walk.layer(layer, wanted, last);
-    }
-    for pooler in rest {
-        wanted = walk.linear(pooler, wanted, sizes.sequences);
-    }
-    walk.cost
+    shape.model(last).at(active, sizes, skipped as u32..)
 }
 
 /// The operations of running the first `depth` layers forward, for all tokens.
 pub fn prefix(shape: Shape<'_>, sizes: Sizes, depth: usize) -> u64 {
-    let mut walk = Walk::new(shape, &vec![false; shape.modules.len()], sizes);
-    let (layers, _) = shape.linears.as_chunks::<6>();
-    for layer in layers.iter().take(depth) {
-        walk.layer(layer, false, LastLayer::Whole);
-    }
-    walk.cost.forward
+    let whole = shape.model(LastLayer::Whole);
+    whole.at(&[], sizes, ..depth as u32).forward
 }
 
-struct Walk<'a> {
-    trains_a: bool,
-    /// Rank of each module's side path, and whether it trains.
-    pairs: HashMap<&'a str, (u64, bool)>,
-    sizes: Sizes,
-    /// Of attention, for one query and one key.
-    attention: u64,
-    cost: Cost,
+/// The models that a run's steps are counted by.
+pub struct Costs {
+    whole: CostModel,
+    read: CostModel,
+    measured: CostModel,
 }
 
-impl<'a> Walk<'a> {
-    fn new(shape: Shape<'a>, active: &[bool], sizes: Sizes) -> Self {
-        let modules = shape.modules.iter().zip(active);
-        Walk {
-            trains_a: shape.trains_a,
-            pairs: modules
-                .map(|(module, active)| (module.path.as_str(), (u64::from(module.rank), *active)))
-                .collect(),
-            sizes,
-            attention: shape.config.attention_flops(1) / shape.config.layers as u64,
-            cost: Cost::default(),
+impl Costs {
+    /// Of this model.
+    pub fn of(shape: Shape<'_>) -> Self {
+        let read = |outputs| shape.model(LastLayer::AsRead { outputs });
+        Costs {
+            whole: shape.model(LastLayer::Whole),
+            read: read(false),
+            measured: read(true),
         }
     }
 
-    /// Passes a layer; `wanted` says whether its input's gradient is. The answer says so of its output's.
-    fn layer(&mut self, layer: &[LinearInfo; 6], wanted: bool, last: LastLayer) -> bool {
-        let [query, key, value, projection, up, down] = layer;
-        let is_module = |linear: &&LinearInfo| self.pairs.contains_key(linear.path.as_str());
-        let sizes = self.sizes;
-        // Queries, and the rows of all that follows the attention. One query a sequence meets each of its
-        // tokens once.
-        let (rows, met) = match last {
-            LastLayer::Whole => (sizes.tokens, sizes.pairs),
-            LastLayer::AsRead { .. } => (sizes.sequences, sizes.tokens),
+    /// The operations of a step: `tracked` modules have gradients, `outputs` says whether any output is measured,
+    /// and the first `depth` layers were run for the sequences `computed` alone.
+    pub fn step(
+        &self,
+        tracked: &[bool],
+        sizes: Sizes,
+        outputs: bool,
+        depth: usize,
+        computed: Sizes,
+    ) -> u64 {
+        let model = match outputs {
+            true => &self.measured,
+            false => &self.read,
         };
-        if last == (LastLayer::AsRead { outputs: true }) {
-            let backward = self.cost.backward;
-            let of_rest = [projection, up, down].iter().any(is_module);
-            if of_rest || is_module(&query) {
-                self.linear(query, false, sizes.tokens);
-            }
-            if of_rest {
-                self.cost.forward += self.attention * sizes.pairs;
-                for linear in [projection, up, down] {
-                    self.linear(linear, false, sizes.tokens);
-                }
-            }
-            self.cost.backward = backward;
-        }
-        let attended = [
-            self.linear(query, wanted, rows),
-            self.linear(key, wanted, sizes.tokens),
-            self.linear(value, wanted, sizes.tokens),
-        ];
-        let attended = attended.contains(&true);
-        let attention = self.attention * met;
-        self.cost.forward += attention;
-        // The gradients of queries, keys, values and weights, for the two products of the forward pass.
-        self.cost.backward += if attended { 2 * attention } else { 0 };
-        let between = self.linear(projection, attended, rows) || wanted;
-        let inner = self.linear(up, between, rows);
-        self.linear(down, inner, rows) || between
+        let depth = depth as u32;
+        let prefix = self.whole.at(&[], computed, ..depth);
+        model.at(tracked, sizes, depth..).flops() + prefix.forward
     }
 
-    /// Passes a linear layer with so many rows; `wanted` says whether its input's gradient is. The answer
-    /// says so of its output's.
-    fn linear(&mut self, linear: &LinearInfo, wanted: bool, rows: u64) -> bool {
-        let (inputs, outputs) = (linear.inputs as u64, linear.outputs as u64);
-        let frozen = 2 * inputs * outputs;
-        let (rank, active) = self
-            .pairs
-            .get(linear.path.as_str())
-            .copied()
-            .unwrap_or_default();
-        let (a, b) = (2 * rank * inputs, 2 * rank * outputs);
-        self.cost.forward += rows * (frozen + a + b);
-        let of_a = active && self.trains_a;
-        let mut backward = 0;
-        if wanted || of_a {
-            // The gradient between the two halves of the pair.
-            backward += b;
+    /// The operations of the examples' own gradients of the adapters of `tracked` modules, whose squares are measured:
+    /// once more those of the gradients of the whole batch.
+    pub fn fisher(&self, tracked: &[bool], sizes: Sizes) -> u64 {
+        let operations = self.read.operations.iter();
+        let paths = operations.flat_map(|operation| &operation.modules);
+        let paths = paths.filter(|path| tracked[path.module as usize]);
+        paths
+            .map(|path| (path.between + path.a + path.b).at(sizes, 1))
+            .sum()
+    }
+}
+
+/// How an amount of each row grows: with the tokens, or with the sequences.
+type Rows = fn(u64) -> Amount;
+
+struct Builder<'a> {
+    shape: Shape<'a>,
+    costs: CostModel,
+}
+
+impl Builder<'_> {
+    /// A new value of so many features a row.
+    fn value(&mut self, rows: Rows, features: usize) -> u32 {
+        self.costs.values.push(rows(BYTES * features as u64));
+        self.costs.values.len() as u32 - 1
+    }
+
+    /// An operation that reads these values and writes one, and counts for nothing yet.
+    fn operation(layer: Option<u32>, reads: &[u32], writes: u32) -> Operation {
+        let mut operation = Operation::default();
+        operation.layer = layer;
+        operation.reads = reads.to_vec();
+        operation.writes = Some(writes);
+        operation
+    }
+
+    /// Linear layers that read `x` side by side, of which so many rows are run: what they write.
+    fn linear(&mut self, layer: Option<u32>, x: u32, linears: &[&LinearInfo], rows: Rows) -> u32 {
+        let outputs = linears.iter().map(|linear| linear.outputs).sum();
+        let y = self.value(rows, outputs);
+        let mut operation = Self::operation(layer, &[x], y);
+        for linear in linears {
+            let frozen = (linear.inputs * linear.outputs) as u64;
+            operation.forward = operation.forward + rows(2 * frozen);
+            operation.backward = operation.backward + rows(2 * frozen);
+            operation.weights += BYTES * frozen;
+            operation.modules.extend(self.side_path(linear, x, rows));
         }
-        if active {
-            backward += b;
+        self.costs.operations.push(operation);
+        y
+    }
+
+    /// The side path of a linear layer, if it is a module.
+    fn side_path(&self, linear: &LinearInfo, x: u32, rows: Rows) -> Option<SidePath> {
+        let mut modules = self.shape.modules.iter();
+        let module = modules.position(|module| module.path == linear.path)?;
+        let rank = u64::from(self.shape.modules[module].rank);
+        let [a, b] = [linear.inputs, linear.outputs].map(|width| rows(2 * rank * width as u64));
+        let mut path = SidePath::default();
+        path.module = module as u32;
+        path.forward = a + b;
+        path.between = b;
+        path.input = a;
+        path.b = b;
+        path.trains_a = self.shape.trains_a;
+        // x·Aᵀ, whether or not it is this module that trains.
+        path.saved = rows(BYTES * rank);
+        if self.shape.trains_a {
+            path.a = a;
+            path.keeps = vec![x];
+        } else {
+            // VeRA's Λ_b·B·Λ_d.
+            path.saved = path.saved + Amount::once(BYTES * rank * linear.outputs as u64);
         }
-        if of_a {
-            backward += a;
+        Some(path)
+    }
+
+    /// A layer in which every token's query meets every key.
+    fn layer(&mut self, index: u32, layer: &[LinearInfo; 6], x: u32) -> u32 {
+        let [query, key, value, ..] = layer;
+        let joint = self.linear(Some(index), x, &[query, key, value], Amount::per_token);
+        let rows = [Amount::per_token, Amount::per_pair];
+        self.finish(index, layer, &[joint], x, rows)
+    }
+
+    /// The last one, of which the first token of each sequence is read: its query meets each token once. Where
+    /// `outputs` are measured, its other linears run for all tokens beside the graph.
+    fn last_layer(&mut self, index: u32, layer: &[LinearInfo; 6], x: u32, outputs: bool) -> u32 {
+        let [query, key, value, rest @ ..] = layer;
+        let pairs = self.linear(Some(index), x, &[key, value], Amount::per_token);
+        if outputs {
+            self.measured(index, query, rest);
         }
-        if wanted {
-            backward += frozen + a;
+        let first = self.value(Amount::per_sequence, self.shape.config.hidden);
+        let select = Self::operation(Some(index), &[x], first);
+        self.costs.operations.push(select);
+        let queries = self.linear(Some(index), first, &[query], Amount::per_sequence);
+        let rows = [Amount::per_sequence, Amount::per_token];
+        self.finish(index, layer, &[queries, pairs], first, rows)
+    }
+
+    /// What is run forward for all tokens, so that its outputs can be measured.
+    fn measured(&mut self, index: u32, query: &LinearInfo, rest: &[LinearInfo; 3]) {
+        let forward = |linear: &LinearInfo| {
+            let path = self.side_path(linear, 0, Amount::per_token);
+            let frozen = Amount::per_token(2 * (linear.inputs * linear.outputs) as u64);
+            let side = path.as_ref().map_or(Amount::default(), |path| path.forward);
+            (frozen + side, path.is_some())
+        };
+        let of_rest = rest.each_ref().map(forward);
+        let (of_query, is_module) = forward(query);
+        let mut operation = Operation::default();
+        operation.layer = Some(index);
+        if of_rest.iter().any(|(_, is_module)| *is_module) {
+            let attention = Amount::per_pair(self.attention());
+            let rest = of_rest.iter().map(|(forward, _)| *forward);
+            operation.forward = rest.fold(of_query + attention, |sum, more| sum + more);
+        } else if is_module {
+            operation.forward = of_query;
         }
-        self.cost.backward += rows * backward;
-        wanted || active
+        self.costs.operations.push(operation);
+    }
+
+    /// From what the attention reads to the layer's output, of which each row's input is `residual`. What there
+    /// are rows of, and what of queries that meet keys.
+    fn finish(
+        &mut self,
+        index: u32,
+        [_, _, _, projection, up, down]: &[LinearInfo; 6],
+        projected: &[u32],
+        residual: u32,
+        [rows, met]: [Rows; 2],
+    ) -> u32 {
+        let layer = Some(index);
+        let attended = self.value(rows, self.shape.config.hidden);
+        let mut attention = Self::operation(layer, projected, attended);
+        attention.forward = met(self.attention());
+        // The gradients of queries, keys, values and weights, for the two products of the forward pass.
+        attention.backward = met(2 * self.attention());
+        attention.keeps = projected.to_vec();
+        self.costs.operations.push(attention);
+        let x = self.linear(layer, attended, &[projection], rows);
+        let x = self.add_norm(layer, x, residual, rows);
+        let inner = self.linear(layer, x, &[up], rows);
+        let activated = self.value(rows, up.outputs);
+        let mut activation = Self::operation(layer, &[inner], activated);
+        activation.keeps = vec![inner];
+        self.costs.operations.push(activation);
+        let down = self.linear(layer, activated, &[down], rows);
+        self.add_norm(layer, down, x, rows)
+    }
+
+    /// The normalised sum of two values, which is kept before it is normalised.
+    fn add_norm(&mut self, layer: Option<u32>, x: u32, residual: u32, rows: Rows) -> u32 {
+        let hidden = self.shape.config.hidden;
+        let y = self.value(rows, hidden);
+        let mut norm = Self::operation(layer, &[x, residual], y);
+        norm.saved = rows(BYTES * hidden as u64);
+        self.costs.operations.push(norm);
+        y
+    }
+
+    /// Operations of attention, for one query and one key.
+    fn attention(&self) -> u64 {
+        let config = self.shape.config;
+        config.attention_flops(1) / config.layers as u64
     }
 }
 
@@ -251,6 +403,7 @@ mod tests {
         // halves; from the attention up as much as forward, attention itself twice.
         let half = pair / 2;
         let pairs = (2 + 8) * (pair + half);
+        assert_eq!(Costs::of(shape).fisher(&upper, sizes), pairs);
         assert_eq!(last.backward, pairs + 2 * 8 * attention + rest + 2 * square);
         let whole = cost(shape, &upper, sizes, 0, read);
         assert_eq!(whole.forward, layer + last.forward);

@@ -5,6 +5,7 @@ mod constant;
 pub mod cost;
 pub mod evaluate;
 mod fault;
+pub mod frozen;
 mod inputs;
 mod machine;
 pub mod optimizer;
@@ -26,10 +27,10 @@ use std::time::Instant;
 use dynalora_plugin_api::{Metric, ModuleInfo, Moment, Observation};
 
 pub use machine::peak_memory;
-pub use prepare::{Prepared, Rest, check};
+pub use prepare::{Prepared, Rest, check, costs, longest_step};
 pub use progress::{Display, Verbosity, say};
 
-use crate::adapter::{Adapters, LinearInfo, components, mixed};
+use crate::adapter::{Adapters, Config, LinearInfo, components, mixed};
 use crate::allocation::{Controller, Measuring};
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -39,6 +40,7 @@ use crate::recipe::{Every, HeadBias, Recipe};
 use crate::run::{AllocationRecord, Checkpoint, SignalRecord, Summary, Writer};
 use checkpoint::Progress;
 use constant::Constant;
+use cost::Costs;
 use optimizer::{Optimizer, OptimizerConfig};
 use order::Steps;
 use prefix::PrefixCache;
@@ -78,7 +80,8 @@ pub fn train<B: Kernels>(
         }
         let Some(batches) = steps.next() else { break };
         let (made, observed) = training.step(&batches)?;
-        training.reallocate(observed)?;
+        let outcome = training.reallocate(observed);
+        training.endure(outcome, Some(&made))?;
         training.record(&made)?;
     }
     training.display.end();
@@ -97,6 +100,8 @@ struct Training<'a, B: Kernels> {
     rest: &'a Rest,
     /// All linear layers of the base model.
     linears: Vec<LinearInfo>,
+    /// What its steps are counted by.
+    costs: Costs,
     total_steps: u64,
     steps_per_epoch: u64,
     controller: Controller,
@@ -121,7 +126,7 @@ impl<'a, B: Kernels> Training<'a, B> {
     fn new(
         recipe: &'a Recipe,
         rest: &'a Rest,
-        controller: Controller,
+        mut controller: Controller,
         total_steps: u64,
         writer: Writer,
         device: &'a B::Device,
@@ -130,6 +135,7 @@ impl<'a, B: Kernels> Training<'a, B> {
         let modules = rest.modules.clone();
         let model = Model::<B>::load(&rest.pretrained, &modules, rest.data.outputs(), device)?;
         let config = optimizer_config(recipe, total_steps);
+        let linears = rest.pretrained.linears();
         let train = &recipe.train;
         let constant = Constant::of(&rest.data.train.labels, rest.data.outputs());
         let answer = constant.as_ref().map(Constant::logits);
@@ -138,7 +144,13 @@ impl<'a, B: Kernels> Training<'a, B> {
         Ok(Training {
             recipe,
             rest,
-            linears: rest.pretrained.linears(),
+            costs: Costs::of(cost::Shape {
+                config: &rest.pretrained.config,
+                linears: &linears,
+                modules: &modules,
+                trains_a: Config::from(&recipe.adapter).trains_a(),
+            }),
+            linears,
             total_steps,
             steps_per_epoch: rest.data.steps_per_epoch(train, recipe.seed),
             progress: Progress::start(controller.state()?),
@@ -175,6 +187,10 @@ impl<'a, B: Kernels> Training<'a, B> {
                 self.controller.restore(self.progress.allocation.clone())?;
                 self.seconds_before = self.progress.seconds;
                 self.saved.0 = self.progress.step;
+                if self.progress.allocation.owed {
+                    let outcome = self.choose();
+                    self.endure(outcome, None)?;
+                }
             }
             None => {
                 self.warn_of_a_far_mean();
@@ -189,8 +205,10 @@ impl<'a, B: Kernels> Training<'a, B> {
                         step: 0,
                         total_steps: self.total_steps,
                         modules: self.rest.modules.clone(),
+                        costs: self.controller.costs().cloned().map(Box::new),
                     })?;
                 }
+                self.measure_frozen()?;
                 if let Some(passes) = self.controller.first_choice() {
                     self.calibrate(passes)?;
                     self.choose()?;
@@ -199,6 +217,25 @@ impl<'a, B: Kernels> Training<'a, B> {
         }
         self.display.start(self.total_steps, self.progress.step);
         Ok(())
+    }
+
+    /// Measures what is measured once, before anything runs, if a plugin needs it.
+    fn measure_frozen(&mut self) -> Result<()> {
+        let measuring = self.controller.at_the_start();
+        let wanted = &measuring.wanted;
+        if wanted.is_nothing() {
+            return Ok(());
+        }
+        let (pretrained, modules) = (&self.rest.pretrained, &self.rest.modules);
+        let found = frozen::measure::<B>(pretrained, modules, wanted, self.device)?;
+        let mut observation = Observation::default();
+        observation.moment = Moment::Start;
+        observation.total_steps = self.total_steps;
+        observation.learning_rate = self.optimizer.rate(0);
+        observation.active = self.controller.active().to_vec();
+        (observation.signals, observation.raw) = found;
+        self.log_signals(&measuring, &observation)?;
+        self.controller.observe(&measuring, &observation)
     }
 
     /// Measures every module in so many passes over the first steps' batches, and updates nothing.
@@ -218,8 +255,8 @@ impl<'a, B: Kernels> Training<'a, B> {
                 seed: dropout_seed(self.recipe.seed, u64::MAX - pass),
             };
             let tracked = plan.tracked();
-            let mut result = step::run(&self.trainee, &batches, &plan, None, self.device)?;
-            self.progress.flops += self.flops(&batches, &tracked, measuring.wanted.outputs(), 0);
+            let mut result = step::run(&self.trainee, &batches, &plan, None, None, self.device)?;
+            self.progress.flops += self.flops(&batches, &tracked, &measuring.wanted, 0);
             result.observation.moment = Moment::Calibration;
             result.observation.total_steps = self.total_steps;
             self.log_signals(&measuring, &result.observation)?;
@@ -264,11 +301,19 @@ impl<'a, B: Kernels> Training<'a, B> {
         };
         let cache = self.cache.as_mut().filter(|_| depth > 0);
         let prefix = cache.map(|cache| Prefix { cache, depth });
-        let result = step::run(&self.trainee, batches, &plan, prefix, self.device)?;
+        let optimizer = Some(&self.optimizer);
+        let result = step::run(
+            &self.trainee,
+            batches,
+            &plan,
+            prefix,
+            optimizer,
+            self.device,
+        )?;
 
         let (tracked, seed) = (plan.tracked(), plan.seed);
         let skipped = self.skips(batches, seed, &result)?;
-        let flops = self.flops(batches, &tracked, outputs, depth);
+        let flops = self.flops(batches, &tracked, &measuring.wanted, depth);
         let made = self.made(batches, &result, flops, skipped);
         let observation = match skipped {
             true => None,

@@ -9,8 +9,8 @@ use std::fs::File;
 use std::io::Write;
 
 use burn::tensor::{Tensor, TensorData};
+use dynalora_plugin_api::Sizes;
 
-use super::cost::Sizes;
 use super::trainee::{Trainee, read, upload};
 use crate::adapter::Pass;
 use crate::data::Batch;

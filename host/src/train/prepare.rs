@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
-use dynalora_plugin_api::{Budget, ModuleInfo};
+use dynalora_plugin_api::{Budget, CostModel, ModuleInfo};
 
+use super::cost::{Shape, Steps};
+use crate::adapter::Config;
 use crate::allocation::{Controller, Named, Settings, Units};
 use crate::data::{self, Data, Limits};
 use crate::error::{Error, Result};
-use crate::model::{ModelFolder, Pretrained, fetch};
+use crate::model::{ModelFolder, Pretrained, fetch, head_parameters};
 use crate::plugin::{self, PluginPath};
-use crate::recipe::{AdapterKind, Length, Recipe};
+use crate::recipe::{AdapterKind, BatchLimit, Length, Recipe};
 
 /// A run before its first step, not yet on a device.
 pub struct Prepared {
@@ -60,7 +62,9 @@ impl Prepared {
             Length::Epochs(epochs) => epochs * data.steps_per_epoch(&recipe.train, recipe.seed),
         };
         let libraries = plugins.libraries();
-        let controller = plugins.controller(&recipe, total_steps)?;
+        let steps = Steps::of(&data.train, &recipe.train, recipe.seed);
+        let costs = costs(&recipe, &pretrained, &modules, steps, data.outputs());
+        let controller = plugins.controller(&recipe, total_steps, costs)?;
         Ok(Prepared {
             recipe,
             controller,
@@ -86,10 +90,43 @@ pub fn check(
     refuse_dropout_under_a_cache(recipe, pretrained)?;
     let plugins = Plugins::load(recipe, modules, plugin_dirs)?;
     match recipe.train.length() {
-        Length::Steps(steps) => plugins.controller(recipe, steps).map(drop),
+        Length::Steps(total) => {
+            let steps = longest_step(recipe, pretrained);
+            let outputs = recipe.data.labels.as_ref().map_or(1, Vec::len);
+            let costs = costs(recipe, pretrained, modules, steps, outputs);
+            plugins.controller(recipe, total, costs).map(drop)
+        }
         // So many steps as there are batches, which only the data can tell.
         Length::Epochs(_) => Ok(()),
     }
+}
+
+/// What choices of modules cost in such steps, with so many logits.
+pub fn costs(
+    recipe: &Recipe,
+    pretrained: &Pretrained,
+    modules: &[ModuleInfo],
+    steps: Steps,
+    outputs: usize,
+) -> CostModel {
+    let shape = Shape {
+        config: &pretrained.config,
+        linears: &pretrained.linears(),
+        modules,
+        trains_a: Config::from(&recipe.adapter).trains_a(),
+    };
+    let head = head_parameters(&pretrained.config, pretrained.frozen_pooler(), outputs);
+    shape.costs(steps, head)
+}
+
+/// The largest step that the recipe allows, before its data is known: every text as long as texts can be.
+pub fn longest_step(recipe: &Recipe, pretrained: &Pretrained) -> Steps {
+    let length = recipe.model.max_length.min(pretrained.config.max_length());
+    let tokens = match recipe.train.batch_limit() {
+        BatchLimit::Tokens(tokens) => tokens,
+        BatchLimit::Examples(examples) => examples * length,
+    };
+    Steps::longest(tokens, length, recipe.train.gradient_accumulation)
 }
 
 /// A cached prefix would repeat the first epoch's dropout for ever.
@@ -143,12 +180,18 @@ impl Plugins {
                 &path,
                 &scorer.plugin,
                 &scorer.parameters_json(),
+                scorer.isolation.as_ref(),
                 units.modules(),
             )
         });
         let allocator = recipe.allocator.as_ref().map(|allocator| {
-            let parameters = allocator.parameters_json();
-            plugin::load_allocator(&path, &allocator.plugin, &parameters, units.infos())
+            plugin::load_allocator(
+                &path,
+                &allocator.plugin,
+                &allocator.parameters_json(),
+                allocator.isolation.as_ref(),
+                units.infos(),
+            )
         });
         let (scorer, allocator) = (scorer.transpose()?, allocator.transpose()?);
         Ok(Plugins {
@@ -181,7 +224,7 @@ impl Plugins {
     }
 
     /// The controller of a run of so many steps, in which they have to be able to work.
-    fn controller(self, recipe: &Recipe, total_steps: u64) -> Result<Controller> {
+    fn controller(self, recipe: &Recipe, total_steps: u64, costs: CostModel) -> Result<Controller> {
         let settings = Settings {
             schedule: recipe.allocation.schedule.clone(),
             initial_budget: self.initial,
@@ -191,7 +234,11 @@ impl Plugins {
             prunable: recipe.adapter.kind == AdapterKind::Lora,
             seed: recipe.seed,
             total_steps,
+            costs: Some(costs),
         };
+        let libraries = self.libraries();
+        let manifests = libraries.iter().map(|found| &found.manifest);
+        let versions: Vec<String> = manifests.filter_map(plugin::versions).collect();
         let scorer = self.scorer.map(|scorer| {
             tracing::info!(
                 "scorer {} from {}",
@@ -214,6 +261,8 @@ impl Plugins {
                 plugin: allocator.plugin,
             }
         });
-        Controller::new(settings, self.units, scorer, allocator)
+        let controller = Controller::new(settings, self.units, scorer, allocator);
+        // Where it is refused, what a newer version asks for may be why.
+        controller.map_err(|error| versions.into_iter().fold(error, Error::and_help))
     }
 }

@@ -3,16 +3,15 @@
 use std::time::Instant;
 
 use burn::tensor::Tensor;
-use dynalora_plugin_api::ModuleInfo;
+use dynalora_plugin_api::{ModuleInfo, Sizes};
 
 use super::constant::Constant;
-use super::cost::{self, LastLayer, Shape, Sizes};
 use super::progress::Status;
 use super::stall::{Seen, Turn};
 use super::step::StepResult;
 use super::stop::Stop;
 use super::{Training, evaluate, peak_memory};
-use crate::allocation::Reallocation;
+use crate::allocation::{Reallocation, Signal, Wanted};
 use crate::data::Batch;
 use crate::error::Result;
 use crate::kernel::Kernels;
@@ -46,36 +45,27 @@ impl<B: Kernels> Training<'_, B> {
         self.rest.modules.iter().zip(ranks).map(of_rank).sum()
     }
 
-    /// What operations are counted of.
-    pub(super) fn shape(&self) -> Shape<'_> {
-        Shape {
-            config: &self.rest.pretrained.config,
-            linears: &self.linears,
-            modules: &self.rest.modules,
-            trains_a: self.trainee.adapters.config.trains_a(),
-        }
-    }
-
-    /// The operations of a step over `batches`: `tracked` modules have gradients, `outputs` says whether any
-    /// output is measured, and the first `depth` layers were not run but for what their cache lacked.
+    /// The operations of a step over `batches`: `tracked` modules have gradients, what is `wanted` is measured (inputs
+    /// at the price of outputs, of which a linear or two are spared), and the first `depth` layers were not run but for what their cache lacked.
     pub(super) fn flops(
         &mut self,
         batches: &[Batch],
         tracked: &[bool],
-        outputs: bool,
+        wanted: &Wanted,
         depth: usize,
     ) -> u64 {
         let mut sizes = Sizes::default();
         for batch in batches {
             sizes.add(&batch.offsets);
         }
-        let shape = self.shape();
-        let run = cost::cost(shape, tracked, sizes, depth, LastLayer::AsRead { outputs });
-        let run = run.forward + run.backward;
-        let Some(computed) = self.cache.as_mut().map(|cache| cache.take_computed()) else {
-            return run;
+        let computed = self.cache.as_mut().map(|cache| cache.take_computed());
+        let computed = computed.unwrap_or_default();
+        let fisher = match wanted.any(&[Signal::Fisher]) {
+            true => self.costs.fisher(tracked, sizes),
+            false => 0,
         };
-        run + cost::prefix(self.shape(), computed, depth)
+        let outputs = wanted.outputs();
+        self.costs.step(tracked, sizes, outputs, depth, computed) + fisher
     }
 
     /// What the step that is about to be applied is.
@@ -262,6 +252,7 @@ impl<B: Kernels> Training<'_, B> {
             tokens: progress.tokens,
             flops: progress.flops,
             skipped: progress.skipped,
+            plugin_fault: self.controller.fault().map(|fault| fault.error.clone()),
             stalls: Some(progress.watch.stalls(progress.step)),
             device: device_name.to_owned(),
         }
@@ -282,6 +273,7 @@ impl From<&Reallocation> for AllocationRecord {
                 scorer: reallocation.scorer_numbers.clone(),
                 allocator: reallocation.allocator_numbers.clone(),
             },
+            fault: None,
         }
     }
 }

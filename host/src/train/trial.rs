@@ -2,7 +2,7 @@
 
 use dynalora_plugin_api::{Trial, TrialLosses, Trials};
 
-use super::cost::{self, LastLayer, Sizes};
+use super::cost::Sizes;
 use super::{Training, evaluate};
 use crate::allocation::{TrialsAsked, TrialsMade};
 use crate::data::{Encoded, drawn};
@@ -50,8 +50,6 @@ impl<B: Kernels> Training<'_, B> {
     fn forward_flops(&self, examples: &Encoded) -> u64 {
         let mut sizes = Sizes::default();
         sizes.add(&examples.offsets);
-        let nothing = vec![false; self.rest.modules.len()];
-        let read = LastLayer::AsRead { outputs: false };
-        cost::cost(self.shape(), &nothing, sizes, 0, read).forward
+        self.costs.step(&[], sizes, false, 0, Sizes::default())
     }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Checks, Make, ensure, panicked};
 use crate::abi::host::{Carrier, RemoteAllocator, RemoteScorer};
-use crate::testing::{layers, modules};
+use crate::testing::{costs, layers, modules};
 use crate::{
     Allocator, Error, Kind, Measured, ModuleInfo, Moment, Needs, Numbers, Observation, Random, Raw,
     RawValue, Result, Scorer, Signal, Start, TrialLosses, Trials, Unit, Upcoming, Wants,
@@ -156,7 +156,7 @@ impl<'a> Setup<'a> {
         through: impl FnOnce(Box<dyn Carrier>) -> Box<dyn Carrier>,
     ) -> Result<RemoteScorer> {
         let mut scorer = RemoteScorer::new(through(self.carrier(units)?))?;
-        scorer.start(&self.run)?;
+        scorer.start(&self.start(units))?;
         Ok(scorer)
     }
 
@@ -172,8 +172,17 @@ impl<'a> Setup<'a> {
         through: impl FnOnce(Box<dyn Carrier>) -> Box<dyn Carrier>,
     ) -> Result<RemoteAllocator> {
         let mut allocator = RemoteAllocator::new(through(self.carrier(units)?), units)?;
-        allocator.start(&self.run)?;
+        allocator.start(&self.start(units))?;
         Ok(allocator)
+    }
+
+    /// The run over these units, with what they cost; nothing of a run of which nothing is known.
+    fn start(&self, units: &[ModuleInfo]) -> Start {
+        let known = self.run.total_steps > 0;
+        Start {
+            costs: known.then(|| costs(units)),
+            ..self.run.clone()
+        }
     }
 
     fn begun(&self, kind: Kind, units: &[ModuleInfo]) -> Result<()> {
@@ -274,10 +283,16 @@ pub fn observation(
     let active = active_at(at.step, units.len());
     let gradients = |name: &str| name.contains("gradient") || name == "fisher";
     let value = |name: &str, unit: usize| {
-        // A gradient is missing wherever the module is inactive, outside a probe; all else wherever the case says.
-        (!gradients(name) || active[unit] || at.probing)
-            .then(|| measure(at.step, unit))
-            .flatten()
+        // A gradient is missing wherever the module is inactive, outside a probe, and an update wherever it is; all
+        // else wherever the case says.
+        let there = match name {
+            "update_l2" => active[unit],
+            name => !gradients(name) || active[unit] || at.probing,
+        };
+        let value = measure(at.step, unit).filter(|_| there)?;
+        // The one signal that may be negative.
+        let falls = name == "gradient_dot_weight" && unit % 2 == 1;
+        Some(if falls { -value } else { value })
     };
     let now = |name: &str| once(name) == (moment == Moment::Start);
     let signals = needs.signals.iter();

@@ -7,13 +7,13 @@
 //! P(i | drawn so far: D) = wᵢ / Σ_{j∉D} wⱼ        wᵢ = ŷᵢ / (cᵢ + ε)        ŷᵢ = yᵢ / Σⱼ yⱼ
 //! ```
 //!
-//! With `by = "parameters"` drawing goes on up to the first module that would exceed the share.
+//! With a share `by` something else than modules drawing goes on up to the first that would exceed it.
 
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
 use dynalora_plugin_api::{
     Allocation, AllocationRequest, Allocator, Budget, By, Count, LedgerEntry, Limit, ModuleInfo,
-    Plugin, Random, Result, draw_by_logarithms, export_plugin,
+    Plugin, Random, Result, Start, draw_by_logarithms, export_plugin,
 };
 
 /// Parameters of `discounted`.
@@ -22,8 +22,9 @@ use dynalora_plugin_api::{
 pub struct Parameters {
     /// How many modules to activate: a count, or a share such as "50%".
     k: Count,
-    /// What a share is a share of: "modules", or "parameters", the adapters' trainable ones, of which
-    /// modules are taken, in the order drawn, up to the first that would exceed the share.
+    /// What a share is a share of: "modules"; "parameters", the adapters' trainable ones; "flops" or "memory",
+    /// what a step with all modules active takes above one with none. But for "modules" they are taken, in
+    /// the order drawn, up to the first that would exceed the share.
     #[serde(default)]
     by: By,
     /// What is added to the updates received, above 0: the smaller, the more surely a module that has
@@ -64,6 +65,11 @@ impl Plugin for Discounted {
 }
 
 impl Allocator for Discounted {
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        self.limit.start(start)?;
+        Ok(Vec::new())
+    }
+
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
         // By logarithms: a tiny ε, or a tiny score beside a huge one, has quotients that are no numbers. ŷ is y
         // but for a factor that all have in common.
@@ -80,7 +86,7 @@ impl Allocator for Discounted {
             .collect();
         let modules = weights.len();
         let order = draw_by_logarithms(&weights, modules, &mut Random::new(request.seed));
-        Ok(Allocation::of(self.limit.take(order), modules))
+        Ok(Allocation::of(self.limit.take(order)?, modules))
     }
 }
 

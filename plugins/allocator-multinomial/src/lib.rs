@@ -6,11 +6,11 @@
 //! P(i | drawn so far: D) = ŷᵢ / Σ_{j∉D} ŷⱼ        ŷᵢ = yᵢ / Σⱼ yⱼ
 //! ```
 //!
-//! With `by = "parameters"` drawing goes on up to the first module that would exceed the share.
+//! With a share `by` something else than modules drawing goes on up to the first that would exceed it.
 
 use dynalora_plugin_api::{
     Allocation, AllocationRequest, Allocator, Budget, Limit, ModuleInfo, Plugin, Random, Result,
-    draw_without_replacement, export_plugin,
+    Start, draw_without_replacement, export_plugin,
 };
 
 /// The plugin.
@@ -34,12 +34,17 @@ impl Plugin for Multinomial {
 }
 
 impl Allocator for Multinomial {
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        self.limit.start(start)?;
+        Ok(Vec::new())
+    }
+
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
         // The scores as they came: only their proportions count, and dividing all by their sum would make the
         // smallest zero beside the largest.
         let (weights, modules) = (&request.scores, request.modules.len());
         let order = draw_without_replacement(weights, modules, &mut Random::new(request.seed));
-        Ok(Allocation::of(self.limit.take(order), modules))
+        Ok(Allocation::of(self.limit.take(order)?, modules))
     }
 }
 

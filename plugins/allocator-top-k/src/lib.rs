@@ -6,11 +6,11 @@
 //! S = argmax over S, |S| = k, of Σ_{i∈S} ŷᵢ        ŷᵢ = yᵢ / Σⱼ yⱼ
 //! ```
 //!
-//! Equal scores are taken in module order, from the input on. With `by = "parameters"` the best are
-//! taken up to the first that would exceed the share.
+//! Equal scores are taken in module order, from the input on. With a share `by` something else than
+//! modules the best are taken up to the first that would exceed it.
 
 use dynalora_plugin_api::{
-    Allocation, AllocationRequest, Allocator, Budget, Limit, ModuleInfo, Plugin, Result,
+    Allocation, AllocationRequest, Allocator, Budget, Limit, ModuleInfo, Plugin, Result, Start,
     export_plugin,
 };
 
@@ -34,8 +34,13 @@ impl Plugin for TopK {
 }
 
 impl Allocator for TopK {
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        self.limit.start(start)?;
+        Ok(Vec::new())
+    }
+
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
-        let best = self.limit.take(request.ranking());
+        let best = self.limit.take(request.ranking())?;
         Ok(Allocation::of(best, request.scores.len()))
     }
 }

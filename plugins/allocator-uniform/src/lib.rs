@@ -6,12 +6,12 @@
 //! P(i | drawn so far: D) = 1 / (n − |D|)
 //! ```
 //!
-//! Without a `[scorer]` nothing is measured for it. With `by = "parameters"` drawing goes on up to the first
-//! module that would exceed the share.
+//! Without a `[scorer]` nothing is measured for it. With a share `by` something else than modules drawing
+//! goes on up to the first that would exceed it.
 
 use dynalora_plugin_api::{
     Allocation, AllocationRequest, Allocator, Budget, Limit, ModuleInfo, Needs, Plugin, Random,
-    Result, draw_without_replacement, export_plugin,
+    Result, Start, draw_without_replacement, export_plugin,
 };
 
 /// The plugin.
@@ -39,11 +39,16 @@ impl Allocator for Uniform {
         Needs::default().without_scores()
     }
 
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        self.limit.start(start)?;
+        Ok(Vec::new())
+    }
+
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
         let modules = request.modules.len();
         let weights = vec![1.0; modules];
         let order = draw_without_replacement(&weights, modules, &mut Random::new(request.seed));
-        Ok(Allocation::of(self.limit.take(order), modules))
+        Ok(Allocation::of(self.limit.take(order)?, modules))
     }
 }
 

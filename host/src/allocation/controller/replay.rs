@@ -70,24 +70,21 @@ impl Controller {
     pub fn observe_again(&mut self, recorded: &Observation) -> Result<bool> {
         let measuring = match recorded.moment {
             Moment::Step => self.upcoming(recorded.step),
+            Moment::Start => self.at_the_start(),
             _ => self.before_the_first_step(),
         };
         if !measuring.is_told() {
             return Ok(true);
         }
-        let once = |name: &str| name.starts_with("frozen_weight");
-        let start = recorded.moment == Moment::Start;
         let mut signals = Vec::new();
         for signal in &measuring.wanted.signals {
             let name = signal.name();
             match recorded.signals.iter().find(|it| it.signal == name) {
                 Some(measured) => signals.push(measured.clone()),
-                None if once(name.name()) == start => return Ok(false),
-                // Not of this moment.
-                None => {}
+                None => return Ok(false),
             }
         }
-        if measuring.wanted.components && recorded.components.is_empty() && !start {
+        if measuring.wanted.components && recorded.components.is_empty() {
             return Ok(false);
         }
         let mut told = recorded.clone();

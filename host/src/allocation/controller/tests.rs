@@ -84,6 +84,7 @@ type Asked = Arc<Mutex<Vec<AllocationRequest>>>;
 
 fn settings(schedule: Schedule) -> Settings {
     Settings {
+        costs: None,
         schedule,
         initial_budget: None,
         first_choice: None,

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use dynalora_plugin_api::{
-    Kind, LedgerEntry, Measured, ModuleInfo, Needs, Observation, ScoreRequest, Scorer, Signal,
+    CostModel, Kind, LedgerEntry, Measured, ModuleInfo, Needs, Observation, ScoreRequest, Scorer,
+    Signal,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -80,6 +81,8 @@ struct Recorded {
     recipe: Recipe,
     modules: Vec<ModuleInfo>,
     total_steps: u64,
+    /// What choices cost in its steps; recorded with the signals.
+    costs: Option<CostModel>,
     /// The initial choice.
     first: AllocationRecord,
     reallocations: Vec<AllocationRecord>,
@@ -110,8 +113,9 @@ impl Recorded {
                 SignalRecord::Modules {
                     modules,
                     total_steps,
+                    costs,
                     ..
-                } => header = Some((modules, total_steps)),
+                } => header = Some((modules, total_steps, costs.map(|costs| *costs))),
                 SignalRecord::Observed(step) => {
                     observed.get_or_insert_with(Vec::new).push(step);
                 }
@@ -120,9 +124,9 @@ impl Recorded {
         if header.is_some() {
             observed.get_or_insert_default();
         }
-        let (modules, total_steps) = match header {
+        let (modules, total_steps, costs) = match header {
             Some(header) => header,
-            None => (modules_of(&recipe)?, total_steps(&recipe, &run)?),
+            None => (modules_of(&recipe)?, total_steps(&recipe, &run)?, None),
         };
         let paths: Vec<&String> = modules.iter().map(|module| &module.path).collect();
         let fits = |record: &AllocationRecord| {
@@ -143,6 +147,7 @@ impl Recorded {
             recipe,
             modules,
             total_steps,
+            costs,
             first,
             reallocations,
             observed,
@@ -198,7 +203,8 @@ fn replay(arguments: &Arguments, common: &Common, record: &Recorded) -> Result<R
     let scorer = match kinds.contains(&Kind::Scorer) {
         true => {
             used = parameters(Kind::Scorer)?;
-            let loaded = plugin::load_scorer(&path, &arguments.plugin, &used, units.modules())?;
+            let loaded =
+                plugin::load_scorer(&path, &arguments.plugin, &used, None, units.modules())?;
             can_be_told(
                 "scorer",
                 &loaded.manifest.name,
@@ -212,7 +218,7 @@ fn replay(arguments: &Arguments, common: &Common, record: &Recorded) -> Result<R
     let allocator = match kinds.contains(&Kind::Allocator) {
         true => {
             used = parameters(Kind::Allocator)?;
-            plugin::load_allocator(&path, &arguments.plugin, &used, units.infos())?
+            plugin::load_allocator(&path, &arguments.plugin, &used, None, units.infos())?
         }
         // A scorer alone: the run's own allocator chooses by its scores.
         false => {
@@ -223,7 +229,9 @@ fn replay(arguments: &Arguments, common: &Common, record: &Recorded) -> Result<R
                 .help("replay an allocator, or a run that has one")
             })?;
             let parameters = allocator.parameters_json();
-            plugin::load_allocator(&path, &allocator.plugin, &parameters, units.infos())?
+            let isolation = allocator.isolation.as_ref();
+            let name = &allocator.plugin;
+            plugin::load_allocator(&path, name, &parameters, isolation, units.infos())?
         }
     };
     let needs = allocator.plugin.needs();
@@ -245,6 +253,7 @@ fn replay(arguments: &Arguments, common: &Common, record: &Recorded) -> Result<R
         seed: recipe.seed,
         total_steps: record.total_steps,
         learning_rate: recipe.train.learning_rate,
+        costs: record.costs.clone(),
     };
     let scorer = scorer.filter(|_| needs.scores || kinds.contains(&Kind::Scorer));
     let mut controller = Controller::new(settings, units, scorer, Some(named(allocator)))?;

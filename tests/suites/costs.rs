@@ -1,0 +1,400 @@
+//! What modules cost: the cost model against what the kernels really keep, and budgets by it in whole runs.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::Tensor;
+use burn_flex::{Flex, FlexDevice};
+use dynalora::adapter::{Adapters, Config, Observe, Pass};
+use dynalora::data::{Batch, Label};
+use dynalora::model::{Model, Pretrained};
+use dynalora::recipe::{AdapterConfig, ModelConfig, Recipe};
+use dynalora::train::cost::{LastLayer, Shape, Sizes, Steps};
+use dynalora::train::costs;
+use dynalora::train::trainee::{Trainee, upload};
+use dynalora_plugin_api::{Cost, CostModel, ModuleInfo, Random};
+use dynalora_tests::{Scene, fixture, model_folder};
+use serde_json::Value;
+
+/// The system's allocator, counting the bytes that are alive.
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: all of it is the system's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LIVE.fetch_add(layout.size(), Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// One test at a time: they all allocate.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const DEVICE: FlexDevice = FlexDevice;
+
+/// So many sequences of so many tokens.
+fn batch(sequences: usize, length: usize) -> Batch {
+    let tokens = sequences * length;
+    Batch {
+        ids: (0..tokens).map(|token| token as u32 % 150 + 10).collect(),
+        type_ids: vec![0; tokens],
+        positions: (0..tokens).map(|token| (token % length) as u32).collect(),
+        offsets: (0..=sequences).map(|end| end * length).collect(),
+        labels: vec![Label::Class(0); sequences],
+        indices: (0..sequences).collect(),
+    }
+}
+
+/// A model of the fixtures with these adapters, none of which adds nothing.
+fn trainee(pretrained: &Pretrained, adapter: &AdapterConfig) -> Trainee<Flex> {
+    let modules = pretrained.modules(adapter).expect("modules");
+    let model = Model::<Flex>::load(pretrained, &modules, 2, &DEVICE).expect("a model");
+    let count = modules.len();
+    let mut adapters = Adapters::new(Config::from(adapter), modules, 0, &DEVICE);
+    for module in 0..count {
+        let [_, b] = adapters.pair_mut(module);
+        *b = Tensor::ones(b.shape(), &DEVICE) * 0.01;
+    }
+    Trainee {
+        head: model.head.initial(0, None, &DEVICE),
+        model,
+        adapters,
+    }
+}
+
+/// Bytes that a forward pass leaves alive, and those that a whole step leaves in the model.
+fn measured(trainee: &Trainee<Flex>, batch: &Batch, active: &[bool]) -> [usize; 2] {
+    let step = || {
+        let before = LIVE.load(Relaxed);
+        let observe = Observe::default();
+        let mut pass = Pass::train(&trainee.adapters, &trainee.head, active, observe, 1);
+        let logits = trainee
+            .model
+            .forward(&upload::<Flex>(batch, &DEVICE), &mut pass);
+        let kept = LIVE.load(Relaxed) - before;
+        let gradients = logits.sum().backward();
+        drop((gradients, pass));
+        kept
+    };
+    // The first makes the threads' working memory, and lays out the weights that the way back needs.
+    let before = LIVE.load(Relaxed);
+    step();
+    let after = LIVE.load(Relaxed);
+    [step(), after.saturating_sub(before)]
+}
+
+/// The last so many modules, the first so many, and some drawn.
+fn masks(count: usize) -> Vec<Vec<bool>> {
+    let mut random = Random::new(7);
+    let upper = (0..=count).map(|first| (0..count).map(|module| module >= first).collect());
+    let lower = (1..count).map(|end| (0..count).map(|module| module < end).collect());
+    let mut masks: Vec<Vec<bool>> = upper.chain(lower).collect();
+    for _ in 0..10 {
+        masks.push((0..count).map(|_| random.uniform() < 0.3).collect());
+    }
+    masks
+}
+
+#[test]
+fn what_is_kept_for_the_way_back_is_what_the_model_says() {
+    let _alone = alone();
+    for (folder, adapter) in [
+        (
+            "tiny-bert",
+            r#"rank = 4
+targets = ["query", "value", "dense"]"#,
+        ),
+        (
+            "tiny-bert",
+            r#"rank = 8
+targets = ["all-linear"]
+dropout = 0.1"#,
+        ),
+        (
+            "tiny-roberta",
+            r#"kind = "vera"
+rank = 16
+targets = ["all-linear"]"#,
+        ),
+        (
+            "tiny-distilbert",
+            r#"rank = 8
+targets = ["q_lin", "lin1", "lin2"]"#,
+        ),
+    ] {
+        let recipe: ModelConfig = toml::from_str("name = \"fixture\"").expect("a model");
+        let folder = model_folder(&fixture(folder));
+        let pretrained = Pretrained::open(&folder, &recipe).expect("a whole model");
+        let adapter: AdapterConfig = toml::from_str(adapter).expect("an adapter");
+        let trainee = trainee(&pretrained, &adapter);
+        let linears = pretrained.linears();
+        let model = Shape {
+            config: &pretrained.config,
+            linears: &linears,
+            modules: &trainee.adapters.modules,
+            trains_a: trainee.adapters.config.trains_a(),
+        }
+        .model(LastLayer::AsRead { outputs: false });
+        let batch = batch(100, 40);
+        let mut sizes = Sizes::default();
+        sizes.add(&batch.offsets);
+        let count = trainee.adapters.modules.len();
+        // What the head keeps, whatever is active.
+        let [of_head, _] = measured(&trainee, &batch, &vec![false; count]);
+        let (mut worst, mut most) = (0.0_f64, 0);
+        for mask in masks(count) {
+            let [kept, _] = measured(&trainee, &batch, &mask);
+            let said = model.at(&mask, sizes, ..).activations as f64;
+            let kept = kept as f64 - of_head as f64;
+            let whole = model.at(&vec![true; count], sizes, ..).activations as f64;
+            // Of the whole: what few modules keep is as small as the bookkeeping.
+            worst = worst.max((kept - said).abs() / whole);
+            most = most.max(said as u64);
+        }
+        println!(
+            "{}: off by {:.2} % of {most} bytes at most",
+            folder.dir.display(),
+            100.0 * worst
+        );
+        // The rest is what burn's own operations keep of the head, a row a sequence.
+        assert!(worst < 0.015, "{worst}");
+    }
+}
+
+#[test]
+fn weights_are_laid_out_again_where_the_model_says() {
+    let _alone = alone();
+    let recipe: ModelConfig = toml::from_str("name = \"fixture\"").expect("a model");
+    let pretrained =
+        Pretrained::open(&model_folder(&fixture("tiny-bert")), &recipe).expect("a whole model");
+    let adapter = r#"rank = 4
+targets = ["query", "value", "dense"]"#;
+    let adapter: AdapterConfig = toml::from_str(adapter).expect("an adapter");
+    let batch = batch(4, 8);
+    // Threads' working memory.
+    let warm = trainee(&pretrained, &adapter);
+    let count = warm.adapters.modules.len();
+    for mask in masks(count) {
+        measured(&warm, &batch, &mask);
+    }
+    for mask in masks(count) {
+        let fresh = trainee(&pretrained, &adapter);
+        let linears = pretrained.linears();
+        let model = Shape {
+            config: &pretrained.config,
+            linears: &linears,
+            modules: &fresh.adapters.modules,
+            trains_a: true,
+        }
+        .model(LastLayer::AsRead { outputs: false });
+        let said = model.at(&mask, Sizes::default(), ..).weights as f64;
+        let [_, left] = measured(&fresh, &batch, &mask);
+        assert!(
+            (left as f64 - said).abs() <= 0.02 * said + 2048.0,
+            "{mask:?}: {left}, said {said}"
+        );
+    }
+}
+
+/// What the runs of a scene cost, whose texts are all cut at 8 tokens.
+struct Prices {
+    modules: Vec<ModuleInfo>,
+    model: CostModel,
+}
+
+impl Prices {
+    fn of(run: &Path) -> Self {
+        let recipe = Recipe::load(&run.join("recipe.toml"), &[]).expect("a run's recipe");
+        let folder = model_folder(Path::new(&recipe.model.name));
+        let pretrained = Pretrained::open(&folder, &recipe.model).expect("a model");
+        let modules = pretrained.modules(&recipe.adapter).expect("modules");
+        let mut sizes = Sizes::default();
+        (0..48).for_each(|_| sizes.add_sequence(8));
+        let steps = Steps {
+            sizes,
+            batches: 6,
+            steps: 6,
+        };
+        let model = costs(&recipe, &pretrained, &modules, steps, 2);
+        Prices { modules, model }
+    }
+
+    /// How much of what all modules cost above none these do.
+    fn share(&self, active: &[bool], of: fn(&Cost) -> u64) -> f64 {
+        let [none, all, cost] = [self.model.none(), self.model.all(), self.model.cost(active)]
+            .map(|cost| of(&cost) as f64);
+        (cost - none) / (all - none)
+    }
+}
+
+/// The masks that a run was in.
+fn chosen(scene: &Scene, run: &str) -> Vec<Vec<bool>> {
+    let records = scene.records(run, "allocations.jsonl");
+    let flags = |record: &Value| -> Vec<bool> {
+        let active = record["active"].as_array().expect("a mask");
+        active.iter().map(|active| active == true).collect()
+    };
+    records.iter().map(flags).collect()
+}
+
+/// FLOPs of each epoch of 6 steps.
+fn epochs(scene: &Scene, run: &str) -> Vec<u64> {
+    let records = scene.records(run, "metrics.jsonl");
+    let steps = records.iter().filter(|record| record["kind"] == "step");
+    let flops: Vec<u64> = steps
+        .filter_map(|record| record["flops"].as_u64())
+        .collect();
+    let ends: Vec<u64> = flops
+        .chunks(6)
+        .map(|epoch| epoch[epoch.len() - 1])
+        .collect();
+    let starts = std::iter::once(&0).chain(&ends);
+    ends.iter()
+        .zip(starts)
+        .map(|(end, start)| end - start)
+        .collect()
+}
+
+const EVEN: [&str; 4] = [
+    "model.max_length=8",
+    "train.steps=24",
+    "allocation.initial=random",
+    "allocation.schedule={ kind = \"periodic\", every = 6 }",
+];
+
+#[test]
+fn a_run_keeps_within_its_share_of_the_flops() {
+    let _alone = alone();
+    let scene = Scene::new();
+    scene.edit("[scorer]\nplugin = \"activation\"\n", "");
+    let lora = scene.train(
+        "lora",
+        &[EVEN[0], EVEN[1], "allocation.schedule={ kind = \"never\" }"],
+    );
+    let prices = Prices::of(&lora);
+    let [forward, whole] = [prices.model.none(), prices.model.all()].map(|cost| 6 * cost.flops());
+    // What it recorded is what the model says, to the last operation.
+    assert_eq!(epochs(&scene, "lora"), [whole; 4]);
+    let mut used = 0.0_f64;
+    for (seed, unit) in [
+        (0, "module"),
+        (1, "module"),
+        (2, "module"),
+        (3, "layer"),
+        (4, "layer"),
+    ] {
+        let name = format!("uniform-{seed}");
+        let (seed, unit) = (format!("seed={seed}"), format!("allocation.unit={unit}"));
+        let mut sets = EVEN.to_vec();
+        sets.extend([
+            "allocator.plugin=uniform",
+            "allocator.by=flops",
+            "allocator.k=60%",
+            &seed,
+            &unit,
+        ]);
+        scene.train(&name, &sets);
+        let masks = chosen(&scene, &name);
+        assert_eq!(masks.len(), 4);
+        for (flops, mask) in epochs(&scene, &name).into_iter().zip(&masks) {
+            // Nothing is measured: what a step costs is the choice alone.
+            let share = (flops - forward) as f64 / (whole - forward) as f64;
+            let said = prices.share(mask, Cost::flops);
+            assert!((share - said).abs() < 1e-9, "{share}, said {said}");
+            let units: std::collections::BTreeSet<_> = mask
+                .iter()
+                .zip(&prices.modules)
+                .filter(|(on, _)| **on)
+                .map(|(_, module)| module.layer)
+                .collect();
+            let alone = mask.iter().filter(|on| **on).count() == 1
+                || (unit.ends_with("layer") && units.len() == 1);
+            assert!(share <= 0.6 || alone, "{name}: {share}");
+            if share <= 0.6 {
+                used = used.max(share);
+            }
+        }
+    }
+    assert!(used > 0.3, "{used}");
+}
+
+#[test]
+fn a_share_of_the_memory_and_other_allocators() {
+    let _alone = alone();
+    let scene = Scene::new();
+    for (at, (allocator, by)) in [
+        ("top-k", "memory"),
+        ("multinomial", "memory"),
+        ("discounted", "flops"),
+        ("uniform", "memory"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("run-{at}");
+        let sets = [
+            format!("allocator.plugin={allocator}"),
+            format!("allocator.by={by}"),
+        ];
+        let mut all = EVEN.to_vec();
+        all.extend(sets.iter().map(String::as_str));
+        let run = scene.train(&name, &all);
+        let prices = Prices::of(&run);
+        let of = match by {
+            "flops" => Cost::flops as fn(&Cost) -> u64,
+            _ => Cost::memory,
+        };
+        for mask in chosen(&scene, &name) {
+            let share = prices.share(&mask, of);
+            let count = mask.iter().filter(|on| **on).count();
+            assert!(share <= 0.5 || count == 1, "{allocator}: {share} of {by}");
+        }
+        // `plan` knows the very choice that the run starts with: it reads the data for it.
+        let mut arguments = vec!["plan", "recipe.toml", "--json"];
+        all.iter().for_each(|set| arguments.extend(["--set", set]));
+        let plan: Value = serde_json::from_str(&scene.ok(&arguments)).expect("JSON");
+        let first = &chosen(&scene, &name)[0];
+        assert_eq!(plan["active"], serde_json::json!(first));
+        let said = plan[format!("share_of_{by}")].as_f64().expect("a share");
+        assert!((said - prices.share(first, of)).abs() < 1e-9);
+    }
+    scene.assert_resumes("flops", &["allocator.by=flops", "train.steps=40"]);
+}
+
+#[test]
+fn a_count_by_costs_is_refused() {
+    let _alone = alone();
+    let scene = Scene::new();
+    for by in ["flops", "memory"] {
+        let by = format!("allocator.by={by}");
+        let output = scene.run(&[
+            "train",
+            "recipe.toml",
+            "--set",
+            &by,
+            "--set",
+            "allocator.k=3",
+        ]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("takes a share"), "{said}");
+        assert!(!scene.path("run").exists());
+    }
+}
