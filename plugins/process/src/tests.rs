@@ -71,31 +71,7 @@ fn the_scorer_in_python_conforms() {
         return;
     }
     let parameters = example("scorer.py", json!({}));
-    rules(conformance::check_scorer(
-        manifest(Kind::Scorer),
-        Some(parameters),
-        &|p, modules| Ok(Box::new(testing_scorer(p, modules)?)),
-    ));
-}
-
-fn testing_scorer(parameters: &Value, modules: &[ModuleInfo]) -> Result<ProcessScorer> {
-    ProcessScorer::new(read(parameters)?, modules)
-}
-
-/// Parameters as the boundary reads them.
-fn read(parameters: &Value) -> Result<Parameters> {
-    use dynalora_plugin_api::abi::plugin::construct;
-    struct Echo(Parameters);
-    impl Plugin for Echo {
-        type Parameters = Parameters;
-        const NAME: &'static str = "echo";
-        const DESCRIPTION: &'static str = "";
-        const REFERENCE: &'static str = "";
-        fn new(parameters: Parameters, _: &[ModuleInfo]) -> Result<Self> {
-            Ok(Echo(parameters))
-        }
-    }
-    construct::<Echo>(&parameters.to_string(), &[]).map(|Echo(parameters)| parameters)
+    rules(conformance::scorer_with::<ProcessScorer>(parameters));
 }
 
 #[test]
