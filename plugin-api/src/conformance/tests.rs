@@ -9,8 +9,8 @@ use crate::abi::host::RemoteScorer;
 use crate::message::{Fields, Value as Field};
 use crate::{
     Accumulated, Allocation, AllocationRequest, Budget, Limit, Needs, Numbers, Observation,
-    RawValue, ScoreRequest, Signal, Start, Trial, TrialRequest, Trials, Unit, Upcoming, Wants,
-    Window, draw_without_replacement,
+    RawValue, Reduce, ScoreRequest, Signal, Start, Trial, TrialRequest, Trials, Unit, Upcoming,
+    Wants, Window, draw_without_replacement,
 };
 
 /// What a bent plugin answers in place of the good one; none to leave the answer as it is. The last argument counts
@@ -87,7 +87,7 @@ impl Plugin for Good {
 
     fn new(budget: Budget, modules: &[ModuleInfo]) -> Result<Self> {
         Ok(Good {
-            total: Accumulated::new(Window::Run, modules.len())?,
+            total: Accumulated::new(Window::Run, Reduce::Mean, modules.len())?,
             limit: budget.resolve(modules)?,
             seen: 0,
         })
@@ -111,7 +111,10 @@ impl Good {
     fn take_in(&mut self, observation: &Observation) -> Result<()> {
         self.seen += 1;
         match observation.measured(&Signal::GRADIENT_L2) {
-            Some(values) => self.total.add(values.iter().map(|v| v.map(f64::from))),
+            Some(values) => {
+                let values = values.iter().map(|v| v.map(f64::from));
+                self.total.add(observation.step, values)
+            }
             None => Ok(()),
         }
     }

@@ -3,7 +3,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dynalora_plugin_api::conformance::{self, Report};
-use dynalora_plugin_api::{Manifest, Signal, testing};
+use dynalora_plugin_api::{Signal, testing};
 use serde_json::{Value, json};
 
 use super::*;
@@ -50,14 +50,6 @@ const UNKNOWN: &str = r#"{"unknown":true}"#;
 fn refusal(parameters: &str) -> String {
     let made = testing::scorer::<ProcessScorer>(parameters, 3);
     made.err().expect("an error").to_string()
-}
-
-fn manifest(kind: Kind) -> Manifest {
-    serde_json::from_value(json!({
-        "name": NAME, "kind": kind, "version": "0.0.0", "api_version": "1.0.0", "description": "A test.",
-        "reference": REFERENCE, "needs": null, "parameters": schemars::schema_for!(Parameters),
-    }))
-    .unwrap()
 }
 
 fn rules(report: Report) {

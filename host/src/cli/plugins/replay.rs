@@ -103,7 +103,9 @@ impl Recorded {
             .help("give a run whose schedule has come due")
         };
         let first = allocations.next().ok_or_else(nothing)?;
-        let reallocations: Vec<AllocationRecord> = allocations.collect();
+        // A record of a fault is of no choice.
+        let choices = allocations.filter(|record| record.index.is_some());
+        let reallocations: Vec<AllocationRecord> = choices.collect();
         if reallocations.is_empty() {
             return Err(nothing());
         }
