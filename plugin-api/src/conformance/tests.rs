@@ -287,6 +287,18 @@ fn a_scorer_that_measures_nothing_may_score_zero() {
         .iter()
         .find(|check| check.name == "scores after some steps");
     assert!(found.unwrap().detail.contains("nothing was measured"));
+    // And the largest model that any is tried on.
+    let table = table::<(ScorerSide<Fixed>,)>();
+    let manifest = host::manifest(table, Kind::Scorer, "0.0.0").unwrap();
+    let report = check(manifest, None, &|parameters, modules| match modules.len() {
+        10_000 => Err("too many".into()),
+        _ => {
+            let parameters = parameters.to_string();
+            let made = InProcess::new(table, Kind::Scorer, &parameters, modules)?;
+            Ok(Box::new(made))
+        }
+    });
+    breaks(&report, "10,000 modules", "too many");
 }
 
 /// Works by layers, under a schedule of its own, and nowhere else.
