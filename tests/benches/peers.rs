@@ -58,6 +58,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
         &built("scorer_activation"),
         &json!({}),
         units.modules(),
+        None,
     )
     .expect("the built scorer");
     let allocator = load_allocator(
@@ -65,6 +66,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
         &built("allocator_top_k"),
         &json!({ "k": "50%" }),
         units.infos(),
+        None,
     )
     .expect("the built allocator");
     let settings = Settings {
