@@ -57,16 +57,16 @@ fn reallocation(modules: usize, count: u64) -> Value {
         &path,
         &built("scorer_activation"),
         &json!({}),
-        units.modules(),
         None,
+        units.modules(),
     )
     .expect("the built scorer");
     let allocator = load_allocator(
         &path,
         &built("allocator_top_k"),
         &json!({ "k": "50%" }),
-        units.infos(),
         None,
+        units.infos(),
     )
     .expect("the built allocator");
     let settings = Settings {
