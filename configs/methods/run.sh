@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
 # Trains the recipes of this folder as arms, each with several seeds, and compares them.
 #
-#   configs/methods/run.sh [--task stsb|cola] [--seeds "0 1 …"] [--jobs 2] [--steps N] [--out FOLDER] [ARM…]
+#   configs/methods/run.sh [--task stsb|cola] [--seeds "0 1 …"] [--jobs 2] [--steps N] [--set KEY=VALUE]… [--out FOLDER] [ARM…]
 #
 # An ARM is a recipe's name without .toml; all of them where none is named. Runs lie in FOLDER/ARM-sSEED (by default
 # runs/methods/TASK). One that is finished is left as it is, one that was interrupted goes on from its last checkpoint:
 # the same command again does what is left to do. DYNALORA names the program, by default the one that was built here.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-task=stsb seeds="0 1 2 3 4 5 6 7 8 9" jobs=2 steps= out= arms=()
+task=stsb seeds="0 1 2 3 4 5 6 7 8 9" jobs=2 steps= out= arms=() more=()
 while [ $# -gt 0 ]; do
   case $1 in
     --task | --seeds | --jobs | --steps | --out)
       [ $# -gt 1 ] || { echo "$1 needs a value" >&2; exit 2; }
       declare "${1#--}=$2"; shift 2 ;;
+    --set)
+      [ $# -gt 1 ] || { echo "--set needs KEY=VALUE" >&2; exit 2; }
+      more+=(--set "$2"); shift 2 ;;
     -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit ;;
     -*) echo "there is no $1: see --help" >&2; exit 2 ;;
     *)
@@ -27,6 +30,7 @@ case $task in
   *) echo "the task is $task: it is stsb or cola" >&2; exit 2 ;;
 esac
 [ -z "$steps" ] || sets+=(--set "train.steps=$steps")
+sets+=(${more[@]+"${more[@]}"})
 out=${out:-runs/methods/$task}
 if [ ${#arms[@]} -eq 0 ]; then
   for recipe in "$here"/*.toml; do arms+=("$(basename "$recipe" .toml)"); done
