@@ -186,6 +186,7 @@ pub fn observation(
         step,
         total_steps: 1000,
         tokens: 128,
+        examples: 8,
         loss: 0.5,
         learning_rate: 1e-3,
         signals: signals.collect(),

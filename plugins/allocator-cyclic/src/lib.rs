@@ -105,10 +105,11 @@ impl Allocator for Cyclic {
 
     fn start(&mut self, start: &Start) -> Result<Vec<String>> {
         self.seed = start.seed;
-        let (known, blocks) = (start.reallocations, self.blocks as u64);
-        Ok(match known > 0 && known < blocks {
+        let blocks = self.blocks as u64;
+        let turns = start.reallocations + u64::from(start.first_choice);
+        Ok(match start.reallocations > 0 && turns < blocks {
             true => vec![format!(
-                "not all modules will be trained: there are {blocks} blocks of {} and {known} reallocations; \
+                "not all modules will have a turn: there are {blocks} blocks of {} and {turns} choices; \
                  reallocate more often, or give a larger `k`",
                 self.k
             )],
@@ -198,7 +199,7 @@ mod tests {
         assert!(warnings(19).is_empty());
         let warned = warnings(20).concat();
         assert!(
-            warned.contains("20 blocks") && warned.contains("19 reallocations"),
+            warned.contains("20 blocks") && warned.contains("19 choices"),
             "{warned}"
         );
     }

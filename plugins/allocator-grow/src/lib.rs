@@ -293,6 +293,13 @@ impl Allocator for Grow {
                     .to_owned(),
             );
         }
+        if !start.first_choice {
+            warnings.push(
+                "until the first reallocation every module has the adapter's whole rank; set initial = \"allocator\" \
+                 in [allocation] to begin with `rank`"
+                    .to_owned(),
+            );
+        }
         if start.last_reallocation.is_some_and(|last| last <= tinit) {
             warnings.push(format!(
                 "nothing will ever move: `tinit` = {tinit} keeps all ranks until after the last reallocation"
@@ -552,8 +559,14 @@ mod tests {
             "{error}"
         );
         assert!(refused(r#"{"b": 0}"#).unwrap().contains("`b`"));
-        let start = |parameters: &str| fresh(parameters, 4).start(&testing::start());
+        let start = |parameters: &str| {
+            let mut start = testing::start();
+            start.first_choice = true;
+            fresh(parameters, 4).start(&start)
+        };
         assert!(start("{}").unwrap().is_empty());
+        let late = fresh("{}", 4).start(&testing::start()).unwrap();
+        assert!(late.concat().contains("initial = \"allocator\""));
         assert!(
             start(r#"{"rank": 8}"#)
                 .unwrap()

@@ -94,7 +94,7 @@ impl Plugin for Sensitivity {
             false => 1.0,
         };
         Ok(Sensitivity {
-            signal: Signal::named("gradient_dot_weight_abs"),
+            signal: Signal::GRADIENT_DOT_WEIGHT_ABS,
             beta1,
             beta2,
             divisors: modules.iter().map(divisor).collect(),
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn asks_for_the_signal_it_reads() {
         let needs = testing::needs::<Sensitivity>("{}").unwrap();
-        assert_eq!(needs.signals, [Signal::named("gradient_dot_weight_abs")]);
+        assert_eq!(needs.signals, [Signal::GRADIENT_DOT_WEIGHT_ABS]);
     }
 
     #[test]
