@@ -242,6 +242,13 @@ impl Drawn {
             allocator = "uniform";
         }
         self.set("allocator.plugin", format!("{allocator:?}"));
+        if c.once_in(6) {
+            self.set("allocator.isolation", "\"process\"");
+        }
+        if c.once_in(3) {
+            // Where nothing fails it changes nothing.
+            self.set("allocation.on_plugin_fault", "\"keep\"");
+        }
         let k = match self.get("allocation.unit") {
             Some(_) => c.of(&["1", "2", "\"50%\""]),
             None => c.of(&["1", "2", "\"25%\"", "\"50%\"", "\"80%\""]),
@@ -289,6 +296,9 @@ impl Drawn {
         }
         let scorer = c.of(&["activation", "gradient"]);
         self.set("scorer.plugin", format!("{scorer:?}"));
+        if c.once_in(6) {
+            self.set("scorer.isolation", "\"process\"");
+        }
         if c.once_in(3) {
             self.set("scorer.norm", "\"l1\"");
         }
