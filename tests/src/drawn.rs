@@ -249,6 +249,13 @@ impl Drawn {
             allocator = "uniform";
         }
         self.set("allocator.plugin", format!("{allocator:?}"));
+        if c.once_in(6) {
+            self.set("allocator.isolation", "\"process\"");
+        }
+        if c.once_in(3) {
+            // Where nothing fails it changes nothing.
+            self.set("allocation.on_plugin_fault", "\"keep\"");
+        }
         let k = match self.get("allocation.unit") {
             Some(_) => c.of(&["1", "2", "\"50%\""]),
             None => c.of(&["1", "2", "\"25%\"", "\"50%\"", "\"80%\""]),
@@ -334,6 +341,9 @@ impl Drawn {
         ];
         let scorer = c.of(&scorers);
         self.set("scorer.plugin", format!("{scorer:?}"));
+        if c.once_in(6) {
+            self.set("scorer.isolation", "\"process\"");
+        }
         match scorer {
             "sensitivity" | "fisher" => {
                 if c.once_in(2) {
