@@ -377,6 +377,16 @@ impl Drawn {
         if scorer == "activation" && self.get("scorer.norm").is_none() && c.once_in(3) {
             self.set("scorer.target", "\"delta\"");
         }
+        if c.once_in(2) {
+            self.set("scorer.one_in", c.between(1, 4));
+        }
+        let average = |window: &str| window.contains("ema");
+        if !self.get("scorer.window").is_some_and(average) && c.once_in(3) {
+            self.set("scorer.reduce", "\"sum\"");
+        }
+        if scorer == "gradient" && c.once_in(3) {
+            self.set("scorer.steps", "\"own\"");
+        }
         self
     }
 
