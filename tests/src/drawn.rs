@@ -430,6 +430,9 @@ impl Drawn {
             self.set("train.max_grad_norm", c.of(&["0.0", "0.1"]));
         }
         self.set("train.log_every", c.of(&[1, 1, 3]));
+        if c.once_in(4) {
+            self.set("train.log_signals", "true");
+        }
         if self.has_no_dropout() && c.once_in(2) {
             self.set("train.cache_frozen_prefix", "true");
             if c.once_in(2) {

@@ -15,6 +15,7 @@ use super::state::{Fault, PluginState, State};
 use super::unit::Units;
 use crate::error::{Error, Result};
 use crate::recipe::{Schedule, Unit};
+pub use replay::{InForce, WouldBe};
 
 /// A plugin under the name that errors and checkpoints give it.
 pub struct Named<P: ?Sized> {
@@ -91,6 +92,13 @@ pub struct Measuring {
     allocator: Wants,
 }
 
+impl Measuring {
+    /// Whether any plugin is told of it.
+    pub fn is_told(&self) -> bool {
+        self.scorer.anything() || self.allocator.anything()
+    }
+}
+
 /// Trials that the scorer and the allocator ask for, of single modules.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrialsAsked {
@@ -109,6 +117,14 @@ pub struct TrialsMade {
     pub scorer: Option<TrialLosses>,
     /// The allocator's; none where it asked for none.
     pub allocator: Option<TrialLosses>,
+}
+
+/// What both plugins answer at a reallocation.
+struct Decided {
+    scores: Option<Vec<f64>>,
+    scorer_numbers: Numbers,
+    answer: Allocation,
+    allocator_numbers: Numbers,
 }
 
 /// Holds the mask. Tells the plugins of the steps that they want, asks both when the schedule says so, checks their
@@ -319,6 +335,11 @@ impl Controller {
         self.ledger.entries()
     }
 
+    /// What choices of modules cost.
+    pub fn costs(&self) -> Option<&CostModel> {
+        self.settings.costs.as_ref()
+    }
+
     /// The modules and how they are grouped.
     pub fn units(&self) -> &Units {
         &self.units
@@ -473,17 +494,13 @@ impl Controller {
 
     /// Asks scorer and allocator, checks what they answer, and switches.
     pub fn reallocate(&mut self, made: &TrialsMade) -> Result<Reallocation> {
-        let (step, index, ranks) = (self.step, self.reallocations, self.ranks());
-        let (scores, scorer_numbers) = self.score(made.scorer.clone(), &ranks)?;
-        let answer = self.allocate(scores.as_deref(), made.allocator.clone(), &ranks)?;
-        let allocator_numbers = match &self.allocator {
-            Some(Asked { name, plugin, .. }) => {
-                let numbers = plugin.numbers();
-                let units = self.units.infos().len();
-                check::numbers("allocator", name, step, units, numbers)?
-            }
-            None => Numbers::new(),
-        };
+        let (step, index) = (self.step, self.reallocations);
+        let Decided {
+            scores,
+            scorer_numbers,
+            answer,
+            allocator_numbers,
+        } = self.decide(made)?;
         let active = self.units.expand(&answer.active);
         let switched = |from: bool| -> Vec<usize> {
             let pairs = self.active.iter().zip(&active).enumerate();
@@ -524,6 +541,27 @@ impl Controller {
             activated,
             deactivated,
             scorer_numbers,
+            allocator_numbers,
+        })
+    }
+
+    /// Asks scorer and allocator, and checks what they answer.
+    fn decide(&mut self, made: &TrialsMade) -> Result<Decided> {
+        let (step, ranks) = (self.step, self.ranks());
+        let (scores, scorer_numbers) = self.score(made.scorer.clone(), &ranks)?;
+        let answer = self.allocate(scores.as_deref(), made.allocator.clone(), &ranks)?;
+        let allocator_numbers = match &self.allocator {
+            Some(Asked { name, plugin, .. }) => {
+                let numbers = plugin.numbers();
+                let units = self.units.infos().len();
+                check::numbers("allocator", name, step, units, numbers)?
+            }
+            None => Numbers::new(),
+        };
+        Ok(Decided {
+            scores,
+            scorer_numbers,
+            answer,
             allocator_numbers,
         })
     }
@@ -971,5 +1009,6 @@ fn unfit(why: &str) -> Error {
     .help("resume with the recipe and the plugins the run was started with, or start a new run")
 }
 
+mod replay;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ mod unit;
 
 pub use check::not_finite;
 pub use controller::{
-    Controller, Measuring, Named, Reallocation, Settings, TrialsAsked, TrialsMade,
+    Controller, InForce, Measuring, Named, Reallocation, Settings, TrialsAsked, TrialsMade, WouldBe,
 };
 pub use initial::draw as initial_units;
 pub use ledger::Ledger;

@@ -37,7 +37,7 @@ use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::Model;
 use crate::recipe::{Every, HeadBias, Recipe};
-use crate::run::{AllocationRecord, Checkpoint, Summary, Writer};
+use crate::run::{AllocationRecord, Checkpoint, SignalRecord, Summary, Writer};
 use checkpoint::Progress;
 use constant::Constant;
 use cost::Costs;
@@ -200,6 +200,14 @@ impl<'a, B: Kernels> Training<'a, B> {
                     self.controller.active(),
                     &self.controller.ranks(),
                 ))?;
+                if self.recipe.train.log_signals {
+                    self.writer.signals(&SignalRecord::Modules {
+                        step: 0,
+                        total_steps: self.total_steps,
+                        modules: self.rest.modules.clone(),
+                        costs: self.controller.costs().cloned().map(Box::new),
+                    })?;
+                }
                 self.measure_frozen()?;
                 if let Some(passes) = self.controller.first_choice() {
                     self.calibrate(passes)?;
@@ -226,6 +234,7 @@ impl<'a, B: Kernels> Training<'a, B> {
         observation.learning_rate = self.optimizer.rate(0);
         observation.active = self.controller.active().to_vec();
         (observation.signals, observation.raw) = found;
+        self.log_signals(&measuring, &observation)?;
         self.controller.observe(&measuring, &observation)
     }
 
@@ -250,6 +259,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             self.progress.flops += self.flops(&batches, &tracked, &measuring.wanted, 0);
             result.observation.moment = Moment::Calibration;
             result.observation.total_steps = self.total_steps;
+            self.log_signals(&measuring, &result.observation)?;
             self.controller.observe(&measuring, &result.observation)?;
         }
         Ok(())
@@ -352,12 +362,24 @@ impl<'a, B: Kernels> Training<'a, B> {
     fn reallocate(&mut self, observed: Option<Observed>) -> Result<()> {
         match observed {
             Some((measuring, observation)) => {
+                self.log_signals(&measuring, &observation)?;
                 self.controller.after_step(&measuring, &observation)?;
             }
             None => self.controller.after_skipped_step(),
         }
         match self.controller.is_due() {
             true => self.choose(),
+            false => Ok(()),
+        }
+    }
+
+    /// Records what the plugins are about to be told, where the recipe asks for that. A step of which nobody is told
+    /// has no record.
+    fn log_signals(&mut self, measuring: &Measuring, observation: &Observation) -> Result<()> {
+        match self.recipe.train.log_signals && measuring.is_told() {
+            true => self
+                .writer
+                .signals(&SignalRecord::Observed(observation.into())),
             false => Ok(()),
         }
     }

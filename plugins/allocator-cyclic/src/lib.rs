@@ -70,6 +70,8 @@ impl Plugin for Cyclic {
     const DESCRIPTION: &'static str =
         "Activates block after block of k modules, in a fixed order or a new one in each round.";
     const REFERENCE: &'static str = "Luo et al. 2024, BAdam, algorithm 1";
+    const FORMULA: &'static str =
+        "active = π_q(n mod D)        q = ⌊n / D⌋        π_q: the order of the round";
 
     fn new(Parameters { k, order }: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let k = k.resolve(modules.len())?;

@@ -82,6 +82,7 @@ impl Plugin for Drop {
     const NAME: &'static str = "drop";
     const DESCRIPTION: &'static str = "Leaves the most important modules their adapters and lets the others share one for each shape.";
     const REFERENCE: &'static str = "Zhou et al. 2024, LoRA-drop, section 3";
+    const FORMULA: &'static str = "kept = {1, …, m}        m = min { m ≥ 1 : Σ_{i≤m} Iᵢ ≥ T }        Iᵢ = gᵢ / Σⱼ gⱼ        gᵢ = Σ_x ‖ΔWᵢ x‖²";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let threshold = parameters.threshold;

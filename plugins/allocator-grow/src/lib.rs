@@ -102,6 +102,7 @@ impl Plugin for Grow {
     const DESCRIPTION: &'static str =
         "Moves rank-one components from where they matter least to where more are needed.";
     const REFERENCE: &'static str = "Chang et al. 2025, ElaLoRA, section 3, and its program";
+    const FORMULA: &'static str = "Ī ← β₁ Ī + (1 − β₁) I        Ū ← β₂ Ū + (1 − β₂) |I − Ī|        s = Ī · Ū\nb(t) = 0                          t ≤ tinit                  warm-up\n       round(b · (1 − p³))        p = (t − tinit) / (T − tinit − tfinal)\n       0                          T − tfinal ≤ t             the ranks stay";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         for (name, beta) in [("beta1", parameters.beta1), ("beta2", parameters.beta2)] {

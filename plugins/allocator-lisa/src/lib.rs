@@ -70,6 +70,7 @@ impl Plugin for Lisa {
     const DESCRIPTION: &'static str =
         "Draws all modules of so many layers anew; what lies outside the layers always trains.";
     const REFERENCE: &'static str = "Pan et al. 2024, LISA, algorithm 1";
+    const FORMULA: &'static str = "P(l | drawn so far: D) = w_l / Σ_{m∉D} w_m        w = 1 (the paper), or the layer's share of the scores";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let (mut layers, mut outside) = (BTreeMap::<u32, Vec<usize>>::new(), Vec::new());

@@ -3,7 +3,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dynalora_plugin_api::conformance::{self, Report};
-use dynalora_plugin_api::{Manifest, Signal, testing};
+use dynalora_plugin_api::{Signal, testing};
 use serde_json::{Value, json};
 
 use super::*;
@@ -52,14 +52,6 @@ fn refusal(parameters: &str) -> String {
     made.err().expect("an error").to_string()
 }
 
-fn manifest(kind: Kind) -> Manifest {
-    serde_json::from_value(json!({
-        "name": NAME, "kind": kind, "version": "0.0.0", "api_version": "1.0.0", "description": "A test.",
-        "reference": REFERENCE, "needs": null, "parameters": schemars::schema_for!(Parameters),
-    }))
-    .unwrap()
-}
-
 fn rules(report: Report) {
     report.assert();
     assert!(report.checks.len() > 15);
@@ -71,31 +63,7 @@ fn the_scorer_in_python_conforms() {
         return;
     }
     let parameters = example("scorer.py", json!({}));
-    rules(conformance::check_scorer(
-        manifest(Kind::Scorer),
-        Some(parameters),
-        &|p, modules| Ok(Box::new(testing_scorer(p, modules)?)),
-    ));
-}
-
-fn testing_scorer(parameters: &Value, modules: &[ModuleInfo]) -> Result<ProcessScorer> {
-    ProcessScorer::new(read(parameters)?, modules)
-}
-
-/// Parameters as the boundary reads them.
-fn read(parameters: &Value) -> Result<Parameters> {
-    use dynalora_plugin_api::abi::plugin::construct;
-    struct Echo(Parameters);
-    impl Plugin for Echo {
-        type Parameters = Parameters;
-        const NAME: &'static str = "echo";
-        const DESCRIPTION: &'static str = "";
-        const REFERENCE: &'static str = "";
-        fn new(parameters: Parameters, _: &[ModuleInfo]) -> Result<Self> {
-            Ok(Echo(parameters))
-        }
-    }
-    construct::<Echo>(&parameters.to_string(), &[]).map(|Echo(parameters)| parameters)
+    rules(conformance::scorer_with::<ProcessScorer>(parameters));
 }
 
 #[test]

@@ -74,6 +74,7 @@ impl Plugin for Sensitivity {
     const DESCRIPTION: &'static str =
         "Goes by each adapter's smoothed sensitivity times its uncertainty, as AdaLoRA does.";
     const REFERENCE: &'static str = "Zhang et al. 2023, AdaLoRA, equations 8 to 11";
+    const FORMULA: &'static str = "I = Σ |θ · g|        Ī ← β₁ Ī + (1 − β₁) I        Ū ← β₂ Ū + (1 − β₂) |I − Ī|        y = Ī · Ū";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let Parameters {

@@ -104,6 +104,7 @@ impl Plugin for Table {
     const NAME: &'static str = "table";
     const DESCRIPTION: &'static str = "Gives each module the score that a table has for its path.";
     const REFERENCE: &'static str = "none: a control, and the way in for scores from elsewhere";
+    const FORMULA: &'static str = "yᵢ = the entry of its path";
 
     fn new(Parameters { scores }: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let (source, entries) = match scores {

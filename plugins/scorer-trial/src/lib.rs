@@ -153,6 +153,7 @@ impl Plugin for TrialScorer {
     const DESCRIPTION: &'static str = "Tries what the loss becomes with modules or layers suppressed: by each, or by sets as IST does.";
     const REFERENCE: &'static str =
         "reinforced: Yao et al. 2024, IST, algorithm 1, and its program; ablation: none";
+    const FORMULA: &'static str = "yᵢ = L(ΔWᵢ → factor · ΔWᵢ) − L\nr_S = exp(−L_S) − mean over sets of exp(−L)        I ← I + rate · r_S · p (1 − p)        p = σ(I)        y = σ(−I)";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let factor = parameters.factor.unwrap_or(match parameters.method {
