@@ -249,6 +249,13 @@ impl Drawn {
             allocator = "uniform";
         }
         self.set("allocator.plugin", format!("{allocator:?}"));
+        if c.once_in(6) {
+            self.set("allocator.isolation", "\"process\"");
+        }
+        if c.once_in(3) {
+            // Where nothing fails it changes nothing.
+            self.set("allocation.on_plugin_fault", "\"keep\"");
+        }
         let k = match self.get("allocation.unit") {
             Some(_) => c.of(&["1", "2", "\"50%\""]),
             None => c.of(&["1", "2", "\"25%\"", "\"50%\"", "\"80%\""]),
@@ -334,6 +341,9 @@ impl Drawn {
         ];
         let scorer = c.of(&scorers);
         self.set("scorer.plugin", format!("{scorer:?}"));
+        if c.once_in(6) {
+            self.set("scorer.isolation", "\"process\"");
+        }
         match scorer {
             "sensitivity" | "fisher" => {
                 if c.once_in(2) {
@@ -366,6 +376,16 @@ impl Drawn {
         }
         if scorer == "activation" && self.get("scorer.norm").is_none() && c.once_in(3) {
             self.set("scorer.target", "\"delta\"");
+        }
+        if c.once_in(2) {
+            self.set("scorer.one_in", c.between(1, 4));
+        }
+        let average = |window: &str| window.contains("ema");
+        if !self.get("scorer.window").is_some_and(average) && c.once_in(3) {
+            self.set("scorer.reduce", "\"sum\"");
+        }
+        if scorer == "gradient" && c.once_in(3) {
+            self.set("scorer.steps", "\"own\"");
         }
         self
     }

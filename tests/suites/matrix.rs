@@ -22,6 +22,8 @@ enum Invariant {
     Cache,
     /// The number of threads changes nothing.
     Threads,
+    /// Plugins in processes of their own choose the same.
+    Isolated,
     /// Killed at any moment and resumed, as often as it takes, it is the same run.
     Interrupted,
     /// As [`Interrupted`](Invariant::Interrupted), moved to another folder in between.
@@ -40,9 +42,10 @@ enum Invariant {
     Finished,
 }
 
-const INVARIANTS: [Invariant; 10] = [
+const INVARIANTS: [Invariant; 11] = [
     Invariant::Cache,
     Invariant::Threads,
+    Invariant::Isolated,
     Invariant::Interrupted,
     Invariant::Moved,
     Invariant::Measured,
@@ -333,6 +336,23 @@ impl Runs<'_> {
                 let one = self.train("one", &arm(1))?;
                 let more = self.again("more", &arm(2 + seed % 2))?;
                 self.same(&one, &more, &[])
+            }
+            Invariant::Isolated => {
+                let (mut here, mut apart) = (drawn.clone(), drawn.clone());
+                let mut plugins = 0;
+                for table in ["scorer", "allocator"] {
+                    here.drop(&format!("{table}.isolation"));
+                    if drawn.get(&format!("{table}.plugin")).is_some() {
+                        apart.set(&format!("{table}.isolation"), "\"process\"");
+                        plugins += 1;
+                    }
+                }
+                if plugins == 0 {
+                    return beside("no plugin");
+                }
+                let here = self.train("here", &here)?;
+                let apart = self.again("apart", &apart)?;
+                self.same(&here, &apart, &[])
             }
             Invariant::Interrupted | Invariant::Moved => {
                 let began = Instant::now();
