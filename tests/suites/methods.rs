@@ -85,8 +85,8 @@ fn records(run: &Path, file: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Trains a method's recipe on the tiny model, whole.
-fn train(scene: &Scene, arm: &str) -> PathBuf {
+/// Trains a method's recipe on the tiny model, whole; none where it asks for what this host does not have in force.
+fn trained(scene: &Scene, arm: &str) -> Option<PathBuf> {
     let run = scene.path(arm);
     let recipe = methods().join(format!("{arm}.toml"));
     let mut arguments = vec![
@@ -100,8 +100,18 @@ fn train(scene: &Scene, arm: &str) -> PathBuf {
         arguments.extend(["--set".to_owned(), set]);
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    scene.ok(&arguments);
-    run
+    let output = scene.run(&arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("is not in force in this version") {
+        eprintln!("{arm}: {said}");
+        return None;
+    }
+    assert!(output.status.success(), "{arm} failed:\n{said}");
+    Some(run)
+}
+
+fn train(scene: &Scene, arm: &str) -> PathBuf {
+    trained(scene, arm).expect("it is in force")
 }
 
 /// The flags of each choice of a run, the first included.
@@ -126,7 +136,11 @@ fn every_method_trains() {
     assert!(arms.len() >= 20, "{arms:?}");
     let scene = Scene::new();
     for arm in &arms {
-        let run = train(&scene, arm);
+        // Of all but the shared adapter of `drop`, which is being built.
+        let Some(run) = trained(&scene, arm) else {
+            assert_eq!(arm, "drop");
+            continue;
+        };
         let masks = masks(&run);
         // What each is about, as far as a mask shows it.
         let changes = masks.windows(2).filter(|pair| pair[0] != pair[1]).count();

@@ -8,11 +8,11 @@
 //! ```
 //!
 //! `descending` is from the output on, as in the authors' program, `ascending` from the input on, `random` a new
-//! permutation in each round. A block is k modules that follow one another in forward order, the last block what is left. With
-//! `unit = "layer"` and k = 1 a block is a layer, as in the paper.
+//! permutation in each round. A block is k modules that follow one another in forward order, the last block what is
+//! left. With `unit = "layer"` and k = 1 a block is a layer, as in the paper.
 //!
-//! The two fixed orders are the deterministic control for whatever chooses by scores: every module is active equally often.
-//! BAdam drops the optimiser's state of a block that it leaves: `optimizer_state = "reset"`.
+//! The two fixed orders are the deterministic control for whatever chooses by scores: every module is active equally
+//! often. BAdam drops the optimiser's state of a block that it leaves: `optimizer_state = "reset"`.
 
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;

@@ -1,19 +1,19 @@
 //! The scorer `fisher`: how much the answers that the model gives hang on a module's adapter.
 //!
-//! The empirical Fisher information of the adapter's parameters θ, its trace, as a mean over examples e (Kirkpatrick et al.
-//! 2017, section 2.1, for a diagonal; Sung et al. 2021, FISH Mask, equation 5, with the labels of the data):
+//! The empirical Fisher information of the adapter's parameters θ, its trace, as a mean over examples e (Kirkpatrick
+//! et al. 2017, section 2.1, for a diagonal; Sung et al. 2021, FISH Mask, equation 5, with the labels of the data):
 //!
 //! ```text
 //! yᵢ = mean over e of Σ_θ (∂L_e/∂θ)²
 //! ```
 //!
-//! Unlike the squared norm of a step's gradient (`gradient`), in which the examples' gradients may cancel, it does not
-//! vanish where the loss is at its lowest. It grows with the number of an adapter's parameters; `per_parameter = true`
-//! divides by it.
+//! Unlike the squared norm of a step's gradient (`gradient`), in which the examples' gradients may cancel, it does
+//! not vanish where the loss is at its lowest. It grows with the number of an adapter's parameters; `per_parameter =
+//! true` divides by it.
 //!
 //! Examples are those of the steps measured: of each ten steps one, drawn by the run's seed, while all modules are
-//! active, and the probing steps before each reallocation, in which inactive modules have gradients too. So modules are
-//! compared over the same steps. Without probing each is compared over the steps in which it was active.
+//! active, and the probing steps before each reallocation, in which inactive modules have gradients too. So modules
+//! are compared over the same steps. Without probing each is compared over the steps in which it was active.
 
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
@@ -30,7 +30,8 @@ pub struct Parameters {
     window: Window,
     /// Whether it is divided by the number of the adapter's parameters.
     per_parameter: bool,
-    /// Of each so many steps one is measured, drawn by the run's seed, and every probing step besides; 1 measures all.
+    /// Of each so many steps one is measured, drawn by the run's seed, and every probing step besides; 1 measures
+    /// all.
     #[schemars(range(min = 1))]
     one_in: u64,
 }

@@ -7,10 +7,10 @@
 //! I = Σ |θ · g|        Ī ← β₁ Ī + (1 − β₁) I        Ū ← β₂ Ū + (1 − β₂) |I − Ī|        y = Ī · Ū
 //! ```
 //!
-//! Where AdaLoRA smooths each entry and then takes means, here the sum over the module is smoothed. Both averages start
-//! from zero and are divided by what they hold of their weights, 1 − βⁿ after n measurements: a module that was measured
-//! less often (it is inactive, and the host probes a few steps) does not lose by that. Among modules measured equally often
-//! it is one factor for all.
+//! Where AdaLoRA smooths each entry and then takes means, here the sum over the module is smoothed. Both averages
+//! start from zero and are divided by what they hold of their weights, 1 − βⁿ after n measurements: a module that was
+//! measured less often (it is inactive, and the host probes a few steps) does not lose by that. Among modules
+//! measured equally often it is one factor for all.
 //!
 //! The sum grows with the number of an adapter's parameters; `per_parameter = true` divides by it.
 
