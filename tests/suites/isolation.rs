@@ -47,7 +47,7 @@ fn contains(output: &Output, parts: &[&str]) {
 fn scene(isolated: bool) -> Scene {
     let scene = Scene::new();
     let isolation = match isolated {
-        true => "isolation = { timeout_seconds = 2, memory_mib = 256 }\n",
+        true => "isolation = { timeout_seconds = 5, memory_mib = 256 }\n",
         false => "",
     };
     scene.edit(
@@ -94,15 +94,15 @@ const FAULTS: [(&str, &str); 15] = [
     ("exit", "exit code 0"),
     ("leave", "exit code 0"),
     ("crash", "killed by signal 11 (SIGSEGV)"),
-    ("overflow", "killed by signal 6 (SIGABRT) instead"),
-    ("loops", "not answered `allocate` within 2 seconds"),
+    ("overflow", "killed by signal 6 (SIGABRT)"),
+    ("loops", "not answered `allocate` within 5 seconds"),
     ("bomb", "killed by signal 6 (SIGABRT)"),
     ("closes", "instead of answering `allocate`"),
     ("babbles", "more than one line"),
     ("nonsense", "cannot be read"),
     ("floods", "more than 16 MiB"),
     ("lies", "broke a rule"),
-    ("hangs", "not answered `allocate` within 2 seconds"),
+    ("hangs", "not answered `allocate` within 5 seconds"),
 ];
 
 #[test]
@@ -224,7 +224,7 @@ fn wherever_it_fails_the_step_is_saved_or_endured() {
     // Before the first step there is nothing to save, and nothing to go on with.
     for (wish, what) in [
         ("abort new 0", "cannot be had in a process of its own"),
-        ("loops new 0", "not answered `make` within 2 seconds"),
+        ("loops new 0", "not answered `make` within 5 seconds"),
         ("errs new 0", "no way on"),
         ("abort start 0", "cannot work in this run"),
     ] {

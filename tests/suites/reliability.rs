@@ -182,6 +182,10 @@ const ROWS: &[(&str, &[(&str, &str)])] = &[
         &[("scorer.window", "{ ema = 0.7 }")],
     ),
     (
+        "scorer that measures a sample of steps",
+        &[("scorer.window", "\"period\""), ("scorer.one_in", "3")],
+    ),
+    (
         "allocator with state: rank-budget",
         &[
             ("allocator.plugin", "\"rank-budget\""),

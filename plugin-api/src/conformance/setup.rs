@@ -325,6 +325,7 @@ pub fn observation(
         step: at.step,
         total_steps: at.total_steps,
         tokens: 128,
+        examples: 8,
         loss: 0.5,
         learning_rate: 1e-3,
         probing: at.probing,

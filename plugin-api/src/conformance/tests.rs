@@ -183,6 +183,11 @@ impl Allocator for Good {
         Good::asks()
     }
 
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        self.limit.start(start)?;
+        Ok(Vec::new())
+    }
+
     fn wants(&self, upcoming: &Upcoming) -> Wants {
         Good::wishes(upcoming)
     }
@@ -199,7 +204,7 @@ impl Allocator for Good {
         let mut random = crate::Random::new(request.seed);
         let count = request.modules.len();
         let order = draw_without_replacement(&vec![1.0; count], count, &mut random);
-        let mut answer = Allocation::of(self.limit.take(order), count);
+        let mut answer = Allocation::of(self.limit.take(order)?, count);
         let kept = request.modules.iter().zip(&answer.active);
         answer.components = Some(
             kept.map(|(module, active)| vec![*active; module.components()])
@@ -385,7 +390,13 @@ fn rules_of_the_boundary() {
         });
         breaks(&report, "any run", "it refuses every run");
         let report = bent(kind, |name, fields, _, _| match name {
-            "start" if fields.text("start").unwrap().unwrap().contains("layer") => {
+            "start"
+                if fields
+                    .text("start")
+                    .unwrap()
+                    .unwrap()
+                    .contains(r#""unit":"layer""#) =>
+            {
                 Some(Err("it panicked".into()))
             }
             _ => None,

@@ -8,11 +8,11 @@
 //! ```
 //!
 //! `descending` is from the output on, as in the authors' program, `ascending` from the input on, `random` a new
-//! permutation in each round. A block is k modules that follow one another in forward order, the last block what is left. With
-//! `unit = "layer"` and k = 1 a block is a layer, as in the paper.
+//! permutation in each round. A block is k modules that follow one another in forward order, the last block what is
+//! left. With `unit = "layer"` and k = 1 a block is a layer, as in the paper.
 //!
-//! The two fixed orders are the deterministic control for whatever chooses by scores: every module is active equally often.
-//! BAdam drops the optimiser's state of a block that it leaves: `optimizer_state = "reset"`.
+//! The two fixed orders are the deterministic control for whatever chooses by scores: every module is active equally
+//! often. BAdam drops the optimiser's state of a block that it leaves: `optimizer_state = "reset"`.
 
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
@@ -107,10 +107,11 @@ impl Allocator for Cyclic {
 
     fn start(&mut self, start: &Start) -> Result<Vec<String>> {
         self.seed = start.seed;
-        let (known, blocks) = (start.reallocations, self.blocks as u64);
-        Ok(match known > 0 && known < blocks {
+        let blocks = self.blocks as u64;
+        let turns = start.reallocations + u64::from(start.first_choice);
+        Ok(match start.reallocations > 0 && turns < blocks {
             true => vec![format!(
-                "not all modules will be trained: there are {blocks} blocks of {} and {known} reallocations; \
+                "not all modules will have a turn: there are {blocks} blocks of {} and {turns} choices; \
                  reallocate more often, or give a larger `k`",
                 self.k
             )],
@@ -200,7 +201,7 @@ mod tests {
         assert!(warnings(19).is_empty());
         let warned = warnings(20).concat();
         assert!(
-            warned.contains("20 blocks") && warned.contains("19 reallocations"),
+            warned.contains("20 blocks") && warned.contains("19 choices"),
             "{warned}"
         );
     }

@@ -1,16 +1,16 @@
 //! The allocator `grow`: ranks that are pruned in one module and grown in another, their sum staying as it is.
 //!
-//! ElaLoRA (Chang et al. 2025, section 3), of LoRA pairs as they are: a component is row k of A and column k of B, the
-//! adapter's rank is `r_max`, and each module begins with the first `rank` components. Of a component's sensitivity I,
-//! which the host measures, two averages are kept while it is there, as AdaLoRA's (`rank-budget`):
+//! ElaLoRA (Chang et al. 2025, section 3), of LoRA pairs as they are: a component is row k of A and column k of B,
+//! the adapter's rank is `r_max`, and each module begins with the first `rank` components. Of a component's
+//! sensitivity I, which the host measures, two averages are kept while it is there, as AdaLoRA's (`rank-budget`):
 //!
 //! ```text
 //! Ī ← β₁ Ī + (1 − β₁) I        Ū ← β₂ Ū + (1 − β₂) |I − Ī|        s = Ī · Ū
 //! ```
 //!
-//! At each reallocation every module puts up its k least important components, never its last. Of all put up, the b(t)
-//! least important are pruned, and the b(t) most important each bring their module a new one: where even the least
-//! important component is worth much, there is too little room. With T steps in all,
+//! At each reallocation every module puts up its k least important components, never its last. Of all put up, the
+//! b(t) least important are pruned, and the b(t) most important each bring their module a new one: where even the
+//! least important component is worth much, there is too little room. With T steps in all,
 //!
 //! ```text
 //! b(t) = 0                          t ≤ tinit                  warm-up
@@ -19,12 +19,12 @@
 //! ```
 //!
 //! A new component begins with B = 0 (the paper's with a singular value of almost 0), and with averages of 0.
-//! ElaLoRA's program smooths each entry and then takes means; here the means are smoothed, one number a component. Ours: no
-//! component is pruned for one that is not more important, a module does not give and take at once, and one at `r_max`
-//! lets the next have its turn.
+//! ElaLoRA's program smooths each entry and then takes means; here the means are smoothed, one number a component.
+//! Ours: no component is pruned for one that is not more important, a module does not give and take at once, and one
+//! at `r_max` lets the next have its turn.
 //!
-//! Begin with `initial = "allocator"`: then ranks are `rank` from step 1. Under any other the first reallocation prunes
-//! each module to its `rank` most important components.
+//! Begin with `initial = "allocator"`: then ranks are `rank` from step 1. Under any other the first reallocation
+//! prunes each module to its `rank` most important components.
 
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::{Deserialize, Serialize};
@@ -294,6 +294,13 @@ impl Allocator for Grow {
                     .to_owned(),
             );
         }
+        if !start.first_choice {
+            warnings.push(
+                "until the first reallocation every module has the adapter's whole rank; set initial = \"allocator\" \
+                 in [allocation] to begin with `rank`"
+                    .to_owned(),
+            );
+        }
         if start.last_reallocation.is_some_and(|last| last <= tinit) {
             warnings.push(format!(
                 "nothing will ever move: `tinit` = {tinit} keeps all ranks until after the last reallocation"
@@ -553,8 +560,14 @@ mod tests {
             "{error}"
         );
         assert!(refused(r#"{"b": 0}"#).unwrap().contains("`b`"));
-        let start = |parameters: &str| fresh(parameters, 4).start(&testing::start());
+        let start = |parameters: &str| {
+            let mut start = testing::start();
+            start.first_choice = true;
+            fresh(parameters, 4).start(&start)
+        };
         assert!(start("{}").unwrap().is_empty());
+        let late = fresh("{}", 4).start(&testing::start()).unwrap();
+        assert!(late.concat().contains("initial = \"allocator\""));
         assert!(
             start(r#"{"rank": 8}"#)
                 .unwrap()

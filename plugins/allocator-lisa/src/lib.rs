@@ -8,12 +8,12 @@
 //! ```
 //!
 //! Here: K is the schedule's `every`, the task's head always trains whatever an allocator says, and embeddings, which
-//! have no adapters, stay frozen. Modules outside the layers, such as a pooler, stand where LISA's head stands: they are
-//! always active and count for no layer (`outside = false`: never active).
+//! have no adapters, stay frozen. Modules outside the layers, such as a pooler, stand where LISA's head stands: they
+//! are always active and count for no layer (`outside = false`: never active).
 //!
 //! Under `unit = "layer"` a layer is one of what is chosen; under `unit = "module"` it is the modules of one layer
-//! index, and the choice is the same. A layer's score is the sum of its modules'. The paper's importance sampling stops
-//! at equal weights; by scores is an extension.
+//! index, and the choice is the same. A layer's score is the sum of its modules'. The paper's importance sampling
+//! stops at equal weights; by scores is an extension.
 
 use std::collections::BTreeMap;
 

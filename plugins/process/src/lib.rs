@@ -7,9 +7,9 @@
 //! parameters = { window = 50 }
 //! ```
 //!
-//! The command is started once and gets one line of JSON for each call on its standard input, and answers each with one
-//! line on its standard output. The lines are plugin-api's messages ([`dynalora_plugin_api::message::json`]), the very ones that a
-//! library gets, under the names of the methods of `Scorer` and `Allocator`:
+//! The command is started once and gets one line of JSON for each call on its standard input, and answers each with
+//! one line on its standard output. The lines are plugin-api's messages ([`dynalora_plugin_api::message::json`]), the
+//! very ones that a library gets, under the names of the methods of `Scorer` and `Allocator`:
 //!
 //! ```text
 //! > {"call":"make","kind":"scorer","parameters":{"window":50},"modules":[{"path":"encoder.layer.0.…","rank":8,…},…]}
@@ -24,14 +24,15 @@
 //! < {"ok":true,"scores":[1.5,…]}
 //! ```
 //!
-//! `{"unknown":true}` is the answer to a call that it does not have, which is then as if it gave its default and is not
-//! made again; `{"error":"…"}` ends the run with that sentence. A scorer must know `needs` and `scores`, an allocator `allocate`. One that keeps
-//! a state answers `save` with `{"ok":true,"state":{"base64":"…"}}` and is given it back by `load`.
+//! `{"unknown":true}` is the answer to a call that it does not have, which is then as if it gave its default and is
+//! not made again; `{"error":"…"}` ends the run with that sentence. A scorer must know `needs` and `scores`, an
+//! allocator `allocate`. One that keeps a state answers `save` with `{"ok":true,"state":{"base64":"…"}}` and is given
+//! it back by `load`.
 //!
-//! What it writes to standard error is passed on. One that does not answer within `timeout_seconds` is killed; that, its end
-//! and a line that is no answer are errors, with the command, the exit code and its last words. It is in a process
-//! group of its own, so that an interrupt at the terminal does not end it before the trainer has saved its state, and
-//! it ends with the plugin: its standard input is closed, and a second later it is killed.
+//! What it writes to standard error is passed on. One that does not answer within `timeout_seconds` is killed; that,
+//! its end and a line that is no answer are errors, with the command, the exit code and its last words. It is in a
+//! process group of its own, so that an interrupt at the terminal does not end it before the trainer has saved its
+//! state, and it ends with the plugin: its standard input is closed, and a second later it is killed.
 //!
 //! `examples/` has a scorer and an allocator in Python, of about thirty lines each.
 

@@ -7,10 +7,10 @@
 //! I = Σ |θ · g|        Ī ← β₁ Ī + (1 − β₁) I        Ū ← β₂ Ū + (1 − β₂) |I − Ī|        y = Ī · Ū
 //! ```
 //!
-//! Where AdaLoRA smooths each entry and then takes means, here the sum over the module is smoothed. Both averages start
-//! from zero and are divided by what they hold of their weights, 1 − βⁿ after n measurements: a module that was measured
-//! less often (it is inactive, and the host probes a few steps) does not lose by that. Among modules measured equally often
-//! it is one factor for all.
+//! Where AdaLoRA smooths each entry and then takes means, here the sum over the module is smoothed. Both averages
+//! start from zero and are divided by what they hold of their weights, 1 − βⁿ after n measurements: a module that was
+//! measured less often (it is inactive, and the host probes a few steps) does not lose by that. Among modules
+//! measured equally often it is one factor for all.
 //!
 //! The sum grows with the number of an adapter's parameters; `per_parameter = true` divides by it.
 
@@ -95,7 +95,7 @@ impl Plugin for Sensitivity {
             false => 1.0,
         };
         Ok(Sensitivity {
-            signal: Signal::named("gradient_dot_weight_abs"),
+            signal: Signal::GRADIENT_DOT_WEIGHT_ABS,
             beta1,
             beta2,
             divisors: modules.iter().map(divisor).collect(),
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn asks_for_the_signal_it_reads() {
         let needs = testing::needs::<Sensitivity>("{}").unwrap();
-        assert_eq!(needs.signals, [Signal::named("gradient_dot_weight_abs")]);
+        assert_eq!(needs.signals, [Signal::GRADIENT_DOT_WEIGHT_ABS]);
     }
 
     #[test]

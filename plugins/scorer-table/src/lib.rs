@@ -9,9 +9,10 @@
 //! ```
 //!
 //! An entry names one module by its path, or several by a pattern: `*` stands for anything within one part of a path,
-//! `**` for any number of parts, as in `adapter.targets`. Of a module's entries the one with its very path wins, else the
-//! one with most letters that are not wildcards, which is the narrowest; two of equally many with different scores are an
-//! error. Every module must have an entry and every entry a module, so that a name mistyped is found before the first step.
+//! `**` for any number of parts, as in `adapter.targets`. Of a module's entries the one with its very path wins, else
+//! the one with most letters that are not wildcards, which is the narrowest; two of equally many with different
+//! scores are an error. Every module must have an entry and every entry a module, so that a name mistyped is found
+//! before the first step.
 //!
 //! Nothing is measured. For fixed choices, for scores from elsewhere, and for telling a scorer's part in a result
 //! from its allocator's.
@@ -31,7 +32,8 @@ use globset::{GlobBuilder, GlobMatcher};
 #[derive(Deserialize, JsonSchema)]
 #[serde(crate = "dynalora_plugin_api::serde", deny_unknown_fields)]
 pub struct Parameters {
-    /// Scores by path or pattern; or the path of a `.csv` or `.json` file with them, as seen from where the trainer runs.
+    /// Scores by path or pattern; or the path of a `.csv` or `.json` file with them, as seen from where the trainer
+    /// runs.
     scores: Scores,
 }
 

@@ -1,8 +1,8 @@
 //! The scorer `trial`: what the loss says with a part of the adapters suppressed, on training examples held back.
 //!
-//! Each is a forward pass without gradient, whose operations count as the run's. The parts are single modules or, with
-//! `by = "layer"`, all modules of a layer; a part's score is spread evenly over its modules, so that a layer under `unit =
-//! "layer"`, which sums them, has it back.
+//! Each is a forward pass without gradient, whose operations count as the run's. The parts are single modules or,
+//! with `by = "layer"`, all modules of a layer; a part's score is spread evenly over its modules, so that a layer
+//! under `unit = "layer"`, which sums them, has it back.
 //!
 //! **`method = "ablation"`.** Each part by itself, by how much the mean loss rises with it off (`factor = 0`):
 //!
@@ -10,24 +10,24 @@
 //! yᵢ = L(ΔWᵢ → factor · ΔWᵢ) − L
 //! ```
 //!
-//! A negative increase means that the model is at present better without the part's adapter. That is no measure of what
-//! training would make of it: such a part scores 0, as unimportant as one that does nothing, or, with `negative =
-//! "size"`, by its size, as one that matters this way or that. The increase itself, with its sign, is recorded as `increase`.
-//! Where there are more parts than `passes`, they take turns from one reallocation to the next; one that was not tried
-//! keeps the increase of its last trial, and before its first has the mean of those that were.
+//! A negative increase means that the model is at present better without the part's adapter. That is no measure of
+//! what training would make of it: such a part scores 0, as unimportant as one that does nothing, or, with `negative
+//! = "size"`, by its size, as one that matters this way or that. The increase itself, with its sign, is recorded as
+//! `increase`. Where there are more parts than `passes`, they take turns from one reallocation to the next; one that
+//! was not tried keeps the increase of its last trial, and before its first has the mean of those that were.
 //!
-//! **`method = "reinforced"`.** IST (Yao et al. 2024, "Layer-wise Importance Matters", algorithm 1), as its authors' program
-//! has it. Each part has a value I, at first 0, the larger the less it was missed. Every `interval` steps `candidates`
-//! different sets of `suppressed` parts are drawn, without replacement in proportion to σ(I), and the loss is taken
-//! with each set's adapters scaled by `factor`. With r the rewards, for each part of each set S:
+//! **`method = "reinforced"`.** IST (Yao et al. 2024, "Layer-wise Importance Matters", algorithm 1), as its authors'
+//! program has it. Each part has a value I, at first 0, the larger the less it was missed. Every `interval` steps
+//! `candidates` different sets of `suppressed` parts are drawn, without replacement in proportion to σ(I), and the
+//! loss is taken with each set's adapters scaled by `factor`. With r the rewards, for each part of each set S:
 //!
 //! ```text
 //! r_S = exp(−L_S) − mean over sets of exp(−L)        I ← I + rate · r_S · p (1 − p)        p = σ(I)        y = σ(−I)
 //! ```
 //!
 //! with p as it was before the update. An allocator that draws in proportion to y (`multinomial`) then draws as IST
-//! does: `schedule = { kind = "periodic", every = 1 }`, `unit = "layer"`, `k = "25%"` and `by = "layer"` are its setting. Ours:
-//! I is kept within ±500; where fewer different sets are found than asked for, those are taken.
+//! does: `schedule = { kind = "periodic", every = 1 }`, `unit = "layer"`, `k = "25%"` and `by = "layer"` are its
+//! setting. Ours: I is kept within ±500; where fewer different sets are found than asked for, those are taken.
 
 use std::collections::BTreeMap;
 
