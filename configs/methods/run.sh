@@ -45,7 +45,7 @@ one() {
   [ -e "$run/summary.json" ] && return
   echo "$(date +%T) $arm, seed $seed"
   [ ! -d "$run" ] || how=(--resume)
-  "$DYNALORA" train "$here/$arm.toml" --quiet ${how[@]+"${how[@]}"} "$@" --set "seed=$seed" --set "output=$run" \
+  "$DYNALORA" train "$here/$arm.toml" --quiet ${how[@]+"${how[@]}"} "$@" --set "seed=$seed" --set "output=$run" >/dev/null \
     || { echo "FAILED: $arm, seed $seed ($run)" >&2; return 1; }
 }
 export -f one
