@@ -136,6 +136,9 @@ impl Drawn {
                 }
             }
         }
+        if c.once_in(3) {
+            self.set("model.head_bias", c.of(&["\"labels\"", "\"zero\""]));
+        }
         if family.ends_with("-bert") && c.once_in(3) {
             self.set("model.train_pooler", c.once_in(2));
         }
@@ -177,6 +180,9 @@ impl Drawn {
             self.set("adapter.rank", c.of(&[1, 2, 4, 7]));
             if c.once_in(2) {
                 self.set("adapter.alpha", c.of(&["4.0", "32.0"]));
+            }
+            if c.once_in(4) {
+                self.set("adapter.r_max", c.of(&[7, 8, 12]));
             }
         }
         if !self.has_no_dropout() && c.once_in(2) {

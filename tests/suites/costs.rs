@@ -73,7 +73,7 @@ fn trainee(pretrained: &Pretrained, adapter: &AdapterConfig) -> Trainee<Flex> {
         *b = Tensor::ones(b.shape(), &DEVICE) * 0.01;
     }
     Trainee {
-        head: model.head.initial(0, &DEVICE),
+        head: model.head.initial(0, None, &DEVICE),
         model,
         adapters,
     }

@@ -70,6 +70,7 @@ fn no_dropout() -> ModelConfig {
         attention_dropout: Some(0.0),
         classifier_dropout: Some(0.0),
         train_pooler: None,
+        head_bias: Default::default(),
     }
 }
 
@@ -282,6 +283,7 @@ impl Case {
             ..Wanted::default()
         };
         let plan = StepPlan {
+            details: &Default::default(),
             step: number as u64,
             active,
             components: None,
@@ -405,7 +407,7 @@ impl Case {
             for (module, gradients) in result.gradients.into_iter().enumerate() {
                 if let Some(gradients) = gradients {
                     let pair = trainee.adapters.pair_mut(module);
-                    optimizer.update_module(module, at, None, pair, gradients, clip);
+                    optimizer.update_module(module, at, [1.0; 2], None, pair, gradients, clip);
                 }
             }
             optimizer.update_head(at, &mut trainee.head, result.head_gradients, clip);
@@ -568,6 +570,7 @@ fn gradients_accumulate_over_micro_batches_as_in_peft() {
     let wanted = Wanted::default();
     let active = vec![true; trainee.adapters.modules.len()];
     let plan = StepPlan {
+        details: &Default::default(),
         step: 1,
         active: &active,
         components: None,
@@ -652,6 +655,7 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
         let modules = trainee.adapters.modules.len();
         let components = masked.then(|| every_third(&trainee));
         let plan = StepPlan {
+            details: &Default::default(),
             step: 1,
             active: &vec![true; modules],
             components: components.as_deref(),
@@ -812,7 +816,7 @@ fn a_head_in_the_checkpoint_is_where_training_starts() {
         let pretrained = pretrained(scene.path());
         let model = Model::<Flex>::load(&pretrained, &[], 2, &DEVICE).expect("a whole model");
         let mut trainee = bare(&pretrained, &golden);
-        trainee.head = model.head.initial(7, &DEVICE);
+        trainee.head = model.head.initial(7, Some(&[9.0, 9.0]), &DEVICE);
         let sentences: Vec<usize> = golden
             .integers("sentences")
             .iter()

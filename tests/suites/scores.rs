@@ -154,6 +154,7 @@ fn start(scene: &Scene, golden: &Scores, scorer: &str, peft: &Path) {
     // Nothing has been added up yet, whatever the window.
     let nothing = Accumulated::new(Window::Run, modules.len()).and_then(|totals| totals.save());
     let allocation = State {
+        details: Default::default(),
         step: 0,
         reallocations: 0,
         modules: modules.clone(),

@@ -247,7 +247,12 @@ fn plan(
     let cost = cost(shape, &active, longest, 0, LastLayer::Whole);
 
     let adapter_parameters = modules.iter().map(|module| module.parameters).sum::<u64>();
-    let active_parameters = chosen().map(|module| module.parameters).sum::<u64>();
+    let initial = recipe.adapter.rank() as u64;
+    let trained = |module: &ModuleInfo| {
+        let rank = u64::from(module.rank);
+        module.parameters * initial.min(rank) / rank
+    };
+    let active_parameters = chosen().map(trained).sum::<u64>();
     let trainable = active_parameters + head_parameters;
     // A module that was never active, or whose state is dropped, has none.
     let kept = match recipe.allocation.optimizer_state {

@@ -205,9 +205,20 @@ impl<B: Kernels> Head<B> {
         &self.start
     }
 
+    /// Whether the base model's checkpoint has nothing of the last layer.
+    pub fn last_is_fresh(&self) -> bool {
+        self.start.iter().rev().take(2).all(Option::is_none)
+    }
+
     /// The values that training starts from: the checkpoint's where it has them in this shape. Fresh ones are as
-    /// Transformers initialises a head: weights normal with σ = 0.02, biases zero.
-    pub fn initial(&self, seed: u64, device: &B::Device) -> Vec<Tensor<B, 2>> {
+    /// Transformers initialises a head, weights normal with σ = 0.02, biases zero; but where the whole last layer is
+    /// fresh, its bias is `answer`, one value for each logit, if that is given.
+    pub fn initial(
+        &self,
+        seed: u64,
+        answer: Option<&[f32]>,
+        device: &B::Device,
+    ) -> Vec<Tensor<B, 2>> {
         for warning in &self.warnings {
             tracing::warn!("{warning}");
         }
@@ -224,9 +235,14 @@ impl<B: Kernels> Head<B> {
             ]
         });
         let values = self.start.iter().zip(fresh);
-        values
+        let mut values: Vec<_> = values
             .map(|(start, fresh)| start.clone().unwrap_or(fresh))
-            .collect()
+            .collect();
+        if let (true, Some(answer), Some(bias)) = (self.last_is_fresh(), answer, values.last_mut())
+        {
+            *bias = Tensor::from_data(TensorData::new(answer.to_vec(), bias.dims()), device);
+        }
+        values
     }
 
     /// Logits `[sequences, outputs]` from the hidden states of the first tokens, `[sequences, hidden]`.

@@ -30,7 +30,7 @@ pub use initial::Initial;
 pub(crate) use initial::initial_budget;
 pub use learning_rate::{LearningRateSchedule, Warmup};
 pub use metric::Metric;
-pub use model::ModelConfig;
+pub use model::{HeadBias, ModelConfig};
 pub use plugin::PluginConfig;
 pub use schedule::Schedule;
 pub use task::{Problem, Task};

@@ -32,6 +32,21 @@ pub struct ModelConfig {
     /// weights on. Left out: only where the checkpoint has no weights for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_pooler: Option<bool>,
+    /// What the bias of a fresh head answers before the first step.
+    #[serde(default)]
+    pub head_bias: HeadBias,
+}
+
+/// Where the last bias of a fresh head starts; one that the checkpoint has is taken as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HeadBias {
+    /// At the answer that is best for all training examples alike, the mean of their values or the logarithms of their
+    /// classes' frequencies, so that the first steps need not learn it by moving the encoder.
+    #[default]
+    Labels,
+    /// At 0, as Transformers initialises a head.
+    Zero,
 }
 
 fn main_branch() -> String {

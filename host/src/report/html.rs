@@ -31,6 +31,7 @@ pub fn page(report: &Report, tables: &[Table], plots: &[Plot]) -> String {
                 @for table in tables {
                     h2 { (table.title) }
                     (rows(&table.header, &table.rows))
+                    @if let Some(note) = &table.note { p { (note) } }
                 }
                 h2 { "Plots" }
                 @for plot in plots {
@@ -67,7 +68,12 @@ fn runs(report: &Report) -> Markup {
                 arm.name.clone(),
                 run.seed.to_string(),
                 run.steps.to_string(),
-                if run.finished { "" } else { "unfinished" }.to_owned(),
+                match (&run.collapse, run.finished) {
+                    (Some(_), _) => "collapsed",
+                    (None, false) => "unfinished",
+                    (None, true) => "",
+                }
+                .to_owned(),
             ]
         })
     });

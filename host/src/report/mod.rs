@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-pub use arm::{Against, Arm, Naming};
+pub use arm::{Against, Arm, Naming, SEEDS, SEEDS_OF_DRAWS, Without, seeds_needed};
 pub use figure::Figure;
 pub use html::page;
 pub use plot::{Plot, plots};
@@ -119,6 +119,13 @@ impl Report {
         })
     }
 
+    /// The runs that ended with the loss of a constant answer, each with its arm.
+    pub fn collapsed(&self) -> impl Iterator<Item = (&Arm, &Reading)> {
+        let runs = self.arms.iter();
+        let runs = runs.flat_map(|arm| arm.runs.iter().map(move |run| (arm, run)));
+        runs.filter(|(_, run)| run.collapse.is_some())
+    }
+
     /// The runs that have not come to their end.
     pub fn unfinished(&self) -> impl Iterator<Item = &Reading> {
         let runs = self.arms.iter().flat_map(|arm| &arm.runs);
@@ -135,6 +142,15 @@ fn warn_of_what_differs(arms: &[Arm]) {
             "{} of {} runs, such as {}, have no provenance.json: whether their data, models and plugins were the same \
              is not known",
             unknown.len(),
+            runs().count(),
+            first.path.display()
+        );
+    }
+    let unwatched: Vec<&Reading> = runs().filter(|run| !run.watched).collect();
+    if let Some(first) = unwatched.first() {
+        tracing::warn!(
+            "{} of {} runs, such as {}, are of a version that did not look whether a run collapsed: none of them is marked",
+            unwatched.len(),
             runs().count(),
             first.path.display()
         );

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::Figure;
 use crate::error::{Error, Result};
-use crate::recipe::Recipe;
+use crate::recipe::{HeadBias, Recipe};
 use crate::run::{
-    AllocationRecord, EvalRecord, MetricRecord, Provenance, Run, StepRecord, Summary,
+    AllocationRecord, EvalRecord, MetricRecord, Provenance, Run, Stall, StepRecord, Summary,
 };
 
 /// What a report takes from a run.
@@ -27,6 +27,11 @@ pub struct Reading {
     pub figures: BTreeMap<Figure, f64>,
     /// The metric after so many steps.
     pub curve: Vec<(u64, f64)>,
+    /// The stretch in which it ended with the loss of a constant answer, if it did.
+    pub collapse: Option<Stall>,
+    /// Whether it was looked for, as in runs of older versions it was not.
+    #[serde(skip)]
+    pub watched: bool,
     /// What it learns: a task, or the file it is evaluated on.
     #[serde(skip)]
     pub task: String,
@@ -68,7 +73,7 @@ impl Reading {
     /// Reads the run in `folder`; `metric` names another metric than the one that picks its best checkpoint.
     pub fn open(folder: &Path, metric: Option<&str>) -> Result<Reading> {
         let run = Run::open(folder)?;
-        let recipe = Recipe::load(&run.recipe_path(), &[])?;
+        let recipe = recipe(&run)?;
         let deciding = (recipe.evaluation.metric).unwrap_or_else(|| recipe.data.metrics()[0]);
         let metric = metric.unwrap_or(deciding.name()).to_owned();
         let summary = run.summary()?;
@@ -113,6 +118,12 @@ impl Reading {
             steps,
             figures,
             curve,
+            collapse: summary
+                .as_ref()
+                .and_then(|summary| summary.collapse().copied()),
+            watched: summary
+                .as_ref()
+                .is_none_or(|summary| summary.stalls.is_some()),
             task: task(&recipe),
             evaluated_on,
             inputs,
@@ -123,6 +134,15 @@ impl Reading {
             choices,
         })
     }
+}
+
+/// A run's own recipe. One of a version that did not know `model.head_bias` started it at zero.
+fn recipe(run: &Run) -> Result<Recipe> {
+    let mut recipe = Recipe::load(&run.recipe_path(), &[])?;
+    if !run.recipe()?.contains("head_bias") {
+        recipe.model.head_bias = HeadBias::Zero;
+    }
+    Ok(recipe)
 }
 
 /// What a run is evaluated on, in words.

@@ -3,7 +3,8 @@
 use comfy_table::presets::ASCII_MARKDOWN;
 
 use super::statistics::CONFIDENCE;
-use super::{Arm, Figure, Paired, Report, Spread};
+use super::{Arm, Figure, Paired, Report, SEEDS, SEEDS_OF_DRAWS, Spread};
+use crate::run::StallKind;
 
 /// Rows under a header.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,12 +15,16 @@ pub struct Table {
     pub header: Vec<String>,
     /// Cells.
     pub rows: Vec<Vec<String>>,
+    /// What is to be known of them, said below.
+    pub note: Option<String>,
 }
 
-/// The arms by `columns`, their comparison with the baseline where there is one, and the unfinished runs.
+/// The arms by `columns`, their comparison with the baseline where there is one, and the runs that collapsed or are
+/// unfinished.
 pub fn tables(report: &Report, columns: &[Figure]) -> Vec<Table> {
     let mut tables = vec![averages(report, columns)];
     tables.extend(comparison(report));
+    tables.extend(collapsed(report));
     let unfinished: Vec<_> = report.unfinished().collect();
     if !unfinished.is_empty() {
         let rows = unfinished.iter().map(|run| {
@@ -41,6 +46,7 @@ pub fn tables(report: &Report, columns: &[Figure]) -> Vec<Table> {
             title: "Unfinished runs".to_owned(),
             header: header.into_iter().chain(headings).collect(),
             rows: rows.collect(),
+            note: None,
         });
     }
     tables
@@ -54,7 +60,14 @@ fn averages(report: &Report, columns: &[Figure]) -> Table {
     let runs = |arm: &Arm| arm.counted(report.unfinished_count).count();
     let rows = report.arms.iter().map(|arm| {
         let cells = columns.iter().map(|column| match arm.figures.get(column) {
-            Some(spread) => mean_and_spread(*column, spread, runs(arm)),
+            Some(spread) => {
+                let mut cell = mean_and_spread(*column, spread, runs(arm));
+                if let Some(others) = arm.without_collapsed.get(column) {
+                    let others = mean_and_spread(*column, others, others.count);
+                    cell.push_str(&format!("; without the collapsed {others}"));
+                }
+                cell
+            }
             None => NONE.to_owned(),
         });
         [arm.name.clone(), seeds(arm, runs(arm))]
@@ -68,16 +81,62 @@ fn averages(report: &Report, columns: &[Figure]) -> Table {
             .chain(columns.iter().map(|c| c.heading(&report.metric)))
             .collect(),
         rows: rows.collect(),
+        note: None,
     }
 }
 
 fn seeds(arm: &Arm, counted: usize) -> String {
     let unfinished = arm.runs.iter().filter(|run| !run.finished).count();
-    match (unfinished, arm.runs.len() - counted) {
-        (0, _) => counted.to_string(),
-        (_, 0) => format!("{counted}, {unfinished} of them unfinished"),
-        _ => format!("{counted}, and {unfinished} unfinished"),
+    let mut cell = counted.to_string();
+    if !arm.collapsed.is_empty() {
+        cell.push_str(&format!(", {} of them collapsed", arm.collapsed.len()));
     }
+    match (unfinished, arm.runs.len() - counted) {
+        (0, _) => {}
+        (_, 0) => cell.push_str(&format!(", {unfinished} of them unfinished")),
+        _ => cell.push_str(&format!(", and {unfinished} unfinished")),
+    }
+    cell
+}
+
+/// The runs whose loss ended where a constant answer's is.
+fn collapsed(report: &Report) -> Option<Table> {
+    let rows = report.collapsed().filter_map(|(arm, run)| {
+        let stall = run.collapse?;
+        let shown = |figure: Figure| match run.figures.get(&figure) {
+            Some(value) => figure.shown(*value),
+            None => NONE.to_owned(),
+        };
+        let how = match stall.kind {
+            StallKind::NotLeft => "never left it",
+            StallKind::FellBack => "fell back to it",
+        };
+        Some(vec![
+            run.path.display().to_string(),
+            arm.name.clone(),
+            run.seed.to_string(),
+            shown(Figure::Final),
+            format!("{:.4}", stall.loss),
+            format!("{:.4}", stall.constant_loss),
+            format!("{how}, steps {} to {}", stall.from, stall.to),
+        ])
+    });
+    let rows: Vec<_> = rows.collect();
+    let header = [
+        "collapsed run",
+        "arm",
+        "seed",
+        &Figure::Final.heading(&report.metric),
+        "loss at the end",
+        "a constant answer's",
+        "",
+    ];
+    (!rows.is_empty()).then(|| Table {
+        title: "Collapsed runs: their loss ended where that of a constant answer is".to_owned(),
+        header: header.map(str::to_owned).to_vec(),
+        rows,
+        note: None,
+    })
 }
 
 fn mean_and_spread(figure: Figure, spread: &Spread, runs: usize) -> String {
@@ -105,25 +164,56 @@ fn comparison(report: &Report) -> Option<Table> {
         &interval,
         "step time",
     ];
-    let rows = report.arms.iter().filter_map(|arm| {
-        let against = arm.against_baseline.as_ref()?;
-        let mut row = vec![arm.name.clone(), against.seeds.len().to_string()];
-        for paired in [&against.metric, &against.last] {
-            row.extend(difference_and_interval(paired.as_ref()));
+    let mut few = false;
+    let mut rows = Vec::new();
+    for arm in &report.arms {
+        let Some(against) = &arm.against_baseline else {
+            continue;
+        };
+        let mut row = |name: String, seeds: usize, paired: [&Option<Paired>; 2], too_few, time| {
+            let mut row = vec![name, seeds.to_string()];
+            for paired in paired {
+                let [difference, mut interval] = difference_and_interval(paired.as_ref());
+                if too_few && interval != NONE {
+                    interval.push_str(MARK);
+                    few = true;
+                }
+                row.extend([difference, interval]);
+            }
+            row.push(time);
+            rows.push(row);
+        };
+        let time = against.step_time;
+        let time = time.map_or(NONE.to_owned(), |ratio| format!("× {ratio:.2}"));
+        let paired = [&against.metric, &against.last];
+        let few = against.too_few_seeds;
+        row(arm.name.clone(), against.seeds.len(), paired, few, time);
+        if let Some(without) = &against.without_collapsed {
+            row(
+                format!("{}, without collapsed runs", arm.name),
+                without.seeds.len(),
+                [&without.metric, &without.last],
+                without.too_few_seeds,
+                NONE.to_owned(),
+            );
         }
-        row.push(
-            against
-                .step_time
-                .map_or(NONE.to_owned(), |ratio| format!("× {ratio:.2}")),
-        );
-        Some(row)
-    });
+    }
     Some(Table {
         title: format!("Difference from {baseline}, seed by seed, with the paired t interval"),
         header: header.map(str::to_owned).to_vec(),
-        rows: rows.collect(),
+        rows,
+        note: few.then(|| {
+            format!(
+                "{}: an interval of too few seeds to be trusted. It takes {SEEDS_OF_DRAWS} where an arm draws modules by \
+                 chance, {SEEDS} where none does.",
+                MARK.trim()
+            )
+        }),
     })
 }
+
+/// Beside an interval that rests on too few seeds.
+const MARK: &str = " (few)";
 
 fn difference_and_interval(paired: Option<&Paired>) -> [String; 2] {
     let Some(Paired {
@@ -159,7 +249,8 @@ pub fn markdown(tables: &[Table]) -> String {
         for row in &table.rows {
             drawn.add_row(escaped(row));
         }
-        format!("{}:\n\n{drawn}", table.title)
+        let note = table.note.iter().map(|note| format!("\n\n{note}"));
+        format!("{}:\n\n{drawn}{}", table.title, note.collect::<String>())
     });
     texts.collect::<Vec<_>>().join("\n\n")
 }

@@ -6,7 +6,9 @@ use clap::ValueEnum;
 use dynalora_plugin_api::LedgerEntry;
 
 use super::*;
-use crate::run::{AllocationRecord, EvalRecord, MetricRecord, Run, StepRecord, Summary};
+use crate::run::{
+    AllocationRecord, EvalRecord, MetricRecord, Run, Stall, StallKind, StepRecord, Summary,
+};
 
 const PLAIN: &str = "[allocation]\nschedule = { kind = \"never\" }\n";
 const TOP_K: &str = "[allocation]\nschedule = { kind = \"periodic\", every = 10 }\n\
@@ -150,10 +152,12 @@ fn the_tables_say_what_the_runs_recorded() {
 
     Difference from LoRA, seed by seed, with the paired t interval:
 
-    | arm               | seeds | best accuracy    | 95 % interval      | final accuracy   | 95 % interval      | step time |
-    |-------------------|-------|------------------|--------------------|------------------|--------------------|-----------|
-    | allocator=top-k   | 3     | -0.0133 ± 0.0058 | -0.0277 to +0.0010 | -0.0200 ± 0.0173 | -0.0630 to +0.0230 | × 0.50    |
-    | allocator=uniform | 2     | -0.1550 ± 0.0071 | -0.2185 to -0.0915 | -0.1800 ± 0.0424 | -0.5612 to +0.2012 | × 0.50    |
+    | arm               | seeds | best accuracy    | 95 % interval            | final accuracy   | 95 % interval            | step time |
+    |-------------------|-------|------------------|--------------------------|------------------|--------------------------|-----------|
+    | allocator=top-k   | 3     | -0.0133 ± 0.0058 | -0.0277 to +0.0010 (few) | -0.0200 ± 0.0173 | -0.0630 to +0.0230 (few) | × 0.50    |
+    | allocator=uniform | 2     | -0.1550 ± 0.0071 | -0.2185 to -0.0915 (few) | -0.1800 ± 0.0424 | -0.5612 to +0.2012 (few) | × 0.50    |
+
+    (few): an interval of too few seeds to be trusted. It takes 10 where an arm draws modules by chance, 5 where none does.
     ");
     let unfinished = runs[8].display().to_string();
     assert_eq!(
@@ -363,4 +367,190 @@ fn the_page_stands_alone_and_escapes_what_it_shows() {
     for outside in ["<script", "href=", "src=", "url(", "@import"] {
         assert!(!page.contains(outside), "{outside}");
     }
+}
+
+/// Writes into a run's closing account that it ended with the loss of a constant answer.
+fn collapse(dir: &Path) {
+    let path = dir.join("summary.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut summary: Summary = serde_json::from_str(&text).unwrap();
+    summary.stalls = Some(vec![Stall {
+        kind: StallKind::FellBack,
+        from: 13,
+        to: 40,
+        loss: 0.69,
+        constant_loss: 0.68,
+    }]);
+    fs::write(&path, serde_json::to_string(&summary).unwrap()).unwrap();
+}
+
+/// As many seeds of an arm, their metric `value` and a thousandth a seed more.
+fn arm(folder: &Path, name: &str, tables: &str, seeds: u64, value: f64) -> Vec<PathBuf> {
+    let run = |seed| {
+        let value = value + seed as f64 / 1000.0;
+        let dir = folder.join(format!("{name}-seed{seed}"));
+        write(&dir, seed, tables, [value; 2], true)
+    };
+    (1..=seeds).map(run).collect()
+}
+
+#[test]
+fn collapsed_runs_are_marked_and_the_mean_is_said_with_and_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut runs = arm(folder.path(), "lora", PLAIN, 4, 0.8);
+    runs.extend(arm(folder.path(), "uniform", UNIFORM, 3, 0.7));
+    let fallen = write(
+        &folder.path().join("uniform-seed4"),
+        4,
+        UNIFORM,
+        [0.6, 0.1],
+        true,
+    );
+    collapse(&fallen);
+    runs.push(fallen.clone());
+    let options = Options {
+        names: Naming::Folder,
+        ..Default::default()
+    };
+    let report = Report::new(&runs, &options).unwrap();
+    let tables = tables(&report, &[Figure::Final, Figure::Flops]);
+    insta::assert_snapshot!(markdown(&tables[..2]), @r"
+    Mean ± standard deviation over seeds:
+
+    | arm     | seeds                  | final accuracy                                         | training, FLOP |
+    |---------|------------------------|--------------------------------------------------------|----------------|
+    | lora    | 4                      | 0.8025 ± 0.0013                                        | 4.000e7        |
+    | uniform | 4, 1 of them collapsed | 0.5515 ± 0.3010; without the collapsed 0.7020 ± 0.0010 | 4.000e7        |
+
+    Difference from lora, seed by seed, with the paired t interval:
+
+    | arm                             | seeds | best accuracy    | 95 % interval            | final accuracy   | 95 % interval            | step time |
+    |---------------------------------|-------|------------------|--------------------------|------------------|--------------------------|-----------|
+    | uniform                         | 4     | -0.1260 ± 0.0520 | -0.2087 to -0.0433 (few) | -0.2510 ± 0.3020 | -0.7315 to +0.2295 (few) | × 0.50    |
+    | uniform, without collapsed runs | 3     | -0.1000 ± 0.0000 | -0.1000 to -0.1000 (few) | -0.1000 ± 0.0000 | -0.1000 to -0.1000 (few) | –         |
+
+    (few): an interval of too few seeds to be trusted. It takes 10 where an arm draws modules by chance, 5 where none does.
+    ");
+    assert_eq!(
+        tables[2].rows,
+        [[
+            fallen.display().to_string().as_str(),
+            "uniform",
+            "4",
+            "0.1000",
+            "0.6900",
+            "0.6800",
+            "fell back to it, steps 13 to 40"
+        ]]
+    );
+    let json = serde_json::to_value(&report).unwrap();
+    let [lora, uniform] = [&json["arms"][0], &json["arms"][1]];
+    assert_eq!(lora["collapsed"], serde_json::json!([]));
+    assert_eq!(uniform["collapsed"], serde_json::json!([4]));
+    assert_eq!(uniform["figures"]["final"]["count"], 4);
+    assert_eq!(uniform["without_collapsed"]["final"]["count"], 3);
+    let without = &uniform["against_baseline"]["without_collapsed"];
+    assert_eq!(without["seeds"], serde_json::json!([1, 2, 3]));
+    let page = page(
+        &report,
+        &tables,
+        &plots(&report, Figure::Flops, Figure::Metric).unwrap(),
+    );
+    assert_eq!(page.matches("<td>collapsed</td>").count(), 1);
+}
+
+#[test]
+fn a_collapse_of_the_baseline_takes_its_seed_out_of_the_comparison_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut runs = arm(folder.path(), "lora", PLAIN, 3, 0.8);
+    runs.extend(arm(folder.path(), "uniform", UNIFORM, 3, 0.7));
+    collapse(&runs[1]);
+    let report = Report::new(&runs, &Options::default()).unwrap();
+    let against = report.arms[1].against_baseline.as_ref().unwrap();
+    assert_eq!(against.without_collapsed.as_ref().unwrap().seeds, [1, 3]);
+    assert_eq!(
+        (
+            report.arms[0].collapsed.as_slice(),
+            &report.arms[1].collapsed
+        ),
+        (&[2][..], &vec![])
+    );
+    // One that ended after it had left the level again is none.
+    let path = runs[1].join("summary.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("\"to\":40", "\"to\":30")).unwrap();
+    let report = Report::new(&runs, &Options::default()).unwrap();
+    assert_eq!(report.collapsed().count(), 0);
+}
+
+#[test]
+fn intervals_of_too_few_seeds_are_marked() {
+    let folder = tempfile::tempdir().unwrap();
+    let drawn =
+        "[allocation]\nschedule = { kind = \"never\" }\ninitial = \"random\"\ninitial_k = 2\n";
+    let foreign = TOP_K.replace("top-k", "mine");
+    let mut runs = arm(folder.path(), "lora", PLAIN, 10, 0.8);
+    for (name, tables, seeds) in [
+        ("top4", TOP_K, 4),
+        ("top5", &TOP_K.replace("k = 2", "k = 3"), 5),
+        ("uniform9", UNIFORM, 9),
+        ("uniform10", &UNIFORM.replace("k = 2", "k = 3"), 10),
+        ("drawn9", drawn, 9),
+        ("mine9", &foreign, 9),
+    ] {
+        runs.extend(arm(folder.path(), name, tables, seeds, 0.7));
+    }
+    let options = Options {
+        names: Naming::Folder,
+        ..Default::default()
+    };
+    let report = Report::new(&runs, &options).unwrap();
+    let few: Vec<(&str, usize, bool)> = (report.arms.iter())
+        .filter_map(|arm| {
+            let against = arm.against_baseline.as_ref()?;
+            Some((
+                arm.name.as_str(),
+                against.seeds_needed,
+                against.too_few_seeds,
+            ))
+        })
+        .collect();
+    assert_eq!(
+        few,
+        [
+            ("top4", 5, true),
+            ("top5", 5, false),
+            ("uniform9", 10, true),
+            ("uniform10", 10, false),
+            ("drawn9", 10, true),
+            ("mine9", 10, true)
+        ]
+    );
+    let comparison = &tables(&report, &[])[1];
+    let marked = comparison.rows.iter().map(|row| row[3].ends_with(" (few)"));
+    assert!(marked.eq(few.iter().map(|(_, _, few)| *few)));
+    assert!(
+        comparison
+            .note
+            .as_ref()
+            .unwrap()
+            .contains("takes 10 where an arm draws")
+    );
+    assert!(markdown(&tables(&report, &[])).contains("too few seeds to be trusted"));
+}
+
+#[test]
+fn a_run_from_before_the_key_had_a_head_that_started_at_zero() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = arm(folder.path(), "lora", PLAIN, 2, 0.8);
+    let recipe = runs[0].join("recipe.toml");
+    let text = fs::read_to_string(&recipe).unwrap();
+    fs::write(
+        &recipe,
+        text.replace("[model]\n", "[model]\nhead_bias = \"labels\"\n"),
+    )
+    .unwrap();
+    let report = Report::new(&runs, &Options::default()).unwrap();
+    let names: Vec<&str> = report.arms.iter().map(|arm| arm.name.as_str()).collect();
+    assert_eq!(names, ["LoRA head_bias=labels", "LoRA head_bias=zero"]);
 }

@@ -25,7 +25,8 @@ pub use checkpoint::{Checkpoint, PendingCheckpoint, damaged};
 pub use provenance::{Input, Machine, Program, Provenance, Sitting};
 pub(crate) use record::numbers;
 pub use record::{
-    AllocationRecord, Best, EvalRecord, MetricRecord, PluginNumbers, StepRecord, Summary,
+    AllocationRecord, Best, EvalRecord, MetricRecord, PluginNumbers, Stall, StallKind, StepRecord,
+    Summary,
 };
 pub use writer::{Opening, Writer};
 

@@ -47,6 +47,11 @@ pub struct StepRecord {
     /// Steps since the start of the run whose update was left out because it was not finite.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// What the best constant answer (the training labels' mean, or their classes' frequencies) loses on the examples
+    /// that `loss` is the mean of: where the two are the same, nothing has been learnt of the inputs. None in records
+    /// from before it was computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constant_loss: Option<f64>,
 }
 
 /// What an evaluation found.
@@ -88,6 +93,18 @@ pub struct AllocationRecord {
     pub ranks: Vec<u32>,
     /// The ledger, this choice included.
     pub ledger: Vec<LedgerEntry>,
+    /// Whether components that do not remain keep their values, instead of being pruned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub frozen: bool,
+    /// Factors on the learning rate of each module's A and B; empty where all are 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rates: Vec<[f64; 2]>,
+    /// A factor on each module's scale; empty where all are 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scales: Vec<f64>,
+    /// The module whose pair each module uses; empty where each uses its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<usize>,
     /// Numbers of the plugins' own, by name: one, or one per module (of an allocator, per unit).
     #[serde(default, skip_serializing_if = "PluginNumbers::is_empty")]
     pub numbers: PluginNumbers,
@@ -169,8 +186,47 @@ pub struct Summary {
     /// Steps whose update was left out because it was not finite (`train.on_nonfinite = "skip"`).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// Stretches in which the training loss was that of a constant answer; none in runs from before they were looked
+    /// for, which is another thing than an empty list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stalls: Option<Vec<Stall>>,
     /// The device, as it was named at the start.
     pub device: String,
+}
+
+impl Summary {
+    /// The stretch at the level of a constant answer in which the run ended, if it did; none as well for a run from
+    /// before such stretches were looked for.
+    pub fn collapse(&self) -> Option<&Stall> {
+        let last = self.stalls.as_ref()?.last()?;
+        (last.to == self.steps).then_some(last)
+    }
+}
+
+/// Steps in which the training loss was that of a constant answer: the variance of the labels where these are values,
+/// the entropy of their frequencies where they are classes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Whether anything had been learnt before.
+    pub kind: StallKind,
+    /// Its first step.
+    pub from: u64,
+    /// Its last step; the run's, where it did not end before it.
+    pub to: u64,
+    /// Mean loss per example in its last tenth of the run.
+    pub loss: f64,
+    /// What the best constant answer loses on the same examples.
+    pub constant_loss: f64,
+}
+
+/// How a stretch at the level of a constant answer began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StallKind {
+    /// The loss has never been below that level.
+    NotLeft,
+    /// It had been, and is back.
+    FellBack,
 }
 
 /// The best value of the metric that decides.

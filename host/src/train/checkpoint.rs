@@ -9,6 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::{GroupState, Optimizer};
+use super::stall::Watch;
 use super::trainee::Trainee;
 use crate::allocation;
 use crate::error::{Error, Result};
@@ -47,6 +48,12 @@ pub struct Progress {
     pub peak_parameters: u64,
     /// Sum of the losses of all examples since the last record, and their number.
     pub open_loss: (f64, u64),
+    /// What the best constant answer loses on these examples in all.
+    #[serde(default)]
+    pub open_constant_loss: f64,
+    /// Whether anything is learnt, as far as it has been seen.
+    #[serde(default)]
+    pub watch: Watch,
     /// Steps whose update was left out because it was not finite, and how many of them the last ones are.
     #[serde(default)]
     pub skipped: u64,
@@ -101,6 +108,8 @@ impl Progress {
             ),
             ("peak_parameters", self.peak_parameters <= parameters),
             ("open_loss", loss.is_finite() && losses < MOST),
+            ("open_constant_loss", self.open_constant_loss.is_finite()),
+            ("watch", self.watch.is_possible(step)),
             ("skipped", self.skipped <= step),
             ("skipped_in_a_row", self.skipped_in_a_row <= self.skipped),
             ("module_updates", self.module_updates.len() == modules.len()),
@@ -151,6 +160,8 @@ impl Progress {
             active_parameters: 0,
             peak_parameters: 0,
             open_loss: (0.0, 0),
+            open_constant_loss: 0.0,
+            watch: Watch::default(),
             skipped: 0,
             skipped_in_a_row: 0,
             evaluation_owed: false,
@@ -382,6 +393,7 @@ mod tests {
             modules: vec!["layer.0.query".to_owned()],
             active: vec![true],
             components: None,
+            details: Default::default(),
             last_choice: None,
             asked_for: None,
             ledger: Ledger::new(1),

@@ -42,8 +42,8 @@ impl<B: Kernels> Training<'_, B> {
         };
         // Nothing has been updated yet: what is saved is the last good state.
         self.save(None)?;
-        let components = self.controller.components().map(<[_]>::to_vec);
-        self.export(components.as_deref())?;
+        let saved = self.progress.allocation.clone();
+        self.export(&saved)?;
         self.display.end();
         Err(
             Error::diverged(format!("step {step}: {what}{again}: the run has diverged"))

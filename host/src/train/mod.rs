@@ -1,6 +1,7 @@
 //! Training: the loop, and what it is made of.
 
 mod checkpoint;
+mod constant;
 pub mod cost;
 pub mod evaluate;
 mod fault;
@@ -14,6 +15,7 @@ mod progress;
 mod readout;
 mod record;
 mod save;
+mod stall;
 pub mod step;
 mod stop;
 pub mod trainee;
@@ -33,9 +35,10 @@ use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::Model;
-use crate::recipe::{Every, Recipe};
+use crate::recipe::{Every, HeadBias, Recipe};
 use crate::run::{AllocationRecord, Checkpoint, Summary, Writer};
 use checkpoint::Progress;
+use constant::Constant;
 use cost::Costs;
 use optimizer::{Optimizer, OptimizerConfig};
 use order::Steps;
@@ -100,6 +103,8 @@ struct Training<'a, B: Kernels> {
     total_steps: u64,
     steps_per_epoch: u64,
     controller: Controller,
+    /// What a model that learns nothing of its inputs comes to.
+    constant: Option<Constant>,
     trainee: Trainee<B>,
     optimizer: Optimizer<B>,
     cache: Option<PrefixCache>,
@@ -130,6 +135,9 @@ impl<'a, B: Kernels> Training<'a, B> {
         let config = optimizer_config(recipe, total_steps);
         let linears = rest.pretrained.linears();
         let train = &recipe.train;
+        let constant = Constant::of(&rest.data.train.labels, rest.data.outputs());
+        let answer = constant.as_ref().map(Constant::logits);
+        let answer = answer.filter(|_| recipe.model.head_bias == HeadBias::Labels);
         let cache = || PrefixCache::new(train.cache_memory_mib << 20);
         Ok(Training {
             recipe,
@@ -145,10 +153,11 @@ impl<'a, B: Kernels> Training<'a, B> {
             steps_per_epoch: rest.data.steps_per_epoch(train, recipe.seed),
             progress: Progress::start(controller.state()?),
             controller,
+            constant,
             optimizer: Optimizer::new(config, modules.len()),
             trainee: Trainee {
                 adapters: Adapters::new((&recipe.adapter).into(), modules, recipe.seed, device),
-                head: model.head.initial(recipe.seed, device),
+                head: model.head.initial(recipe.seed, answer.as_deref(), device),
                 model,
             },
             cache: train.cache_frozen_prefix.then(cache),
@@ -174,10 +183,12 @@ impl<'a, B: Kernels> Training<'a, B> {
                     self.device,
                 )?;
                 self.controller.restore(self.progress.allocation.clone())?;
+                self.put_to_use();
                 self.seconds_before = self.progress.seconds;
                 self.saved.0 = self.progress.step;
             }
             None => {
+                self.warn_of_a_far_mean();
                 let modules = self.rest.modules.iter();
                 self.writer.allocation(&AllocationRecord::initial(
                     modules.map(|module| module.path.clone()).collect(),
@@ -204,6 +215,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 step: 0,
                 active: self.controller.active(),
                 components: self.controller.components(),
+                details: self.controller.details(),
                 rate: self.optimizer.rate(0),
                 probing: false,
                 wanted: &measuring.wanted,
@@ -220,6 +232,21 @@ impl<'a, B: Kernels> Training<'a, B> {
         Ok(())
     }
 
+    /// Says where the first steps would be spent on learning the labels' mean, with the encoder as its means.
+    fn warn_of_a_far_mean(&self) {
+        let fresh = self.trainee.model.head.last_is_fresh();
+        let zero = fresh && self.recipe.model.head_bias == HeadBias::Zero;
+        let Some(mean) = self.constant.as_ref().filter(|_| zero) else {
+            return;
+        };
+        if let Some(mean) = mean.far_mean() {
+            tracing::warn!(
+                "the labels' mean, {mean:.4}, is far from 0, where model.head_bias = \"zero\" starts the head: the first \
+                 steps learn it by moving the encoder, from which some runs do not recover. \"labels\" starts there"
+            );
+        }
+    }
+
     /// Forward, backward and update: what the step was, and what plugins are told of it, unless its update was
     /// left out.
     fn step(&mut self, batches: &[Batch]) -> Result<(Made, Option<Observed>)> {
@@ -234,6 +261,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             step: number,
             active: self.controller.active(),
             components: self.controller.components(),
+            details: self.controller.details(),
             rate: self.optimizer.rate(self.progress.step),
             probing,
             wanted: &measuring.wanted,
@@ -246,7 +274,7 @@ impl<'a, B: Kernels> Training<'a, B> {
         let (tracked, seed) = (plan.tracked(), plan.seed);
         let skipped = self.skips(batches, seed, &result)?;
         let flops = self.flops(batches, &tracked, outputs, depth);
-        let made = self.made(&result, flops, skipped);
+        let made = self.made(batches, &result, flops, skipped);
         let observation = match skipped {
             true => None,
             false => {
@@ -256,7 +284,10 @@ impl<'a, B: Kernels> Training<'a, B> {
                 Some((measuring, observation))
             }
         };
-        self.count(&made);
+        if let (Some(turn), Some(constant)) = (self.count(&made), &self.constant) {
+            let advice = stall::advice(self.recipe, self.rest.pretrained.frozen_pooler());
+            self.display.turned(&turn, constant, &advice);
+        }
         self.progress.evaluation_owed = self.is_due(self.recipe.evaluation.every);
         Ok((made, observation))
     }
@@ -277,8 +308,9 @@ impl<'a, B: Kernels> Training<'a, B> {
                 let components = self.controller.components();
                 let remaining = components.map(|all| all[module].as_slice());
                 let pair = self.trainee.adapters.pair_mut(module);
+                let factors = self.controller.details().rate(module);
                 self.optimizer
-                    .update_module(module, step, remaining, pair, gradients, clip);
+                    .update_module(module, step, factors, remaining, pair, gradients, clip);
             }
         }
         let head = &mut self.trainee.head;
@@ -309,8 +341,14 @@ impl<'a, B: Kernels> Training<'a, B> {
         for module in &reallocation.deactivated {
             self.optimizer.deactivated(*module);
         }
+        self.put_to_use();
+        let frozen = self.controller.details().frozen;
         let components = self.controller.components().into_iter().flatten();
         for (module, remaining) in components.enumerate() {
+            if frozen {
+                self.optimizer.frozen(module, remaining);
+                continue;
+            }
             components::prune(self.trainee.adapters.pair_mut(module), remaining);
             self.optimizer.pruned(module, remaining);
         }
@@ -319,6 +357,17 @@ impl<'a, B: Kernels> Training<'a, B> {
         self.display
             .reallocated(&reallocation, self.rest.modules.len());
         Ok(())
+    }
+
+    /// Lets the adapters be scaled and shared as the controller says.
+    fn put_to_use(&mut self) {
+        let details = self.controller.details();
+        let adapters = &mut self.trainee.adapters;
+        adapters.put_to_use(&details.scales, &details.shared);
+        for module in (0..adapters.modules.len()).filter(|it| details.owner(*it) != *it) {
+            // Its own pair no longer trains.
+            self.optimizer.deactivated(module);
+        }
     }
 
     /// How many of the first layers need not be run, because nothing in them trains or is measured.

@@ -226,6 +226,7 @@ impl Plugins {
             learning_rate: recipe.train.learning_rate,
             probe_steps: recipe.allocation.probe_steps,
             prunable: recipe.adapter.kind == AdapterKind::Lora,
+            initial_rank: recipe.adapter.grows().then(|| recipe.adapter.rank() as u32),
             seed: recipe.seed,
             total_steps,
             costs: Some(costs),

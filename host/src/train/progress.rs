@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::constant::Constant;
 use super::machine::memory;
+use super::stall::Turn;
 use crate::allocation::Reallocation;
 use crate::number::{count, duration, size};
-use crate::run::{EvalRecord, StepRecord};
+use crate::run::{EvalRecord, Stall, StallKind, StepRecord};
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +155,38 @@ impl Display {
             reallocation.activated.len(),
             reallocation.deactivated.len()
         );
+    }
+
+    /// Says that nothing is learnt of the inputs, or that something is after all.
+    pub(super) fn turned(&self, turn: &Turn, constant: &Constant, advice: &str) {
+        let level = format!("{} of the labels, {:.4}", constant.name(), constant.loss());
+        match turn {
+            Turn::Stalled(stall) => {
+                let Stall {
+                    from,
+                    to,
+                    loss,
+                    constant_loss,
+                    ..
+                } = stall;
+                let since = match stall.kind {
+                    StallKind::NotLeft => {
+                        format!("the loss has not left the {level}, since the start")
+                    }
+                    StallKind::FellBack => format!(
+                        "the loss had left the {level}, and fell back to it at about step {from}"
+                    ),
+                };
+                tracing::warn!(
+                    "step {to}: {since}: it was {loss:.4} last, where {} loses {constant_loss:.4} on the same examples. \
+                     The model answers (nearly) the same to every input. {advice}",
+                    constant.answer()
+                );
+            }
+            Turn::Left(Stall { from, to, .. }) => tracing::info!(
+                "the loss has left the {level}, where it was from step {from} to {to}"
+            ),
+        }
     }
 
     pub(super) fn evaluated(&mut self, record: &EvalRecord) {

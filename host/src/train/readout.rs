@@ -101,7 +101,7 @@ impl Places {
         let weights = match plan.wants(&[Signal::WeightL2]) {
             true => (0..modules)
                 .map(|module| {
-                    let scale = trainee.adapters.config.scale();
+                    let scale = trainee.adapters.scale(module);
                     readout.push(weight_squares(&trainee.adapters.factors(module), scale))
                 })
                 .collect(),
@@ -247,6 +247,6 @@ fn buffer<B: Kernels>(
             let gradient = passes.gradients[module].as_ref();
             gradient.map_or(Ok(Vec::new()), both)
         }
-        RawValue::Weight => both(&trainee.adapters.pairs()[module]),
+        RawValue::Weight => both(trainee.adapters.pair(module)),
     }
 }

@@ -5,8 +5,9 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use dynalora_plugin_api::{ModuleInfo, Sizes};
 
-use super::checkpoint::Progress;
+use super::constant::Constant;
 use super::progress::Status;
+use super::stall::{Seen, Turn};
 use super::step::StepResult;
 use super::stop::Stop;
 use super::{Training, evaluate, peak_memory};
@@ -21,6 +22,8 @@ use crate::run::{
 /// What a step was, for its record.
 pub(super) struct Made {
     pub loss: f64,
+    /// What the best constant answer loses on its examples in all.
+    pub constant_loss: f64,
     pub examples: u64,
     pub gradient_norm: f64,
     pub rate: f64,
@@ -39,7 +42,11 @@ impl<B: Kernels> Training<'_, B> {
         let of_rank = |(module, rank): (&ModuleInfo, &u32)| {
             module.parameters * u64::from(*rank) / u64::from(module.rank)
         };
-        self.rest.modules.iter().zip(ranks).map(of_rank).sum()
+        let details = self.controller.details();
+        // A pair that several modules use counts once.
+        let modules = self.rest.modules.iter().zip(ranks).enumerate();
+        let owners = modules.filter(|(module, _)| details.owner(*module) == *module);
+        owners.map(|(_, it)| of_rank(it)).sum()
     }
 
     /// The operations of a step over `batches`: `tracked` modules have gradients, `outputs` says whether any
@@ -61,10 +68,21 @@ impl<B: Kernels> Training<'_, B> {
     }
 
     /// What the step that is about to be applied is.
-    pub(super) fn made(&self, result: &StepResult<B>, flops: u64, skipped: bool) -> Made {
+    pub(super) fn made(
+        &self,
+        batches: &[Batch],
+        result: &StepResult<B>,
+        flops: u64,
+        skipped: bool,
+    ) -> Made {
+        let constant = |constant: &Constant| {
+            let labels = batches.iter().map(|batch| &batch.labels);
+            labels.map(|labels| constant.loss_on(labels)).sum()
+        };
         let active = self.controller.active().iter().filter(|active| **active);
         Made {
             loss: result.loss,
+            constant_loss: self.constant.as_ref().map_or(0.0, constant),
             examples: result.examples,
             gradient_norm: result.gradient_norm,
             rate: self.optimizer.rate(self.progress.step),
@@ -76,16 +94,24 @@ impl<B: Kernels> Training<'_, B> {
         }
     }
 
-    /// Counts a finished step.
-    pub(super) fn count(&mut self, made: &Made) {
+    /// Counts a finished step, and says what it brought to light of whether anything is learnt.
+    pub(super) fn count(&mut self, made: &Made) -> Option<Turn> {
         let seconds = self.seconds();
-        let Progress { open_loss, .. } = &mut self.progress;
-        if !made.skipped {
-            open_loss.0 += made.loss * made.examples as f64;
-            open_loss.1 += made.examples;
-        }
         let progress = &mut self.progress;
         progress.step += 1;
+        let mut turn = None;
+        if !made.skipped {
+            let seen = Seen {
+                step: progress.step,
+                examples: made.examples,
+                loss: made.loss * made.examples as f64,
+                constant_loss: made.constant_loss,
+            };
+            progress.open_loss.0 += seen.loss;
+            progress.open_loss.1 += seen.examples;
+            progress.open_constant_loss += seen.constant_loss;
+            turn = progress.watch.step(seen, self.total_steps);
+        }
         progress.tokens += made.tokens;
         progress.flops += made.flops;
         progress.seconds = seconds;
@@ -97,6 +123,7 @@ impl<B: Kernels> Training<'_, B> {
         progress.active_modules += made.active as u64;
         progress.active_parameters += made.active_parameters;
         progress.peak_parameters = progress.peak_parameters.max(made.active_parameters);
+        turn
     }
 
     /// Shows the step, and records it where a record is due.
@@ -116,6 +143,7 @@ impl<B: Kernels> Training<'_, B> {
             return Ok(());
         }
         let (sum, examples) = std::mem::take(&mut self.progress.open_loss);
+        let constant_loss = std::mem::take(&mut self.progress.open_constant_loss);
         let record = StepRecord {
             step,
             epoch: self.epoch(),
@@ -130,6 +158,8 @@ impl<B: Kernels> Training<'_, B> {
             peak_memory: peak_memory(),
             flops: self.progress.flops,
             skipped: self.progress.skipped,
+            constant_loss: (self.constant.is_some() && examples > 0)
+                .then(|| constant_loss / examples as f64),
         };
         self.writer.metric(&MetricRecord::Step(record.clone()))?;
         self.display.logged(&record);
@@ -221,6 +251,7 @@ impl<B: Kernels> Training<'_, B> {
             tokens: progress.tokens,
             flops: progress.flops,
             skipped: progress.skipped,
+            stalls: Some(progress.watch.stalls(progress.step)),
             device: device_name.to_owned(),
         }
     }
@@ -236,6 +267,10 @@ impl From<&Reallocation> for AllocationRecord {
             active: reallocation.active.clone(),
             ranks: reallocation.ranks.clone(),
             ledger: reallocation.ledger.clone(),
+            frozen: reallocation.details.frozen,
+            rates: reallocation.details.rates.clone(),
+            scales: reallocation.details.scales.clone(),
+            shared: reallocation.details.shared.clone(),
             numbers: PluginNumbers {
                 scorer: reallocation.scorer_numbers.clone(),
                 allocator: reallocation.allocator_numbers.clone(),
