@@ -14,6 +14,7 @@ mod needs;
 mod observation;
 mod parameters;
 mod sample;
+mod sampled;
 mod scorer;
 mod start;
 mod state;
@@ -31,11 +32,12 @@ pub use names::{RawValue, Signal};
 pub use needs::{Needs, Upcoming, Wants};
 pub use observation::{Measured, Metric, Moment, Observation, Raw};
 pub use sample::{Random, draw_by_logarithms, draw_without_replacement};
+pub use sampled::Sampled;
 pub use scorer::{ScoreRequest, Scorer};
 pub use start::{Start, Unit};
 pub use state::{load_state, save_state};
 pub use trial::{Trial, TrialLosses, TrialRequest, Trials};
-pub use window::{Accumulated, Norm, Window};
+pub use window::{Accumulated, Norm, Reduce, Window};
 
 // A plugin's parameters are derived with these; the crates it sees are then the ones seen here.
 pub use {schemars, serde};

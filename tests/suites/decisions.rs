@@ -2,7 +2,6 @@
 //! Whole runs with a plugin that answers as it is told.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
 use burn::tensor::Tensor;
@@ -12,42 +11,15 @@ use dynalora::data::{Batch, Label};
 use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::{AdapterConfig, ModelConfig};
 use dynalora::train::trainee::{Trainee, read, upload};
-use dynalora_tests::{Golden, Scene, built, fixture, model_folder, package};
+use dynalora_tests::{Golden, Scene, fixture, library, model_folder, outside};
 use serde_json::Value;
 
-/// The plugin `decider`, built once outside the workspace.
+/// The library of `decider`, built once outside the workspace.
 fn decider() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let folder = built().join("outside-decider");
-        std::fs::create_dir_all(folder.join("src")).expect("a folder");
-        let api = package().join("../plugin-api").canonicalize();
-        let manifest = format!(
-            "[package]\nname = \"decider\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[workspace]\n\n\
-             [lib]\ncrate-type = [\"cdylib\"]\n\n[dependencies]\ndynalora-plugin-api = {{ path = {:?} }}\n",
-            api.expect("it is there")
-        );
-        let write = |name: &str, text: &str| {
-            let path = folder.join(name);
-            // Written only where it has changed, so that cargo need not build it again.
-            if std::fs::read_to_string(&path).ok().as_deref() != Some(text) {
-                std::fs::write(path, text).expect("it writes");
-            }
-        };
-        write("Cargo.toml", &manifest);
-        let source = std::fs::read_to_string(fixture("decider.rs")).expect("a fixture");
-        write("src/lib.rs", &source);
-        let lock = package().join("../Cargo.lock");
-        std::fs::copy(lock, folder.join("Cargo.lock")).expect("a lock");
-        let target = built().join("outside");
-        let status = Command::new(env!("CARGO"))
-            .args(["build", "--release", "--quiet", "--manifest-path"])
-            .arg(folder.join("Cargo.toml"))
-            .env("CARGO_TARGET_DIR", &target)
-            .status();
-        assert!(status.expect("cargo runs").success(), "it does not build");
-        let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
-        target.join("release").join(format!("{prefix}decider{suffix}"))
+        let source = include_str!("../fixtures/plugins/decider.rs");
+        outside("decider", source).join(library("decider"))
     })
 }
 

@@ -292,7 +292,15 @@ impl Case {
             wanted: &wanted,
             seed: 0,
         };
-        step::run(trainee, &[self.batch(number - 1)], &plan, None, &DEVICE).expect("a step")
+        step::run(
+            trainee,
+            &[self.batch(number - 1)],
+            &plan,
+            None,
+            None,
+            &DEVICE,
+        )
+        .expect("a step")
     }
 
     fn optimizer(&self, modules: usize) -> Optimizer<Flex> {
@@ -580,7 +588,7 @@ fn gradients_accumulate_over_micro_batches_as_in_peft() {
         seed: 0,
     };
     let batches = [case.batch(0), case.batch(1)];
-    let result = step::run(&trainee, &batches, &plan, None, &DEVICE).expect("a step");
+    let result = step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step");
     let losses = &case.training.runs["random_b"]
         .accumulated
         .as_ref()
@@ -664,7 +672,8 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
             wanted: &wanted,
             seed: 0,
         };
-        let result = step::run(&trainee, &[case.batch(0)], &plan, None, &DEVICE).expect("a step");
+        let result =
+            step::run(&trainee, &[case.batch(0)], &plan, None, None, &DEVICE).expect("a step");
         let adapter = Golden::open(&case.folder.join(run).join("adapter_model.safetensors"));
         let golden = Golden::open(&case.folder.join(run).join("gradients.safetensors"));
         let names = golden.names();

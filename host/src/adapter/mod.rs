@@ -3,6 +3,7 @@
 pub mod components;
 mod lora;
 mod pass;
+mod sensed;
 mod targets;
 mod vera;
 
@@ -16,6 +17,7 @@ use crate::recipe::{AdapterConfig, AdapterKind};
 
 pub use lora::LoraConfig;
 pub use pass::{Observe, Observed, Pass, Site, mixed};
+pub use sensed::{Sense, Sensed};
 pub use targets::select;
 pub use vera::{Projections, VeraConfig};
 

@@ -1,8 +1,9 @@
 //! The controller: from what was measured to the modules that train next.
 
 use dynalora_plugin_api::{
-    AllocationRequest, Allocator, Budget, CostModel, LedgerEntry, Needs, Numbers, Observation,
-    ScoreRequest, Scorer, Start, Trial, TrialLosses, TrialRequest, Trials, Upcoming, Wants,
+    AllocationRequest, Allocator, Budget, CostModel, LedgerEntry, Moment, Needs, Numbers,
+    Observation, ScoreRequest, Scorer, Start, Trial, TrialLosses, TrialRequest, Trials, Upcoming,
+    Wants,
 };
 
 use super::check;
@@ -10,7 +11,7 @@ use super::initial;
 use super::ledger::Ledger;
 use super::offer::Wanted;
 use super::seed::{reallocation_seed, start_seed};
-use super::state::{Details, PluginState, State};
+use super::state::{Details, Fault, PluginState, State};
 use super::unit::Units;
 use crate::error::{Error, Result};
 use crate::recipe::{Schedule, Unit};
@@ -131,6 +132,17 @@ pub struct Controller {
     components: Option<Vec<Vec<bool>>>,
     details: Details,
     ledger: Ledger,
+    kept: Kept,
+    fault: Option<Fault>,
+}
+
+/// What the plugins gave last to be kept, for when one of them can give nothing any more.
+#[derive(Default)]
+struct Kept {
+    scorer: Option<PluginState>,
+    allocator: Option<PluginState>,
+    /// Whether it is of before a reallocation that has begun, which is made anew from there.
+    choosing: bool,
 }
 
 impl Controller {
@@ -197,6 +209,8 @@ impl Controller {
             components,
             details,
             ledger,
+            kept: Kept::default(),
+            fault: None,
         })
     }
 
@@ -208,6 +222,7 @@ impl Controller {
             ..
         } = &self.settings;
         match schedule {
+            _ if self.fault.is_some() => None,
             Schedule::Allocator { .. } => self
                 .asked_for
                 .filter(|due| *due > finished && due < total_steps),
@@ -250,14 +265,27 @@ impl Controller {
         }
     }
 
+    /// What is measured once, before anything runs; nothing where no plugin needs such.
+    pub fn at_the_start(&self) -> Measuring {
+        let once = |wanted: Option<&Wanted>| wanted.map_or(Wanted::default(), Wanted::once);
+        let scorer = once(self.scorer.as_ref().map(|it| &it.wanted));
+        let allocator = once(self.allocator.as_ref().map(|it| &it.wanted));
+        Measuring {
+            probing: false,
+            scorer: Wants::all_if(!scorer.is_nothing()),
+            allocator: Wants::all_if(!allocator.is_nothing()),
+            wanted: scorer.and(&allocator),
+        }
+    }
+
     /// What is measured of a pass before the first step: all that is needed of steps.
     pub fn before_the_first_step(&self) -> Measuring {
         let scorer = self.scorer.as_ref().filter(|it| it.needs.observes());
         let allocator = self.allocator.as_ref().filter(|it| it.needs.observes());
-        let wanted = scorer.map_or(Wanted::default(), |it| it.wanted.clone());
+        let wanted = scorer.map_or(Wanted::default(), |it| it.wanted.at(Wants::ALL));
         Measuring {
             wanted: match allocator {
-                Some(allocator) => wanted.and(&allocator.wanted),
+                Some(allocator) => wanted.and(&allocator.wanted.at(Wants::ALL)),
                 None => wanted,
             },
             probing: false,
@@ -360,7 +388,7 @@ impl Controller {
                 ..
             }) = &mut self.scorer
         {
-            let told = told(observation, wanted, &own.at(*scorer));
+            let told = told(observation, wanted, &own_part(own, *scorer, observation));
             plugin
                 .observe(&told)
                 .map_err(|error| unable("scorer", name, error))?;
@@ -373,7 +401,7 @@ impl Controller {
                 ..
             }) = &mut self.allocator
         {
-            let told = told(observation, wanted, &own.at(*allocator));
+            let told = told(observation, wanted, &own_part(own, *allocator, observation));
             plugin
                 .observe(&told)
                 .map_err(|error| unable("allocator", name, error))?;
@@ -393,6 +421,9 @@ impl Controller {
 
     /// The trials that the plugins want to be made before the reallocation that is due.
     pub fn trials(&mut self) -> Result<TrialsAsked> {
+        // Whatever fails from here on, the reallocation can be made again from here.
+        self.keep_states()?;
+        self.kept.choosing = true;
         let (step, index, ranks) = (self.step, self.reallocations, self.ranks());
         let mut request = TrialRequest::default();
         request.step = step;
@@ -485,6 +516,13 @@ impl Controller {
                 .collect()
         };
         let (activated, deactivated) = (switched(false), switched(true));
+        // Before anything is switched: a scorer that fails now has the choice left as it was.
+        if let Some(Asked { name, plugin, .. }) = &mut self.scorer {
+            plugin.reallocated(&active).map_err(|error| {
+                let what = format!("could not take note of the reallocation after step {step}");
+                failed("scorer", name, what, error)
+            })?;
+        }
         self.components = components.or_else(|| {
             let components = unsaid(&self.settings, &self.units, &active);
             details.frozen = components.is_some();
@@ -503,12 +541,7 @@ impl Controller {
                 (None, _) => None,
             };
         }
-        if let Some(Asked { name, plugin, .. }) = &mut self.scorer {
-            plugin.reallocated(&active).map_err(|error| {
-                let what = format!("could not take note of the reallocation after step {step}");
-                failed("scorer", name, what, error)
-            })?;
-        }
+        self.kept.choosing = false;
         Ok(Reallocation {
             step,
             index,
@@ -598,17 +631,68 @@ impl Controller {
         Ok((choice, answer.ask_again))
     }
 
-    /// What a checkpoint keeps.
-    pub fn state(&self) -> Result<State> {
+    /// Has both plugins give what is to be kept of them.
+    fn keep_states(&mut self) -> Result<()> {
         let scorer = self
             .scorer
             .as_ref()
-            .map(|scorer| keep("scorer", &scorer.name, scorer.plugin.save()));
+            .map(|it| keep("scorer", &it.name, it.plugin.save()));
         let allocator = self
             .allocator
             .as_ref()
-            .map(|allocator| keep("allocator", &allocator.name, allocator.plugin.save()));
-        Ok(State {
+            .map(|it| keep("allocator", &it.name, it.plugin.save()));
+        self.kept.scorer = scorer.transpose()?;
+        self.kept.allocator = allocator.transpose()?;
+        Ok(())
+    }
+
+    /// What a checkpoint keeps.
+    pub fn state(&mut self) -> Result<State> {
+        self.keep_states()?;
+        Ok(self.with_kept())
+    }
+
+    /// What a checkpoint keeps when a plugin has failed: of each the state that it gives now, or gave last; and of
+    /// before the reallocation, if it failed in one.
+    pub fn state_after_fault(&mut self) -> State {
+        if !self.kept.choosing {
+            if let Some(Asked { name, plugin, .. }) = &self.scorer
+                && let Ok(kept) = keep("scorer", name, plugin.save())
+            {
+                self.kept.scorer = Some(kept);
+            }
+            if let Some(Asked { name, plugin, .. }) = &self.allocator
+                && let Ok(kept) = keep("allocator", name, plugin.save())
+            {
+                self.kept.allocator = Some(kept);
+            }
+        }
+        let mut state = self.with_kept();
+        state.owed = self.is_due() && self.last_choice != Some(self.step);
+        state
+    }
+
+    /// Goes on without plugins from now on, with the modules that are active.
+    pub fn give_up(&mut self, error: String) {
+        self.fault = Some(Fault {
+            step: self.step,
+            error,
+        });
+        self.without_plugins();
+    }
+
+    fn without_plugins(&mut self) {
+        (self.scorer, self.allocator) = (None, None);
+        (self.kept, self.asked_for) = (Kept::default(), None);
+    }
+
+    /// The fault with which the plugins were given up.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.as_ref()
+    }
+
+    fn with_kept(&self) -> State {
+        State {
             step: self.step,
             reallocations: self.reallocations,
             modules: self
@@ -623,9 +707,11 @@ impl Controller {
             last_choice: self.last_choice,
             asked_for: self.asked_for,
             ledger: self.ledger.clone(),
-            scorer: scorer.transpose()?,
-            allocator: allocator.transpose()?,
-        })
+            scorer: self.kept.scorer.clone(),
+            allocator: self.kept.allocator.clone(),
+            owed: false,
+            fault: self.fault.clone(),
+        }
     }
 
     /// Goes on from `state`, on a fresh controller with fresh plugins.
@@ -634,6 +720,9 @@ impl Controller {
             return Err(Error::failure("only a fresh controller can be restored"));
         }
         self.check_state(&state)?;
+        if state.fault.is_some() {
+            self.without_plugins();
+        }
         if let (Some(scorer), Some(kept)) = (&mut self.scorer, &state.scorer) {
             let loaded = scorer.plugin.load(&kept.state);
             loaded.map_err(|error| unfit("the scorer refused its state").because(error))?;
@@ -650,6 +739,12 @@ impl Controller {
         self.last_choice = state.last_choice;
         self.asked_for = state.asked_for;
         self.ledger = state.ledger;
+        self.fault = state.fault;
+        self.kept = Kept {
+            scorer: state.scorer,
+            allocator: state.allocator,
+            choosing: false,
+        };
         Ok(())
     }
 
@@ -706,7 +801,10 @@ impl Controller {
         let future = state.last_choice.is_some_and(|step| step > state.step);
         let past = state.asked_for.is_some_and(|step| step <= state.step);
         let asks = matches!(self.settings.schedule, Schedule::Allocator { .. });
-        if future || past && asks && state.step > 0 || !asks && state.asked_for.is_some() {
+        if future
+            || past && asks && state.step > 0 && !state.owed
+            || !asks && state.asked_for.is_some()
+        {
             return Err(unfit(
                 "its reallocations contradict its step or the schedule",
             ));
@@ -716,6 +814,10 @@ impl Controller {
             return Err(unfit(&format!(
                 "it is at step {then}, this run ends at step {now}"
             )));
+        }
+        if state.fault.is_some() {
+            // Nobody is asked any more.
+            return Ok(());
         }
         same_plugin(
             "scorer",
@@ -757,7 +859,7 @@ fn keep(
 }
 
 fn failed(kind: &str, name: &str, what: String, error: dynalora_plugin_api::Error) -> Error {
-    Error::user(format!("the {kind} `{name}` {what}"))
+    Error::plugin(format!("the {kind} `{name}` {what}"))
         .because(error)
         .help(format!(
             "`dynalora plugins check` finds faults of a plugin. {}",
@@ -815,6 +917,14 @@ fn fit_together(
     Ok(())
 }
 
+/// What of its own a plugin is told of a moment.
+fn own_part(own: &Wanted, wants: Wants, observation: &Observation) -> Wanted {
+    match observation.moment {
+        Moment::Start => own.once(),
+        _ => own.at(wants),
+    }
+}
+
 /// The part of an observation that a plugin asked for.
 fn told<'a>(
     observation: &'a Observation,
@@ -866,6 +976,7 @@ fn start(settings: &Settings, units: &Units, scorer: bool) -> Start {
     start.schedule = settings.schedule.name().to_owned();
     start.first_choice = settings.first_choice.is_some();
     start.calibration_steps = settings.first_choice.unwrap_or(0);
+    start.probe_steps = settings.probe_steps;
     start.learning_rate = settings.learning_rate;
     start.first_reallocation = settings.schedule.next_due(0, settings.total_steps);
     let last = settings.schedule.last_due(settings.total_steps);

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{Common, print, print_json, table};
 use crate::error::{Error, Result};
 use crate::plugin::{self, PluginPath};
+use crate::recipe::Isolation;
 
 /// Arguments of `dynalora plugins`.
 #[derive(Debug, clap::Args)]
@@ -38,6 +39,15 @@ enum Command {
         /// The library
         path: PathBuf,
     },
+    /// Answer what the plugin of the library at a path is asked, for the process that asks
+    #[command(name = "__serve", hide = true)]
+    ServeHere {
+        /// The library
+        path: PathBuf,
+        /// Memory that it may take
+        #[arg(long)]
+        memory_mib: u64,
+    },
     /// Check that a plugin keeps the rules of the boundary
     Check {
         /// The path of its library
@@ -45,6 +55,9 @@ enum Command {
         /// Parameters to check it with, as a JSON object; made up from its schema by default
         #[arg(long)]
         parameters: Option<String>,
+        /// Check it in processes of its own, as `isolation = "process"` runs it
+        #[arg(long)]
+        isolated: bool,
         /// Print the report as JSON
         #[arg(long)]
         json: bool,
@@ -56,12 +69,14 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     match &arguments.command {
         Command::List { json } => list(*json, common),
         Command::DescribeHere { path } => print(&plugin::describe_here(path)?),
+        Command::ServeHere { path, memory_mib } => plugin::serve_here(path, *memory_mib),
         Command::Info { name, json } => info(name, *json, common),
         Command::Check {
             path,
             parameters,
+            isolated,
             json,
-        } => check(path, parameters.as_deref(), *json),
+        } => check(path, parameters.as_deref(), *isolated, *json),
     }
 }
 
@@ -154,7 +169,12 @@ fn described(found: &plugin::Found) -> String {
     format!("{text}\n{}", table.trim_fmt())
 }
 
-fn check(path: &std::path::Path, parameters: Option<&str>, as_json: bool) -> Result<()> {
+fn check(
+    path: &std::path::Path,
+    parameters: Option<&str>,
+    isolated: bool,
+    as_json: bool,
+) -> Result<()> {
     let parameters = parameters
         .map(|text| {
             serde_json::from_str::<Value>(text)
@@ -166,7 +186,8 @@ fn check(path: &std::path::Path, parameters: Option<&str>, as_json: bool) -> Res
                 })
         })
         .transpose()?;
-    let reports = plugin::check(path, parameters.as_ref())?;
+    let isolation = isolated.then(Isolation::default);
+    let reports = plugin::check(path, parameters.as_ref(), isolation.as_ref())?;
     if as_json {
         print_json(&reports)?;
     }

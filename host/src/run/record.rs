@@ -108,6 +108,10 @@ pub struct AllocationRecord {
     /// Numbers of the plugins' own, by name: one, or one per module (of an allocator, per unit).
     #[serde(default, skip_serializing_if = "PluginNumbers::is_empty")]
     pub numbers: PluginNumbers,
+    /// No choice: the fault with which the plugins were given up after the step, from which on the modules that were
+    /// active stay so (`allocation.on_plugin_fault = "keep"`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
 }
 
 /// Numbers of the plugins' own, by name.
@@ -186,6 +190,9 @@ pub struct Summary {
     /// Steps whose update was left out because it was not finite (`train.on_nonfinite = "skip"`).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// The fault with which the plugins were given up, if they were (`allocation.on_plugin_fault = "keep"`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin_fault: Option<String>,
     /// Stretches in which the training loss was that of a constant answer; none in runs from before they were looked
     /// for, which is another thing than an empty list.
     #[serde(default, skip_serializing_if = "Option::is_none")]

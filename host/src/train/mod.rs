@@ -5,6 +5,7 @@ mod constant;
 pub mod cost;
 pub mod evaluate;
 mod fault;
+pub mod frozen;
 mod inputs;
 mod machine;
 pub mod optimizer;
@@ -79,7 +80,8 @@ pub fn train<B: Kernels>(
         }
         let Some(batches) = steps.next() else { break };
         let (made, observed) = training.step(&batches)?;
-        training.reallocate(observed)?;
+        let outcome = training.reallocate(observed);
+        training.endure(outcome, Some(&made))?;
         training.record(&made)?;
     }
     training.display.end();
@@ -124,7 +126,7 @@ impl<'a, B: Kernels> Training<'a, B> {
     fn new(
         recipe: &'a Recipe,
         rest: &'a Rest,
-        controller: Controller,
+        mut controller: Controller,
         total_steps: u64,
         writer: Writer,
         device: &'a B::Device,
@@ -186,6 +188,10 @@ impl<'a, B: Kernels> Training<'a, B> {
                 self.put_to_use();
                 self.seconds_before = self.progress.seconds;
                 self.saved.0 = self.progress.step;
+                if self.progress.allocation.owed {
+                    let outcome = self.choose();
+                    self.endure(outcome, None)?;
+                }
             }
             None => {
                 self.warn_of_a_far_mean();
@@ -195,6 +201,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                     self.controller.active(),
                     &self.controller.ranks(),
                 ))?;
+                self.measure_frozen()?;
                 if let Some(passes) = self.controller.first_choice() {
                     self.calibrate(passes)?;
                     self.choose()?;
@@ -203,6 +210,24 @@ impl<'a, B: Kernels> Training<'a, B> {
         }
         self.display.start(self.total_steps, self.progress.step);
         Ok(())
+    }
+
+    /// Measures what is measured once, before anything runs, if a plugin needs it.
+    fn measure_frozen(&mut self) -> Result<()> {
+        let measuring = self.controller.at_the_start();
+        let wanted = &measuring.wanted;
+        if wanted.is_nothing() {
+            return Ok(());
+        }
+        let (pretrained, modules) = (&self.rest.pretrained, &self.rest.modules);
+        let found = frozen::measure::<B>(pretrained, modules, wanted, self.device)?;
+        let mut observation = Observation::default();
+        observation.moment = Moment::Start;
+        observation.total_steps = self.total_steps;
+        observation.learning_rate = self.optimizer.rate(0);
+        observation.active = self.controller.active().to_vec();
+        (observation.signals, observation.raw) = found;
+        self.controller.observe(&measuring, &observation)
     }
 
     /// Measures every module in so many passes over the first steps' batches, and updates nothing.
@@ -223,8 +248,8 @@ impl<'a, B: Kernels> Training<'a, B> {
                 seed: dropout_seed(self.recipe.seed, u64::MAX - pass),
             };
             let tracked = plan.tracked();
-            let mut result = step::run(&self.trainee, &batches, &plan, None, self.device)?;
-            self.progress.flops += self.flops(&batches, &tracked, measuring.wanted.outputs(), 0);
+            let mut result = step::run(&self.trainee, &batches, &plan, None, None, self.device)?;
+            self.progress.flops += self.flops(&batches, &tracked, &measuring.wanted, 0);
             result.observation.moment = Moment::Calibration;
             result.observation.total_steps = self.total_steps;
             self.controller.observe(&measuring, &result.observation)?;
@@ -269,11 +294,19 @@ impl<'a, B: Kernels> Training<'a, B> {
         };
         let cache = self.cache.as_mut().filter(|_| depth > 0);
         let prefix = cache.map(|cache| Prefix { cache, depth });
-        let result = step::run(&self.trainee, batches, &plan, prefix, self.device)?;
+        let optimizer = Some(&self.optimizer);
+        let result = step::run(
+            &self.trainee,
+            batches,
+            &plan,
+            prefix,
+            optimizer,
+            self.device,
+        )?;
 
         let (tracked, seed) = (plan.tracked(), plan.seed);
         let skipped = self.skips(batches, seed, &result)?;
-        let flops = self.flops(batches, &tracked, outputs, depth);
+        let flops = self.flops(batches, &tracked, &measuring.wanted, depth);
         let made = self.made(batches, &result, flops, skipped);
         let observation = match skipped {
             true => None,
@@ -344,7 +377,12 @@ impl<'a, B: Kernels> Training<'a, B> {
         self.put_to_use();
         let frozen = self.controller.details().frozen;
         let components = self.controller.components().into_iter().flatten();
+        let details = self.controller.details();
         for (module, remaining) in components.enumerate() {
+            // A pair that is not in use stays as it was.
+            if details.owner(module) != module {
+                continue;
+            }
             if frozen {
                 self.optimizer.frozen(module, remaining);
                 continue;

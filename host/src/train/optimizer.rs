@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 use crate::adapter::components;
-use crate::kernel::{AdamWStep, Kernels};
+use crate::kernel::{AdamWStep, Kernels, Moments};
 use crate::recipe::{LearningRateSchedule, OptimizerState};
 
 /// The numbers of the optimiser, from the recipe's `[train]`.
@@ -43,6 +44,20 @@ pub struct GroupState<B: Kernels> {
     pub components: Vec<u64>,
     /// First and second moment of each tensor.
     pub moments: Vec<[Tensor<B, 2>; 2]>,
+    /// The last update; none where nobody knows, as of the head.
+    pub last: Option<LastUpdate>,
+}
+
+/// When a module's parameters were last updated, and how fast: what its size can be computed from afterwards.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastUpdate {
+    /// The run's step, counted from 0.
+    pub step: u64,
+    /// The learning rates of the two tensors.
+    pub rates: [f64; 2],
+    /// Which components it was of, where not of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub components: Option<Vec<bool>>,
 }
 
 impl<B: Kernels> GroupState<B> {
@@ -56,6 +71,7 @@ impl<B: Kernels> GroupState<B> {
             steps: 0,
             components: Vec::new(),
             moments,
+            last: None,
         }
     }
 }
@@ -119,10 +135,14 @@ impl<B: Kernels> Optimizer<B> {
             state.components = vec![state.steps; remaining.len()];
         }
         state.steps += 1;
-        let adamw = |t, i: usize| {
-            let rate = self.config.rate * factor * factors[i];
-            adamw_step(&self.config, rate, t, gradient_scale)
-        };
+        let rates = factors.map(|own| self.config.rate * factor * own);
+        let some = remaining.filter(|remaining| remaining.contains(&false));
+        state.last = Some(LastUpdate {
+            step,
+            rates,
+            components: some.map(<[bool]>::to_vec),
+        });
+        let adamw = |t, i: usize| adamw_step(&self.config, rates[i], t, gradient_scale);
         let remains = |k: usize| remaining.is_none_or(|remaining| remaining[k]);
         for (k, t) in state.components.iter_mut().enumerate() {
             *t += u64::from(remains(k));
@@ -163,6 +183,41 @@ impl<B: Kernels> Optimizer<B> {
         if self.config.state == OptimizerState::Reset {
             self.pruned(module, remaining);
         }
+    }
+
+    /// `‖θ_t − θ_{t−1}‖²`, `[1]`, of the update that a module's parameters, which `pair` are now, got at the step
+    /// before the run's step `step` (from 0); none where they got none there. It is computed from the moments that the
+    /// update left behind, so that nothing has to be kept for it; of the components that remain.
+    pub fn last_update(
+        &self,
+        module: usize,
+        step: u64,
+        pair: &[Tensor<B, 2>; 2],
+    ) -> Option<Tensor<B, 1>> {
+        let state = self.modules[module].as_ref()?;
+        let last = state.last.as_ref().filter(|last| last.step + 1 == step)?;
+        let updated = |k: usize| {
+            let components = last.components.as_ref();
+            components.is_none_or(|all| all.get(k) == Some(&true))
+        };
+        let steps = |rate, t| adamw_step(&self.config, rate, t, 1.0);
+        let sizes = |i: usize| {
+            let [first, second] = &state.moments[i];
+            let moments = [pair[i].clone(), first.clone(), second.clone()];
+            if state.components.is_empty() {
+                return vec![update_squares(moments, steps(last.rates[i], state.steps))];
+            }
+            let runs =
+                runs(&state.components, |k| state.components[k] > 0 && updated(k)).into_iter();
+            let sizes = runs.map(|run| {
+                let t = state.components[run.start];
+                let part = |tensor: Tensor<B, 2>| tensor.slice_dim(i, run.clone());
+                update_squares(moments.clone().map(part), steps(last.rates[i], t))
+            });
+            sizes.collect()
+        };
+        let sizes = [sizes(0), sizes(1)].concat();
+        (!sizes.is_empty()).then(|| Tensor::cat(sizes, 0).sum())
     }
 
     /// Told which components of a module remain: the state of the others is dropped.
@@ -236,6 +291,16 @@ fn adamw_step(config: &OptimizerConfig, rate: f64, steps: u64, gradient_scale: f
         correction2: (1.0 - config.beta2.powf(steps as f64)) as f32,
         gradient_scale,
     }
+}
+
+/// `‖Δθ‖²` of the update that has left these values: with `u = m̂/(√v̂ + ε)`,
+/// `Δθ = −η·(u + λ·θ_{t−1})` where `θ_{t−1} = (θ_t + η·u)/(1 − η·λ)`.
+fn update_squares<B: Kernels>([value, first, second]: Moments<B>, step: AdamWStep) -> Tensor<B, 1> {
+    let root = second.sqrt() / step.correction2.sqrt() + step.epsilon;
+    let update = first / root * (step.rate / step.correction1);
+    let decay = step.rate * step.weight_decay;
+    let change = (update + value * decay) / (1.0 - decay);
+    change.powi_scalar(2).sum()
 }
 
 /// Takes the tensors out while they are updated, so that nobody else holds their buffers and the CPU
@@ -493,6 +558,33 @@ mod tests {
                 4
             };
             assert_eq!(state.components, [6, again, 6, 6]);
+        }
+    }
+
+    #[test]
+    fn the_size_of_the_last_update_is_what_the_parameters_moved_by() {
+        let remaining = [true, false, true, true];
+        let mut optimizer = self::optimizer(OptimizerState::Global);
+        let mut ours = pair(1);
+        let squares = |tensor: Tensor<Flex, 1>| tensor.into_data().into_vec::<f32>().unwrap()[0];
+        assert!(optimizer.last_update(0, 0, &ours).is_none());
+        for step in 0..8 {
+            let pruned = step >= 4;
+            if step == 4 {
+                components::prune(&mut ours, &remaining);
+                optimizer.pruned(0, &remaining);
+            }
+            let before = ours.clone();
+            let gradients = pair(10 + step as u32);
+            let remaining = pruned.then_some(&remaining[..]);
+            optimizer.update_module(0, step, [1.0; 2], remaining, &mut ours, gradients, 0.5);
+            let moved: f32 = (0..2)
+                .map(|i| squares((ours[i].clone() - before[i].clone()).powi_scalar(2).sum()))
+                .sum();
+            let found = squares(optimizer.last_update(0, step + 1, &ours).unwrap());
+            assert!((found - moved).abs() < 1e-4 * moved, "{found}, not {moved}");
+            // Of another step than the one before there is none.
+            assert!(optimizer.last_update(0, step + 2, &ours).is_none());
         }
     }
 

@@ -80,25 +80,28 @@ impl Prepared {
     }
 }
 
-/// What can be found wrong with a recipe before its data is read: as [`Prepared::new`] finds it.
+/// What can be found wrong with a recipe before its data is read: as [`Prepared::new`] finds it. The answer is how many
+/// training examples its plugins want held back.
 pub fn check(
     recipe: &Recipe,
     pretrained: &Pretrained,
     modules: &[ModuleInfo],
     plugin_dirs: &[PathBuf],
-) -> Result<()> {
+) -> Result<u64> {
     refuse_dropout_under_a_cache(recipe, pretrained)?;
     let plugins = Plugins::load(recipe, modules, plugin_dirs)?;
+    let held_back = plugins.held_back();
     match recipe.train.length() {
         Length::Steps(total) => {
             let steps = longest_step(recipe, pretrained);
             let outputs = recipe.data.labels.as_ref().map_or(1, Vec::len);
             let costs = costs(recipe, pretrained, modules, steps, outputs);
-            plugins.controller(recipe, total, costs).map(drop)
+            plugins.controller(recipe, total, costs)?;
         }
         // So many steps as there are batches, which only the data can tell.
-        Length::Epochs(_) => Ok(()),
+        Length::Epochs(_) => {}
     }
+    Ok(held_back)
 }
 
 /// What choices of modules cost in such steps, with so many logits.
@@ -180,12 +183,18 @@ impl Plugins {
                 &path,
                 &scorer.plugin,
                 &scorer.parameters_json(),
+                scorer.isolation.as_ref(),
                 units.modules(),
             )
         });
         let allocator = recipe.allocator.as_ref().map(|allocator| {
-            let parameters = allocator.parameters_json();
-            plugin::load_allocator(&path, &allocator.plugin, &parameters, units.infos())
+            plugin::load_allocator(
+                &path,
+                &allocator.plugin,
+                &allocator.parameters_json(),
+                allocator.isolation.as_ref(),
+                units.infos(),
+            )
         });
         let (scorer, allocator) = (scorer.transpose()?, allocator.transpose()?);
         Ok(Plugins {
@@ -231,6 +240,9 @@ impl Plugins {
             total_steps,
             costs: Some(costs),
         };
+        let libraries = self.libraries();
+        let manifests = libraries.iter().map(|found| &found.manifest);
+        let versions: Vec<String> = manifests.filter_map(plugin::versions).collect();
         let scorer = self.scorer.map(|scorer| {
             tracing::info!(
                 "scorer {} from {}",
@@ -253,6 +265,8 @@ impl Plugins {
                 plugin: allocator.plugin,
             }
         });
-        Controller::new(settings, self.units, scorer, allocator)
+        let controller = Controller::new(settings, self.units, scorer, allocator);
+        // Where it is refused, what a newer version asks for may be why.
+        controller.map_err(|error| versions.into_iter().fold(error, Error::and_help))
     }
 }

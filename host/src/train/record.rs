@@ -11,7 +11,7 @@ use super::stall::{Seen, Turn};
 use super::step::StepResult;
 use super::stop::Stop;
 use super::{Training, evaluate, peak_memory};
-use crate::allocation::Reallocation;
+use crate::allocation::{Reallocation, Signal, Wanted};
 use crate::data::Batch;
 use crate::error::Result;
 use crate::kernel::Kernels;
@@ -49,13 +49,13 @@ impl<B: Kernels> Training<'_, B> {
         owners.map(|(_, it)| of_rank(it)).sum()
     }
 
-    /// The operations of a step over `batches`: `tracked` modules have gradients, `outputs` says whether any
-    /// output is measured, and the first `depth` layers were not run but for what their cache lacked.
+    /// The operations of a step over `batches`: `tracked` modules have gradients, what is `wanted` is measured (inputs
+    /// at the price of outputs, of which a linear or two are spared), and the first `depth` layers were not run but for what their cache lacked.
     pub(super) fn flops(
         &mut self,
         batches: &[Batch],
         tracked: &[bool],
-        outputs: bool,
+        wanted: &Wanted,
         depth: usize,
     ) -> u64 {
         let mut sizes = Sizes::default();
@@ -64,7 +64,12 @@ impl<B: Kernels> Training<'_, B> {
         }
         let computed = self.cache.as_mut().map(|cache| cache.take_computed());
         let computed = computed.unwrap_or_default();
-        self.costs.step(tracked, sizes, outputs, depth, computed)
+        let fisher = match wanted.any(&[Signal::Fisher]) {
+            true => self.costs.fisher(tracked, sizes),
+            false => 0,
+        };
+        let outputs = wanted.outputs();
+        self.costs.step(tracked, sizes, outputs, depth, computed) + fisher
     }
 
     /// What the step that is about to be applied is.
@@ -251,6 +256,7 @@ impl<B: Kernels> Training<'_, B> {
             tokens: progress.tokens,
             flops: progress.flops,
             skipped: progress.skipped,
+            plugin_fault: self.controller.fault().map(|fault| fault.error.clone()),
             stalls: Some(progress.watch.stalls(progress.step)),
             device: device_name.to_owned(),
         }
@@ -275,6 +281,7 @@ impl From<&Reallocation> for AllocationRecord {
                 scorer: reallocation.scorer_numbers.clone(),
                 allocator: reallocation.allocator_numbers.clone(),
             },
+            fault: None,
         }
     }
 }

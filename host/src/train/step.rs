@@ -4,10 +4,11 @@
 use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
 use dynalora_plugin_api::Observation;
 
+use super::optimizer::Optimizer;
 use super::prefix::PrefixCache;
 use super::readout::{self, Places, Readout};
 use super::trainee::{Trainee, upload};
-use crate::adapter::{Observe, Observed, Pass, components, mixed};
+use crate::adapter::{Observe, Observed, Pass, Sense, Sensed, components, mixed};
 use crate::allocation::{Details, RawValue, Signal, Wanted};
 use crate::data::{Batch, Label};
 use crate::error::{Error, Result};
@@ -54,12 +55,37 @@ impl StepPlan<'_> {
         self.wanted.any(signals)
     }
 
-    /// What a pass is to measure of the modules' outputs.
+    /// Whether this raw value is wanted.
+    pub(super) fn wants_raw(&self, value: RawValue) -> bool {
+        self.wanted.raw.contains(&value)
+    }
+
+    /// What a pass over `batch` is to measure of the gradients; none where that is nothing.
+    fn sense<B: Kernels>(&self, trainee: &Trainee<B>, batch: &Batch) -> Option<Sense<B>> {
+        let fisher = self.wants(&[Signal::Fisher]);
+        let outputs = self.wants(&[Signal::OutputGradientL2]);
+        if !fisher && !outputs {
+            return None;
+        }
+        let adapters = &trainee.adapters;
+        let sense = Sense::new(adapters.modules.len(), outputs);
+        Some(match fisher {
+            true => {
+                let projections = adapters.projections.as_ref();
+                sense.fisher(&batch.offsets, projections, self.components)
+            }
+            false => sense,
+        })
+    }
+
+    /// What a pass is to measure of the modules' inputs and outputs.
     fn observe(&self) -> Observe {
         Observe {
+            input: self.wants(&[Signal::InputL2]),
+            input_columns: self.wants_raw(RawValue::InputColumnL2),
             activation: self.wants(&[Signal::ActivationL1, Signal::ActivationL2]),
             delta: self.wants(&[Signal::DeltaL2]),
-            raw_activation: self.wanted.raw.contains(&RawValue::Activation),
+            raw_activation: self.wants_raw(RawValue::Activation),
         }
     }
 
@@ -92,12 +118,14 @@ pub struct StepResult<B: Kernels> {
 
 /// Runs the micro-batches of one step. Loss and gradients are means over their examples, each of which weighs
 /// the same whichever micro-batch it is in: those of one batch with all of them. With a `prefix` the layers in
-/// it are not run, and nothing is measured of their modules' outputs.
+/// it are not run, and nothing is measured of their modules' outputs. Of the `optimizer`, if there is one, its last
+/// updates are measured.
 pub fn run<B: Kernels>(
     trainee: &Trainee<B>,
     batches: &[Batch],
     plan: &StepPlan<'_>,
     prefix: Option<Prefix<'_>>,
+    optimizer: Option<&Optimizer<B>>,
     device: &B::Device,
 ) -> Result<StepResult<B>> {
     let mut passes = passes(trainee, batches, plan, prefix, device)?;
@@ -113,7 +141,14 @@ pub fn run<B: Kernels>(
         }
     }
     let mut readout = Readout::default();
-    let places = Places::of(&mut readout, trainee, &passes, sensitivities, plan);
+    let places = Places::of(
+        &mut readout,
+        trainee,
+        &passes,
+        sensitivities,
+        optimizer,
+        plan,
+    );
     let values = readout.values()?;
 
     let gradient_norms = places.gradient_norms(&values);
@@ -126,7 +161,7 @@ pub fn run<B: Kernels>(
     observation.probing = plan.probing;
     observation.active = plan.active.to_vec();
     observation.signals = places.signals(&values, plan);
-    observation.raw = readout::raw(trainee, &passes, plan)?;
+    observation.raw = readout::raw(trainee, &passes, &places, &values, plan)?;
     observation.components = places.components(&values);
     let squares: f64 = of_active
         .filter_map(|(norm, active)| norm.filter(|_| *active))
@@ -154,6 +189,10 @@ pub(super) struct Passes<B: Kernels> {
     pub head_gradients: Vec<Tensor<B, 2>>,
     /// What was measured of each module in each micro-batch.
     pub observed: Vec<Vec<Option<Observed<B>>>>,
+    /// What was measured of what came back to it; empty where nothing was.
+    pub sensed: Vec<Vec<Sensed<B>>>,
+    /// Examples of all micro-batches.
+    pub examples: usize,
     /// Tokens of each micro-batch.
     pub tokens: Vec<usize>,
 }
@@ -168,7 +207,7 @@ fn passes<B: Kernels>(
     let tracked = plan.tracked();
     let mut gradients: Gradients<B> = vec![None; trainee.adapters.modules.len()];
     let mut head_gradients: Vec<Option<Tensor<B, 2>>> = vec![None; trainee.head.len()];
-    let (mut losses, mut observed) = (Vec::new(), Vec::new());
+    let (mut losses, mut observed, mut sensed) = (Vec::new(), Vec::new(), Vec::new());
     let examples: usize = batches.iter().map(|batch| batch.labels.len()).sum();
     for (micro, batch) in batches.iter().enumerate() {
         let seed = mixed(plan.seed, micro as u64);
@@ -179,6 +218,9 @@ fn passes<B: Kernels>(
             plan.observe(),
             seed,
         );
+        if let Some(sense) = plan.sense(trainee, batch) {
+            pass = pass.sensing(sense);
+        }
         let logits = match &mut prefix {
             Some(Prefix { cache, depth }) => {
                 let x = cache.states(trainee, batch, *depth, device)?;
@@ -214,6 +256,7 @@ fn passes<B: Kernels>(
                 });
             }
         }
+        sensed.push(pass.sensed());
         observed.push(pass.observed);
     }
     Ok(Passes {
@@ -224,6 +267,8 @@ fn passes<B: Kernels>(
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| Error::failure("a tensor of the head received no gradient"))?,
         observed,
+        sensed,
+        examples,
         tokens: batches.iter().map(|batch| batch.ids.len()).collect(),
     })
 }

@@ -14,6 +14,9 @@ type Make<'a> = &'a dyn Fn(&[ModuleInfo]) -> Result<Box<dyn Scorer>>;
 
 const MODULES: usize = 24;
 
+/// Steps to a reallocation: a scorer that measures a sample of steps, or only those that probe, has scores then.
+const PERIOD: u64 = 50;
+
 pub fn check(checks: &mut Checks, make: Make<'_>) {
     let fresh = || make(&modules(MODULES));
     checks.check("needs", || needs_are_sane(&fresh()?.needs()));
@@ -23,7 +26,7 @@ pub fn check(checks: &mut Checks, make: Make<'_>) {
     });
     checks.check("scores after some steps", || {
         let mut scorer = fresh()?;
-        run(&mut *scorer, MODULES, 1..=6, &varied)?;
+        run(&mut *scorer, MODULES, 1..=PERIOD, &varied)?;
         let scores = checked(&mut *scorer, MODULES)?;
         ensure(scores.iter().any(|score| *score > 0.0), || {
             "every score is zero".into()
@@ -34,7 +37,7 @@ pub fn check(checks: &mut Checks, make: Make<'_>) {
         let mut scores = Vec::new();
         for _ in 0..2 {
             let mut scorer = fresh()?;
-            run(&mut *scorer, MODULES, 1..=6, &varied)?;
+            run(&mut *scorer, MODULES, 1..=PERIOD, &varied)?;
             scores.push(bits(&checked(&mut *scorer, MODULES)?));
         }
         ensure(scores[0] == scores[1], || {
@@ -148,10 +151,18 @@ pub fn observation(
     let active: Vec<bool> = (0..count)
         .map(|module| !(module as u64 + step).is_multiple_of(3))
         .collect();
+    let probing = upcoming(step).probing;
     let value = |signal: &Signal, module: usize| {
-        let gradient = [Signal::GRADIENT_L1, Signal::GRADIENT_L2].contains(signal);
-        // A gradient is missing wherever the module is inactive, all else wherever the case says.
-        (!gradient || active[module] || count == 1)
+        let gradient = [
+            Signal::GRADIENT_L1,
+            Signal::GRADIENT_L2,
+            Signal::OUTPUT_GRADIENT_L2,
+            Signal::GRADIENT_DOT_WEIGHT,
+            Signal::GRADIENT_DOT_WEIGHT_ABS,
+            Signal::FISHER,
+        ];
+        // A gradient is missing wherever the module is inactive, outside a probe, all else wherever the case says.
+        (!gradient.contains(signal) || active[module] || probing || count == 1)
             .then(|| measure(step, module))
             .flatten()
     };
@@ -184,6 +195,7 @@ pub fn observation(
             false => Vec::new(),
         },
         active,
+        probing,
         ..Observation::default()
     }
 }
@@ -193,9 +205,9 @@ pub fn upcoming(step: u64) -> Upcoming {
     Upcoming {
         step,
         total_steps: 1000,
-        previous_reallocation: Some((step - 1) / 50 * 50).filter(|step| *step > 0),
-        next_reallocation: Some(step.div_ceil(50) * 50),
-        probing: step.is_multiple_of(50),
+        previous_reallocation: Some((step - 1) / PERIOD * PERIOD).filter(|step| *step > 0),
+        next_reallocation: Some(step.div_ceil(PERIOD) * PERIOD),
+        probing: step.is_multiple_of(PERIOD),
     }
 }
 
@@ -301,7 +313,7 @@ fn state_comes_back(make: Make<'_>) -> Result<String> {
         "what is saved after loading is not what was loaded".into()
     })?;
     for scorer in [&mut first, &mut second] {
-        run(&mut **scorer, MODULES, 6..=8, &varied)?;
+        run(&mut **scorer, MODULES, 6..=PERIOD, &varied)?;
     }
     let same = bits(&checked(&mut *first, MODULES)?) == bits(&checked(&mut *second, MODULES)?);
     ensure(same, || {
@@ -309,7 +321,7 @@ fn state_comes_back(make: Make<'_>) -> Result<String> {
     })?;
     for scorer in [&mut first, &mut second] {
         scorer.reallocated(&active(MODULES))?;
-        run(&mut **scorer, MODULES, 9..=10, &varied)?;
+        run(&mut **scorer, MODULES, PERIOD + 1..=2 * PERIOD, &varied)?;
     }
     let same = bits(&checked(&mut *first, MODULES)?) == bits(&checked(&mut *second, MODULES)?);
     ensure(same, || {
