@@ -184,6 +184,9 @@ impl Drawn {
             if c.once_in(2) {
                 self.set("adapter.alpha", c.of(&["4.0", "32.0"]));
             }
+            if c.once_in(4) {
+                self.set("adapter.r_max", c.of(&[7, 8, 12]));
+            }
         }
         if !self.has_no_dropout() && c.once_in(2) {
             self.set("adapter.dropout", c.of(&["0.1", "0.5"]));

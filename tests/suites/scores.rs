@@ -161,6 +161,7 @@ fn start(scene: &Scene, golden: &Scores, scorer: &str, peft: &Path) {
     let nothing =
         Accumulated::new(Window::Run, Reduce::Mean, modules.len()).and_then(|totals| totals.save());
     let allocation = State {
+        details: Default::default(),
         step: 0,
         reallocations: 0,
         modules: modules.clone(),

@@ -240,6 +240,7 @@ fn run(
         ..Wanted::default()
     };
     let plan = StepPlan {
+        details: &Default::default(),
         step: at.step,
         active: &at.active,
         components: None,
@@ -262,7 +263,7 @@ fn update(
     for (module, gradients) in result.gradients.into_iter().enumerate() {
         if let Some(gradients) = gradients {
             let pair = trainee.adapters.pair_mut(module);
-            optimizer.update_module(module, step, None, pair, gradients, clip);
+            optimizer.update_module(module, step, [1.0; 2], None, pair, gradients, clip);
         }
     }
     optimizer.update_head(step, &mut trainee.head, result.head_gradients, clip);
@@ -351,6 +352,7 @@ fn values(
         ..Wanted::default()
     };
     let plan = StepPlan {
+        details: &Default::default(),
         step: 1,
         active,
         components,
@@ -458,6 +460,7 @@ fn measuring_changes_no_bit_of_a_step() {
             ..Wanted::default()
         };
         let plan = StepPlan {
+            details: &Default::default(),
             step: 1,
             active: &active,
             components: None,

@@ -64,6 +64,7 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
             components,
         };
         let plan = StepPlan {
+            details: &Default::default(),
             step: 2,
             active: &active,
             components: None,
@@ -78,7 +79,15 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
         let after = (reads() - before.0, reductions_taken() - before.1);
         for (module, gradients) in result.expect("a step").gradients.into_iter().enumerate() {
             let pair = moved.adapters.pair_mut(module);
-            optimizer.update_module(module, 0, None, pair, gradients.expect("a gradient"), 1.0);
+            optimizer.update_module(
+                module,
+                0,
+                [1.0; 2],
+                None,
+                pair,
+                gradients.expect("a gradient"),
+                1.0,
+            );
         }
         after
     };

@@ -93,14 +93,16 @@ pub struct Observed<B: Kernels> {
 /// One forward pass. Made for each batch, used up by it.
 #[derive(Debug)]
 pub struct Pass<B: Kernels> {
-    /// The two tensors that each module trains, tracked where they are to have a gradient.
+    /// The two tensors that each module uses, tracked where they are to have a gradient: those of a pair that
+    /// several modules use are the same ones.
     pub pairs: Vec<[Tensor<Ad<B>, 2>; 2]>,
     /// The trained tensors of the head.
     pub head: Vec<Tensor<Ad<B>, 2>>,
     /// What was measured, one entry per module, in the order the modules ran.
     pub observed: Vec<Option<Observed<B>>>,
     projections: Option<Projections<B>>,
-    scale: f32,
+    /// The scale of each module's side path.
+    scales: Vec<f32>,
     adapter_dropout: f32,
     /// The dropout site of each module's adapter.
     adapter_sites: Vec<u32>,
@@ -147,13 +149,20 @@ impl<B: Kernels> Pass<B> {
                 tensor
             }
         };
-        let pairs = adapters.pairs().iter().zip(tracked);
+        // A pair that several modules use enters once, so that its gradient is the sum of theirs.
+        let pairs = adapters.pairs().iter().zip(tracked).enumerate();
+        let own: Vec<_> = pairs
+            .map(|(module, (pair, tracked))| {
+                let tracked = *tracked && adapters.owner(module) == module;
+                pair.each_ref().map(|tensor| enter(tensor, tracked))
+            })
+            .collect();
         // By name, so that a module drops the same whichever others are adapted.
         let modules = adapters.modules.iter();
         let adapter_sites = modules.map(|module| stream(&module.path) as u32 | 1 << 31);
         Pass {
-            pairs: pairs
-                .map(|(pair, tracked)| pair.each_ref().map(|tensor| enter(tensor, *tracked)))
+            pairs: (0..own.len())
+                .map(|module| own[adapters.owner(module)].clone())
                 .collect(),
             head: head
                 .iter()
@@ -161,7 +170,9 @@ impl<B: Kernels> Pass<B> {
                 .collect(),
             observed: vec![None; adapters.modules.len()],
             projections: adapters.projections.clone(),
-            scale: adapters.config.scale(),
+            scales: (0..adapters.modules.len())
+                .map(|module| adapters.scale(module))
+                .collect(),
             adapter_dropout: adapters.config.dropout(),
             adapter_sites: adapter_sites.collect(),
             observe,
@@ -317,7 +328,7 @@ impl<B: Kernels> Pass<B> {
         Lora {
             a,
             b,
-            scale: self.scale,
+            scale: self.scales[index],
             dropout: self.dropout_at(self.adapter_sites[index], self.adapter_dropout),
         }
     }

@@ -1,9 +1,9 @@
 //! The controller: from what was measured to the modules that train next.
 
 use dynalora_plugin_api::{
-    Allocation, AllocationRequest, Allocator, Budget, CostModel, LedgerEntry, Moment, Needs,
-    Numbers, Observation, ScoreRequest, Scorer, Start, Trial, TrialLosses, TrialRequest, Trials,
-    Upcoming, Wants,
+    AllocationRequest, Allocator, Budget, CostModel, LedgerEntry, Moment, Needs, Numbers,
+    Observation, ScoreRequest, Scorer, Start, Trial, TrialLosses, TrialRequest, Trials, Upcoming,
+    Wants,
 };
 
 use super::check;
@@ -11,7 +11,7 @@ use super::initial;
 use super::ledger::Ledger;
 use super::offer::Wanted;
 use super::seed::{reallocation_seed, start_seed};
-use super::state::{Fault, PluginState, State};
+use super::state::{Details, Fault, PluginState, State};
 use super::unit::Units;
 use crate::error::{Error, Result};
 use crate::recipe::{Schedule, Unit};
@@ -38,6 +38,9 @@ pub struct Settings {
     pub probe_steps: u64,
     /// Whether the adapters have components that can be pruned, as LoRA's pairs have.
     pub prunable: bool,
+    /// How many of an active module's components train where no allocator has said which; none for all. They can
+    /// then grow.
+    pub initial_rank: Option<u32>,
     /// The run's seed.
     pub seed: u64,
     /// Optimiser steps the whole run will take.
@@ -63,6 +66,8 @@ pub struct Reallocation {
     pub ranks: Vec<u32>,
     /// The ledger, this reallocation included.
     pub ledger: Vec<LedgerEntry>,
+    /// What else the allocator decided.
+    pub details: Details,
     /// Positions of the modules that were inactive and are active now.
     pub activated: Vec<usize>,
     /// Positions of the modules that were active and are inactive now.
@@ -123,7 +128,8 @@ pub struct TrialsMade {
 struct Decided {
     scores: Option<Vec<f64>>,
     scorer_numbers: Numbers,
-    answer: Allocation,
+    choice: check::Choice,
+    ask_again: Option<u64>,
     allocator_numbers: Numbers,
 }
 
@@ -141,6 +147,7 @@ pub struct Controller {
     asked_for: Option<u64>,
     active: Vec<bool>,
     components: Option<Vec<Vec<bool>>>,
+    details: Details,
     ledger: Ledger,
     kept: Kept,
     fault: Option<Fault>,
@@ -203,6 +210,9 @@ impl Controller {
         let chosen = initial::draw(settings.initial_budget, &units, costs, settings.seed)?;
         let active = units.expand(&chosen);
         let ledger = Ledger::new(active.len());
+        let components = unsaid(&settings, &units, &active);
+        let mut details = Details::default();
+        details.frozen = components.is_some();
         Ok(Controller {
             asked_for: settings.schedule.asked_first(),
             settings,
@@ -213,7 +223,8 @@ impl Controller {
             reallocations: 0,
             last_choice: None,
             active,
-            components: None,
+            components,
+            details,
             ledger,
             kept: Kept::default(),
             fault: None,
@@ -313,6 +324,11 @@ impl Controller {
     /// Which components of each module remain; none before an allocator has pruned any.
     pub fn components(&self) -> Option<&[Vec<bool>]> {
         self.components.as_deref()
+    }
+
+    /// What else is in force beside modules and components.
+    pub fn details(&self) -> &Details {
+        &self.details
     }
 
     /// The rank of each module now: its components that remain, 0 where inactive.
@@ -489,6 +505,9 @@ impl Controller {
         if !expanded.factors.is_empty() {
             expanded.factors = self.units.expand(&expanded.factors);
         }
+        if let Some(components) = &mut expanded.components {
+            *components = self.units.split(components);
+        }
         expanded
     }
 
@@ -498,10 +517,15 @@ impl Controller {
         let Decided {
             scores,
             scorer_numbers,
-            answer,
+            choice,
+            ask_again,
             allocator_numbers,
         } = self.decide(made)?;
-        let active = self.units.expand(&answer.active);
+        let check::Choice {
+            active,
+            components,
+            mut details,
+        } = choice;
         let switched = |from: bool| -> Vec<usize> {
             let pairs = self.active.iter().zip(&active).enumerate();
             pairs
@@ -517,14 +541,19 @@ impl Controller {
                 failed("scorer", name, what, error)
             })?;
         }
-        self.components = answer.components;
+        self.components = components.or_else(|| {
+            let components = unsaid(&self.settings, &self.units, &active);
+            details.frozen = components.is_some();
+            components
+        });
+        self.details = details;
         self.ledger.chosen(&active, step);
         self.active.clone_from(&active);
         self.reallocations += 1;
         self.last_choice = Some(step);
         if let Schedule::Allocator { first } = &self.settings.schedule {
             // A choice before the first step leaves the schedule's own first one where it is.
-            self.asked_for = match (answer.ask_again, step) {
+            self.asked_for = match (ask_again, step) {
                 (Some(steps), _) => step.checked_add(steps),
                 (None, 0) => Some(*first),
                 (None, _) => None,
@@ -538,6 +567,7 @@ impl Controller {
             active,
             ranks: self.ranks(),
             ledger: self.ledger.entries().to_vec(),
+            details: self.details.clone(),
             activated,
             deactivated,
             scorer_numbers,
@@ -549,7 +579,8 @@ impl Controller {
     fn decide(&mut self, made: &TrialsMade) -> Result<Decided> {
         let (step, ranks) = (self.step, self.ranks());
         let (scores, scorer_numbers) = self.score(made.scorer.clone(), &ranks)?;
-        let answer = self.allocate(scores.as_deref(), made.allocator.clone(), &ranks)?;
+        let (choice, ask_again) =
+            self.allocate(scores.as_deref(), made.allocator.clone(), &ranks)?;
         let allocator_numbers = match &self.allocator {
             Some(Asked { name, plugin, .. }) => {
                 let numbers = plugin.numbers();
@@ -561,7 +592,8 @@ impl Controller {
         Ok(Decided {
             scores,
             scorer_numbers,
-            answer,
+            choice,
+            ask_again,
             allocator_numbers,
         })
     }
@@ -599,13 +631,13 @@ impl Controller {
         Ok((Some(scores), numbers))
     }
 
-    /// The allocator's answer, checked.
+    /// The allocator's answer, checked, and when it wants to be asked again.
     fn allocate(
         &mut self,
         scores: Option<&[f64]>,
         trials: Option<TrialLosses>,
         ranks: &[u32],
-    ) -> Result<Allocation> {
+    ) -> Result<(check::Choice, Option<u64>)> {
         let (step, index) = (self.step, self.reallocations);
         let Some(Asked { name, plugin, .. }) = &mut self.allocator else {
             return Err(Error::failure(
@@ -636,8 +668,8 @@ impl Controller {
         })?;
         let asks = matches!(self.settings.schedule, Schedule::Allocator { .. });
         let prunable = self.settings.prunable;
-        check::allocation(name, step, &self.units, prunable, asks, &answer)?;
-        Ok(answer)
+        let choice = check::allocation(name, step, &self.units, prunable, asks, &answer)?;
+        Ok((choice, answer.ask_again))
     }
 
     /// Has both plugins give what is to be kept of them.
@@ -712,6 +744,7 @@ impl Controller {
                 .collect(),
             active: self.active.clone(),
             components: self.components.clone(),
+            details: self.details.clone(),
             last_choice: self.last_choice,
             asked_for: self.asked_for,
             ledger: self.ledger.clone(),
@@ -743,6 +776,7 @@ impl Controller {
         self.reallocations = state.reallocations;
         self.active = state.active;
         self.components = state.components;
+        self.details = state.details;
         self.last_choice = state.last_choice;
         self.asked_for = state.asked_for;
         self.ledger = state.ledger;
@@ -790,6 +824,12 @@ impl Controller {
                 "its mask and components contradict each other or the adapter's rank",
             ));
         }
+        let choice = check::Choice {
+            active: state.active.clone(),
+            components: state.components.clone(),
+            details: state.details.clone(),
+        };
+        check::details(modules, self.settings.prunable, &choice).map_err(|rule| unfit(&rule))?;
         let together = |history: (&[bool], &[LedgerEntry])| {
             self.units.expand(&self.units.first(history.0)) == history.0
                 && self.units.expand(&self.units.first(history.1)) == history.1
@@ -959,6 +999,15 @@ fn told<'a>(
         told.components.clone_from(&observation.components);
     }
     std::borrow::Cow::Owned(told)
+}
+
+/// Which components train where nothing is said of them: none where that is all of them, else of an active module
+/// the first, as many as its initial rank.
+fn unsaid(settings: &Settings, units: &Units, active: &[bool]) -> Option<Vec<Vec<bool>>> {
+    let initial = settings.initial_rank?;
+    let modules = units.modules().iter().zip(active);
+    let first = modules.map(|(module, active)| (0..module.rank).map(|k| *active && k < initial));
+    Some(first.map(Iterator::collect).collect())
 }
 
 /// What a plugin is told of the run.

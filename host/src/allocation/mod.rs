@@ -18,5 +18,5 @@ pub use initial::draw as initial_units;
 pub use ledger::Ledger;
 pub use offer::{RawValue, Signal, Wanted};
 pub use seed::{initial_seed, reallocation_seed};
-pub use state::{Fault, PluginState, State};
+pub use state::{Details, Fault, PluginState, State};
 pub use unit::Units;

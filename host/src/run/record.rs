@@ -93,6 +93,18 @@ pub struct AllocationRecord {
     pub ranks: Vec<u32>,
     /// The ledger, this choice included.
     pub ledger: Vec<LedgerEntry>,
+    /// Whether components that do not remain keep their values, instead of being pruned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub frozen: bool,
+    /// Factors on the learning rate of each module's A and B; empty where all are 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rates: Vec<[f64; 2]>,
+    /// A factor on each module's scale; empty where all are 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scales: Vec<f64>,
+    /// The module whose pair each module uses; empty where each uses its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<usize>,
     /// Numbers of the plugins' own, by name: one, or one per module (of an allocator, per unit).
     #[serde(default, skip_serializing_if = "PluginNumbers::is_empty")]
     pub numbers: PluginNumbers,

@@ -346,7 +346,7 @@ fn read<B: Kernels>(
         let updates = progress.module_updates[module];
         optimizer.modules[module] = load(names, trainee.adapters.pair_mut(module), updates)?;
         if let Some(state) = &mut optimizer.modules[module] {
-            state.last = progress.last_updates.get(module).copied().flatten();
+            state.last = progress.last_updates.get(module).cloned().flatten();
         }
         let components = progress.component_updates.get(module);
         if let (Some(state), Some(components)) = (&mut optimizer.modules[module], components) {
@@ -408,6 +408,7 @@ mod tests {
             modules: vec!["layer.0.query".to_owned()],
             active: vec![true],
             components: None,
+            details: Default::default(),
             last_choice: None,
             asked_for: None,
             ledger: Ledger::new(1),
@@ -450,6 +451,7 @@ mod tests {
                 p.last_updates = vec![Some(LastUpdate {
                     step: 5,
                     rates: [0.1; 2],
+                    components: None,
                 })]
             }),
             ("updates", &|p| p.head_updates = Some(6)),

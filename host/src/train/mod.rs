@@ -185,6 +185,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                     self.device,
                 )?;
                 self.controller.restore(self.progress.allocation.clone())?;
+                self.put_to_use();
                 self.seconds_before = self.progress.seconds;
                 self.saved.0 = self.progress.step;
                 if self.progress.allocation.owed {
@@ -248,6 +249,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 step: 0,
                 active: self.controller.active(),
                 components: self.controller.components(),
+                details: self.controller.details(),
                 rate: self.optimizer.rate(0),
                 probing: false,
                 wanted: &measuring.wanted,
@@ -294,6 +296,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             step: number,
             active: self.controller.active(),
             components: self.controller.components(),
+            details: self.controller.details(),
             rate: self.optimizer.rate(self.progress.step),
             probing,
             wanted: &measuring.wanted,
@@ -348,8 +351,9 @@ impl<'a, B: Kernels> Training<'a, B> {
                 let components = self.controller.components();
                 let remaining = components.map(|all| all[module].as_slice());
                 let pair = self.trainee.adapters.pair_mut(module);
+                let factors = self.controller.details().rate(module);
                 self.optimizer
-                    .update_module(module, step, remaining, pair, gradients, clip);
+                    .update_module(module, step, factors, remaining, pair, gradients, clip);
             }
         }
         let head = &mut self.trainee.head;
@@ -392,8 +396,19 @@ impl<'a, B: Kernels> Training<'a, B> {
         for module in &reallocation.deactivated {
             self.optimizer.deactivated(*module);
         }
+        self.put_to_use();
+        let frozen = self.controller.details().frozen;
         let components = self.controller.components().into_iter().flatten();
+        let details = self.controller.details();
         for (module, remaining) in components.enumerate() {
+            // A pair that is not in use stays as it was.
+            if details.owner(module) != module {
+                continue;
+            }
+            if frozen {
+                self.optimizer.frozen(module, remaining);
+                continue;
+            }
             components::prune(self.trainee.adapters.pair_mut(module), remaining);
             self.optimizer.pruned(module, remaining);
         }
@@ -402,6 +417,17 @@ impl<'a, B: Kernels> Training<'a, B> {
         self.display
             .reallocated(&reallocation, self.rest.modules.len());
         Ok(())
+    }
+
+    /// Lets the adapters be scaled and shared as the controller says.
+    fn put_to_use(&mut self) {
+        let details = self.controller.details();
+        let adapters = &mut self.trainee.adapters;
+        adapters.put_to_use(&details.scales, &details.shared);
+        for module in (0..adapters.modules.len()).filter(|it| details.owner(*it) != *it) {
+            // Its own pair no longer trains.
+            self.optimizer.deactivated(module);
+        }
     }
 
     /// How many of the first layers need not be run, because nothing in them trains or is measured.

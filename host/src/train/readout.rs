@@ -159,7 +159,7 @@ impl Places {
         let weights = match plan.wants(&[Signal::WeightL2]) {
             true => (0..modules)
                 .map(|module| {
-                    let scale = trainee.adapters.config.scale();
+                    let scale = trainee.adapters.scale(module);
                     readout.push(weight_squares(&trainee.adapters.factors(module), scale))
                 })
                 .collect(),
@@ -364,7 +364,7 @@ fn buffer<B: Kernels>(
             let gradient = passes.gradients[module].as_ref();
             gradient.map_or(Ok(Vec::new()), both)
         }
-        RawValue::Weight => both(&trainee.adapters.pairs()[module]),
+        RawValue::Weight => both(trainee.adapters.pair(module)),
         // Read with the signals, and before the first step.
         RawValue::InputColumnL2 | RawValue::FrozenWeight => Ok(Vec::new()),
     }

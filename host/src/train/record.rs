@@ -42,7 +42,11 @@ impl<B: Kernels> Training<'_, B> {
         let of_rank = |(module, rank): (&ModuleInfo, &u32)| {
             module.parameters * u64::from(*rank) / u64::from(module.rank)
         };
-        self.rest.modules.iter().zip(ranks).map(of_rank).sum()
+        let details = self.controller.details();
+        // A pair that several modules use counts once.
+        let modules = self.rest.modules.iter().zip(ranks).enumerate();
+        let owners = modules.filter(|(module, _)| details.owner(*module) == *module);
+        owners.map(|(_, it)| of_rank(it)).sum()
     }
 
     /// The operations of a step over `batches`: `tracked` modules have gradients, what is `wanted` is measured (inputs
@@ -269,6 +273,10 @@ impl From<&Reallocation> for AllocationRecord {
             active: reallocation.active.clone(),
             ranks: reallocation.ranks.clone(),
             ledger: reallocation.ledger.clone(),
+            frozen: reallocation.details.frozen,
+            rates: reallocation.details.rates.clone(),
+            scales: reallocation.details.scales.clone(),
+            shared: reallocation.details.shared.clone(),
             numbers: PluginNumbers {
                 scorer: reallocation.scorer_numbers.clone(),
                 allocator: reallocation.allocator_numbers.clone(),

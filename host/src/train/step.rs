@@ -9,7 +9,7 @@ use super::prefix::PrefixCache;
 use super::readout::{self, Places, Readout};
 use super::trainee::{Trainee, upload};
 use crate::adapter::{Observe, Observed, Pass, Sense, Sensed, components, mixed};
-use crate::allocation::{RawValue, Signal, Wanted};
+use crate::allocation::{Details, RawValue, Signal, Wanted};
 use crate::data::{Batch, Label};
 use crate::error::{Error, Result};
 use crate::kernel::{Ad, Kernels, Sequences};
@@ -23,6 +23,8 @@ pub struct StepPlan<'a> {
     /// Which components of each module remain; none where nothing is pruned. The others receive no
     /// gradient, and add none to the gradient's norm.
     pub components: Option<&'a [Vec<bool>]>,
+    /// What else the allocator has decided.
+    pub details: &'a Details,
     /// The adapters' learning rate at this step, which the sensitivity of pruned components goes by.
     pub rate: f64,
     /// Whether the gradients of inactive modules are measured as well.
@@ -236,8 +238,9 @@ fn passes<B: Kernels>(
         let loss = loss(logits, &batch.labels, device)? * share;
         losses.push(loss.clone().inner());
         let mut found = loss.backward();
-        for ((sum, pair), tracked) in gradients.iter_mut().zip(&pass.pairs).zip(&tracked) {
-            if *tracked {
+        for (module, (sum, pair)) in gradients.iter_mut().zip(&pass.pairs).enumerate() {
+            // A pair that several use has the sum of their gradients, which is its owner's.
+            if tracked[module] && trainee.adapters.owner(module) == module {
                 let pair = pair.each_ref().map(|tensor| tensor.grad_remove(&mut found));
                 let [Some(a), Some(b)] = pair else { continue };
                 *sum = Some(match sum.take() {
@@ -284,9 +287,8 @@ fn sensitivities<B: Kernels>(
     let of_module = pairs.map(|(module, (pair, gradient))| {
         let remaining = plan.remaining(module);
         let gradient = gradient.as_ref()?;
-        Some(components::sensitivity(
-            pair, gradient, remaining, plan.rate,
-        ))
+        let rate = plan.rate * plan.details.rate(module)[1];
+        Some(components::sensitivity(pair, gradient, remaining, rate))
     });
     of_module.collect()
 }

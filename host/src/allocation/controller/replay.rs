@@ -101,8 +101,9 @@ impl Controller {
         let Decided {
             scores,
             scorer_numbers,
-            answer,
+            choice,
             allocator_numbers,
+            ..
         } = self.decide(&TrialsMade::default())?;
         let step = self.step;
         if let Some(scorer) = &mut self.scorer {
@@ -114,8 +115,8 @@ impl Controller {
         let remaining = |own: &Vec<bool>| own.iter().map(|remains| u32::from(*remains)).sum();
         Ok(WouldBe {
             scores,
-            active: self.units.expand(&answer.active),
-            ranks: answer
+            active: choice.active,
+            ranks: choice
                 .components
                 .map(|components| components.iter().map(remaining).collect()),
             scorer_numbers,

@@ -249,6 +249,7 @@ fn replay(arguments: &Arguments, common: &Common, record: &Recorded) -> Result<R
     let settings = Settings {
         schedule: recipe.allocation.schedule.clone(),
         initial_budget: None,
+        initial_rank: recipe.adapter.grows().then(|| recipe.adapter.rank() as u32),
         first_choice: recipe.allocation.first_choice(),
         probe_steps: recipe.allocation.probe_steps,
         prunable: recipe.adapter.kind == AdapterKind::Lora,
