@@ -12,6 +12,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Kind {
     /// The user can mend it: exit code 2.
     User,
+    /// A plugin did not answer as it must, in a run that may go on without: exit code 2.
+    Plugin,
     /// The program or the machine failed: exit code 1.
     Failure,
     /// Training came to numbers that are not finite: exit code 1.
@@ -45,6 +47,11 @@ impl Error {
     /// A mistake the user can mend.
     pub fn user(message: impl Into<String>) -> Self {
         Self::new(Kind::User, message.into())
+    }
+
+    /// A plugin's fault.
+    pub fn plugin(message: impl Into<String>) -> Self {
+        Self::new(Kind::Plugin, message.into())
     }
 
     /// A failure of the program or of the machine under it.
@@ -113,7 +120,7 @@ impl Error {
     /// The process's exit code for this error.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
-            Kind::User => 2,
+            Kind::User | Kind::Plugin => 2,
             Kind::Failure | Kind::Diverged => 1,
             Kind::Interrupted(signal) => 128 + signal as u8,
         }

@@ -1,4 +1,4 @@
-//! What a dynalora plugin is written against: plain data, two traits and one macro.
+#![doc = include_str!("../README.md")]
 
 pub mod abi;
 mod allocator;
@@ -81,6 +81,9 @@ pub trait Plugin: Sized {
     const DESCRIPTION: &'static str;
     /// Where it comes from: paper and equation.
     const REFERENCE: &'static str;
+    /// What it computes, in a line or a few of plain text: `yᵢ = Σ_t ‖∂L_t/∂(Aᵢ, Bᵢ)‖`. Shown by
+    /// `dynalora plugins info`; empty where the description says it all.
+    const FORMULA: &'static str = "";
 
     /// A plugin ready for its first step over `modules`, or what is wrong with the parameters.
     fn new(parameters: Self::Parameters, modules: &[ModuleInfo]) -> Result<Self>;

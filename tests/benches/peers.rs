@@ -57,6 +57,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
         &path,
         &built("scorer_activation"),
         &json!({}),
+        None,
         units.modules(),
     )
     .expect("the built scorer");
@@ -64,6 +65,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
         &path,
         &built("allocator_top_k"),
         &json!({ "k": "50%" }),
+        None,
         units.infos(),
     )
     .expect("the built allocator");

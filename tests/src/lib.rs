@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 use dynalora::model::{ModelFolder, fetch};
 pub use golden::{Golden, Run, Signals, Training};
-pub use outside::build_outside;
+pub use outside::{build_outside, library, outside, outside_with, plugin_in_c};
 pub use scene::{Scene, module_paths};
 
 /// The folder of this package.

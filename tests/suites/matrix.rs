@@ -22,6 +22,8 @@ enum Invariant {
     Cache,
     /// The number of threads changes nothing.
     Threads,
+    /// Plugins in processes of their own choose the same.
+    Isolated,
     /// Killed at any moment and resumed, as often as it takes, it is the same run.
     Interrupted,
     /// As [`Interrupted`](Invariant::Interrupted), moved to another folder in between.
@@ -40,9 +42,10 @@ enum Invariant {
     Finished,
 }
 
-const INVARIANTS: [Invariant; 10] = [
+const INVARIANTS: [Invariant; 11] = [
     Invariant::Cache,
     Invariant::Threads,
+    Invariant::Isolated,
     Invariant::Interrupted,
     Invariant::Moved,
     Invariant::Measured,
@@ -334,6 +337,23 @@ impl Runs<'_> {
                 let more = self.again("more", &arm(2 + seed % 2))?;
                 self.same(&one, &more, &[])
             }
+            Invariant::Isolated => {
+                let (mut here, mut apart) = (drawn.clone(), drawn.clone());
+                let mut plugins = 0;
+                for table in ["scorer", "allocator"] {
+                    here.drop(&format!("{table}.isolation"));
+                    if drawn.get(&format!("{table}.plugin")).is_some() {
+                        apart.set(&format!("{table}.isolation"), "\"process\"");
+                        plugins += 1;
+                    }
+                }
+                if plugins == 0 {
+                    return beside("no plugin");
+                }
+                let here = self.train("here", &here)?;
+                let apart = self.again("apart", &apart)?;
+                self.same(&here, &apart, &[])
+            }
             Invariant::Interrupted | Invariant::Moved => {
                 let began = Instant::now();
                 let whole = self.train("whole", drawn)?;
@@ -347,9 +367,13 @@ impl Runs<'_> {
                 if drawn.get("scorer.plugin").is_none() || drawn.get("allocator.k").is_none() {
                     return beside("no scorer beside a `k`");
                 }
+                if drawn.get("scorer.plugin") == Some("\"trial\"") {
+                    return beside("a scorer that holds examples back");
+                }
                 let mut with = drawn.clone();
                 with.set("allocator.plugin", "\"uniform\"")
-                    .drop("allocator.epsilon");
+                    .drop("allocator.epsilon")
+                    .drop("allocator.order");
                 let mut without = with.clone();
                 without.drop("scorer");
                 let with = self.train("with", &with)?;
@@ -520,9 +544,14 @@ impl Runs<'_> {
         drawn
             .drop("train.cache_frozen_prefix")
             .drop("train.cache_memory_mib");
-        if drawn.get("allocator.plugin") == Some("\"rank-budget\"") {
-            return Err(Outcome::Beside("ranks that fall".to_owned()));
+        if let Some("\"rank-budget\"" | "\"grow\"") = drawn.get("allocator.plugin") {
+            return Err(Outcome::Beside("ranks that change".to_owned()));
         }
+        // What trials, calibration and the examples' own gradients take has tests of its own.
+        if let Some("\"trial\"" | "\"fisher\"") = drawn.get("scorer.plugin") {
+            return Err(Outcome::Beside("a scorer that computes".to_owned()));
+        }
+        drawn.drop("allocation.calibration_steps");
         let run = self.train("run", &drawn)?;
         let recipe =
             dynalora::recipe::Recipe::load(&run.join("recipe.toml"), &[]).expect("a run's recipe");

@@ -168,6 +168,8 @@ fn start(scene: &Scene, golden: &Scores, scorer: &str, peft: &Path) {
         components: None,
         last_choice: None,
         asked_for: None,
+        owed: false,
+        fault: None,
         ledger: Ledger::new(modules.len()),
         scorer: Some(state(scorer, nothing.expect("a state"))),
         allocator: Some(state("top-k", Vec::new())),

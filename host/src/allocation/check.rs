@@ -131,7 +131,7 @@ pub fn numbers(
     numbers: dynalora_plugin_api::Result<Numbers>,
 ) -> Result<Numbers> {
     let numbers = numbers.map_err(|error| {
-        Error::user(format!(
+        Error::plugin(format!(
             "the {kind} `{name}` could not give its numbers after step {step}"
         ))
         .because(error)
@@ -251,7 +251,7 @@ pub fn way_on(kind: &str) -> String {
 }
 
 fn refusal(kind: &str, name: &str, step: u64, rule: &str) -> Error {
-    Error::user(format!(
+    Error::plugin(format!(
         "the {kind} `{name}` broke a rule at the reallocation after step {step}: {rule}"
     ))
     .help(format!(

@@ -11,10 +11,11 @@ use super::initial;
 use super::ledger::Ledger;
 use super::offer::Wanted;
 use super::seed::{reallocation_seed, start_seed};
-use super::state::{PluginState, State};
+use super::state::{Fault, PluginState, State};
 use super::unit::Units;
 use crate::error::{Error, Result};
 use crate::recipe::{Schedule, Unit};
+pub use replay::{InForce, WouldBe};
 
 /// A plugin under the name that errors and checkpoints give it.
 pub struct Named<P: ?Sized> {
@@ -91,6 +92,13 @@ pub struct Measuring {
     allocator: Wants,
 }
 
+impl Measuring {
+    /// Whether any plugin is told of it.
+    pub fn is_told(&self) -> bool {
+        self.scorer.anything() || self.allocator.anything()
+    }
+}
+
 /// Trials that the scorer and the allocator ask for, of single modules.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrialsAsked {
@@ -111,6 +119,14 @@ pub struct TrialsMade {
     pub allocator: Option<TrialLosses>,
 }
 
+/// What both plugins answer at a reallocation.
+struct Decided {
+    scores: Option<Vec<f64>>,
+    scorer_numbers: Numbers,
+    answer: Allocation,
+    allocator_numbers: Numbers,
+}
+
 /// Holds the mask. Tells the plugins of the steps that they want, asks both when the schedule says so, checks their
 /// answers and switches.
 pub struct Controller {
@@ -126,6 +142,17 @@ pub struct Controller {
     active: Vec<bool>,
     components: Option<Vec<Vec<bool>>>,
     ledger: Ledger,
+    kept: Kept,
+    fault: Option<Fault>,
+}
+
+/// What the plugins gave last to be kept, for when one of them can give nothing any more.
+#[derive(Default)]
+struct Kept {
+    scorer: Option<PluginState>,
+    allocator: Option<PluginState>,
+    /// Whether it is of before a reallocation that has begun, which is made anew from there.
+    choosing: bool,
 }
 
 impl Controller {
@@ -188,6 +215,8 @@ impl Controller {
             active,
             components: None,
             ledger,
+            kept: Kept::default(),
+            fault: None,
         })
     }
 
@@ -199,6 +228,7 @@ impl Controller {
             ..
         } = &self.settings;
         match schedule {
+            _ if self.fault.is_some() => None,
             Schedule::Allocator { .. } => self
                 .asked_for
                 .filter(|due| *due > finished && due < total_steps),
@@ -305,6 +335,11 @@ impl Controller {
         self.ledger.entries()
     }
 
+    /// What choices of modules cost.
+    pub fn costs(&self) -> Option<&CostModel> {
+        self.settings.costs.as_ref()
+    }
+
     /// The modules and how they are grouped.
     pub fn units(&self) -> &Units {
         &self.units
@@ -392,6 +427,9 @@ impl Controller {
 
     /// The trials that the plugins want to be made before the reallocation that is due.
     pub fn trials(&mut self) -> Result<TrialsAsked> {
+        // Whatever fails from here on, the reallocation can be made again from here.
+        self.keep_states()?;
+        self.kept.choosing = true;
         let (step, index, ranks) = (self.step, self.reallocations, self.ranks());
         let mut request = TrialRequest::default();
         request.step = step;
@@ -456,17 +494,13 @@ impl Controller {
 
     /// Asks scorer and allocator, checks what they answer, and switches.
     pub fn reallocate(&mut self, made: &TrialsMade) -> Result<Reallocation> {
-        let (step, index, ranks) = (self.step, self.reallocations, self.ranks());
-        let (scores, scorer_numbers) = self.score(made.scorer.clone(), &ranks)?;
-        let answer = self.allocate(scores.as_deref(), made.allocator.clone(), &ranks)?;
-        let allocator_numbers = match &self.allocator {
-            Some(Asked { name, plugin, .. }) => {
-                let numbers = plugin.numbers();
-                let units = self.units.infos().len();
-                check::numbers("allocator", name, step, units, numbers)?
-            }
-            None => Numbers::new(),
-        };
+        let (step, index) = (self.step, self.reallocations);
+        let Decided {
+            scores,
+            scorer_numbers,
+            answer,
+            allocator_numbers,
+        } = self.decide(made)?;
         let active = self.units.expand(&answer.active);
         let switched = |from: bool| -> Vec<usize> {
             let pairs = self.active.iter().zip(&active).enumerate();
@@ -476,6 +510,13 @@ impl Controller {
                 .collect()
         };
         let (activated, deactivated) = (switched(false), switched(true));
+        // Before anything is switched: a scorer that fails now has the choice left as it was.
+        if let Some(Asked { name, plugin, .. }) = &mut self.scorer {
+            plugin.reallocated(&active).map_err(|error| {
+                let what = format!("could not take note of the reallocation after step {step}");
+                failed("scorer", name, what, error)
+            })?;
+        }
         self.components = answer.components;
         self.ledger.chosen(&active, step);
         self.active.clone_from(&active);
@@ -489,12 +530,7 @@ impl Controller {
                 (None, _) => None,
             };
         }
-        if let Some(Asked { name, plugin, .. }) = &mut self.scorer {
-            plugin.reallocated(&active).map_err(|error| {
-                let what = format!("could not take note of the reallocation after step {step}");
-                failed("scorer", name, what, error)
-            })?;
-        }
+        self.kept.choosing = false;
         Ok(Reallocation {
             step,
             index,
@@ -505,6 +541,27 @@ impl Controller {
             activated,
             deactivated,
             scorer_numbers,
+            allocator_numbers,
+        })
+    }
+
+    /// Asks scorer and allocator, and checks what they answer.
+    fn decide(&mut self, made: &TrialsMade) -> Result<Decided> {
+        let (step, ranks) = (self.step, self.ranks());
+        let (scores, scorer_numbers) = self.score(made.scorer.clone(), &ranks)?;
+        let answer = self.allocate(scores.as_deref(), made.allocator.clone(), &ranks)?;
+        let allocator_numbers = match &self.allocator {
+            Some(Asked { name, plugin, .. }) => {
+                let numbers = plugin.numbers();
+                let units = self.units.infos().len();
+                check::numbers("allocator", name, step, units, numbers)?
+            }
+            None => Numbers::new(),
+        };
+        Ok(Decided {
+            scores,
+            scorer_numbers,
+            answer,
             allocator_numbers,
         })
     }
@@ -583,17 +640,68 @@ impl Controller {
         Ok(answer)
     }
 
-    /// What a checkpoint keeps.
-    pub fn state(&self) -> Result<State> {
+    /// Has both plugins give what is to be kept of them.
+    fn keep_states(&mut self) -> Result<()> {
         let scorer = self
             .scorer
             .as_ref()
-            .map(|scorer| keep("scorer", &scorer.name, scorer.plugin.save()));
+            .map(|it| keep("scorer", &it.name, it.plugin.save()));
         let allocator = self
             .allocator
             .as_ref()
-            .map(|allocator| keep("allocator", &allocator.name, allocator.plugin.save()));
-        Ok(State {
+            .map(|it| keep("allocator", &it.name, it.plugin.save()));
+        self.kept.scorer = scorer.transpose()?;
+        self.kept.allocator = allocator.transpose()?;
+        Ok(())
+    }
+
+    /// What a checkpoint keeps.
+    pub fn state(&mut self) -> Result<State> {
+        self.keep_states()?;
+        Ok(self.with_kept())
+    }
+
+    /// What a checkpoint keeps when a plugin has failed: of each the state that it gives now, or gave last; and of
+    /// before the reallocation, if it failed in one.
+    pub fn state_after_fault(&mut self) -> State {
+        if !self.kept.choosing {
+            if let Some(Asked { name, plugin, .. }) = &self.scorer
+                && let Ok(kept) = keep("scorer", name, plugin.save())
+            {
+                self.kept.scorer = Some(kept);
+            }
+            if let Some(Asked { name, plugin, .. }) = &self.allocator
+                && let Ok(kept) = keep("allocator", name, plugin.save())
+            {
+                self.kept.allocator = Some(kept);
+            }
+        }
+        let mut state = self.with_kept();
+        state.owed = self.is_due() && self.last_choice != Some(self.step);
+        state
+    }
+
+    /// Goes on without plugins from now on, with the modules that are active.
+    pub fn give_up(&mut self, error: String) {
+        self.fault = Some(Fault {
+            step: self.step,
+            error,
+        });
+        self.without_plugins();
+    }
+
+    fn without_plugins(&mut self) {
+        (self.scorer, self.allocator) = (None, None);
+        (self.kept, self.asked_for) = (Kept::default(), None);
+    }
+
+    /// The fault with which the plugins were given up.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.as_ref()
+    }
+
+    fn with_kept(&self) -> State {
+        State {
             step: self.step,
             reallocations: self.reallocations,
             modules: self
@@ -607,9 +715,11 @@ impl Controller {
             last_choice: self.last_choice,
             asked_for: self.asked_for,
             ledger: self.ledger.clone(),
-            scorer: scorer.transpose()?,
-            allocator: allocator.transpose()?,
-        })
+            scorer: self.kept.scorer.clone(),
+            allocator: self.kept.allocator.clone(),
+            owed: false,
+            fault: self.fault.clone(),
+        }
     }
 
     /// Goes on from `state`, on a fresh controller with fresh plugins.
@@ -618,6 +728,9 @@ impl Controller {
             return Err(Error::failure("only a fresh controller can be restored"));
         }
         self.check_state(&state)?;
+        if state.fault.is_some() {
+            self.without_plugins();
+        }
         if let (Some(scorer), Some(kept)) = (&mut self.scorer, &state.scorer) {
             let loaded = scorer.plugin.load(&kept.state);
             loaded.map_err(|error| unfit("the scorer refused its state").because(error))?;
@@ -633,6 +746,12 @@ impl Controller {
         self.last_choice = state.last_choice;
         self.asked_for = state.asked_for;
         self.ledger = state.ledger;
+        self.fault = state.fault;
+        self.kept = Kept {
+            scorer: state.scorer,
+            allocator: state.allocator,
+            choosing: false,
+        };
         Ok(())
     }
 
@@ -683,7 +802,10 @@ impl Controller {
         let future = state.last_choice.is_some_and(|step| step > state.step);
         let past = state.asked_for.is_some_and(|step| step <= state.step);
         let asks = matches!(self.settings.schedule, Schedule::Allocator { .. });
-        if future || past && asks && state.step > 0 || !asks && state.asked_for.is_some() {
+        if future
+            || past && asks && state.step > 0 && !state.owed
+            || !asks && state.asked_for.is_some()
+        {
             return Err(unfit(
                 "its reallocations contradict its step or the schedule",
             ));
@@ -693,6 +815,10 @@ impl Controller {
             return Err(unfit(&format!(
                 "it is at step {then}, this run ends at step {now}"
             )));
+        }
+        if state.fault.is_some() {
+            // Nobody is asked any more.
+            return Ok(());
         }
         same_plugin(
             "scorer",
@@ -734,7 +860,7 @@ fn keep(
 }
 
 fn failed(kind: &str, name: &str, what: String, error: dynalora_plugin_api::Error) -> Error {
-    Error::user(format!("the {kind} `{name}` {what}"))
+    Error::plugin(format!("the {kind} `{name}` {what}"))
         .because(error)
         .help(format!(
             "`dynalora plugins check` finds faults of a plugin. {}",
@@ -883,5 +1009,6 @@ fn unfit(why: &str) -> Error {
     .help("resume with the recipe and the plugins the run was started with, or start a new run")
 }
 
+mod replay;
 #[cfg(test)]
 mod tests;

@@ -33,6 +33,22 @@ pub struct State {
     pub scorer: Option<PluginState>,
     /// The allocator's state, where there is an allocator.
     pub allocator: Option<PluginState>,
+    /// Whether the reallocation after the step is still to be made: a plugin failed in it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub owed: bool,
+    /// The fault with which the plugins were given up, if the run goes on without them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+}
+
+/// A plugin's fault, after which a run goes on without plugins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// Optimiser steps finished when it came.
+    pub step: u64,
+    /// What it was.
+    pub error: String,
 }
 
 /// What a plugin gave to be kept.
@@ -77,6 +93,8 @@ mod tests {
                 state: vec![0, 255, 7],
             }),
             allocator: None,
+            owed: true,
+            fault: None,
         };
         let text = serde_json::to_string(&state).unwrap();
         assert!(text.contains(r#""state":"AP8H""#), "{text}");

@@ -1,5 +1,9 @@
 //! `dynalora plugins`
 
+mod info;
+mod new;
+mod replay;
+
 use std::path::PathBuf;
 
 use clap::Subcommand;
@@ -8,6 +12,7 @@ use serde_json::{Value, json};
 use super::{Common, print, print_json, table};
 use crate::error::{Error, Result};
 use crate::plugin::{self, PluginPath};
+use crate::recipe::Isolation;
 
 /// Arguments of `dynalora plugins`.
 #[derive(Debug, clap::Args)]
@@ -38,6 +43,19 @@ enum Command {
         /// The library
         path: PathBuf,
     },
+    /// Write a crate with a small strategy in it, ready to be changed
+    New(new::Arguments),
+    /// Show what a plugin would have chosen in a run that there is, without training
+    Replay(replay::Arguments),
+    /// Answer what the plugin of the library at a path is asked, for the process that asks
+    #[command(name = "__serve", hide = true)]
+    ServeHere {
+        /// The library
+        path: PathBuf,
+        /// Memory that it may take
+        #[arg(long)]
+        memory_mib: u64,
+    },
     /// Check that a plugin keeps the rules of the boundary
     Check {
         /// The path of its library
@@ -45,6 +63,9 @@ enum Command {
         /// Parameters to check it with, as a JSON object; made up from its schema by default
         #[arg(long)]
         parameters: Option<String>,
+        /// Check it in processes of its own, as `isolation = "process"` runs it
+        #[arg(long)]
+        isolated: bool,
         /// Print the report as JSON
         #[arg(long)]
         json: bool,
@@ -56,12 +77,16 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     match &arguments.command {
         Command::List { json } => list(*json, common),
         Command::DescribeHere { path } => print(&plugin::describe_here(path)?),
+        Command::ServeHere { path, memory_mib } => plugin::serve_here(path, *memory_mib),
         Command::Info { name, json } => info(name, *json, common),
+        Command::New(arguments) => new::run(arguments, common),
+        Command::Replay(arguments) => replay::run(arguments, common),
         Command::Check {
             path,
             parameters,
+            isolated,
             json,
-        } => check(path, parameters.as_deref(), *json),
+        } => check(path, parameters.as_deref(), *isolated, *json),
     }
 }
 
@@ -95,66 +120,16 @@ fn info(name: &str, as_json: bool, common: &Common) -> Result<()> {
     if as_json {
         return print_json(&found);
     }
-    let texts: Vec<String> = found.iter().map(described).collect();
-    print(&texts.join("\n"))
+    let texts: Vec<String> = found.iter().map(info::described).collect();
+    print(&texts.join("\n\n"))
 }
 
-fn described(found: &plugin::Found) -> String {
-    let manifest = &found.manifest;
-    let mut text = format!(
-        "{} {} ({})\n{}\n{}\n{}\n",
-        manifest.name,
-        manifest.version,
-        manifest.kind,
-        manifest.description,
-        manifest.reference,
-        found.path.display()
-    );
-    if let Some(needs) = &manifest.needs {
-        if !needs.signals.is_empty() {
-            let names: Vec<&str> = needs.signals.iter().map(|signal| signal.name()).collect();
-            text.push_str(&format!("\nmeasures {}", names.join(", ")));
-        }
-        if !needs.scores {
-            text.push_str("\nreads no scores: a recipe need not name a scorer");
-        }
-        if needs.components {
-            text.push_str("\nmeasures the sensitivity of every component of A and B");
-        }
-        if !needs.raw.is_empty() {
-            let names: Vec<&str> = needs.raw.iter().map(|raw| raw.name()).collect();
-            text.push_str(&format!(
-                "\ncopies {} from the device, which is slower",
-                names.join(", ")
-            ));
-        }
-        text.push('\n');
-    }
-    let mut table = table(&["parameter", "default", "description"]);
-    let required = manifest.parameters["required"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    for (key, schema) in manifest.parameters["properties"]
-        .as_object()
-        .into_iter()
-        .flatten()
-    {
-        let default = match &schema["default"] {
-            Value::Null if required.contains(&json!(key)) => "required".to_owned(),
-            Value::Null => String::new(),
-            default => default.to_string(),
-        };
-        let description = schema["description"]
-            .as_str()
-            .unwrap_or_default()
-            .replace('\n', " ");
-        table.add_row([key.clone(), default, description]);
-    }
-    format!("{text}\n{}", table.trim_fmt())
-}
-
-fn check(path: &std::path::Path, parameters: Option<&str>, as_json: bool) -> Result<()> {
+fn check(
+    path: &std::path::Path,
+    parameters: Option<&str>,
+    isolated: bool,
+    as_json: bool,
+) -> Result<()> {
     let parameters = parameters
         .map(|text| {
             serde_json::from_str::<Value>(text)
@@ -166,7 +141,8 @@ fn check(path: &std::path::Path, parameters: Option<&str>, as_json: bool) -> Res
                 })
         })
         .transpose()?;
-    let reports = plugin::check(path, parameters.as_ref())?;
+    let isolation = isolated.then(Isolation::default);
+    let reports = plugin::check(path, parameters.as_ref(), isolation.as_ref())?;
     if as_json {
         print_json(&reports)?;
     }

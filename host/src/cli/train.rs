@@ -194,5 +194,8 @@ pub fn closing(summary: &Summary, run: &std::path::Path) -> String {
     for (name, value) in rows {
         table.add_row([name.to_owned(), value]);
     }
+    if let Some(fault) = &summary.plugin_fault {
+        table.add_row(["plugins given up", fault]);
+    }
     table.trim_fmt()
 }

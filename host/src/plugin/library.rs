@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use abi_stable::library::{LibraryError, lib_header_from_path};
+use dynalora_plugin_api::Manifest;
 use dynalora_plugin_api::abi::host::manifest;
-use dynalora_plugin_api::abi::{API_VERSION, Root, SYMBOL, Table, text};
-use dynalora_plugin_api::{Kind, Manifest};
+use dynalora_plugin_api::abi::{API_VERSION, Root, SYMBOL, TABLE_SYMBOL, Table, text};
 
 use super::label::{self, Label, Said};
 use super::{elf, guard, probe, trust};
@@ -23,21 +23,11 @@ pub struct Candidate {
 }
 
 /// A library that was found to be a plugin of this host's version. It stays loaded until the process ends.
-#[derive(Clone)]
 pub struct Library {
-    /// The file.
-    pub path: PathBuf,
     /// What it exports.
     pub table: Table,
     /// What each of its plugins says of itself.
     pub manifests: Vec<Manifest>,
-}
-
-impl Library {
-    /// The manifest of the plugin of this kind.
-    pub fn manifest(&self, kind: Kind) -> Option<&Manifest> {
-        self.manifests.iter().find(|manifest| manifest.kind == kind)
-    }
 }
 
 /// What the first look at a file tells.
@@ -86,33 +76,13 @@ impl Candidate {
         }
     }
 
-    /// Loads the library into this process, once a child has lived through it.
-    pub fn load(&self) -> Result<Library> {
-        self.describe()?;
-        self.load_here()
-    }
-
     /// Loads the library into this process, come what may.
     pub fn load_here(&self) -> Result<Library> {
         let path = &self.path;
         guard::expect_no_exit(&self.label.name);
-        let header = match lib_header_from_path(path) {
-            Ok(header) => header,
-            Err(LibraryError::OpenError { err, .. }) => {
-                return Err(unusable(path, &err.to_string()));
-            }
-            Err(LibraryError::GetSymbolError { .. }) => {
-                let why = format!("it has a static manifest, but exports no plugin ({SYMBOL})");
-                return Err(unusable(path, &why));
-            }
-            Err(error) => return Err(mismatch(path, &error)),
-        };
-        let root = header
-            .init_root_module::<Root>()
-            .map_err(|error| mismatch(path, &error))?;
-        let (table, version) = (root.table(), root.version().as_str());
+        let (table, version) = self.exported()?;
         let manifests = self.label.kinds.iter().map(|kind| {
-            manifest(table, *kind, version).map_err(|error| {
+            manifest(table, *kind, &version).map_err(|error| {
                 Error::user(format!(
                     "the plugin {} does not describe itself: {error}",
                     path.display()
@@ -121,10 +91,30 @@ impl Candidate {
             })
         });
         Ok(Library {
-            path: path.clone(),
             table,
             manifests: self.agree(manifests.collect::<Result<_>>()?)?,
         })
+    }
+
+    /// The functions that the library exports, by abi_stable from Rust and under a plain symbol from other
+    /// languages, and the version of its plugin.
+    fn exported(&self) -> Result<(Table, String)> {
+        let path = &self.path;
+        let header = match lib_header_from_path(path) {
+            Ok(header) => header,
+            Err(LibraryError::OpenError { err, .. }) => {
+                return Err(unusable(path, &err.to_string()));
+            }
+            Err(LibraryError::GetSymbolError { .. }) => {
+                let table = plain_table(path).map_err(|why| unusable(path, &why))?;
+                return Ok((table, self.label.version.clone()));
+            }
+            Err(error) => return Err(mismatch(path, &error)),
+        };
+        let root = header
+            .init_root_module::<Root>()
+            .map_err(|error| mismatch(path, &error))?;
+        Ok((root.table(), root.version().to_string()))
     }
 
     /// Refuses a library that is another than its static manifest says.
@@ -149,6 +139,29 @@ impl Candidate {
                 ),
             )),
         }
+    }
+}
+
+/// The table that a library in another language exports.
+fn plain_table(path: &Path) -> std::result::Result<Table, String> {
+    // SAFETY: it runs what the library runs when it is loaded, which `lib_header_from_path` has done before.
+    let library = unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
+    // It stays loaded, as the others do.
+    let library: &'static libloading::Library = Box::leak(Box::new(library));
+    // SAFETY: as the static manifest's version of the boundary says, the symbol is a table. Where it is none of
+    // three functions, that is seen as far as it can be.
+    let table = unsafe { library.get::<*const [usize; 3]>(TABLE_SYMBOL) }.map_err(|_| {
+        format!("it has a static manifest, but exports no plugin ({SYMBOL} or {TABLE_SYMBOL})")
+    })?;
+    if !table.is_aligned() {
+        return Err(format!("{TABLE_SYMBOL} is no table of functions"));
+    }
+    // SAFETY: as above; aligned.
+    let functions: [usize; 3] = unsafe { **table };
+    match functions.contains(&0) {
+        true => Err(format!("a function in {TABLE_SYMBOL} is missing")),
+        // SAFETY: none of the three is null.
+        false => Ok(unsafe { std::mem::transmute::<[usize; 3], Table>(functions) }),
     }
 }
 
@@ -181,7 +194,7 @@ pub fn look(path: &Path) -> Look {
         ));
         return broken(error.help(rebuild()));
     }
-    if label.panic != "unwind" {
+    if !["unwind", "none"].contains(&label.panic.as_str()) {
         let error = Error::user(format!(
             "the plugin {} was built with panic = \"{}\": a panic in it would end this program",
             path.display(),

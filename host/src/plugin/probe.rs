@@ -33,6 +33,16 @@ pub fn by_this_program() {
     });
 }
 
+/// Says that `program` has it, which is another than this one, as it is for a test.
+pub fn by_program(program: PathBuf) {
+    PROGRAM.get_or_init(|| Some(program));
+}
+
+/// The program that has the subcommand, where there is one.
+pub fn program() -> Option<&'static Path> {
+    PROGRAM.get()?.as_deref()
+}
+
 /// Why a library in a child does not describe itself.
 pub enum Fault {
     /// It was refused there.
@@ -46,8 +56,7 @@ pub type Answer = Result<Vec<Manifest>, [String; 2]>;
 
 /// What the library at `path` says of itself in a child, or why it does not; none where no child can be had.
 pub fn describe(path: &Path) -> Option<Result<Vec<Manifest>, Fault>> {
-    let program = PROGRAM.get()?.as_ref()?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(program()?);
     command
         .args(ARGUMENTS)
         .arg(path)
@@ -129,7 +138,7 @@ fn wait(child: &mut Child) -> Result<ExitStatus, String> {
 }
 
 /// How a process ended, in words.
-fn ending(status: ExitStatus) -> String {
+pub fn ending(status: ExitStatus) -> String {
     #[cfg(unix)]
     {
         use std::os::unix::process::ExitStatusExt;

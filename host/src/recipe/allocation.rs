@@ -35,6 +35,20 @@ pub struct AllocationConfig {
     pub probe_steps: u64,
     /// When to reallocate.
     pub schedule: Schedule,
+    /// What becomes of the run when a plugin fails: an error, a panic, an answer that breaks a rule, or (of an
+    /// isolated one) the end of its process.
+    pub on_plugin_fault: OnPluginFault,
+}
+
+/// What becomes of a run whose plugin fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnPluginFault {
+    /// It ends, once a checkpoint is saved.
+    #[default]
+    Stop,
+    /// It goes on to its end with the modules that are active, and without plugins; that is recorded.
+    Keep,
 }
 
 /// The grain of the choice.
@@ -71,6 +85,7 @@ impl Default for AllocationConfig {
             optimizer_state: OptimizerState::default(),
             probe_steps: 1,
             schedule: Schedule::default(),
+            on_plugin_fault: OnPluginFault::default(),
         }
     }
 }

@@ -21,7 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use adapter::{AdapterConfig, AdapterKind, Matcher, Target, Targets};
-pub use allocation::{AllocationConfig, OptimizerState, Unit};
+pub use allocation::{AllocationConfig, OnPluginFault, OptimizerState, Unit};
 pub use data::{Columns, DataConfig};
 pub use document::{Document, nearest};
 pub use format::{Column, Format};
@@ -31,7 +31,7 @@ pub(crate) use initial::initial_budget;
 pub use learning_rate::{LearningRateSchedule, Warmup};
 pub use metric::Metric;
 pub use model::{HeadBias, ModelConfig};
-pub use plugin::PluginConfig;
+pub use plugin::{Isolation, PluginConfig};
 pub use schedule::Schedule;
 pub use task::{Problem, Task};
 pub use train::{

@@ -7,14 +7,21 @@ use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 
 /// Keys that have no say in what is learnt: another place, another number of threads (which is warned of where the
-/// run's provenance is known), another rhythm of saving.
-const FREE: [&str; 6] = [
+/// run's provenance is known), another rhythm of saving, what a plugin may take and what is done about its faults.
+const FREE: [&str; 13] = [
     "output",
     "device",
     "threads",
     "plugin_dirs",
     "checkpoint.keep",
     "checkpoint.minutes",
+    "allocation.on_plugin_fault",
+    "scorer.isolation",
+    "scorer.isolation.timeout_seconds",
+    "scorer.isolation.memory_mib",
+    "allocator.isolation",
+    "allocator.isolation.timeout_seconds",
+    "allocator.isolation.memory_mib",
 ];
 
 /// Keys that name files and folders, whose content counts where it is known.

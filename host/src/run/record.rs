@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use dynalora_plugin_api::LedgerEntry;
+use dynalora_plugin_api::{CostModel, LedgerEntry, Metric, ModuleInfo, Moment, Observation};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// One line of `metrics.jsonl`, tagged by its `kind`.
@@ -96,6 +96,10 @@ pub struct AllocationRecord {
     /// Numbers of the plugins' own, by name: one, or one per module (of an allocator, per unit).
     #[serde(default, skip_serializing_if = "PluginNumbers::is_empty")]
     pub numbers: PluginNumbers,
+    /// No choice: the fault with which the plugins were given up after the step, from which on the modules that were
+    /// active stay so (`allocation.on_plugin_fault = "keep"`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
 }
 
 /// Numbers of the plugins' own, by name.
@@ -137,6 +141,75 @@ impl AllocationRecord {
     }
 }
 
+/// One line of `signals.jsonl`, tagged by its `kind`: what the plugins of a run were told, for
+/// `dynalora plugins replay`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SignalRecord {
+    /// The modules that the others are of: the first of the file.
+    Modules {
+        /// 0, for a resumed run keeps it.
+        step: u64,
+        /// Optimiser steps of the whole run.
+        total_steps: u64,
+        /// The modules in forward order.
+        modules: Vec<ModuleInfo>,
+        /// What choices of them cost in the run's steps.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        costs: Option<Box<CostModel>>,
+    },
+    /// What was told of one step, or of a moment before the first.
+    Observed(Observed),
+}
+
+/// An [`Observation`] but for raw values.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Observed {
+    /// Optimiser steps finished; 0 before the first.
+    pub step: u64,
+    /// When it was.
+    pub moment: Moment,
+    /// Real tokens.
+    pub tokens: u64,
+    /// Mean loss.
+    #[serde(deserialize_with = "number")]
+    pub loss: f64,
+    /// The adapters' learning rate.
+    pub learning_rate: f64,
+    /// The latest evaluation's main metric.
+    pub metric: Option<Metric>,
+    /// Whether inactive modules' gradients were computed as well.
+    pub probing: bool,
+    /// Which modules were active.
+    pub active: Vec<bool>,
+    /// What was measured of each module, by the signal's name; `null` where there was nothing to measure.
+    pub signals: BTreeMap<String, Vec<Option<f32>>>,
+    /// The components' sensitivities, where they were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub components: Vec<Vec<f32>>,
+}
+
+impl From<&Observation> for Observed {
+    fn from(told: &Observation) -> Self {
+        let signals = told.signals.iter();
+        Observed {
+            step: told.step,
+            moment: told.moment,
+            tokens: told.tokens,
+            loss: told.loss,
+            learning_rate: told.learning_rate,
+            metric: told.metric.clone(),
+            probing: told.probing,
+            active: told.active.clone(),
+            signals: signals
+                .map(|it| (it.signal.to_string(), it.values.clone()))
+                .collect(),
+            components: told.components.clone(),
+        }
+    }
+}
+
 /// The closing account of a run, `summary.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -174,6 +247,9 @@ pub struct Summary {
     /// Steps whose update was left out because it was not finite (`train.on_nonfinite = "skip"`).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// The fault with which the plugins were given up, if they were (`allocation.on_plugin_fault = "keep"`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin_fault: Option<String>,
     /// Stretches in which the training loss was that of a constant answer; none in runs from before they were looked
     /// for, which is another thing than an empty list.
     #[serde(default, skip_serializing_if = "Option::is_none")]

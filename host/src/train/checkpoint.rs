@@ -413,6 +413,8 @@ mod tests {
             ledger: Ledger::new(1),
             scorer: None,
             allocator: None,
+            owed: false,
+            fault: None,
         });
         good.step = 5;
         good.module_updates = vec![Some(5)];

@@ -1,14 +1,17 @@
-//! Losses and gradients that are not finite: what is said of them, and what is done.
+//! Losses and gradients that are not finite, and plugins that fail: what is said of them, and what is done.
 
 use super::Training;
+use super::record::Made;
 use super::step::StepResult;
 use super::trainee::{read, upload};
 use crate::adapter::{Observe, Pass};
 use crate::allocation::not_finite;
 use crate::data::Batch;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::kernel::Kernels;
-use crate::recipe::OnNonfinite;
+use crate::plugin;
+use crate::recipe::{OnNonfinite, OnPluginFault};
+use crate::run::AllocationRecord;
 
 /// Steps in a row after which leaving their updates out is given up: nothing changes any more by then.
 const MOST_SKIPPED: u64 = 10;
@@ -49,6 +52,60 @@ impl<B: Kernels> Training<'_, B> {
             Error::diverged(format!("step {step}: {what}{again}: the run has diverged"))
                 .help(self.after_divergence()),
         )
+    }
+
+    /// What becomes of a run in which a plugin has failed: it goes on without plugins, or ends, once its state after the
+    /// step is saved; `made` is the step, if it is not recorded yet. Before the first step there is nothing to save.
+    pub(super) fn endure(&mut self, outcome: Result<()>, made: Option<&Made>) -> Result<()> {
+        let error = match outcome {
+            Err(error) if error.kind == Kind::Plugin && self.progress.step > 0 => error,
+            other => return other,
+        };
+        if self.recipe.allocation.on_plugin_fault == OnPluginFault::Keep {
+            return self.give_up(&error);
+        }
+        if let Some(made) = made {
+            self.record(made)?;
+        }
+        // A resumed run that fails where it failed before has it already.
+        if self.saved.0 < self.progress.step {
+            let state = self.controller.state_after_fault();
+            self.save_with(state, None)?;
+        }
+        Err(self.stopped_by(error))
+    }
+
+    /// Goes on without plugins, and says so.
+    pub(super) fn give_up(&mut self, error: &Error) -> Result<()> {
+        let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+        let said = format!("{error}{}", cause.unwrap_or_default());
+        tracing::warn!(
+            "{said}; the modules that are active stay so to the end of the run, and no plugin is asked any more"
+        );
+        self.controller.give_up(said.clone());
+        self.writer.allocation(&AllocationRecord {
+            step: self.progress.step,
+            active: self.controller.active().to_vec(),
+            ranks: self.controller.ranks(),
+            ledger: self.controller.ledger().to_vec(),
+            fault: Some(said),
+            ..AllocationRecord::default()
+        })
+    }
+
+    /// A plugin's fault that has ended the run, which is saved.
+    pub(super) fn stopped_by(&mut self, error: Error) -> Error {
+        self.display.end();
+        let step = self.progress.step;
+        let mut error = error.and_help(format!(
+            "the run is saved as it was after step {step}; with allocation.on_plugin_fault = \"keep\" it goes on \
+             without the plugin"
+        ));
+        let manifests = self.rest.plugins.iter().map(|found| &found.manifest);
+        for versions in manifests.filter_map(plugin::versions) {
+            error = error.and_help(versions);
+        }
+        error
     }
 
     /// What to do after a divergence.

@@ -37,7 +37,7 @@ use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::Model;
 use crate::recipe::{Every, HeadBias, Recipe};
-use crate::run::{AllocationRecord, Checkpoint, Summary, Writer};
+use crate::run::{AllocationRecord, Checkpoint, SignalRecord, Summary, Writer};
 use checkpoint::Progress;
 use constant::Constant;
 use cost::Costs;
@@ -80,7 +80,8 @@ pub fn train<B: Kernels>(
         }
         let Some(batches) = steps.next() else { break };
         let (made, observed) = training.step(&batches)?;
-        training.reallocate(observed)?;
+        let outcome = training.reallocate(observed);
+        training.endure(outcome, Some(&made))?;
         training.record(&made)?;
     }
     training.display.end();
@@ -125,7 +126,7 @@ impl<'a, B: Kernels> Training<'a, B> {
     fn new(
         recipe: &'a Recipe,
         rest: &'a Rest,
-        controller: Controller,
+        mut controller: Controller,
         total_steps: u64,
         writer: Writer,
         device: &'a B::Device,
@@ -186,6 +187,10 @@ impl<'a, B: Kernels> Training<'a, B> {
                 self.controller.restore(self.progress.allocation.clone())?;
                 self.seconds_before = self.progress.seconds;
                 self.saved.0 = self.progress.step;
+                if self.progress.allocation.owed {
+                    let outcome = self.choose();
+                    self.endure(outcome, None)?;
+                }
             }
             None => {
                 self.warn_of_a_far_mean();
@@ -195,6 +200,14 @@ impl<'a, B: Kernels> Training<'a, B> {
                     self.controller.active(),
                     &self.controller.ranks(),
                 ))?;
+                if self.recipe.train.log_signals {
+                    self.writer.signals(&SignalRecord::Modules {
+                        step: 0,
+                        total_steps: self.total_steps,
+                        modules: self.rest.modules.clone(),
+                        costs: self.controller.costs().cloned().map(Box::new),
+                    })?;
+                }
                 self.measure_frozen()?;
                 if let Some(passes) = self.controller.first_choice() {
                     self.calibrate(passes)?;
@@ -221,6 +234,7 @@ impl<'a, B: Kernels> Training<'a, B> {
         observation.learning_rate = self.optimizer.rate(0);
         observation.active = self.controller.active().to_vec();
         (observation.signals, observation.raw) = found;
+        self.log_signals(&measuring, &observation)?;
         self.controller.observe(&measuring, &observation)
     }
 
@@ -245,6 +259,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             self.progress.flops += self.flops(&batches, &tracked, &measuring.wanted, 0);
             result.observation.moment = Moment::Calibration;
             result.observation.total_steps = self.total_steps;
+            self.log_signals(&measuring, &result.observation)?;
             self.controller.observe(&measuring, &result.observation)?;
         }
         Ok(())
@@ -347,12 +362,24 @@ impl<'a, B: Kernels> Training<'a, B> {
     fn reallocate(&mut self, observed: Option<Observed>) -> Result<()> {
         match observed {
             Some((measuring, observation)) => {
+                self.log_signals(&measuring, &observation)?;
                 self.controller.after_step(&measuring, &observation)?;
             }
             None => self.controller.after_skipped_step(),
         }
         match self.controller.is_due() {
             true => self.choose(),
+            false => Ok(()),
+        }
+    }
+
+    /// Records what the plugins are about to be told, where the recipe asks for that. A step of which nobody is told
+    /// has no record.
+    fn log_signals(&mut self, measuring: &Measuring, observation: &Observation) -> Result<()> {
+        match self.recipe.train.log_signals && measuring.is_told() {
+            true => self
+                .writer
+                .signals(&SignalRecord::Observed(observation.into())),
             false => Ok(()),
         }
     }

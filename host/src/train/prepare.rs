@@ -180,12 +180,18 @@ impl Plugins {
                 &path,
                 &scorer.plugin,
                 &scorer.parameters_json(),
+                scorer.isolation.as_ref(),
                 units.modules(),
             )
         });
         let allocator = recipe.allocator.as_ref().map(|allocator| {
-            let parameters = allocator.parameters_json();
-            plugin::load_allocator(&path, &allocator.plugin, &parameters, units.infos())
+            plugin::load_allocator(
+                &path,
+                &allocator.plugin,
+                &allocator.parameters_json(),
+                allocator.isolation.as_ref(),
+                units.infos(),
+            )
         });
         let (scorer, allocator) = (scorer.transpose()?, allocator.transpose()?);
         Ok(Plugins {
@@ -230,6 +236,9 @@ impl Plugins {
             total_steps,
             costs: Some(costs),
         };
+        let libraries = self.libraries();
+        let manifests = libraries.iter().map(|found| &found.manifest);
+        let versions: Vec<String> = manifests.filter_map(plugin::versions).collect();
         let scorer = self.scorer.map(|scorer| {
             tracing::info!(
                 "scorer {} from {}",
@@ -252,6 +261,8 @@ impl Plugins {
                 plugin: allocator.plugin,
             }
         });
-        Controller::new(settings, self.units, scorer, allocator)
+        let controller = Controller::new(settings, self.units, scorer, allocator);
+        // Where it is refused, what a newer version asks for may be why.
+        controller.map_err(|error| versions.into_iter().fold(error, Error::and_help))
     }
 }

@@ -252,6 +252,7 @@ impl<B: Kernels> Training<'_, B> {
             tokens: progress.tokens,
             flops: progress.flops,
             skipped: progress.skipped,
+            plugin_fault: self.controller.fault().map(|fault| fault.error.clone()),
             stalls: Some(progress.watch.stalls(progress.step)),
             device: device_name.to_owned(),
         }
@@ -272,6 +273,7 @@ impl From<&Reallocation> for AllocationRecord {
                 scorer: reallocation.scorer_numbers.clone(),
                 allocator: reallocation.allocator_numbers.clone(),
             },
+            fault: None,
         }
     }
 }

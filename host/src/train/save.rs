@@ -7,9 +7,11 @@ use super::optimizer::GroupState;
 use super::stop::Signal;
 use super::trainee::read;
 use super::{Training, peak_memory};
-use crate::error::{Error, Result};
+use crate::allocation::State;
+use crate::error::{Error, Kind, Result};
 use crate::export;
 use crate::kernel::Kernels;
+use crate::recipe::OnPluginFault;
 use crate::run::Best;
 
 impl<B: Kernels> Training<'_, B> {
@@ -25,10 +27,28 @@ impl<B: Kernels> Training<'_, B> {
 
     /// Makes a checkpoint of the state after the last step; the best one where `best` says by what.
     pub(super) fn save(&mut self, best: Option<(String, f64)>) -> Result<()> {
+        match self.controller.state() {
+            Ok(state) => self.save_with(state, best),
+            Err(error) if error.kind == Kind::Plugin && self.progress.step > 0 => {
+                if self.recipe.allocation.on_plugin_fault == OnPluginFault::Keep {
+                    self.give_up(&error)?;
+                    let state = self.controller.state()?;
+                    return self.save_with(state, best);
+                }
+                let state = self.controller.state_after_fault();
+                self.save_with(state, best)?;
+                Err(self.stopped_by(error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a checkpoint with this state of the allocation.
+    pub(super) fn save_with(&mut self, state: State, best: Option<(String, f64)>) -> Result<()> {
         self.refuse_infinite()?;
         self.progress.seconds = self.seconds();
         self.progress.peak_memory = self.progress.peak_memory.max(peak_memory());
-        self.progress.allocation = self.controller.state()?;
+        self.progress.allocation = state;
         let states = &self.optimizer.modules;
         let steps = |state: &Option<GroupState<B>>| state.as_ref().map(|state| state.steps);
         self.progress.module_updates = states.iter().map(steps).collect();

@@ -154,6 +154,7 @@ pub fn run<B: Kernels>(
     let mut observation = Observation::default();
     observation.step = plan.step;
     observation.tokens = passes.tokens.iter().sum::<usize>() as u64;
+    observation.examples = passes.examples as u64;
     observation.loss = places.loss(&values);
     observation.learning_rate = plan.rate;
     observation.probing = plan.probing;

@@ -61,17 +61,22 @@ fn show(name: &str, value: &Value<'_>) -> Field {
 pub fn collect<R>(answer: impl FnOnce(Sink) -> R) -> (R, Result<Fields<'static>>) {
     unsafe extern "C" fn put(context: *mut c_void, field: *const Field) {
         // SAFETY: the context is the collection below, which outlives the call that may put fields; nobody else
-        // holds it meanwhile. The field is one that lives as long as this call.
-        let (fields, field) = unsafe { (&mut *context.cast::<Result<Fields<'static>>>(), &*field) };
-        if let Ok(collected) = fields {
-            // SAFETY: as above.
-            match unsafe { read(field) } {
-                Ok((name, value)) => {
-                    let owned = Fields::new().with(name, value).into_owned();
-                    collected.append(owned);
-                }
-                Err(error) => *fields = Err(error),
+        // holds it meanwhile.
+        let fields = unsafe { &mut *context.cast::<Result<Fields<'static>>>() };
+        let Ok(collected) = fields else { return };
+        // SAFETY: the field is one that lives as long as this call.
+        let field = unsafe { values::<Field>(field.cast(), 1) };
+        let field = field.map_err(|error| of("a field", error));
+        // SAFETY: as above.
+        match field.and_then(|field| unsafe { read(&field[0]) }) {
+            Ok((name, _)) if collected.get(name).is_some() => {
+                *fields = Err(of(&quoted(name), "is answered twice".into()));
             }
+            Ok((name, value)) => {
+                let owned = Fields::new().with(name, value).into_owned();
+                collected.append(owned);
+            }
+            Err(error) => *fields = Err(error),
         }
     }
     let mut fields: Result<Fields<'static>> = Ok(Fields::new());
@@ -112,8 +117,25 @@ unsafe fn read<'a>(field: &Field) -> Result<(&'a str, Value<'a>)> {
     } = *field;
     // SAFETY: the caller's, of all that follow.
     unsafe {
-        let name = text(name.cast(), name_len)?;
-        let value = match kind {
+        let name = text(name.cast(), name_len).map_err(|error| of("the name of a field", error))?;
+        let value = value(kind, data, len).map_err(|error| of(&quoted(name), error))?;
+        Ok((name, value))
+    }
+}
+
+/// A name fit to be shown.
+fn quoted(name: &str) -> String {
+    format!("`{}`", super::text::line(name, 200))
+}
+
+fn of(what: &str, error: Error) -> Error {
+    format!("{what} {error}").into()
+}
+
+unsafe fn value<'a>(kind: u32, data: *const c_void, len: usize) -> Result<Value<'a>> {
+    // SAFETY: the caller's, of all that follow.
+    unsafe {
+        Ok(match kind {
             kind::TEXT => Value::Text(Cow::Borrowed(text(data, len)?)),
             kind::JSON => Value::Json(Cow::Borrowed(text(data, len)?)),
             kind::BYTES => Value::Bytes(Cow::Borrowed(values(data, len)?)),
@@ -124,26 +146,28 @@ unsafe fn read<'a>(field: &Field) -> Result<(&'a str, Value<'a>)> {
             kind::BOOLS => Value::Bools(
                 values::<u8>(data, len)?
                     .iter()
-                    .map(|flag| *flag != 0)
-                    .collect(),
+                    .map(|byte| flag(*byte))
+                    .collect::<Result<_>>()?,
             ),
             kind::REAL => Value::Real(one(data)?),
             kind::INT => Value::Int(one(data)?),
-            kind::FLAG => Value::Flag(one::<u8>(data)? != 0),
-            other => {
-                return Err(
-                    format!("the field `{name}` is of kind {other}, which nobody knows").into(),
-                );
-            }
-        };
-        Ok((name, value))
+            kind::FLAG => Value::Flag(flag(one(data)?)?),
+            other => return Err(format!("is of kind {other}, which nobody knows").into()),
+        })
+    }
+}
+
+fn flag(byte: u8) -> Result<bool> {
+    match byte {
+        0 | 1 => Ok(byte == 1),
+        other => Err(format!("has a flag of {other}: one is 0 or 1").into()),
     }
 }
 
 unsafe fn text<'a>(data: *const c_void, len: usize) -> Result<&'a str> {
     // SAFETY: the caller's.
     let bytes = unsafe { values(data, len)? };
-    std::str::from_utf8(bytes).map_err(|_| Error::from("a text in a message is not UTF-8"))
+    std::str::from_utf8(bytes).map_err(|_| Error::from("is not UTF-8"))
 }
 
 unsafe fn one<T: Copy>(data: *const c_void) -> Result<T> {
@@ -157,8 +181,72 @@ unsafe fn values<'a, T>(data: *const c_void, len: usize) -> Result<&'a [T]> {
         return Ok(&[]);
     }
     if data.is_null() || !data.is_aligned() || len > isize::MAX as usize / size_of::<T>() {
-        return Err("a list in a message has no place where it could lie".into());
+        return Err("has values at no place where they could lie".into());
     }
     // SAFETY: not null, aligned, of a length that can be; the rest is the caller's.
     Ok(unsafe { std::slice::from_raw_parts(data, len) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of one field in a sink.
+    fn put(field: *const Field) -> Result<Fields<'static>> {
+        // SAFETY: the sink takes fields as they are below: where they lie at all, whole.
+        collect(|out| unsafe { (out.put)(out.context, field) }).1
+    }
+
+    fn field(kind: u32, data: *const u8, len: usize) -> Field {
+        Field {
+            name: b"active".as_ptr(),
+            name_len: 6,
+            kind,
+            data: data.cast(),
+            len,
+        }
+    }
+
+    #[test]
+    fn what_another_language_gets_wrong_is_an_error_as_far_as_it_can_be_seen() {
+        let bytes = [1_u64, 0xff_ffff];
+        let at: *const u8 = bytes.as_ptr().cast();
+        let said = |field: &Field| put(field).unwrap_err().to_string();
+        for (kind, data, len, why) in [
+            (kind::BOOLS, std::ptr::null(), 3, "no place"),
+            (kind::F64S, at.wrapping_add(1), 1, "no place"),
+            (kind::U64S, at, usize::MAX, "no place"),
+            (kind::REAL, std::ptr::null(), 1, "no place"),
+            (kind::BOOLS, at.wrapping_add(8), 3, "a flag of 255"),
+            (kind::FLAG, at.wrapping_add(8), 1, "a flag of 255"),
+            (kind::TEXT, at.wrapping_add(8), 3, "not UTF-8"),
+            (99, at, 1, "of kind 99"),
+        ] {
+            let error = said(&field(kind, data, len));
+            assert!(
+                error.starts_with("`active`") && error.contains(why),
+                "{error}"
+            );
+        }
+        let mut nameless = field(kind::INT, at, 1);
+        nameless.name = std::ptr::null();
+        assert!(said(&nameless).starts_with("the name of a field"));
+        for nowhere in [std::ptr::null(), at.wrapping_add(1).cast()] {
+            let error = put(nowhere).unwrap_err().to_string();
+            assert!(error.starts_with("a field has"), "{error}");
+        }
+        let twice = field(kind::INT, at, 1);
+        // SAFETY: as above.
+        let (_, answer) = collect(|out| unsafe {
+            (out.put)(out.context, &raw const twice);
+            (out.put)(out.context, &raw const twice);
+        });
+        assert_eq!(
+            answer.unwrap_err().to_string(),
+            "`active` is answered twice"
+        );
+        // Nothing has to lie anywhere.
+        let empty = put(&field(kind::BOOLS, std::ptr::null(), 0)).unwrap();
+        assert_eq!(empty.bools("active").unwrap(), Some(vec![]));
+    }
 }

@@ -7,9 +7,12 @@
 //! magic (16 bytes) | length of the text, u32 | FNV-1a of the text, u64 | the text in UTF-8     little-endian
 //! ```
 //!
+//! A checksum of 0 is none: the preprocessor of C, which lays the same bytes (`include/dynalora_plugin.h`), cannot
+//! compute one.
+//!
 //! The text is one `key=value` a line. Who reads it asks by key and passes over those that it does not know:
 //! `format`, `name`, `kind` (`scorer`, `allocator`, or both words), `version` (the plugin's crate), `api` (this crate) and
-//! `panic` (the strategy it was built with). Everything else (description, parameters, needs) is asked of the
+//! `panic` (the strategy it was built with; `none` where the language has no panics). Everything else (description, parameters, needs) is asked of the
 //! loaded library.
 
 /// What a static manifest begins with.

@@ -111,7 +111,8 @@ impl<'a> Fields<'a> {
         match self.0.iter().find(|(name, _)| !knows(name)) {
             None => Ok(()),
             Some((name, _)) => Err(format!(
-                "it answers with `{name}`, which this version of dynalora does not know: it knows {}",
+                "it answers with `{}`, which this version of dynalora does not know: it knows {}",
+                crate::abi::text::line(name, 200),
                 match known {
                     [] => "no answer here".to_owned(),
                     known => known.join(", "),

@@ -78,6 +78,8 @@ impl Plugin for Activation {
     const NAME: &'static str = "activation";
     const DESCRIPTION: &'static str = "Goes by the norm of each module's output, or the squared norm of its adapter's share of it.";
     const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2; target = \"delta\": LoRA-drop, Zhou et al. 2024, eq. 3";
+    const FORMULA: &'static str =
+        "output:  yᵢ = mean_t ‖(Wᵢ + ΔWᵢ) x_t‖\ndelta:   yᵢ = mean_t ‖ΔWᵢ x_t‖²";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let signal = match (parameters.target, parameters.norm) {

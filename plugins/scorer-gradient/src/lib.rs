@@ -82,6 +82,7 @@ impl Plugin for Gradient {
     const NAME: &'static str = "gradient";
     const DESCRIPTION: &'static str = "Goes by the norm of the gradient of each module's adapter.";
     const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2";
+    const FORMULA: &'static str = "yᵢ = mean_t ‖∂L_t/∂(Aᵢ, Bᵢ)‖";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let signal = match parameters.norm {
