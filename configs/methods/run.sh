@@ -41,10 +41,11 @@ export DYNALORA here out
 
 # One run: RECIPE SEED SETS…
 one() {
-  local arm=$1 seed=$2 run="$out/$1-s$2"; shift 2
+  local arm=$1 seed=$2 run="$out/$1-s$2" how=(); shift 2
   [ -e "$run/summary.json" ] && return
   echo "$(date +%T) $arm, seed $seed"
-  "$DYNALORA" train "$here/$arm.toml" --quiet --resume "$@" --set "seed=$seed" --set "output=$run" \
+  [ ! -d "$run" ] || how=(--resume)
+  "$DYNALORA" train "$here/$arm.toml" --quiet ${how[@]+"${how[@]}"} "$@" --set "seed=$seed" --set "output=$run" >/dev/null \
     || { echo "FAILED: $arm, seed $seed ($run)" >&2; return 1; }
 }
 export -f one

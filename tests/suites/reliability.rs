@@ -195,6 +195,27 @@ const ROWS: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "allocator with state: grow",
+        &[
+            ("allocator.plugin", "\"grow\""),
+            ("allocator.k", "2"),
+            ("allocator.rank", "\"50%\""),
+            ("allocator.scheduler", "false"),
+            ("allocation.initial", "\"allocator\""),
+            ("scorer", ""),
+        ],
+    ),
+    (
+        "scorer that makes trials: reinforced",
+        &[
+            ("scorer.plugin", "\"trial\""),
+            ("scorer.method", "\"reinforced\""),
+            ("scorer.held_back", "8"),
+            ("scorer.interval", "4"),
+            ("allocator.plugin", "\"multinomial\""),
+        ],
+    ),
+    (
         "allocator that draws: discounted",
         &[("allocator.plugin", "\"discounted\"")],
     ),

@@ -173,7 +173,8 @@ impl Grow {
         }
         let progress = (step - tinit) as f64 / (last - tinit) as f64;
         match scheduler {
-            true => (b as f64 * (1.0 - progress.powi(3))).round() as usize,
+            // As Python rounds, halves to the even neighbour.
+            true => (b as f64 - b as f64 * progress.powi(3)).round_ties_even() as usize,
             false => b as usize,
         }
     }
@@ -499,6 +500,11 @@ mod tests {
                 &[0, 100, 101, 300, 500, 600, 700, 800, 850, 899, 900, 1000]
             ),
             [0, 0, 10, 10, 9, 8, 6, 3, 2, 0, 0, 0]
+        );
+        // 12 − 12 · 0.125 = 10.5.
+        assert_eq!(
+            moves(r#"{"b": 12, "tinit": 100, "tfinal": 100}"#, &[500]),
+            [10]
         );
         assert_eq!(
             moves(

@@ -66,6 +66,7 @@ impl Plugin for Fisher {
         "Goes by the empirical Fisher information of each module's adapter, per example.";
     const REFERENCE: &'static str =
         "Sung et al. 2021, FISH Mask, equation 5; Kirkpatrick et al. 2017, section 2.1";
+    const FORMULA: &'static str = "yᵢ = mean over e of Σ_θ (∂L_e/∂θ)²";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let divisor = |module: &ModuleInfo| match parameters.per_parameter {

@@ -13,6 +13,9 @@
 //! measured equally often it is one factor for all.
 //!
 //! The sum grows with the number of an adapter's parameters; `per_parameter = true` divides by it.
+//!
+//! An adapter that has never trained has B = 0, and with it no sensitivity: begin with `initial = "all"`, or the first
+//! choice is the last.
 
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::{Deserialize, Serialize};

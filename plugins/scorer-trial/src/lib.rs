@@ -16,6 +16,9 @@
 //! `increase`. Where there are more parts than `passes`, they take turns from one reallocation to the next; one that
 //! was not tried keeps the increase of its last trial, and before its first has the mean of those that were.
 //!
+//! An adapter that has never trained has B = 0, and is not missed: begin with `initial = "all"`, or the first choice is
+//! the last.
+//!
 //! **`method = "reinforced"`.** IST (Yao et al. 2024, "Layer-wise Importance Matters", algorithm 1), as its authors'
 //! program has it. Each part has a value I, at first 0, the larger the less it was missed. Every `interval` steps
 //! `candidates` different sets of `suppressed` parts are drawn, without replacement in proportion to σ(I), and the
