@@ -61,8 +61,8 @@ names! {
         WEIGHT_L2 = "weight_l2",
         /// Frobenius norm of the module's input x.
         INPUT_L2 = "input_l2",
-        /// Frobenius norm of the gradient of the step's mean loss by the module's output, wherever one passes: at the
-        /// lowest active module and above, and of all modules in a probing step. Of tokens whose output nothing reads,
+        /// Frobenius norm of the gradient of the step's mean loss by the module's output, wherever one passes: where the
+        /// module or something that it reads trains, and of all modules in a probing step. Of tokens whose output nothing reads,
         /// as of all but the first of a sequence above the last layer's keys and values, it is zero.
         OUTPUT_GRADIENT_L2 = "output_gradient_l2",
         /// `Σ θ·g` over the adapter's parameters θ and their accumulated gradient g, which may be negative: what the

@@ -6,16 +6,15 @@ use crate::{Random, Result, Start, Upcoming, Window};
 ///
 /// Steps are cut into blocks of `one_in`, and of each block one step is drawn, with equal chances, as a function of
 /// the run's seed and the block alone: a resumed run measures the same steps, and no rhythm of the data can hide
-/// between them. The blocks are counted from the start of the run and begin anew after the first reallocation, so that
-/// there is a measurement before it however early it comes; with [`Window::Period`] they begin anew after every one.
-/// A stretch shorter than a block has one step drawn too. Where that step's update was left out, so that nothing was
-/// measured, the next step is taken for it.
+/// between them. The blocks are counted from the start of the run, and with [`Window::Period`] anew after every
+/// reallocation. Before the first reallocation, and with [`Window::Period`] before every one, there is a measurement
+/// however early it comes: a first block that it cuts short has its step drawn from what is left. Where that step's
+/// update was left out, so that nothing was measured, the next step is taken for it.
 #[derive(Clone, Debug)]
 pub struct Sampled {
     one_in: u64,
     each_period: bool,
     seed: u64,
-    first_reallocation: Option<u64>,
 }
 
 /// What no other use of a run's seed adds to it.
@@ -36,14 +35,12 @@ impl Sampled {
             one_in,
             each_period: window == Window::Period,
             seed: 0,
-            first_reallocation: None,
         })
     }
 
     /// To be told of the run.
     pub fn start(&mut self, start: &Start) {
         self.seed = start.seed;
-        self.first_reallocation = start.first_reallocation;
     }
 
     /// Whether the upcoming step is to be measured, where `last` is the step that was measured last
@@ -53,14 +50,12 @@ impl Sampled {
         if step == 0 {
             return true;
         }
-        // The stretch of steps that is cut into blocks: those after `after`, the first block up to `until`.
-        let (after, until) = match (self.each_period, self.first_reallocation) {
-            (true, _) => (
-                upcoming.previous_reallocation.unwrap_or(0),
-                upcoming.next_reallocation,
-            ),
-            (false, Some(first)) if step > first => (first, None),
-            (false, first) => (0, first),
+        // The stretch of steps that is cut into blocks, those after `after`, and what the first of them must not miss.
+        let previous = upcoming.previous_reallocation.filter(|step| *step > 0);
+        let (after, until) = match (self.each_period, previous) {
+            (true, previous) => (previous.unwrap_or(0), upcoming.next_reallocation),
+            (false, None) => (0, upcoming.next_reallocation),
+            (false, Some(_)) => (0, None),
         };
         let Some(into) = step.checked_sub(after + 1) else {
             return true;

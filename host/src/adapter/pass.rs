@@ -268,7 +268,7 @@ impl<B: Kernels> Pass<B> {
             .collect();
         self.inputs(&x, layers);
         let sensor = self.sense.as_ref().filter(|_| !self.beside);
-        let mut sensor = sensor.map(|sense| sense.of(x.clone().inner()));
+        let mut sensor = sensor.map(|sense| sense.of(&x));
         let loras: Vec<_> = branches.iter().map(|branch| branch.lora.clone()).collect();
         let Outputs { y, side } = B::linears(x, branches);
         let mut first = 0;

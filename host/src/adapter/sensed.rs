@@ -78,10 +78,11 @@ impl<B: Kernels> Sense<B> {
     }
 
     /// What looks at the gradient of the output of layers that read `x`.
-    pub(super) fn of(&self, x: Tensor<B, 2>) -> Sensor<B> {
+    pub(super) fn of(&self, x: &Tensor<Ad<B>, 2>) -> Sensor<B> {
         Sensor {
             sense: self.clone(),
-            x,
+            returns: is_tracked(x),
+            x: x.clone().inner(),
             modules: Vec::new(),
         }
     }
@@ -90,6 +91,8 @@ impl<B: Kernels> Sense<B> {
 /// Looks at the output of one to three layers that read the same input.
 pub(super) struct Sensor<B: Kernels> {
     sense: Sense<B>,
+    /// Whether a gradient goes on to x.
+    returns: bool,
     x: Tensor<B, 2>,
     modules: Vec<Module<B>>,
 }
@@ -137,6 +140,10 @@ impl<B: Kernels> Sensor<B> {
         xa: Option<Tensor<B, 2>>,
     ) {
         let trains = pair.iter().any(is_tracked);
+        if !trains && !self.returns {
+            // That of its output is nobody's concern; it comes by only because a neighbour's does.
+            return;
+        }
         let fisher = self.sense.fisher.as_ref().filter(|_| trains);
         let own = fisher.zip(xa).map(|(fisher, xa)| Own {
             xa,
