@@ -480,9 +480,9 @@ fn an_isolated_plugin_has_neither_network_nor_files_to_write_nor_other_processes
     assert!(!target.exists());
     // Nothing of it is so in the trainer's own process.
     let plain = self::scene(false);
-    let output =
-        train(&plain, "run", "tries allocate 4", &[]).env("FAULTY_FILE", plain.path("written"));
-    let output = { output }.output().expect("it runs");
+    let mut command = train(&plain, "run", "tries allocate 4", &[]);
+    command.env("FAULTY_FILE", plain.path("written"));
+    let output = command.output().expect("it runs");
     contains(&output, &["write allowed", "thread allowed"]);
 }
 
