@@ -83,7 +83,8 @@ typedef struct DynaloraSink {
 
 // The functions of a plugin's library.
 typedef struct DynaloraTable {
-  // Makes an instance from the fields `kind` (`scorer` or `allocator`), `parameters` and `modules`; null where
+  // Makes an instance from the fields `kind` (`scorer` or `allocator`), `parameters`, `modules` and
+  // `count`, how many modules they are; null where
   // that fails, with the sentence in the field `error`.
   void *(*make)(struct DynaloraMessage input, struct DynaloraSink out);
   // Calls an instance, or the library itself where `instance` is null (`describe`, with the field `kind`).

@@ -65,6 +65,7 @@ impl Isolated {
         })?;
         let fields = to_json("modules", &modules).map_err(Fault::Refused)?;
         let fields = fields
+            .with("count", Value::Int(modules.len() as u64))
             .with("kind", Value::Text(kind.to_string().into()))
             .with("parameters", Value::Json(parameters.to_owned().into()));
         match isolated.call("make", &fields) {

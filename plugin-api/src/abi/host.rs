@@ -75,6 +75,8 @@ impl InProcess {
     /// Makes one of this kind over `modules`, with `parameters` as a JSON object.
     pub fn new(table: Table, kind: Kind, parameters: &str, modules: &[ModuleInfo]) -> Result<Self> {
         let mut fields = to_json("modules", &modules)?;
+        // For who does not read JSON.
+        fields.put("count", Value::Int(modules.len() as u64));
         fields.put("kind", Value::Text(kind.to_string().into()));
         fields.put("parameters", Value::Json(parameters.to_owned().into()));
         // SAFETY: a plugin's table, and a message and a sink that live as long as the call.

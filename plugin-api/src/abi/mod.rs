@@ -69,7 +69,8 @@ impl RootModule for Root {
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]
 pub struct Table {
-    /// Makes an instance from the fields `kind` (`scorer` or `allocator`), `parameters` and `modules`; null where
+    /// Makes an instance from the fields `kind` (`scorer` or `allocator`), `parameters`, `modules` and
+    /// `count`, how many modules they are; null where
     /// that fails, with the sentence in the field `error`.
     pub make: unsafe extern "C" fn(input: Message, out: Sink) -> *mut c_void,
     /// Calls an instance, or the library itself where `instance` is null (`describe`, with the field `kind`).
