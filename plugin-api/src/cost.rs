@@ -345,6 +345,18 @@ impl CostModel {
         grouped
     }
 
+    /// The same where modules use the pair of another: what they have in common trains, and has moments, once.
+    /// `shared[i]` is the module whose pair module i uses, as in [`Allocation::shared`](crate::Allocation::shared).
+    pub fn sharing(&self, shared: &[usize]) -> CostModel {
+        let mut sharing = self.clone();
+        for (module, values) in sharing.parameters.iter_mut().enumerate() {
+            if shared.get(module).is_some_and(|owner| *owner != module) {
+                *values = 0;
+            }
+        }
+        sharing
+    }
+
     /// Refuses a model of another number of modules, or one that speaks of what is not there.
     pub fn check(&self, modules: usize) -> Result<()> {
         let refuse = |what: String| Err(Error::from(format!("the cost model {what}")));
@@ -546,6 +558,17 @@ mod tests {
         assert_eq!(one.all(), model.all());
         assert_eq!(one.none(), model.none());
         one.check(1).unwrap();
+    }
+
+    #[test]
+    fn a_pair_that_two_use_trains_once() {
+        let (own, shared) = (two().all(), two().sharing(&[0, 0]).all());
+        assert_eq!((own.gradients, shared.gradients), (4 * 12, 4 * 8));
+        assert_eq!((own.moments, shared.moments), (8 * 12, 8 * 8));
+        assert_eq!(
+            (own.flops(), own.activations),
+            (shared.flops(), shared.activations)
+        );
     }
 
     #[test]

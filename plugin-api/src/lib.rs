@@ -1,4 +1,4 @@
-//! What a dynalora plugin is written against: plain data, two traits and one macro.
+#![doc = include_str!("../README.md")]
 
 pub mod abi;
 mod allocator;
@@ -14,6 +14,7 @@ mod needs;
 mod observation;
 mod parameters;
 mod sample;
+mod sampled;
 mod scorer;
 mod start;
 mod state;
@@ -31,11 +32,12 @@ pub use names::{RawValue, Signal};
 pub use needs::{Needs, Upcoming, Wants};
 pub use observation::{Measured, Metric, Moment, Observation, Raw};
 pub use sample::{Random, draw_by_logarithms, draw_without_replacement};
+pub use sampled::Sampled;
 pub use scorer::{ScoreRequest, Scorer};
 pub use start::{Start, Unit};
 pub use state::{load_state, save_state};
 pub use trial::{Trial, TrialLosses, TrialRequest, Trials};
-pub use window::{Accumulated, Norm, Window};
+pub use window::{Accumulated, Norm, Reduce, Window};
 
 // A plugin's parameters are derived with these; the crates it sees are then the ones seen here.
 pub use {schemars, serde};
@@ -79,6 +81,9 @@ pub trait Plugin: Sized {
     const DESCRIPTION: &'static str;
     /// Where it comes from: paper and equation.
     const REFERENCE: &'static str;
+    /// What it computes, in a line or a few of plain text: `yᵢ = Σ_t ‖∂L_t/∂(Aᵢ, Bᵢ)‖`. Shown by
+    /// `dynalora plugins info`; empty where the description says it all.
+    const FORMULA: &'static str = "";
 
     /// A plugin ready for its first step over `modules`, or what is wrong with the parameters.
     fn new(parameters: Self::Parameters, modules: &[ModuleInfo]) -> Result<Self>;

@@ -39,6 +39,9 @@ pub struct Manifest {
     pub description: String,
     /// Where it comes from: paper and equation.
     pub reference: String,
+    /// What it computes, in plain text; empty where it does not say.
+    #[serde(default)]
+    pub formula: String,
     /// What the plugin asks the host to measure with default parameters, those that it requires made up from
     /// their schema; none for an allocator that asks for nothing.
     pub needs: Option<Needs>,

@@ -59,6 +59,27 @@ names! {
         GRADIENT_L2 = "gradient_l2",
         /// Frobenius norm of the adapter's weight: LoRA's `ΔW = s·BA`, VeRA's `ΔW = Λ_b·B·Λ_d·A`.
         WEIGHT_L2 = "weight_l2",
+        /// Frobenius norm of the module's input x.
+        INPUT_L2 = "input_l2",
+        /// Frobenius norm of the gradient of the step's mean loss by the module's output, wherever one passes: where the
+        /// module or something that it reads trains, and of all modules in a probing step. Of tokens whose output nothing reads,
+        /// as of all but the first of a sequence above the last layer's keys and values, it is zero.
+        OUTPUT_GRADIENT_L2 = "output_gradient_l2",
+        /// `Σ θ·g` over the adapter's parameters θ and their accumulated gradient g, which may be negative: what the
+        /// loss would change by, to first order, if the adapter were grown by as much as it is.
+        GRADIENT_DOT_WEIGHT = "gradient_dot_weight",
+        /// `Σ |θ·g|` of the same (Zhang et al. 2023, AdaLoRA, eq. 8, summed).
+        GRADIENT_DOT_WEIGHT_ABS = "gradient_dot_weight_abs",
+        /// Empirical Fisher information of the adapter's parameters, its trace: `Σ_e Σ_θ (∂L_e/∂θ)²` over the step's
+        /// examples e, where L_e is the loss of one example alone. Exact, from the same backward pass.
+        FISHER = "fisher",
+        /// `‖Δθ‖`, the size of the update that the optimiser gave the adapter's parameters at the step before this one;
+        /// `None` for a module that it did not update there.
+        UPDATE_L2 = "update_l2",
+        /// Sum of |w| over the frozen weight W. Measured once: see [`Moment::Start`](crate::Moment::Start).
+        FROZEN_WEIGHT_L1 = "frozen_weight_l1",
+        /// Frobenius norm of the frozen weight W. Measured once: see [`Moment::Start`](crate::Moment::Start).
+        FROZEN_WEIGHT_L2 = "frozen_weight_l2",
     }
 }
 
@@ -71,6 +92,12 @@ names! {
         GRADIENT = "gradient",
         /// Every adapter parameter, in the same order.
         WEIGHT = "weight",
+        /// The norm of each column of the module's input over the step's tokens, `[in_features]` (Sun et al. 2024,
+        /// Wanda, eq. 1, beside the weights).
+        INPUT_COLUMN_L2 = "input_column_l2",
+        /// The frozen weight W, `[out_features, in_features]`, row-major. Copied once: see
+        /// [`Moment::Start`](crate::Moment::Start).
+        FROZEN_WEIGHT = "frozen_weight",
     }
 }
 

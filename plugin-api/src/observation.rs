@@ -98,6 +98,8 @@ pub struct Observation {
     pub total_steps: u64,
     /// Real tokens the step saw.
     pub tokens: u64,
+    /// Examples the step saw; 0 from a host that does not say.
+    pub examples: u64,
     /// Mean loss over the step's examples.
     pub loss: f64,
     /// The adapters' learning rate at the step.

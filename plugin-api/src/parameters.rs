@@ -64,7 +64,11 @@ pub fn refused(root: &Value, schema: &Value) -> Vec<Value> {
     if !rules.iter().any(|rule| !schema[rule].is_null()) {
         return refused;
     }
-    refused.extend([json!([[["?"]]]), json!({ "no such key": [null] })]);
+    refused.push(json!([[["?"]]]));
+    // A table of whatever its author likes takes any key.
+    if schema["additionalProperties"] != json!(true) {
+        refused.push(json!({ "no such key": [null] }));
+    }
     let alternatives = ["oneOf", "anyOf"]
         .iter()
         .filter_map(|key| schema[key].as_array())
@@ -193,6 +197,7 @@ mod tests {
         share: f64,
         on: bool,
         names: Vec<String>,
+        free: std::collections::BTreeMap<String, Value>,
     }
 
     #[test]
@@ -227,6 +232,8 @@ mod tests {
             "{size:?}"
         );
         assert!(refused(&schema, &schema["properties"]["k"]).contains(&json!(0)));
+        let free = refused(&schema, &schema["properties"]["free"]);
+        assert_eq!(free, [json!([[["?"]]])]);
         assert!(refused(&schema, &json!(true)).is_empty());
     }
 }

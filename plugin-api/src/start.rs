@@ -22,6 +22,9 @@ pub struct Start {
     pub first_choice: bool,
     /// How many passes without an update come before that.
     pub calibration_steps: u64,
+    /// For how many steps before each reallocation the gradients of inactive modules are computed too, if a plugin wants
+    /// gradients; 0: an inactive module has none.
+    pub probe_steps: u64,
     /// The adapters' learning rate at its peak.
     pub learning_rate: f64,
     /// How many reallocations there will be; 0 where the allocator decides about it.
@@ -74,6 +77,7 @@ impl Start {
         Start {
             total_steps,
             schedule: "periodic".to_owned(),
+            probe_steps: 1,
             reallocations,
             first_reallocation: some(every),
             last_reallocation: some(reallocations * every),

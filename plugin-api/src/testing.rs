@@ -12,8 +12,9 @@ pub use distribution::{ChiSquare, Distribution, Tally};
 use crate::abi::host::{RemoteAllocator, RemoteScorer};
 use crate::abi::plugin::{AllocatorSide, ScorerSide, table};
 use crate::{
-    Allocation, AllocationRequest, Allocator, Amount, CostModel, LedgerEntry, Measured, ModuleInfo,
-    Needs, Observation, Operation, Plugin, Result, ScoreRequest, Scorer, SidePath, Sizes, Start,
+    Allocation, AllocationRequest, Allocator, Amount, CostModel, LedgerEntry, Measured, Member,
+    ModuleInfo, Needs, Observation, Operation, Plugin, Result, ScoreRequest, Scorer, SidePath,
+    Sizes, Start,
 };
 
 /// `r_max` of all [`modules`].
@@ -47,10 +48,38 @@ pub fn modules(count: usize) -> Vec<ModuleInfo> {
         .collect()
 }
 
+/// So many layers of six [`modules`] each, as an allocator meets them under `unit = "layer"`.
+pub fn layers(count: usize) -> Vec<ModuleInfo> {
+    let modules = modules(6 * count);
+    let merge = |(layer, own): (usize, &[ModuleInfo])| {
+        let sum = |field: fn(&ModuleInfo) -> u64| own.iter().map(field).sum();
+        ModuleInfo {
+            path: format!("encoder.layer.{layer}"),
+            layer: u32::try_from(layer).ok(),
+            role: "layer".to_owned(),
+            in_features: sum(|module| module.in_features),
+            out_features: sum(|module| module.out_features),
+            rank: RANK,
+            parameters: sum(|module| module.parameters),
+            forward_flops: sum(|module| module.forward_flops),
+            backward_flops: sum(|module| module.backward_flops),
+            members: (own.iter())
+                .map(|module| Member::new(module.path.clone(), module.rank))
+                .collect(),
+        }
+    };
+    modules.chunks(6).enumerate().map(merge).collect()
+}
+
 /// A request over [`modules`] with these scores: the first reallocation of a run in which every
 /// module is active and none has been updated.
 pub fn request(scores: &[f64]) -> AllocationRequest {
-    let modules = modules(scores.len());
+    request_over(&modules(scores.len()), scores)
+}
+
+/// The same over these modules, or layers.
+pub fn request_over(modules: &[ModuleInfo], scores: &[f64]) -> AllocationRequest {
+    let modules = modules.to_vec();
     AllocationRequest {
         scores: scores.to_vec(),
         ledger: vec![LedgerEntry::default(); modules.len()],

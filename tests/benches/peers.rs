@@ -57,6 +57,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
         &path,
         &built("scorer_activation"),
         &json!({}),
+        None,
         units.modules(),
     )
     .expect("the built scorer");
@@ -64,11 +65,13 @@ fn reallocation(modules: usize, count: u64) -> Value {
         &path,
         &built("allocator_top_k"),
         &json!({ "k": "50%" }),
+        None,
         units.infos(),
     )
     .expect("the built allocator");
     let settings = Settings {
         costs: None,
+        initial_rank: None,
         schedule: Schedule::Periodic { every: 1 },
         initial_budget: None,
         first_choice: None,

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 import forward
 import scores
+import signals
 import tiny
 import training
 from common import FIXTURES, SEED, Encoder, be_deterministic, draw_head, write_json
@@ -47,6 +48,7 @@ def write_minilm(out, folder):
     training.write_minilm(setup, out / "minilm" / "vera")
     setup = training.Setup(folder, encoder, head, MINILM_NAME, steps=scores.STEPS)
     scores.write(setup, out / "minilm" / "scores.json", k=5)
+    signals.write(training.Setup(folder, encoder, head, MINILM_NAME), out / "minilm" / "signals.json")
     return worst
 
 
@@ -72,14 +74,17 @@ def write_tiny(out):
         if name == "tiny-bert":
             setup = training.Setup(folder, encoder, head, name, targets="all-linear", **short)
             training.write_tiny(setup, folder / "golden" / "all-linear", indices)
+            signals.write(setup, folder / "golden" / "all-linear" / "signals.json")
             setup = dataclasses.replace(setup, steps=scores.STEPS)
             scores.write(setup, folder / "golden" / "all-linear" / "scores.json", k=5)
             # Layers of two widths, so that the shared matrices are cut to both.
             setup = training.Setup(folder, encoder, head, name, targets="all-linear", steps=20, **VERA)
             training.write_tiny(setup, folder / "golden" / "vera", indices)
+            signals.write(setup, folder / "golden" / "vera" / "signals.json")
             regression = draw_head(folder, labels=1, scale=0.2)
             setup = training.Setup(folder, encoder, regression, name, labels=1, **short)
             training.write_tiny(setup, folder / "golden" / "regression", indices)
+            signals.write(setup, folder / "golden" / "regression" / "signals.json")
             # Ends of paths and expressions, of which the first that matches counts.
             ranks = {"layer.1.attention.self.query": 1, "query": 3, r"layer\.\d+\.intermediate.*": 2, "self.*": 5}
             alphas = {"bert.encoder.layer.0.attention.self.query": 3, "dense": 12, "self.value": 2.5}

@@ -26,6 +26,9 @@ class Case:
     norm: str = "l2"
     target: str = "output"
     window: object = "run"
+    reduce: str = "sum"
+    # Whether only steps count at which every module has a gradient; of the gradients.
+    shared: bool = False
     probe_steps: int = 1
     accumulation: int = 1
 
@@ -33,14 +36,20 @@ class Case:
 CASES = {
     "activation": Case("activation"),
     "activation-l1-period": Case("activation", norm="l1", window="period"),
-    "activation-ema-accumulated": Case("activation", window={"ema": 0.9}, accumulation=2),
+    "activation-mean-period": Case("activation", window="period", reduce="mean"),
+    "activation-ema-accumulated": Case("activation", window={"ema": 0.9}, reduce="mean", accumulation=2),
     "delta": Case("activation", target="delta"),
     "delta-period-accumulated": Case("activation", target="delta", window="period", accumulation=2),
     "gradient": Case("gradient"),
     "gradient-l1-period": Case("gradient", norm="l1", window="period", probe_steps=2),
-    "gradient-ema-unprobed": Case("gradient", window={"ema": 0.9}, probe_steps=0),
+    "gradient-mean": Case("gradient", reduce="mean"),
+    "gradient-mean-shared": Case("gradient", reduce="mean", shared=True),
+    "gradient-ema-shared": Case("gradient", window={"ema": 0.8}, reduce="mean", shared=True, probe_steps=2),
+    "gradient-ema-unprobed": Case("gradient", window={"ema": 0.9}, reduce="mean", probe_steps=0),
     "gradient-accumulated": Case("gradient", accumulation=2),
-    "gradient-l1-ema-accumulated": Case("gradient", norm="l1", window={"ema": 0.5}, accumulation=2),
+    "gradient-l1-ema-accumulated": Case(
+        "gradient", norm="l1", window={"ema": 0.5}, reduce="mean", accumulation=2
+    ),
 }
 
 
@@ -93,13 +102,20 @@ def value_of(case, module, watches, path):
     return total("l1") if case.norm == "l1" else total("squares") ** 0.5
 
 
-def added(window, total, value):
-    if total is None:
-        return value
-    if isinstance(window, dict):
-        beta = window["ema"]
-        return beta * total + (1 - beta) * value
-    return total + value
+def score_of(case, measured):
+    """The score of a module that was measured so: steps and values, in order."""
+    if not measured:
+        return 0.0
+    if isinstance(case.window, dict):
+        # It decays by the steps that pass, whether or not the module is measured there.
+        average, last = None, None
+        for step, value in measured:
+            kept = 0.0 if last is None else case.window["ema"] ** (step - last)
+            average = kept * (average or 0.0) + (1.0 - kept) * value
+            last = step
+        return average
+    total = sum(value for _, value in measured)
+    return total / len(measured) if case.reduce == "mean" else total
 
 
 def top(scores, k):
@@ -116,7 +132,7 @@ def run(setup, case, k):
     layers = modules(model)
     parameters = trainable(model)
     optimiser, schedule = optimisation(setup, parameters)
-    active, totals = [True] * len(layers), [None] * len(layers)
+    active, measured = [True] * len(layers), [[] for _ in layers]
     losses, reallocations = [], []
     for step, batch in enumerate(setup.batches(), start=1):
         optimiser.zero_grad(set_to_none=True)
@@ -132,9 +148,10 @@ def run(setup, case, k):
         losses.append(loss)
         due = [at for at in REALLOCATIONS if at >= step]
         probing = bool(due) and due[0] - step < case.probe_steps
+        everyone = case.plugin == "activation" or all(active) or probing
         for index, (path, module) in enumerate(layers.items()):
-            if due and (case.plugin == "activation" or active[index] or probing):
-                totals[index] = added(case.window, totals[index], value_of(case, module, watches, path))
+            if due and (everyone or (active[index] and not case.shared)):
+                measured[index].append((step, value_of(case, module, watches, path)))
             if not active[index]:
                 # Seen perhaps, but neither clipped nor applied.
                 module.lora_A["default"].weight.grad = None
@@ -143,11 +160,11 @@ def run(setup, case, k):
         optimiser.step()
         schedule.step()
         if step in REALLOCATIONS:
-            scores = [total or 0.0 for total in totals]
+            scores = [score_of(case, values) for values in measured]
             active = top(scores, k)
             reallocations.append({"step": step, "scores": scores, "active": active})
             if case.window == "period":
-                totals = [None] * len(layers)
+                measured = [[] for _ in layers]
     return {"scorer": asdict(case), "losses": losses, "reallocations": reallocations}
 
 

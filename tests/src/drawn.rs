@@ -13,6 +13,9 @@ use crate::fixture;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Drawn(pub BTreeMap<String, String>);
 
+/// Allocators that choose components, which only LoRA's pairs have.
+const CHOOSE_RANKS: [&str; 2] = ["rank-budget", "grow"];
+
 /// A source of choices.
 pub struct Choice(Random);
 
@@ -181,6 +184,9 @@ impl Drawn {
             if c.once_in(2) {
                 self.set("adapter.alpha", c.of(&["4.0", "32.0"]));
             }
+            if c.once_in(4) {
+                self.set("adapter.r_max", c.of(&[7, 8, 12]));
+            }
         }
         if !self.has_no_dropout() && c.once_in(2) {
             self.set("adapter.dropout", c.of(&["0.1", "0.5"]));
@@ -235,10 +241,14 @@ impl Drawn {
             "uniform",
             "threshold",
             "rank-budget",
+            "grow",
+            "cyclic",
+            "lisa",
+            "drop",
         ];
         let mut allocator = c.of(&allocators);
         // Ranks are pruned of LoRA's modules alone.
-        if allocator == "rank-budget" && self.get("adapter.kind").is_some() {
+        if CHOOSE_RANKS.contains(&allocator) && self.get("adapter.kind").is_some() {
             allocator = "uniform";
         }
         self.set("allocator.plugin", format!("{allocator:?}"));
@@ -263,6 +273,30 @@ impl Drawn {
                 self.set("allocator.tinit", c.between(0, 3));
                 self.set("allocator.tfinal", c.between(0, 3));
             }
+            "grow" => {
+                self.drop("allocation.unit");
+                self.set("allocator.rank", c.of(&["\"50%\"", "1"]));
+                self.set("allocator.b", c.between(1, 3));
+                self.set("allocator.k", c.between(1, 2));
+            }
+            "lisa" => {
+                self.set("allocator.gamma", c.of(&["1", "\"50%\""]));
+                if c.once_in(2) {
+                    self.set("allocator.weights", "\"score\"");
+                }
+            }
+            "drop" => {
+                self.drop("allocation.unit");
+                self.set("allocator.threshold", c.of(&["0.5", "0.9"]));
+                self.set("allocator.others", "\"drop\"");
+                if c.once_in(2) {
+                    self.set("allocator.per", "\"role\"");
+                }
+            }
+            "cyclic" => {
+                self.set("allocator.k", k);
+                self.set("allocator.order", c.of(&["\"random\"", "\"ascending\""]));
+            }
             _ => {
                 self.set("allocator.k", k);
                 if allocator == "discounted" && c.once_in(2) {
@@ -274,9 +308,14 @@ impl Drawn {
                 }
             }
         }
-        if allocator != "rank-budget" && c.once_in(3) {
+        if c.once_in(4) {
+            self.set("allocation.initial", "\"allocator\"");
+            if c.once_in(2) {
+                self.set("allocation.calibration_steps", c.between(1, 2));
+            }
+        } else if !CHOOSE_RANKS.contains(&allocator) && c.once_in(3) {
             self.set("allocation.initial", "\"random\"");
-            if c.once_in(2) || allocator == "threshold" {
+            if c.once_in(2) || self.get("allocator.k").is_none() {
                 self.set("allocation.initial_k", c.of(&["1", "\"50%\""]));
             }
         }
@@ -287,17 +326,50 @@ impl Drawn {
         let allocator = self.get("allocator.plugin").map(str::to_owned);
         let without = match allocator.as_deref() {
             None => return self,
-            Some("\"rank-budget\"") => true,
-            Some("\"uniform\"") => c.once_in(2),
+            Some("\"rank-budget\"" | "\"grow\"") => true,
+            Some("\"uniform\"" | "\"cyclic\"") => c.once_in(2),
+            Some("\"lisa\"") if self.get("allocator.weights").is_none() => c.once_in(2),
             Some(_) => false,
         };
         if without {
             return self;
         }
-        let scorer = c.of(&["activation", "gradient"]);
+        let scorers = [
+            "activation",
+            "gradient",
+            "sensitivity",
+            "fisher",
+            "trial",
+            "table",
+        ];
+        let scorer = c.of(&scorers);
         self.set("scorer.plugin", format!("{scorer:?}"));
         if c.once_in(6) {
             self.set("scorer.isolation", "\"process\"");
+        }
+        match scorer {
+            "sensitivity" | "fisher" => {
+                if c.once_in(2) {
+                    self.set("scorer.per_parameter", "true");
+                }
+                return self;
+            }
+            "table" => {
+                self.set("scorer.scores", "{ \"**\" = 1.0 }");
+                return self;
+            }
+            "trial" => {
+                self.set("scorer.held_back", c.between(1, 6));
+                if c.once_in(2) {
+                    self.set("scorer.by", "\"layer\"");
+                }
+                if c.once_in(2) {
+                    self.set("scorer.method", "\"reinforced\"");
+                    self.set("scorer.interval", c.between(1, 3));
+                }
+                return self;
+            }
+            _ => {}
         }
         if c.once_in(3) {
             self.set("scorer.norm", "\"l1\"");
@@ -307,6 +379,16 @@ impl Drawn {
         }
         if scorer == "activation" && self.get("scorer.norm").is_none() && c.once_in(3) {
             self.set("scorer.target", "\"delta\"");
+        }
+        if c.once_in(2) {
+            self.set("scorer.one_in", c.between(1, 4));
+        }
+        let average = |window: &str| window.contains("ema");
+        if !self.get("scorer.window").is_some_and(average) && c.once_in(3) {
+            self.set("scorer.reduce", "\"sum\"");
+        }
+        if scorer == "gradient" && c.once_in(3) {
+            self.set("scorer.steps", "\"own\"");
         }
         self
     }
@@ -351,6 +433,9 @@ impl Drawn {
             self.set("train.max_grad_norm", c.of(&["0.0", "0.1"]));
         }
         self.set("train.log_every", c.of(&[1, 1, 3]));
+        if c.once_in(4) {
+            self.set("train.log_signals", "true");
+        }
         if self.has_no_dropout() && c.once_in(2) {
             self.set("train.cache_frozen_prefix", "true");
             if c.once_in(2) {

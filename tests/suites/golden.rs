@@ -283,6 +283,7 @@ impl Case {
             ..Wanted::default()
         };
         let plan = StepPlan {
+            details: &Default::default(),
             step: number as u64,
             active,
             components: None,
@@ -291,7 +292,15 @@ impl Case {
             wanted: &wanted,
             seed: 0,
         };
-        step::run(trainee, &[self.batch(number - 1)], &plan, None, &DEVICE).expect("a step")
+        step::run(
+            trainee,
+            &[self.batch(number - 1)],
+            &plan,
+            None,
+            None,
+            &DEVICE,
+        )
+        .expect("a step")
     }
 
     fn optimizer(&self, modules: usize) -> Optimizer<Flex> {
@@ -406,7 +415,7 @@ impl Case {
             for (module, gradients) in result.gradients.into_iter().enumerate() {
                 if let Some(gradients) = gradients {
                     let pair = trainee.adapters.pair_mut(module);
-                    optimizer.update_module(module, at, None, pair, gradients, clip);
+                    optimizer.update_module(module, at, [1.0; 2], None, pair, gradients, clip);
                 }
             }
             optimizer.update_head(at, &mut trainee.head, result.head_gradients, clip);
@@ -569,6 +578,7 @@ fn gradients_accumulate_over_micro_batches_as_in_peft() {
     let wanted = Wanted::default();
     let active = vec![true; trainee.adapters.modules.len()];
     let plan = StepPlan {
+        details: &Default::default(),
         step: 1,
         active: &active,
         components: None,
@@ -578,7 +588,7 @@ fn gradients_accumulate_over_micro_batches_as_in_peft() {
         seed: 0,
     };
     let batches = [case.batch(0), case.batch(1)];
-    let result = step::run(&trainee, &batches, &plan, None, &DEVICE).expect("a step");
+    let result = step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step");
     let losses = &case.training.runs["random_b"]
         .accumulated
         .as_ref()
@@ -653,6 +663,7 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
         let modules = trainee.adapters.modules.len();
         let components = masked.then(|| every_third(&trainee));
         let plan = StepPlan {
+            details: &Default::default(),
             step: 1,
             active: &vec![true; modules],
             components: components.as_deref(),
@@ -661,7 +672,8 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
             wanted: &wanted,
             seed: 0,
         };
-        let result = step::run(&trainee, &[case.batch(0)], &plan, None, &DEVICE).expect("a step");
+        let result =
+            step::run(&trainee, &[case.batch(0)], &plan, None, None, &DEVICE).expect("a step");
         let adapter = Golden::open(&case.folder.join(run).join("adapter_model.safetensors"));
         let golden = Golden::open(&case.folder.join(run).join("gradients.safetensors"));
         let names = golden.names();

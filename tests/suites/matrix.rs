@@ -367,9 +367,13 @@ impl Runs<'_> {
                 if drawn.get("scorer.plugin").is_none() || drawn.get("allocator.k").is_none() {
                     return beside("no scorer beside a `k`");
                 }
+                if drawn.get("scorer.plugin") == Some("\"trial\"") {
+                    return beside("a scorer that holds examples back");
+                }
                 let mut with = drawn.clone();
                 with.set("allocator.plugin", "\"uniform\"")
-                    .drop("allocator.epsilon");
+                    .drop("allocator.epsilon")
+                    .drop("allocator.order");
                 let mut without = with.clone();
                 without.drop("scorer");
                 let with = self.train("with", &with)?;
@@ -540,9 +544,14 @@ impl Runs<'_> {
         drawn
             .drop("train.cache_frozen_prefix")
             .drop("train.cache_memory_mib");
-        if drawn.get("allocator.plugin") == Some("\"rank-budget\"") {
-            return Err(Outcome::Beside("ranks that fall".to_owned()));
+        if let Some("\"rank-budget\"" | "\"grow\"") = drawn.get("allocator.plugin") {
+            return Err(Outcome::Beside("ranks that change".to_owned()));
         }
+        // What trials, calibration and the examples' own gradients take has tests of its own.
+        if let Some("\"trial\"" | "\"fisher\"") = drawn.get("scorer.plugin") {
+            return Err(Outcome::Beside("a scorer that computes".to_owned()));
+        }
+        drawn.drop("allocation.calibration_steps");
         let run = self.train("run", &drawn)?;
         let recipe =
             dynalora::recipe::Recipe::load(&run.join("recipe.toml"), &[]).expect("a run's recipe");

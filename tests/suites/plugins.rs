@@ -15,15 +15,23 @@ fn shipped(name: &str) -> PathBuf {
     ))
 }
 
-const SHIPPED: [&str; 8] = [
+const SHIPPED: [&str; 16] = [
+    "allocator-cyclic",
     "allocator-discounted",
+    "allocator-drop",
+    "allocator-grow",
+    "allocator-lisa",
     "allocator-multinomial",
     "allocator-rank-budget",
     "allocator-threshold",
     "allocator-top-k",
     "allocator-uniform",
     "scorer-activation",
+    "scorer-fisher",
     "scorer-gradient",
+    "scorer-sensitivity",
+    "scorer-table",
+    "scorer-trial",
 ];
 
 #[test]
@@ -40,12 +48,23 @@ fn the_shipped_plugins_are_listed_and_conform() {
         names,
         [
             "activation",
+            "cyclic",
             "discounted",
+            "drop",
+            "fisher",
             "gradient",
+            "grow",
+            "lisa",
             "multinomial",
+            // A scorer and an allocator.
+            "process",
+            "process",
             "rank-budget",
+            "sensitivity",
+            "table",
             "threshold",
             "top-k",
+            "trial",
             "uniform"
         ]
     );

@@ -182,12 +182,37 @@ const ROWS: &[(&str, &[(&str, &str)])] = &[
         &[("scorer.window", "{ ema = 0.7 }")],
     ),
     (
+        "scorer that measures a sample of steps",
+        &[("scorer.window", "\"period\""), ("scorer.one_in", "3")],
+    ),
+    (
         "allocator with state: rank-budget",
         &[
             ("allocator.plugin", "\"rank-budget\""),
             ("allocator.k", ""),
             ("allocator.target_r", "\"50%\""),
             ("scorer", ""),
+        ],
+    ),
+    (
+        "allocator with state: grow",
+        &[
+            ("allocator.plugin", "\"grow\""),
+            ("allocator.k", "2"),
+            ("allocator.rank", "\"50%\""),
+            ("allocator.scheduler", "false"),
+            ("allocation.initial", "\"allocator\""),
+            ("scorer", ""),
+        ],
+    ),
+    (
+        "scorer that makes trials: reinforced",
+        &[
+            ("scorer.plugin", "\"trial\""),
+            ("scorer.method", "\"reinforced\""),
+            ("scorer.held_back", "8"),
+            ("scorer.interval", "4"),
+            ("allocator.plugin", "\"multinomial\""),
         ],
     ),
     (

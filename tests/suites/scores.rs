@@ -7,7 +7,7 @@ use std::path::Path;
 use dynalora::allocation::{Ledger, PluginState, State};
 use dynalora::recipe::Recipe;
 use dynalora::run::{AllocationRecord, Run};
-use dynalora_plugin_api::{Accumulated, Window};
+use dynalora_plugin_api::{Accumulated, Reduce, Window};
 use dynalora_tests::{Scene, fixture, minilm};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -38,6 +38,8 @@ struct Scorer {
     norm: String,
     target: String,
     window: Value,
+    reduce: String,
+    shared: bool,
     probe_steps: u64,
     accumulation: usize,
 }
@@ -72,7 +74,8 @@ fn recipe(model: &Path, golden: &Scores, case: &Case) -> String {
     };
     let target = match scorer.plugin.as_str() {
         "activation" => format!("target = \"{}\"", scorer.target),
-        _ => String::new(),
+        _ if scorer.shared => "steps = \"shared\"".to_owned(),
+        _ => "steps = \"own\"".to_owned(),
     };
     // `"all-linear"` and `["query", "value"]` are written in TOML as they are in JSON.
     format!(
@@ -102,6 +105,8 @@ probe_steps = {probe_steps}
 plugin = "{plugin}"
 norm = "{norm}"
 window = {window}
+reduce = "{reduce}"
+one_in = 1
 {target}
 [allocator]
 plugin = "top-k"
@@ -128,6 +133,7 @@ every = "never"
         probe_steps = scorer.probe_steps,
         plugin = scorer.plugin,
         norm = scorer.norm,
+        reduce = scorer.reduce,
         k = golden.k,
         total = config["steps"],
         batch_size = golden.batches[0].len() / scorer.accumulation,
@@ -152,8 +158,10 @@ fn start(scene: &Scene, golden: &Scores, scorer: &str, peft: &Path) {
         state,
     };
     // Nothing has been added up yet, whatever the window.
-    let nothing = Accumulated::new(Window::Run, modules.len()).and_then(|totals| totals.save());
+    let nothing =
+        Accumulated::new(Window::Run, Reduce::Mean, modules.len()).and_then(|totals| totals.save());
     let allocation = State {
+        details: Default::default(),
         step: 0,
         reallocations: 0,
         modules: modules.clone(),
@@ -161,6 +169,8 @@ fn start(scene: &Scene, golden: &Scores, scorer: &str, peft: &Path) {
         components: None,
         last_choice: None,
         asked_for: None,
+        owed: false,
+        fault: None,
         ledger: Ledger::new(modules.len()),
         scorer: Some(state(scorer, nothing.expect("a state"))),
         allocator: Some(state("top-k", Vec::new())),

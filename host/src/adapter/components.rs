@@ -22,7 +22,8 @@ pub fn keep<B: Kernels>([a, b]: [Tensor<B, 2>; 2], remaining: &[bool]) -> [Tenso
 ///
 /// A pruned component's column is zero, but not in AdaLoRA, where pruned ones train on between two
 /// reallocations: Adam's first step moves every entry by the learning rate. The column is taken as if it
-/// were that far from zero: `rate·|∂L/∂B|`.
+/// were that far from zero: `rate·|∂L/∂B|`. So is that of one that has not grown yet; a frozen component has a
+/// column as it is.
 pub fn sensitivity<B: Kernels>(
     [a, b]: &[Tensor<B, 2>; 2],
     [of_a, of_b]: &[Tensor<B, 2>; 2],
@@ -32,8 +33,9 @@ pub fn sensitivity<B: Kernels>(
     let rank = a.dims()[0];
     let mut size = b.clone().abs();
     if let Some(remaining) = remaining {
-        let pruned: Vec<bool> = remaining.iter().map(|remains| !remains).collect();
-        size = size + flags(&pruned, &b.device()) * rate;
+        let others: Vec<bool> = remaining.iter().map(|remains| !remains).collect();
+        let zero = size.clone().sum_dim(0).equal_elem(0.0).float();
+        size = size + flags(&others, &b.device()) * zero * rate;
     }
     let rows = (a.clone() * of_a.clone()).abs().mean_dim(1);
     let columns = (size * of_b.clone().abs()).mean_dim(0);

@@ -3,6 +3,7 @@
 pub mod components;
 mod lora;
 mod pass;
+mod sensed;
 mod targets;
 mod vera;
 
@@ -16,6 +17,7 @@ use crate::recipe::{AdapterConfig, AdapterKind};
 
 pub use lora::LoraConfig;
 pub use pass::{Observe, Observed, Pass, Site, mixed};
+pub use sensed::{Sense, Sensed};
 pub use targets::select;
 pub use vera::{Projections, VeraConfig};
 
@@ -33,8 +35,12 @@ impl From<&AdapterConfig> for Config {
         let (rank, dropout) = (recipe.rank() as u32, recipe.dropout);
         match recipe.kind {
             AdapterKind::Lora => Config::Lora(LoraConfig {
-                rank,
-                alpha: recipe.alpha(),
+                rank: recipe.r_max() as u32,
+                // The scale goes by the rank that modules start with, however wide they can grow.
+                alpha: match recipe.r_max() as u32 {
+                    most if most == rank => recipe.alpha(),
+                    most => recipe.alpha() * f64::from(most) / f64::from(rank),
+                },
                 dropout,
             }),
             AdapterKind::Vera => Config::Vera(VeraConfig {
@@ -166,8 +172,12 @@ pub struct Adapters<B: Kernels> {
     /// VeRA's frozen matrices.
     pub projections: Option<Projections<B>>,
     pairs: Vec<[Tensor<B, 2>; 2]>,
-    /// How often each pair was given out to be written to.
+    /// How often each pair was given out to be written to, or came into another use.
     versions: Vec<u64>,
+    /// A factor on each module's scale.
+    scales: Vec<f64>,
+    /// The module whose pair each module uses.
+    shared: Vec<usize>,
 }
 
 impl<B: Kernels> Adapters<B> {
@@ -199,12 +209,47 @@ impl<B: Kernels> Adapters<B> {
             config,
             projections,
             versions: vec![0; modules.len()],
+            scales: vec![1.0; modules.len()],
+            shared: (0..modules.len()).collect(),
             modules,
             pairs,
         }
     }
 
-    /// The two tensors that each module trains. LoRA: `A [rank, in]`, `B [out, rank]`. VeRA: the vectors
+    /// Puts factors on the modules' scales, and lets modules use the pair of another of the same shape: a module of
+    /// its own. Empty lists for a factor of 1, and for each its own.
+    pub fn put_to_use(&mut self, scales: &[f64], shared: &[usize]) {
+        for module in 0..self.modules.len() {
+            let scale = scales.get(module).copied().unwrap_or(1.0);
+            let owner = shared.get(module).copied().unwrap_or(module);
+            if (self.scales[module], self.shared[module]) != (scale, owner) {
+                (self.scales[module], self.shared[module]) = (scale, owner);
+                self.versions[module] += 1;
+            }
+        }
+    }
+
+    /// The factor on a module's scale.
+    pub fn factor(&self, module: usize) -> f64 {
+        self.scales[module]
+    }
+
+    /// The scale of a module's side path: the method's times the module's own factor.
+    pub fn scale(&self, module: usize) -> f32 {
+        (f64::from(self.config.scale()) * self.scales[module]) as f32
+    }
+
+    /// The module whose pair a module uses: itself, where it shares none.
+    pub fn owner(&self, module: usize) -> usize {
+        self.shared[module]
+    }
+
+    /// The two tensors of the pair that a module uses.
+    pub fn pair(&self, module: usize) -> &[Tensor<B, 2>; 2] {
+        &self.pairs[self.shared[module]]
+    }
+
+    /// The two tensors that each module has of its own. LoRA: `A [rank, in]`, `B [out, rank]`. VeRA: the vectors
     /// `λ_d [rank, 1]` and `λ_b [out, 1]`.
     pub fn pairs(&self) -> &[[Tensor<B, 2>; 2]] {
         &self.pairs
@@ -216,18 +261,18 @@ impl<B: Kernels> Adapters<B> {
         &mut self.pairs[module]
     }
 
-    /// A number per module that changes whenever its pair may have.
-    pub fn versions(&self) -> &[u64] {
-        &self.versions
+    /// Two numbers of a module that change whenever what it adds may have.
+    pub fn versions(&self, module: usize) -> [u64; 2] {
+        [module, self.shared[module]].map(|module| self.versions[module])
     }
 
     /// A `[rank, in]` and B `[out, rank]` of a module as it stands: its share of the weight is `s·BA`.
     pub fn factors(&self, module: usize) -> [Tensor<B, 2>; 2] {
         let [inputs, outputs, _] = sizes(&self.modules[module]);
         match &self.projections {
-            None => self.pairs[module].clone(),
+            None => self.pair(module).clone(),
             Some(projections) => {
-                let pair = self.pairs[module].clone().map(Tensor::from_inner);
+                let pair = self.pair(module).clone().map(Tensor::from_inner);
                 projections
                     .factors([outputs, inputs], pair)
                     .map(Tensor::inner)

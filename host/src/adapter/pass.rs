@@ -5,6 +5,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use dynalora_plugin_api::Trial;
 
+use super::sensed::{Sense, Sensed};
 use super::{Adapters, Projections, components, stream};
 use crate::kernel::{Ad, Branch, Dropout, Frozen, Kernels, Lora, Outputs};
 
@@ -45,9 +46,13 @@ pub fn mixed(seed: u64, number: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Which reductions a pass takes of each module.
+/// Which reductions a pass takes of each module on its way forward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observe {
+    /// Σx² of the module's input.
+    pub input: bool,
+    /// Σx² of each of its columns.
+    pub input_columns: bool,
     /// Σ|y| and Σy² of the module's output.
     pub activation: bool,
     /// Σδ² of the adapter's share of it.
@@ -56,9 +61,25 @@ pub struct Observe {
     pub raw_activation: bool,
 }
 
+impl Observe {
+    /// Whether anything of the modules' outputs is measured.
+    pub fn outputs(&self) -> bool {
+        self.activation || self.delta || self.raw_activation
+    }
+
+    /// Whether anything of their inputs is measured.
+    pub fn inputs(&self) -> bool {
+        self.input || self.input_columns
+    }
+}
+
 /// What was measured of one module in one pass; all on the device.
 #[derive(Clone, Debug)]
 pub struct Observed<B: Kernels> {
+    /// `[Σ|x|, Σx²]` of the input.
+    pub input: Option<Tensor<B, 1>>,
+    /// Σx² of each column of the input, `[in]`.
+    pub input_columns: Option<Tensor<B, 1>>,
     /// `[Σ|y|, Σy²]`.
     pub activation: Option<Tensor<B, 1>>,
     /// `[Σδ²]`.
@@ -72,18 +93,22 @@ pub struct Observed<B: Kernels> {
 /// One forward pass. Made for each batch, used up by it.
 #[derive(Debug)]
 pub struct Pass<B: Kernels> {
-    /// The two tensors that each module trains, tracked where they are to have a gradient.
+    /// The two tensors that each module uses, tracked where they are to have a gradient: those of a pair that
+    /// several modules use are the same ones.
     pub pairs: Vec<[Tensor<Ad<B>, 2>; 2]>,
     /// The trained tensors of the head.
     pub head: Vec<Tensor<Ad<B>, 2>>,
     /// What was measured, one entry per module, in the order the modules ran.
     pub observed: Vec<Option<Observed<B>>>,
     projections: Option<Projections<B>>,
-    scale: f32,
+    /// The scale of each module's side path.
+    scales: Vec<f32>,
     adapter_dropout: f32,
     /// The dropout site of each module's adapter.
     adapter_sites: Vec<u32>,
     observe: Observe,
+    /// What is measured of the gradients as they come back.
+    sense: Option<Sense<B>>,
     /// Whether what runs now only runs to be measured, without gradients.
     beside: bool,
     /// The seed of this pass's dropout; none in evaluation.
@@ -124,13 +149,20 @@ impl<B: Kernels> Pass<B> {
                 tensor
             }
         };
-        let pairs = adapters.pairs().iter().zip(tracked);
+        // A pair that several modules use enters once, so that its gradient is the sum of theirs.
+        let pairs = adapters.pairs().iter().zip(tracked).enumerate();
+        let own: Vec<_> = pairs
+            .map(|(module, (pair, tracked))| {
+                let tracked = *tracked && adapters.owner(module) == module;
+                pair.each_ref().map(|tensor| enter(tensor, tracked))
+            })
+            .collect();
         // By name, so that a module drops the same whichever others are adapted.
         let modules = adapters.modules.iter();
         let adapter_sites = modules.map(|module| stream(&module.path) as u32 | 1 << 31);
         Pass {
-            pairs: pairs
-                .map(|(pair, tracked)| pair.each_ref().map(|tensor| enter(tensor, *tracked)))
+            pairs: (0..own.len())
+                .map(|module| own[adapters.owner(module)].clone())
                 .collect(),
             head: head
                 .iter()
@@ -138,10 +170,13 @@ impl<B: Kernels> Pass<B> {
                 .collect(),
             observed: vec![None; adapters.modules.len()],
             projections: adapters.projections.clone(),
-            scale: adapters.config.scale(),
+            scales: (0..adapters.modules.len())
+                .map(|module| adapters.scale(module))
+                .collect(),
             adapter_dropout: adapters.config.dropout(),
             adapter_sites: adapter_sites.collect(),
             observe,
+            sense: None,
             beside: false,
             seed,
         }
@@ -179,9 +214,26 @@ impl<B: Kernels> Pass<B> {
         }
     }
 
-    /// Whether outputs of modules are measured in this pass, so that all tokens' are needed.
-    pub fn observes_outputs(&self) -> bool {
+    /// The same pass, which also measures what comes back to the modules: see [`Sense`].
+    pub fn sensing(mut self, sense: Sense<B>) -> Self {
+        self.sense = Some(sense);
+        self
+    }
+
+    /// What was measured of the gradients, one entry per module; empty without [`sensing`](Self::sensing). To be
+    /// asked after the backward pass.
+    pub fn sensed(&self) -> Vec<Sensed<B>> {
+        self.sense.as_ref().map_or_else(Vec::new, Sense::found)
+    }
+
+    /// Whether inputs or outputs of modules are measured in this pass, so that all tokens' are needed.
+    pub fn observes(&self) -> bool {
         self.observe != Observe::default()
+    }
+
+    /// Whether outputs of modules are.
+    pub fn observes_outputs(&self) -> bool {
+        self.observe.outputs()
     }
 
     /// Runs what only has to be measured, without gradients.
@@ -214,21 +266,53 @@ impl<B: Kernels> Pass<B> {
                 lora: module.map(|index| self.lora(index, frozen.weight.dims())),
             })
             .collect();
-        let loras = branches.iter().map(|branch| branch.lora.as_ref());
-        let second: Vec<_> = loras.map(|lora| lora.map(|lora| lora.b.clone())).collect();
+        self.inputs(&x, layers);
+        let sensor = self.sense.as_ref().filter(|_| !self.beside);
+        let mut sensor = sensor.map(|sense| sense.of(&x));
+        let loras: Vec<_> = branches.iter().map(|branch| branch.lora.clone()).collect();
         let Outputs { y, side } = B::linears(x, branches);
-        if self.observes_outputs() {
-            let mut first = 0;
-            for (((frozen, module), side), b) in layers.iter().zip(side).zip(second) {
-                let outputs = frozen.weight.dims()[0];
-                if let Some(module) = module {
-                    let share = side.zip(b.map(Tensor::inner));
-                    self.measure(*module, y.clone().inner(), first..first + outputs, share);
-                }
-                first += outputs;
+        let mut first = 0;
+        for (((frozen, module), side), lora) in layers.iter().zip(side).zip(loras) {
+            let outputs = frozen.weight.dims()[0];
+            let columns = first..first + outputs;
+            first += outputs;
+            let (Some(module), Some(lora)) = (module, lora) else {
+                continue;
+            };
+            if let Some(sensor) = &mut sensor {
+                let pair = &self.pairs[*module];
+                sensor.add(*module, columns.clone(), pair, &lora, side.clone());
+            }
+            if self.observes_outputs() {
+                let share = side.zip(Some((lora.b.inner(), lora.scale)));
+                self.measure(*module, y.clone().inner(), columns, share);
             }
         }
-        y
+        match sensor {
+            Some(sensor) => sensor.tap(y),
+            None => y,
+        }
+    }
+
+    /// Takes the reductions of `x`, the input of these layers.
+    pub fn inputs(&mut self, x: &Tensor<Ad<B>, 2>, layers: &[(&Frozen<B>, Option<usize>)]) {
+        let modules: Vec<usize> = layers.iter().filter_map(|(_, module)| *module).collect();
+        if !self.observe.inputs() || modules.is_empty() {
+            return;
+        }
+        let ([rows, columns], x) = (x.dims(), x.clone().inner());
+        let Observe {
+            input,
+            input_columns,
+            ..
+        } = self.observe;
+        let sums = input.then(|| B::sums(x.clone(), 0..columns));
+        let squares = input_columns.then(|| B::column_squares(x));
+        for module in modules {
+            let observed = self.observed(module, rows);
+            observed.input.clone_from(&sums);
+            observed.input_columns.clone_from(&squares);
+        }
     }
 
     /// The side path of module `index`, whose weight has these dimensions.
@@ -244,34 +328,47 @@ impl<B: Kernels> Pass<B> {
         Lora {
             a,
             b,
-            scale: self.scale,
+            scale: self.scales[index],
             dropout: self.dropout_at(self.adapter_sites[index], self.adapter_dropout),
         }
     }
 
     /// Takes the reductions of module `index`, whose output is in `columns` of `y`; `share` is what its
-    /// adapter's part is the product of, if it has any.
+    /// adapter's part is the product of, and its scale, if it has any.
     fn measure(
         &mut self,
         index: usize,
         y: Tensor<B, 2>,
         columns: Range<usize>,
-        share: Option<(Tensor<B, 2>, Tensor<B, 2>)>,
+        share: Option<(Tensor<B, 2>, (Tensor<B, 2>, f32))>,
     ) {
         let Observe {
             activation,
             delta,
             raw_activation,
+            ..
         } = self.observe;
-        self.observed[index] = Some(Observed {
-            rows: y.dims()[0],
-            activation: activation.then(|| B::sums(y.clone(), columns.clone())),
-            delta: delta.then(|| match share {
-                Some((xa, b)) => delta_squares(xa, b, self.scale),
-                None => Tensor::zeros([1], &y.device()),
-            }),
-            raw_activation: raw_activation.then(|| y.slice_dim(1, columns)),
+        let observed = self.observed(index, y.dims()[0]);
+        observed.activation = activation.then(|| B::sums(y.clone(), columns.clone()));
+        observed.delta = delta.then(|| match share {
+            Some((xa, (b, scale))) => delta_squares(xa, b, scale),
+            None => Tensor::zeros([1], &y.device()),
         });
+        observed.raw_activation = raw_activation.then(|| y.slice_dim(1, columns));
+    }
+
+    /// Where what is measured of module `index`, which saw so many `rows`, is noted.
+    fn observed(&mut self, index: usize, rows: usize) -> &mut Observed<B> {
+        let observed = self.observed[index].get_or_insert(Observed {
+            input: None,
+            input_columns: None,
+            activation: None,
+            delta: None,
+            raw_activation: None,
+            rows,
+        });
+        observed.rows = rows;
+        observed
     }
 }
 

@@ -82,6 +82,11 @@ impl<B: Kernels> Projections<B> {
         Some([self.a.last_key_value()?.1, self.b.last_key_value()?.1])
     }
 
+    /// B `[out, rank]` of a module with so many outputs.
+    pub fn b(&self, outputs: usize) -> &Tensor<B, 2> {
+        &self.b[&outputs]
+    }
+
     /// A and `Λ_b·B·Λ_d` of a module with these sizes, as if they were LoRA's pair: the kernels are the same,
     /// and of the second's gradient, which needs the one product that the vectors' gradients need anyway,
     /// they take the vectors' shares.

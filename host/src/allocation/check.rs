@@ -2,6 +2,7 @@
 
 use dynalora_plugin_api::{Allocation, ModuleInfo, Needs, Numbers, Observation, Pruning, Trials};
 
+use super::state::Details;
 use super::unit::Units;
 use crate::error::{Error, Result};
 
@@ -154,8 +155,19 @@ pub fn numbers(
     }
 }
 
-/// Refuses an allocator's answer that breaks a rule of [`Allocation`]. `prunable` adapters have components; `asks`
-/// says whether the schedule leaves it to the allocator when it is asked again.
+/// What an allocator's answer is for the modules, whatever it chose among.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// Which modules are active.
+    pub active: Vec<bool>,
+    /// Which components of each remain; none where nothing is said of them.
+    pub components: Option<Vec<Vec<bool>>>,
+    /// The rest.
+    pub details: Details,
+}
+
+/// An allocator's answer; an error where it breaks a rule of [`Allocation`]. `prunable` adapters are LoRA's pairs;
+/// `asks` says whether the schedule leaves it to the allocator when it is asked again.
 pub fn allocation(
     allocator: &str,
     step: u64,
@@ -163,80 +175,220 @@ pub fn allocation(
     prunable: bool,
     asks: bool,
     answer: &Allocation,
-) -> Result<()> {
-    let refuse = |rule: String| Err(refusal("allocator", allocator, step, &rule));
+) -> Result<Choice> {
+    let choice = when_asked_again(answer, asks).and_then(|()| choice(units, prunable, answer));
+    choice.map_err(|rule| refusal("allocator", allocator, step, &rule))
+}
+
+fn when_asked_again(answer: &Allocation, asks: bool) -> Result<(), String> {
     if answer.ask_again.is_some() && !asks {
-        return refuse(
+        return Err(
             "the schedule says when it is asked again, not its answer: set schedule = { kind = \"allocator\", \
              first = … } for one that says so itself"
                 .to_owned(),
         );
     }
-    if answer.ask_again == Some(0) {
-        return refuse("it is asked again after one step or more: `ask_again` is 0".to_owned());
+    match answer.ask_again {
+        Some(0) => Err("it is asked again after one step or more: `ask_again` is 0".to_owned()),
+        _ => Ok(()),
     }
-    let later = [
-        ("rates", answer.rates.is_some()),
-        ("scales", answer.scales.is_some()),
-        ("shared", answer.shared.is_some()),
-        ("pruning = freeze", answer.pruning != Pruning::Prune),
+}
+
+fn choice(units: &Units, prunable: bool, answer: &Allocation) -> Result<Choice, String> {
+    let infos = units.infos();
+    let lengths = [
+        ("flag", "flags", Some(answer.active.len())),
+        (
+            "list of components",
+            "lists",
+            answer.components.as_ref().map(Vec::len),
+        ),
+        (
+            "pair of rates",
+            "pairs",
+            answer.rates.as_ref().map(Vec::len),
+        ),
+        ("scale", "scales", answer.scales.as_ref().map(Vec::len)),
+        (
+            "module whose pair it uses",
+            "are given",
+            answer.shared.as_ref().map(Vec::len),
+        ),
     ];
-    if let Some((name, _)) = later.iter().find(|(_, given)| *given) {
-        return refuse(format!(
-            "`{name}` is not in force in this version of dynalora"
-        ));
-    }
-    let (units, modules) = (units.infos(), units.modules());
-    if answer.active.len() != units.len() {
-        return refuse(format!(
-            "one flag per module: {} flags for {} modules",
-            answer.active.len(),
-            units.len()
-        ));
+    for (one, several, found) in lengths {
+        if let Some(found) = found.filter(|found| *found != infos.len()) {
+            let count = infos.len();
+            return Err(format!(
+                "one {one} per module: {found} {several} for {count} modules"
+            ));
+        }
     }
     if !answer.active.contains(&true) {
-        return refuse("at least one module is active: all are inactive".to_owned());
+        return Err("at least one module is active: all are inactive".to_owned());
     }
-    let Some(components) = &answer.components else {
-        return Ok(());
+    let components = match &answer.components {
+        Some(_) if !prunable => {
+            return Err(
+                "only the pairs of LoRA have components: the adapters are VeRA's".to_owned(),
+            );
+        }
+        Some(components) => Some(of_modules(units, components, &answer.active)?),
+        None => None,
     };
-    if !prunable {
-        return refuse(
-            "only the pairs of LoRA have components: the adapters are VeRA's".to_owned(),
-        );
-    }
-    if units != modules {
-        return refuse("components are of modules: it chooses whole layers".to_owned());
-    }
-    if components.len() != modules.len() {
-        return refuse(format!(
-            "one list of components per module: {} lists for {} modules",
-            components.len(),
-            modules.len()
-        ));
-    }
-    for ((module, components), &active) in modules.iter().zip(components).zip(&answer.active) {
-        let path = &module.path;
-        if components.len() != module.rank as usize {
-            return refuse(format!(
+    let shared = match &answer.shared {
+        Some(shared) => units.pair_up(shared).ok_or(
+            "`shared` names a module of the same shape, and a layer one of as many modules: one is none of these",
+        )?,
+        None => Vec::new(),
+    };
+    let choice = Choice {
+        active: units.expand(&answer.active),
+        details: Details {
+            frozen: match answer.pruning {
+                Pruning::Prune => false,
+                Pruning::Freeze => components.is_some(),
+                other => return Err(format!("pruning is \"prune\" or \"freeze\", not {other:?}")),
+            },
+            rates: answer
+                .rates
+                .as_ref()
+                .map_or(Vec::new(), |it| units.expand(it)),
+            scales: answer
+                .scales
+                .as_ref()
+                .map_or(Vec::new(), |it| units.expand(it)),
+            // Each its own is nothing to say.
+            shared: match shared.iter().enumerate().all(|(at, owner)| at == *owner) {
+                true => Vec::new(),
+                false => shared,
+            },
+        },
+        components,
+    };
+    details(units.modules(), prunable, &choice)?;
+    Ok(choice)
+}
+
+/// The components of units as those of modules, if they are as many as there are, and fit the mask.
+fn of_modules(
+    units: &Units,
+    components: &[Vec<bool>],
+    active: &[bool],
+) -> Result<Vec<Vec<bool>>, String> {
+    for ((unit, components), &active) in units.infos().iter().zip(components).zip(active) {
+        let path = &unit.path;
+        if components.len() != unit.components() {
+            return Err(format!(
                 "one flag per component: {path} got {} of {}",
                 components.len(),
-                module.rank
+                unit.components()
             ));
         }
         match (active, components.contains(&true)) {
             (true, false) => {
-                return refuse(format!(
+                return Err(format!(
                     "an active module keeps at least one component: {path} keeps none"
                 ));
             }
             (false, true) => {
-                return refuse(format!(
+                return Err(format!(
                     "an inactive module keeps no component: {path} keeps some"
                 ));
             }
             _ => {}
         }
+    }
+    let split = units.split(components);
+    let active = units.expand(active);
+    let modules = units.modules().iter().zip(&split).zip(&active);
+    for ((module, own), active) in modules {
+        if *active && !own.contains(&true) {
+            return Err(format!(
+                "each module of an active layer keeps at least one component: {} keeps none",
+                module.path
+            ));
+        }
+    }
+    Ok(split)
+}
+
+/// The largest factor on a rate or a scale.
+const LARGEST: f64 = 1e6;
+
+/// Whether what is decided beside the mask keeps the rules.
+pub fn details(modules: &[ModuleInfo], lora: bool, choice: &Choice) -> Result<(), String> {
+    let Details {
+        rates,
+        scales,
+        shared,
+        ..
+    } = &choice.details;
+    let count = modules.len();
+    for (name, found) in [
+        ("rates", rates.len()),
+        ("scales", scales.len()),
+        ("shared", shared.len()),
+    ] {
+        if found != 0 && found != count {
+            return Err(format!("`{name}` is of {found} modules, not of {count}"));
+        }
+    }
+    let factors = rates.iter().map(|factors| factors.as_slice());
+    let factors = factors.enumerate().map(|it| ("rate", it));
+    let of_scales = scales.iter().map(std::slice::from_ref);
+    let of_scales = of_scales.enumerate().map(|it| ("scale", it));
+    for (what, (module, factors)) in factors.chain(of_scales) {
+        if let Some(factor) = factors.iter().find(|it| !(0.0..=LARGEST).contains(*it)) {
+            return Err(format!(
+                "a factor on a {what} is a number from 0 to {LARGEST}: {} got {factor}",
+                modules[module].path
+            ));
+        }
+    }
+    for (name, what, given) in [
+        ("scales", "have a scale", !scales.is_empty()),
+        ("shared", "can be shared", !shared.is_empty()),
+    ] {
+        if given && !lora {
+            return Err(format!(
+                "`{name}`: only the pairs of LoRA {what}: the adapters are VeRA's"
+            ));
+        }
+    }
+    (0..shared.len()).try_for_each(|module| sharing(modules, choice, module))
+}
+
+/// Whether a module may use the pair that it is said to.
+fn sharing(modules: &[ModuleInfo], choice: &Choice, module: usize) -> Result<(), String> {
+    let shared = &choice.details.shared;
+    let owner = shared[module];
+    let Some(info) = modules.get(owner) else {
+        let count = modules.len();
+        return Err(format!("`shared` names module {owner} of {count}"));
+    };
+    let (user, path) = (&modules[module], &info.path);
+    let says = |what: &str| {
+        Err(format!(
+            "`shared`: {} uses the pair of {path}, {what}",
+            user.path
+        ))
+    };
+    if shared[owner] != owner {
+        return says("which uses another's itself");
+    }
+    let shape = |info: &ModuleInfo| (info.in_features, info.out_features, info.rank);
+    if shape(user) != shape(info) {
+        return says("which has another shape");
+    }
+    if choice.active[module] != choice.active[owner] {
+        return says("but only one of them is active: they train together");
+    }
+    if choice.details.rate(module) != choice.details.rate(owner) {
+        return says("but has other rates: a pair has its owner's");
+    }
+    let differ = |components: &Vec<Vec<bool>>| components[module] != components[owner];
+    if choice.components.as_ref().is_some_and(differ) {
+        return says("but keeps other components: a pair has its owner's");
     }
     Ok(())
 }
@@ -335,10 +487,131 @@ mod tests {
             error.to_string().contains("only the pairs of LoRA"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_layers_components_are_its_members_one_after_the_other() {
+        let mut infos = encoder();
+        infos[1].rank = 4;
+        let layers = Units::new(crate::recipe::Unit::Layer, infos);
+        let flags = |ones: &[usize], all: usize| (0..all).map(|k| ones.contains(&k)).collect();
+        let two = |first: &[usize]| {
+            Allocation::of_components(vec![flags(first, 12), flags(&[], 16), flags(&[7], 8)])
+        };
+        let choice = allocation("mine", 7, &layers, true, false, &two(&[0, 7, 9])).unwrap();
+        assert_eq!(choice.active, [true, true, false, false, true]);
+        let none: Vec<bool> = flags(&[], 8);
+        assert_eq!(
+            choice.components.unwrap(),
+            [
+                flags(&[0, 7], 8),
+                flags(&[1], 4),
+                none.clone(),
+                none,
+                flags(&[7], 8)
+            ]
+        );
+        let refused = |answer| {
+            let refused = allocation("mine", 7, &layers, true, false, &answer).unwrap_err();
+            refused.to_string()
+        };
+        assert!(refused(two(&[0])).contains("layer.0.output.dense keeps none"));
+        let mut short = two(&[0, 9]);
+        short.components.as_mut().unwrap()[0].pop();
+        assert!(refused(short).contains("encoder.layer.0 got 11 of 12"));
+    }
+
+    #[test]
+    fn every_rule_of_the_rest_is_checked() {
+        let with = |change: &dyn Fn(&mut Allocation)| {
+            let mut answer = Allocation::of([0, 1, 4], 5);
+            change(&mut answer);
+            answer
+        };
+        let odd = |factor: f64| {
+            with(&|it| it.rates = Some([vec![[1.0, 16.0]; 4], vec![[1.0, factor]]].concat()))
+        };
+        let shared = |owners: [usize; 5]| with(&|it| it.shared = Some(owners.to_vec()));
+        let mut narrow = encoder();
+        narrow[1].in_features = 2;
+        for (answer, rule) in [
+            (
+                with(&|it| it.rates = Some(vec![[1.0; 2]; 4])),
+                "4 pairs for 5 modules",
+            ),
+            (odd(f64::NAN), "pooler.dense got NaN"),
+            (odd(-1.0), "pooler.dense got -1"),
+            (odd(1e7), "pooler.dense got 10000000"),
+            (
+                with(&|it| it.scales = Some(vec![1.0; 6])),
+                "6 scales for 5 modules",
+            ),
+            (
+                with(&|it| it.scales = Some(vec![f64::INFINITY; 5])),
+                "query got inf",
+            ),
+            (
+                with(&|it| it.shared = Some(vec![0; 2])),
+                "2 are given for 5 modules",
+            ),
+            (shared([0, 0, 2, 3, 5]), "`shared`"),
+            (shared([1, 0, 2, 3, 4]), "which uses another's itself"),
+            (shared([0, 1, 2, 3, 2]), "only one of them is active"),
+            (
+                with(&|it| {
+                    it.shared = Some(vec![0, 0, 2, 3, 4]);
+                    it.rates = Some([vec![[1.0; 2]], vec![[2.0; 2]; 4]].concat());
+                }),
+                "has other rates",
+            ),
+            (
+                with(&|it| {
+                    it.shared = Some(vec![0, 0, 2, 3, 4]);
+                    let some = |count: usize| (0..8).map(|k| k < count).collect();
+                    it.components = Some([2, 3, 0, 0, 1].map(some).to_vec());
+                }),
+                "keeps other components",
+            ),
+        ] {
+            let error = refused(answer);
+            assert!(error.contains(rule), "{error}");
+        }
+        let of = |infos, lora, answer: &Allocation| {
+            allocation("a", 1, &modules(infos), lora, false, answer)
+        };
+        let error = of(narrow, true, &shared([0, 0, 2, 3, 4])).unwrap_err();
+        assert!(error.to_string().contains("another shape"), "{error}");
+        for answer in [
+            shared([0, 0, 2, 3, 4]),
+            with(&|it| it.scales = Some(vec![2.0; 5])),
+        ] {
+            let error = of(encoder(), false, &answer).unwrap_err();
+            assert!(error.to_string().contains("VeRA"), "{error}");
+        }
+
+        let choice = of(encoder(), true, &shared([0, 0, 2, 3, 4])).unwrap();
+        assert_eq!(choice.details.shared, [0, 0, 2, 3, 4]);
+        let own = of(encoder(), true, &shared([0, 1, 2, 3, 4])).unwrap();
+        assert!(own.details.is_default());
+        of(encoder(), false, &odd(0.0)).unwrap();
+    }
+
+    #[test]
+    fn layers_share_member_by_member() {
+        let mut infos = encoder();
+        infos.remove(4);
+        let layers = Units::new(crate::recipe::Unit::Layer, infos);
+        let mut answer = Allocation::of([0, 1], 2);
+        answer.shared = Some(vec![1, 1]);
+        answer.scales = Some(vec![2.0, 3.0]);
+        let choice = allocation("mine", 7, &layers, true, false, &answer).unwrap();
+        assert_eq!(choice.details.shared, [2, 3, 2, 3]);
+        assert_eq!(choice.details.scales, [2.0, 2.0, 3.0, 3.0]);
         let layers = Units::new(crate::recipe::Unit::Layer, encoder());
-        let answer = Allocation::of_components(vec![vec![true; 8]; layers.infos().len()]);
+        let mut answer = Allocation::of([0, 1, 2], 3);
+        answer.shared = Some(vec![2, 1, 2]);
         let error = allocation("mine", 7, &layers, true, false, &answer).unwrap_err();
-        assert!(error.to_string().contains("whole layers"), "{error}");
+        assert!(error.to_string().contains("as many modules"), "{error}");
     }
 
     proptest! {

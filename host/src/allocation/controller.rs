@@ -1,7 +1,7 @@
 //! The controller: from what was measured to the modules that train next.
 
 use dynalora_plugin_api::{
-    Allocation, AllocationRequest, Allocator, Budget, CostModel, LedgerEntry, Needs, Numbers,
+    AllocationRequest, Allocator, Budget, CostModel, LedgerEntry, Moment, Needs, Numbers,
     Observation, ScoreRequest, Scorer, Start, Trial, TrialLosses, TrialRequest, Trials, Upcoming,
     Wants,
 };
@@ -11,10 +11,11 @@ use super::initial;
 use super::ledger::Ledger;
 use super::offer::Wanted;
 use super::seed::{reallocation_seed, start_seed};
-use super::state::{Fault, PluginState, State};
+use super::state::{Details, Fault, PluginState, State};
 use super::unit::Units;
 use crate::error::{Error, Result};
 use crate::recipe::{Schedule, Unit};
+pub use replay::{InForce, WouldBe};
 
 /// A plugin under the name that errors and checkpoints give it.
 pub struct Named<P: ?Sized> {
@@ -37,6 +38,9 @@ pub struct Settings {
     pub probe_steps: u64,
     /// Whether the adapters have components that can be pruned, as LoRA's pairs have.
     pub prunable: bool,
+    /// How many of an active module's components train where no allocator has said which; none for all. They can
+    /// then grow.
+    pub initial_rank: Option<u32>,
     /// The run's seed.
     pub seed: u64,
     /// Optimiser steps the whole run will take.
@@ -62,6 +66,8 @@ pub struct Reallocation {
     pub ranks: Vec<u32>,
     /// The ledger, this reallocation included.
     pub ledger: Vec<LedgerEntry>,
+    /// What else the allocator decided.
+    pub details: Details,
     /// Positions of the modules that were inactive and are active now.
     pub activated: Vec<usize>,
     /// Positions of the modules that were active and are inactive now.
@@ -91,6 +97,13 @@ pub struct Measuring {
     allocator: Wants,
 }
 
+impl Measuring {
+    /// Whether any plugin is told of it.
+    pub fn is_told(&self) -> bool {
+        self.scorer.anything() || self.allocator.anything()
+    }
+}
+
 /// Trials that the scorer and the allocator ask for, of single modules.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrialsAsked {
@@ -111,6 +124,15 @@ pub struct TrialsMade {
     pub allocator: Option<TrialLosses>,
 }
 
+/// What both plugins answer at a reallocation.
+struct Decided {
+    scores: Option<Vec<f64>>,
+    scorer_numbers: Numbers,
+    choice: check::Choice,
+    ask_again: Option<u64>,
+    allocator_numbers: Numbers,
+}
+
 /// Holds the mask. Tells the plugins of the steps that they want, asks both when the schedule says so, checks their
 /// answers and switches.
 pub struct Controller {
@@ -125,6 +147,7 @@ pub struct Controller {
     asked_for: Option<u64>,
     active: Vec<bool>,
     components: Option<Vec<Vec<bool>>>,
+    details: Details,
     ledger: Ledger,
     kept: Kept,
     fault: Option<Fault>,
@@ -187,6 +210,9 @@ impl Controller {
         let chosen = initial::draw(settings.initial_budget, &units, costs, settings.seed)?;
         let active = units.expand(&chosen);
         let ledger = Ledger::new(active.len());
+        let components = unsaid(&settings, &units, &active);
+        let mut details = Details::default();
+        details.frozen = components.is_some();
         Ok(Controller {
             asked_for: settings.schedule.asked_first(),
             settings,
@@ -197,7 +223,8 @@ impl Controller {
             reallocations: 0,
             last_choice: None,
             active,
-            components: None,
+            components,
+            details,
             ledger,
             kept: Kept::default(),
             fault: None,
@@ -255,14 +282,27 @@ impl Controller {
         }
     }
 
+    /// What is measured once, before anything runs; nothing where no plugin needs such.
+    pub fn at_the_start(&self) -> Measuring {
+        let once = |wanted: Option<&Wanted>| wanted.map_or(Wanted::default(), Wanted::once);
+        let scorer = once(self.scorer.as_ref().map(|it| &it.wanted));
+        let allocator = once(self.allocator.as_ref().map(|it| &it.wanted));
+        Measuring {
+            probing: false,
+            scorer: Wants::all_if(!scorer.is_nothing()),
+            allocator: Wants::all_if(!allocator.is_nothing()),
+            wanted: scorer.and(&allocator),
+        }
+    }
+
     /// What is measured of a pass before the first step: all that is needed of steps.
     pub fn before_the_first_step(&self) -> Measuring {
         let scorer = self.scorer.as_ref().filter(|it| it.needs.observes());
         let allocator = self.allocator.as_ref().filter(|it| it.needs.observes());
-        let wanted = scorer.map_or(Wanted::default(), |it| it.wanted.clone());
+        let wanted = scorer.map_or(Wanted::default(), |it| it.wanted.at(Wants::ALL));
         Measuring {
             wanted: match allocator {
-                Some(allocator) => wanted.and(&allocator.wanted),
+                Some(allocator) => wanted.and(&allocator.wanted.at(Wants::ALL)),
                 None => wanted,
             },
             probing: false,
@@ -286,6 +326,11 @@ impl Controller {
         self.components.as_deref()
     }
 
+    /// What else is in force beside modules and components.
+    pub fn details(&self) -> &Details {
+        &self.details
+    }
+
     /// The rank of each module now: its components that remain, 0 where inactive.
     pub fn ranks(&self) -> Vec<u32> {
         let modules = self.units.modules().iter().zip(&self.active).enumerate();
@@ -304,6 +349,11 @@ impl Controller {
     /// The history of each module.
     pub fn ledger(&self) -> &[LedgerEntry] {
         self.ledger.entries()
+    }
+
+    /// What choices of modules cost.
+    pub fn costs(&self) -> Option<&CostModel> {
+        self.settings.costs.as_ref()
     }
 
     /// The modules and how they are grouped.
@@ -360,7 +410,7 @@ impl Controller {
                 ..
             }) = &mut self.scorer
         {
-            let told = told(observation, wanted, &own.at(*scorer));
+            let told = told(observation, wanted, &own_part(own, *scorer, observation));
             plugin
                 .observe(&told)
                 .map_err(|error| unable("scorer", name, error))?;
@@ -373,7 +423,7 @@ impl Controller {
                 ..
             }) = &mut self.allocator
         {
-            let told = told(observation, wanted, &own.at(*allocator));
+            let told = told(observation, wanted, &own_part(own, *allocator, observation));
             plugin
                 .observe(&told)
                 .map_err(|error| unable("allocator", name, error))?;
@@ -455,23 +505,27 @@ impl Controller {
         if !expanded.factors.is_empty() {
             expanded.factors = self.units.expand(&expanded.factors);
         }
+        if let Some(components) = &mut expanded.components {
+            *components = self.units.split(components);
+        }
         expanded
     }
 
     /// Asks scorer and allocator, checks what they answer, and switches.
     pub fn reallocate(&mut self, made: &TrialsMade) -> Result<Reallocation> {
-        let (step, index, ranks) = (self.step, self.reallocations, self.ranks());
-        let (scores, scorer_numbers) = self.score(made.scorer.clone(), &ranks)?;
-        let answer = self.allocate(scores.as_deref(), made.allocator.clone(), &ranks)?;
-        let allocator_numbers = match &self.allocator {
-            Some(Asked { name, plugin, .. }) => {
-                let numbers = plugin.numbers();
-                let units = self.units.infos().len();
-                check::numbers("allocator", name, step, units, numbers)?
-            }
-            None => Numbers::new(),
-        };
-        let active = self.units.expand(&answer.active);
+        let (step, index) = (self.step, self.reallocations);
+        let Decided {
+            scores,
+            scorer_numbers,
+            choice,
+            ask_again,
+            allocator_numbers,
+        } = self.decide(made)?;
+        let check::Choice {
+            active,
+            components,
+            mut details,
+        } = choice;
         let switched = |from: bool| -> Vec<usize> {
             let pairs = self.active.iter().zip(&active).enumerate();
             pairs
@@ -487,14 +541,19 @@ impl Controller {
                 failed("scorer", name, what, error)
             })?;
         }
-        self.components = answer.components;
+        self.components = components.or_else(|| {
+            let components = unsaid(&self.settings, &self.units, &active);
+            details.frozen = components.is_some();
+            components
+        });
+        self.details = details;
         self.ledger.chosen(&active, step);
         self.active.clone_from(&active);
         self.reallocations += 1;
         self.last_choice = Some(step);
         if let Schedule::Allocator { first } = &self.settings.schedule {
             // A choice before the first step leaves the schedule's own first one where it is.
-            self.asked_for = match (answer.ask_again, step) {
+            self.asked_for = match (ask_again, step) {
                 (Some(steps), _) => step.checked_add(steps),
                 (None, 0) => Some(*first),
                 (None, _) => None,
@@ -508,9 +567,33 @@ impl Controller {
             active,
             ranks: self.ranks(),
             ledger: self.ledger.entries().to_vec(),
+            details: self.details.clone(),
             activated,
             deactivated,
             scorer_numbers,
+            allocator_numbers,
+        })
+    }
+
+    /// Asks scorer and allocator, and checks what they answer.
+    fn decide(&mut self, made: &TrialsMade) -> Result<Decided> {
+        let (step, ranks) = (self.step, self.ranks());
+        let (scores, scorer_numbers) = self.score(made.scorer.clone(), &ranks)?;
+        let (choice, ask_again) =
+            self.allocate(scores.as_deref(), made.allocator.clone(), &ranks)?;
+        let allocator_numbers = match &self.allocator {
+            Some(Asked { name, plugin, .. }) => {
+                let numbers = plugin.numbers();
+                let units = self.units.infos().len();
+                check::numbers("allocator", name, step, units, numbers)?
+            }
+            None => Numbers::new(),
+        };
+        Ok(Decided {
+            scores,
+            scorer_numbers,
+            choice,
+            ask_again,
             allocator_numbers,
         })
     }
@@ -548,13 +631,13 @@ impl Controller {
         Ok((Some(scores), numbers))
     }
 
-    /// The allocator's answer, checked.
+    /// The allocator's answer, checked, and when it wants to be asked again.
     fn allocate(
         &mut self,
         scores: Option<&[f64]>,
         trials: Option<TrialLosses>,
         ranks: &[u32],
-    ) -> Result<Allocation> {
+    ) -> Result<(check::Choice, Option<u64>)> {
         let (step, index) = (self.step, self.reallocations);
         let Some(Asked { name, plugin, .. }) = &mut self.allocator else {
             return Err(Error::failure(
@@ -585,8 +668,8 @@ impl Controller {
         })?;
         let asks = matches!(self.settings.schedule, Schedule::Allocator { .. });
         let prunable = self.settings.prunable;
-        check::allocation(name, step, &self.units, prunable, asks, &answer)?;
-        Ok(answer)
+        let choice = check::allocation(name, step, &self.units, prunable, asks, &answer)?;
+        Ok((choice, answer.ask_again))
     }
 
     /// Has both plugins give what is to be kept of them.
@@ -661,6 +744,7 @@ impl Controller {
                 .collect(),
             active: self.active.clone(),
             components: self.components.clone(),
+            details: self.details.clone(),
             last_choice: self.last_choice,
             asked_for: self.asked_for,
             ledger: self.ledger.clone(),
@@ -692,6 +776,7 @@ impl Controller {
         self.reallocations = state.reallocations;
         self.active = state.active;
         self.components = state.components;
+        self.details = state.details;
         self.last_choice = state.last_choice;
         self.asked_for = state.asked_for;
         self.ledger = state.ledger;
@@ -739,6 +824,12 @@ impl Controller {
                 "its mask and components contradict each other or the adapter's rank",
             ));
         }
+        let choice = check::Choice {
+            active: state.active.clone(),
+            components: state.components.clone(),
+            details: state.details.clone(),
+        };
+        check::details(modules, self.settings.prunable, &choice).map_err(|rule| unfit(&rule))?;
         let together = |history: (&[bool], &[LedgerEntry])| {
             self.units.expand(&self.units.first(history.0)) == history.0
                 && self.units.expand(&self.units.first(history.1)) == history.1
@@ -867,6 +958,14 @@ fn fit_together(
     Ok(())
 }
 
+/// What of its own a plugin is told of a moment.
+fn own_part(own: &Wanted, wants: Wants, observation: &Observation) -> Wanted {
+    match observation.moment {
+        Moment::Start => own.once(),
+        _ => own.at(wants),
+    }
+}
+
 /// The part of an observation that a plugin asked for.
 fn told<'a>(
     observation: &'a Observation,
@@ -902,6 +1001,15 @@ fn told<'a>(
     std::borrow::Cow::Owned(told)
 }
 
+/// Which components train where nothing is said of them: none where that is all of them, else of an active module
+/// the first, as many as its initial rank.
+fn unsaid(settings: &Settings, units: &Units, active: &[bool]) -> Option<Vec<Vec<bool>>> {
+    let initial = settings.initial_rank?;
+    let modules = units.modules().iter().zip(active);
+    let first = modules.map(|(module, active)| (0..module.rank).map(|k| *active && k < initial));
+    Some(first.map(Iterator::collect).collect())
+}
+
 /// What a plugin is told of the run.
 fn start(settings: &Settings, units: &Units, scorer: bool) -> Start {
     let mut start = Start::default();
@@ -909,6 +1017,7 @@ fn start(settings: &Settings, units: &Units, scorer: bool) -> Start {
     start.schedule = settings.schedule.name().to_owned();
     start.first_choice = settings.first_choice.is_some();
     start.calibration_steps = settings.first_choice.unwrap_or(0);
+    start.probe_steps = settings.probe_steps;
     start.learning_rate = settings.learning_rate;
     start.first_reallocation = settings.schedule.next_due(0, settings.total_steps);
     let last = settings.schedule.last_due(settings.total_steps);
@@ -949,5 +1058,6 @@ fn unfit(why: &str) -> Error {
     .help("resume with the recipe and the plugins the run was started with, or start a new run")
 }
 
+mod replay;
 #[cfg(test)]
 mod tests;

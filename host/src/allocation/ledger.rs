@@ -35,6 +35,12 @@ impl Ledger {
     }
 }
 
+impl From<Vec<LedgerEntry>> for Ledger {
+    fn from(entries: Vec<LedgerEntry>) -> Self {
+        Ledger(entries)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,11 +12,11 @@ mod unit;
 
 pub use check::not_finite;
 pub use controller::{
-    Controller, Measuring, Named, Reallocation, Settings, TrialsAsked, TrialsMade,
+    Controller, InForce, Measuring, Named, Reallocation, Settings, TrialsAsked, TrialsMade, WouldBe,
 };
 pub use initial::draw as initial_units;
 pub use ledger::Ledger;
 pub use offer::{RawValue, Signal, Wanted};
 pub use seed::{initial_seed, reallocation_seed};
-pub use state::{Fault, PluginState, State};
+pub use state::{Details, Fault, PluginState, State};
 pub use unit::Units;

@@ -41,6 +41,14 @@ offered! {
         GradientL1 = GRADIENT_L1,
         GradientL2 = GRADIENT_L2,
         WeightL2 = WEIGHT_L2,
+        InputL2 = INPUT_L2,
+        OutputGradientL2 = OUTPUT_GRADIENT_L2,
+        GradientDotWeight = GRADIENT_DOT_WEIGHT,
+        GradientDotWeightAbs = GRADIENT_DOT_WEIGHT_ABS,
+        Fisher = FISHER,
+        UpdateL2 = UPDATE_L2,
+        FrozenWeightL1 = FROZEN_WEIGHT_L1,
+        FrozenWeightL2 = FROZEN_WEIGHT_L2,
     }
 }
 
@@ -50,19 +58,38 @@ offered! {
         Activation = ACTIVATION,
         Gradient = GRADIENT,
         Weight = WEIGHT,
+        InputColumnL2 = INPUT_COLUMN_L2,
+        FrozenWeight = FROZEN_WEIGHT,
     }
 }
 
 impl Signal {
-    /// Whether it is taken of the modules' outputs, so that they have to be run.
+    /// Whether it is taken of the modules' inputs or outputs, so that they have to be run.
     pub fn of_outputs(self) -> bool {
-        use Signal::{ActivationL1, ActivationL2, DeltaL2};
-        matches!(self, ActivationL1 | ActivationL2 | DeltaL2)
+        use Signal::{ActivationL1, ActivationL2, DeltaL2, InputL2};
+        matches!(self, ActivationL1 | ActivationL2 | DeltaL2 | InputL2)
     }
 
-    /// Whether it needs gradients of the adapters, which inactive modules have in probing steps alone.
+    /// Whether it needs gradients, which inactive modules have in probing steps alone.
     pub fn of_gradients(self) -> bool {
-        matches!(self, Signal::GradientL1 | Signal::GradientL2)
+        use Signal::{Fisher, GradientDotWeight, GradientDotWeightAbs, OutputGradientL2};
+        match self {
+            Signal::GradientL1 | Signal::GradientL2 => true,
+            GradientDotWeight | GradientDotWeightAbs | Fisher | OutputGradientL2 => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it is measured once, before the first step.
+    pub fn once(self) -> bool {
+        matches!(self, Signal::FrozenWeightL1 | Signal::FrozenWeightL2)
+    }
+}
+
+impl RawValue {
+    /// Whether it is copied once, before the first step.
+    pub fn once(self) -> bool {
+        self == RawValue::FrozenWeight
     }
 }
 
@@ -115,17 +142,29 @@ impl Wanted {
 
     /// What of it is wanted of a step.
     pub fn at(&self, wants: Wants) -> Self {
+        let Wanted { signals, raw, .. } = self;
+        let signals = signals.iter().filter(|it| wants.signals && !it.once());
+        let raw = raw.iter().filter(|it| wants.raw && !it.once());
         Wanted {
-            signals: match wants.signals {
-                true => self.signals.clone(),
-                false => Vec::new(),
-            },
-            raw: match wants.raw {
-                true => self.raw.clone(),
-                false => Vec::new(),
-            },
+            signals: signals.copied().collect(),
+            raw: raw.copied().collect(),
             components: self.components && wants.components,
         }
+    }
+
+    /// What of it is measured once, before the first step.
+    pub fn once(&self) -> Self {
+        let Wanted { signals, raw, .. } = self;
+        Wanted {
+            signals: signals.iter().copied().filter(|it| it.once()).collect(),
+            raw: raw.iter().copied().filter(|it| it.once()).collect(),
+            components: false,
+        }
+    }
+
+    /// Whether it is nothing.
+    pub fn is_nothing(&self) -> bool {
+        self.signals.is_empty() && self.raw.is_empty() && !self.components
     }
 
     /// Both.
@@ -157,11 +196,12 @@ impl Wanted {
         self.signals.iter().any(|signal| signals.contains(signal))
     }
 
-    /// Whether something of the modules' outputs is wanted, so that those below the lowest active module and all
+    /// Whether something of the modules' inputs or outputs is wanted, so that those below the lowest active module and all
     /// tokens of the last layer have to be run.
     pub fn outputs(&self) -> bool {
         self.signals.iter().any(|signal| signal.of_outputs())
             || self.raw.contains(&RawValue::Activation)
+            || self.raw.contains(&RawValue::InputColumnL2)
     }
 
     /// Whether something of the adapters' gradients is wanted.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::ledger::Ledger;
 
 /// Everything the controller needs to go on as if it had never stopped; plain JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     /// Optimiser steps finished.
@@ -27,6 +27,9 @@ pub struct State {
     /// The step after which the allocator wants to be asked again, where it decides about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_for: Option<u64>,
+    /// What else the allocator has decided.
+    #[serde(default, skip_serializing_if = "Details::is_default")]
+    pub details: Details,
     /// The history of each module.
     pub ledger: Ledger,
     /// The scorer's state, where there is a scorer.
@@ -49,6 +52,38 @@ pub struct Fault {
     pub step: u64,
     /// What it was.
     pub error: String,
+}
+
+/// What an allocator decides beside modules and components, per module in forward order; empty where it is at its
+/// default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Details {
+    /// Whether components that do not remain keep their values, instead of being pruned.
+    pub frozen: bool,
+    /// Factors on the learning rate of each module's A and B.
+    pub rates: Vec<[f64; 2]>,
+    /// A factor on each module's scale.
+    pub scales: Vec<f64>,
+    /// The module whose pair each module uses.
+    pub shared: Vec<usize>,
+}
+
+impl Details {
+    /// Whether there is nothing to say.
+    pub fn is_default(&self) -> bool {
+        *self == Details::default()
+    }
+
+    /// The factors on the learning rate of a module's A and B.
+    pub fn rate(&self, module: usize) -> [f64; 2] {
+        self.rates.get(module).copied().unwrap_or([1.0; 2])
+    }
+
+    /// The module whose pair a module uses.
+    pub fn owner(&self, module: usize) -> usize {
+        self.shared.get(module).copied().unwrap_or(module)
+    }
 }
 
 /// What a plugin gave to be kept.
@@ -85,6 +120,12 @@ mod tests {
             modules: vec!["a".to_owned(), "b".to_owned()],
             active: vec![true, false],
             components: Some(vec![vec![true, false], vec![false, false]]),
+            details: Details {
+                frozen: true,
+                rates: vec![[0.1, 1.0 / 3.0]; 2],
+                scales: vec![],
+                shared: vec![0, 0],
+            },
             last_choice: Some(3),
             asked_for: None,
             ledger: Ledger::new(2),

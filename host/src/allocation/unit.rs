@@ -104,6 +104,37 @@ impl Units {
         of_modules.grouped(&self.unit_of)
     }
 
+    /// Components of units as those of modules: a layer's are its members', one after the other.
+    pub fn split(&self, of_units: &[Vec<bool>]) -> Vec<Vec<bool>> {
+        let mut of_modules = vec![Vec::new(); self.modules.len()];
+        for (members, components) in self.members.iter().zip(of_units) {
+            let mut rest = components.as_slice();
+            for &module in members {
+                let rank = (self.modules[module].rank as usize).min(rest.len());
+                let (own, others) = rest.split_at(rank);
+                of_modules[module] = own.to_vec();
+                rest = others;
+            }
+        }
+        of_modules
+    }
+
+    /// Whose pair each module uses, by which unit's each unit does: member by member. None where two such units
+    /// have not as many members, or there is no such unit.
+    pub fn pair_up(&self, shared: &[usize]) -> Option<Vec<usize>> {
+        let mut owners = vec![0; self.modules.len()];
+        for (members, owner) in self.members.iter().zip(shared) {
+            let of_owner = self.members.get(*owner)?;
+            if of_owner.len() != members.len() {
+                return None;
+            }
+            for (module, owner) in members.iter().zip(of_owner) {
+                owners[*module] = *owner;
+            }
+        }
+        Some(owners)
+    }
+
     /// A per-unit list as a per-module one: every module gets its unit's value.
     pub fn expand<T: Copy>(&self, values: &[T]) -> Vec<T> {
         self.unit_of.iter().map(|&unit| values[unit]).collect()

@@ -83,8 +83,9 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
     let pretrained = Pretrained::open(&folder, &recipe.model)?;
     let modules = pretrained.modules(&recipe.adapter)?;
-    check(&recipe, &pretrained, &modules, &common.plugin_dir)?;
-    let plan = plan(&recipe, &folder, &pretrained, modules, arguments)?;
+    let held_back = check(&recipe, &pretrained, &modules, &common.plugin_dir)?;
+    let base = (&folder, &pretrained);
+    let plan = plan(&recipe, base, modules, held_back, arguments)?;
     for warning in HeadStart::of(&pretrained, plan.outputs).warnings {
         tracing::warn!("{warning}");
     }
@@ -198,9 +199,9 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
 
 fn plan(
     recipe: &Recipe,
-    folder: &ModelFolder,
-    pretrained: &Pretrained,
+    (folder, pretrained): (&ModelFolder, &Pretrained),
     modules: Vec<ModuleInfo>,
+    held_back: u64,
     arguments: &Arguments,
 ) -> Result<Plan> {
     let config = &pretrained.config;
@@ -211,7 +212,7 @@ fn plan(
         Problem::Regression => 1,
         Problem::Classification => labels.len(),
     };
-    let steps = steps(recipe, folder, pretrained, arguments)?;
+    let steps = steps(recipe, (folder, pretrained), held_back, arguments)?;
     let model = costs(recipe, pretrained, &modules, steps, outputs);
     let active = active(recipe, &modules, &model, arguments.active)?;
     let chosen = || {
@@ -247,7 +248,12 @@ fn plan(
     let cost = cost(shape, &active, longest, 0, LastLayer::Whole);
 
     let adapter_parameters = modules.iter().map(|module| module.parameters).sum::<u64>();
-    let active_parameters = chosen().map(|module| module.parameters).sum::<u64>();
+    let initial = recipe.adapter.rank() as u64;
+    let trained = |module: &ModuleInfo| {
+        let rank = u64::from(module.rank);
+        module.parameters * initial.min(rank) / rank
+    };
+    let active_parameters = chosen().map(trained).sum::<u64>();
     let trainable = active_parameters + head_parameters;
     // A module that was never active, or whose state is dropped, has none.
     let kept = match recipe.allocation.optimizer_state {
@@ -304,8 +310,8 @@ fn plan(
 /// data.
 fn steps(
     recipe: &Recipe,
-    folder: &ModelFolder,
-    pretrained: &Pretrained,
+    (folder, pretrained): (&ModelFolder, &Pretrained),
+    held_back: u64,
     arguments: &Arguments,
 ) -> Result<Steps> {
     let budget = recipe
@@ -314,7 +320,8 @@ fn steps(
     if arguments.active.is_some() || !budget.is_some_and(|budget| budget.by.is_cost()) {
         return Ok(longest_step(recipe, pretrained));
     }
-    let data = data::load(recipe, folder, &Limits::of(&pretrained.config))?;
+    let mut data = data::load(recipe, folder, &Limits::of(&pretrained.config))?;
+    data.hold_back(held_back, recipe.seed)?;
     Ok(Steps::of(&data.train, &recipe.train, recipe.seed))
 }
 

@@ -1,5 +1,9 @@
 //! `dynalora plugins`
 
+mod info;
+mod new;
+mod replay;
+
 use std::path::PathBuf;
 
 use clap::Subcommand;
@@ -39,6 +43,10 @@ enum Command {
         /// The library
         path: PathBuf,
     },
+    /// Write a crate with a small strategy in it, ready to be changed
+    New(new::Arguments),
+    /// Show what a plugin would have chosen in a run that there is, without training
+    Replay(replay::Arguments),
     /// Answer what the plugin of the library at a path is asked, for the process that asks
     #[command(name = "__serve", hide = true)]
     ServeHere {
@@ -71,6 +79,8 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         Command::DescribeHere { path } => print(&plugin::describe_here(path)?),
         Command::ServeHere { path, memory_mib } => plugin::serve_here(path, *memory_mib),
         Command::Info { name, json } => info(name, *json, common),
+        Command::New(arguments) => new::run(arguments, common),
+        Command::Replay(arguments) => replay::run(arguments, common),
         Command::Check {
             path,
             parameters,
@@ -110,63 +120,8 @@ fn info(name: &str, as_json: bool, common: &Common) -> Result<()> {
     if as_json {
         return print_json(&found);
     }
-    let texts: Vec<String> = found.iter().map(described).collect();
-    print(&texts.join("\n"))
-}
-
-fn described(found: &plugin::Found) -> String {
-    let manifest = &found.manifest;
-    let mut text = format!(
-        "{} {} ({})\n{}\n{}\n{}\n",
-        manifest.name,
-        manifest.version,
-        manifest.kind,
-        manifest.description,
-        manifest.reference,
-        found.path.display()
-    );
-    if let Some(needs) = &manifest.needs {
-        if !needs.signals.is_empty() {
-            let names: Vec<&str> = needs.signals.iter().map(|signal| signal.name()).collect();
-            text.push_str(&format!("\nmeasures {}", names.join(", ")));
-        }
-        if !needs.scores {
-            text.push_str("\nreads no scores: a recipe need not name a scorer");
-        }
-        if needs.components {
-            text.push_str("\nmeasures the sensitivity of every component of A and B");
-        }
-        if !needs.raw.is_empty() {
-            let names: Vec<&str> = needs.raw.iter().map(|raw| raw.name()).collect();
-            text.push_str(&format!(
-                "\ncopies {} from the device, which is slower",
-                names.join(", ")
-            ));
-        }
-        text.push('\n');
-    }
-    let mut table = table(&["parameter", "default", "description"]);
-    let required = manifest.parameters["required"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    for (key, schema) in manifest.parameters["properties"]
-        .as_object()
-        .into_iter()
-        .flatten()
-    {
-        let default = match &schema["default"] {
-            Value::Null if required.contains(&json!(key)) => "required".to_owned(),
-            Value::Null => String::new(),
-            default => default.to_string(),
-        };
-        let description = schema["description"]
-            .as_str()
-            .unwrap_or_default()
-            .replace('\n', " ");
-        table.add_row([key.clone(), default, description]);
-    }
-    format!("{text}\n{}", table.trim_fmt())
+    let texts: Vec<String> = found.iter().map(info::described).collect();
+    print(&texts.join("\n\n"))
 }
 
 fn check(

@@ -38,7 +38,8 @@ pub struct Peft {
 ///
 /// Of each module only its `components` that remain, where any were pruned: its rank then stands in
 /// `rank_pattern`, and its alpha in `alpha_pattern`, in proportion, so that the scale stays what it was.
-/// A module of which none remains is not among the `target_modules`.
+/// A module of which none remains is not among the `target_modules`. A factor on a module's scale is one on its alpha.
+/// A pair that several modules use is written under the name of each.
 pub fn write<B: Kernels>(
     folder: &Path,
     family: Family,
@@ -52,7 +53,8 @@ pub fn write<B: Kernels>(
     let mut tensors = Vec::new();
     let mut modules = Vec::new();
     let (mut rank_pattern, mut alpha_pattern) = (Map::new(), Map::new());
-    for (index, (module, pair)) in adapters.modules.iter().zip(adapters.pairs()).enumerate() {
+    for (index, module) in adapters.modules.iter().enumerate() {
+        let pair = adapters.pair(index);
         let remaining = components.map_or(&[][..], |all| &all[index]);
         let pair = match remaining.contains(&false) {
             true if !remaining.contains(&true) => continue,
@@ -61,11 +63,14 @@ pub fn write<B: Kernels>(
         };
         if let Config::Lora(LoraConfig { rank, alpha, .. }) = adapters.config {
             let own = pair[0].dims()[0] as u32;
-            if own != rank {
+            let path = format!("{prefix}.{}", module.path);
+            let factor = adapters.factor(index);
+            if own != rank || factor != 1.0 {
                 let alpha = alpha * f64::from(own) / f64::from(rank);
-                let path = format!("{prefix}.{}", module.path);
-                rank_pattern.insert(path.clone(), json!(own));
-                alpha_pattern.insert(path, number(alpha));
+                alpha_pattern.insert(path.clone(), number(alpha * factor));
+            }
+            if own != rank {
+                rank_pattern.insert(path, json!(own));
             }
         }
         modules.push(module.clone());

@@ -19,6 +19,7 @@ mod record;
 mod rotary;
 mod scaled;
 pub mod simd;
+mod tap;
 #[cfg(test)]
 mod tests;
 
@@ -32,9 +33,11 @@ pub use adamw::{AdamWStep, Moments};
 pub use attention::{AttentionLayout, AttentionShape, Projected, Sequences};
 pub use dropout::Dropout;
 pub use linear::{Branch, Frozen, Lora, Outputs};
+pub use measure::taken as reductions_taken;
 pub use norm::{Norm, NormKind};
 pub use record::is_tracked;
 pub use rotary::Angles;
+pub use tap::tap;
 
 /// The backend that records what is needed for gradients.
 pub type Ad<B> = Autodiff<B>;
@@ -124,6 +127,28 @@ pub trait Kernels: Backend {
         measure::composed(x, columns)
     }
 
+    /// `[Σ ab, Σ |ab|]` of two matrices of the same shape.
+    fn products(a: Tensor<Self, 2>, b: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        measure::composed_products(a, b)
+    }
+
+    /// `Σ x²` of each column, `[columns]`.
+    fn column_squares(x: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        measure::composed_column_squares(x)
+    }
+
+    /// `Σ_e ‖narrow_eᵀ·wide_e‖²` over the examples e, whose rows lie between consecutive offsets in `examples`, of
+    /// `narrow [rows, rank]` and some columns of `wide [rows, width]`: with a layer's input on one side and its
+    /// output's gradient on the other, the squared norms of the examples' own gradients.
+    fn example_squares(
+        narrow: Tensor<Self, 2>,
+        wide: Tensor<Self, 2>,
+        columns: std::ops::Range<usize>,
+        examples: &[usize],
+    ) -> Tensor<Self, 1> {
+        measure::composed_example_squares(narrow, wide, columns, examples)
+    }
+
     /// One AdamW update of a parameter and its moments.
     fn adamw(
         parameter: Moments<Self>,
@@ -199,6 +224,23 @@ impl Kernels for Flex {
 
     fn sums(x: Tensor<Self, 2>, columns: std::ops::Range<usize>) -> Tensor<Self, 1> {
         measure::cpu(x, columns)
+    }
+
+    fn products(a: Tensor<Self, 2>, b: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        measure::cpu_products(a, b)
+    }
+
+    fn column_squares(x: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        measure::cpu_column_squares(x)
+    }
+
+    fn example_squares(
+        narrow: Tensor<Self, 2>,
+        wide: Tensor<Self, 2>,
+        columns: std::ops::Range<usize>,
+        examples: &[usize],
+    ) -> Tensor<Self, 1> {
+        measure::cpu_example_squares(narrow, wide, columns, examples)
     }
 
     fn adamw(

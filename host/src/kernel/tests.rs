@@ -571,6 +571,68 @@ fn sums_of_absolute_values_and_squares() {
 }
 
 #[test]
+fn reductions_of_products_columns_and_examples() {
+    let _alone = alone();
+    let examples = [0, 1, 8, 9, 100];
+    for width in [1, 32, 77] {
+        let (a, b, narrow) = (
+            plain_random(100, width),
+            plain_random(100, width),
+            plain_random(100, 5),
+        );
+        let columns = width / 3..width;
+        let of = |whole: bool| {
+            let (a, b, narrow) = (a.clone(), b.clone(), narrow.clone());
+            let columns = columns.clone();
+            match whole {
+                true => [
+                    Flex::products(a.clone(), b),
+                    Flex::column_squares(a.clone()),
+                    Flex::example_squares(narrow, a, columns, &examples),
+                ],
+                false => [
+                    measure::composed_products(a.clone(), b),
+                    measure::composed_column_squares(a.clone()),
+                    measure::composed_example_squares(narrow, a, columns, &examples),
+                ],
+            }
+        };
+        for level in LEVELS {
+            force(level);
+            for (ours, reference) in of(true).into_iter().zip(of(false)) {
+                let tolerance = Tolerance::<f32>::rel_abs(1e-4, 1e-3);
+                let reference = reference.into_data();
+                ours.into_data().assert_approx_eq(&reference, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tap_sees_the_gradient_and_changes_nothing() {
+    let _alone = alone();
+    let seen = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let look = || {
+        let seen = seen.clone();
+        move |gradient: Tensor<Flex, 2>| {
+            seen.lock().unwrap().push(gradient.into_data());
+        }
+    };
+    let x = random(3, 4).require_grad();
+    let weights = random(3, 4);
+    let tapped = tap(x.clone() * 2.0, look);
+    let gradients = (tapped * weights.clone()).sum().backward();
+    let plain = (x.clone() * 2.0 * weights.clone()).sum().backward();
+    let of = |gradients| x.grad(gradients).unwrap().into_data();
+    assert_eq!(of(&gradients), of(&plain));
+    assert_eq!(*seen.lock().unwrap(), [weights.into_data()]);
+    // Where no gradient comes by, nothing looks.
+    let untracked = random(3, 4);
+    let tapped = tap::<Flex, fn(Tensor<Flex, 2>)>(untracked.clone(), || unreachable!());
+    assert_eq!(tapped.into_data(), untracked.into_data());
+}
+
+#[test]
 fn nothing_is_recorded_below_the_lowest_active_module() {
     let _alone = alone();
     let x = random(5, 24);

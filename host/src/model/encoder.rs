@@ -86,7 +86,7 @@ impl<B: Kernels> Layer<B> {
     ) -> Tensor<Ad<B>, 2> {
         let firsts = first_tokens::<B>(sequences, &x.device());
         let pairs = pass.linear(x.clone(), &[&self.key, &self.value].map(Linear::parts));
-        if pass.observes_outputs() {
+        if pass.observes() {
             self.measure(&x, &pairs, sequences, config, pass);
         }
         let residual = x.select(0, firsts);
@@ -116,12 +116,22 @@ impl<B: Kernels> Layer<B> {
             return;
         }
         let x = detached(x);
+        let outputs = pass.observes_outputs();
         pass.beside(|pass| {
+            if !outputs && !of_rest {
+                return pass.inputs(&x, &[self.query.parts()]);
+            }
             let queries = pass.linear(x.clone(), &[self.query.parts()]);
             if of_rest {
                 let pairs = detached(pairs);
                 let projected = Projected::Split { queries, pairs };
-                self.finish(projected, x, sequences.clone(), sequences, config, pass);
+                let (inner, _) =
+                    self.inner(projected, x, sequences.clone(), sequences, config, pass);
+                // Nobody reads what comes after.
+                match outputs {
+                    true => drop(pass.linear(inner, &[self.down.parts()])),
+                    false => pass.inputs(&inner, &[self.down.parts()]),
+                }
             }
         });
     }
@@ -136,6 +146,23 @@ impl<B: Kernels> Layer<B> {
         config: &EncoderConfig,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
+        let (inner, x) = self.inner(projected, residual, queries, pairs, config, pass);
+        let inner = pass.linear(inner, &[self.down.parts()]);
+        let dropout = pass.dropout(Site::FeedForward(self.index), config.hidden_dropout);
+        let inner = B::dropout(inner, dropout);
+        B::add_norm(inner, Some(x), &self.output_norm)
+    }
+
+    /// The same up to the input of the feed-forward's second half, and what is added to its output.
+    fn inner(
+        &self,
+        projected: Projected<B>,
+        residual: Tensor<Ad<B>, 2>,
+        queries: Sequences,
+        pairs: &Sequences,
+        config: &EncoderConfig,
+        pass: &mut Pass<B>,
+    ) -> (Tensor<Ad<B>, 2>, Tensor<Ad<B>, 2>) {
         let layout = AttentionLayout {
             queries,
             pairs: pairs.clone(),
@@ -150,11 +177,7 @@ impl<B: Kernels> Layer<B> {
         let x = B::add_norm(attended, Some(residual), &self.attention_norm);
 
         let inner = pass.linear(x.clone(), &[self.up.parts()]);
-        let inner = B::activation(inner, config.activation);
-        let inner = pass.linear(inner, &[self.down.parts()]);
-        let dropout = pass.dropout(site(Site::FeedForward), config.hidden_dropout);
-        let inner = B::dropout(inner, dropout);
-        B::add_norm(inner, Some(x), &self.output_norm)
+        (B::activation(inner, config.activation), x)
     }
 }
 

@@ -169,6 +169,17 @@ impl Pretrained {
         self.config.linears(self.frozen_pooler)
     }
 
+    /// The frozen weight of a module, `[out, in]`, as the checkpoint has it.
+    pub fn frozen_weight<B: Kernels>(
+        &self,
+        module: &ModuleInfo,
+        device: &B::Device,
+    ) -> Result<Tensor<B, 2>> {
+        let name = format!("{}{}.weight", self.prefix, module.path);
+        let shape = [module.out_features, module.in_features].map(|size| size as usize);
+        self.weights.tensor(&name, shape, device)
+    }
+
     /// The modules that a recipe's `[adapter]` selects and what each carries.
     pub fn modules(&self, recipe: &AdapterConfig) -> Result<Vec<ModuleInfo>> {
         let (linears, config) = (self.linears(), recipe.into());

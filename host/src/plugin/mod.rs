@@ -259,21 +259,10 @@ pub fn check(
         }
     };
     let reports = manifests.into_iter().map(|manifest| {
-        let (about, parameters) = (manifest.clone(), parameters.cloned());
-        match manifest.kind {
-            Kind::Scorer => {
-                conformance::check_scorer(manifest, parameters, &|parameters, modules| {
-                    let made = make(&about, parameters, modules)?;
-                    Ok(Box::new(RemoteScorer::new(made)?))
-                })
-            }
-            Kind::Allocator => {
-                conformance::check_allocator(manifest, parameters, &|parameters, modules| {
-                    let made = make(&about, parameters, modules)?;
-                    Ok(Box::new(RemoteAllocator::new(made, modules)?))
-                })
-            }
-        }
+        let about = manifest.clone();
+        conformance::check(manifest, parameters.cloned(), &|parameters, modules| {
+            make(&about, parameters, modules)
+        })
     });
     Ok(reports.collect())
 }

@@ -22,6 +22,10 @@ pub struct AdapterConfig {
     /// 256 for VeRA.
     #[serde(alias = "r", skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
+    /// LoRA: the rank up to which an allocator can let modules grow: their pairs have so many components, of which
+    /// the first `rank` train at first; left out: `rank`. The scale stays `alpha / rank`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r_max: Option<usize>,
     /// LoRA: the adapter's share is scaled by `alpha / rank`; left out: 16.
     #[serde(alias = "lora_alpha", skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
@@ -56,6 +60,7 @@ impl Default for AdapterConfig {
         AdapterConfig {
             kind: AdapterKind::Lora,
             rank: None,
+            r_max: None,
             alpha: None,
             dropout: 0.0,
             d_initial: None,
@@ -75,6 +80,16 @@ impl AdapterConfig {
             AdapterKind::Lora => 8,
             AdapterKind::Vera => 256,
         })
+    }
+
+    /// The largest rank of a module.
+    pub fn r_max(&self) -> usize {
+        self.r_max.unwrap_or(self.rank())
+    }
+
+    /// Whether modules start at a smaller rank than they can have.
+    pub fn grows(&self) -> bool {
+        self.r_max() > self.rank()
     }
 
     /// LoRA's α.
@@ -110,9 +125,13 @@ impl AdapterConfig {
             AdapterKind::Lora => (
                 "lora",
                 "vera",
-                ["d_initial", "projection_prng_key", "vera_dropout"],
+                &["d_initial", "projection_prng_key", "vera_dropout"][..],
             ),
-            AdapterKind::Vera => ("vera", "lora", ["alpha", "lora_alpha", "lora_dropout"]),
+            AdapterKind::Vera => (
+                "vera",
+                "lora",
+                &["alpha", "lora_alpha", "lora_dropout", "r_max"][..],
+            ),
         };
         let mut keys = foreign.iter().map(|key| format!("adapter.{key}"));
         let Some(key) = keys.find(|key| at.has(key)) else {
@@ -135,6 +154,13 @@ impl AdapterConfig {
             (1..=65_536).contains(&rank),
             rank,
             "a rank from 1 to 65536",
+        )?;
+        let r_max = self.r_max();
+        at.check(
+            "adapter.r_max",
+            (rank..=65_536).contains(&r_max),
+            r_max,
+            "a rank from that of `rank` to 65536",
         )?;
         let alpha = self.alpha();
         at.check(

@@ -53,6 +53,8 @@ pub struct TrainConfig {
     pub on_nonfinite: OnNonfinite,
     /// Optimiser steps between two records in `metrics.jsonl`.
     pub log_every: u64,
+    /// Write what plugins are told of steps to `signals.jsonl`, raw values aside, for `dynalora plugins replay`.
+    pub log_signals: bool,
     /// Keep the output of the layers below the lowest active module from one epoch to the next. Exact, and so
     /// refused with dropout there. Steps that measure those layers' modules run them all the same.
     pub cache_frozen_prefix: bool,
@@ -122,6 +124,7 @@ impl Default for TrainConfig {
             max_grad_norm: 1.0,
             on_nonfinite: OnNonfinite::default(),
             log_every: 10,
+            log_signals: false,
             cache_frozen_prefix: false,
             cache_memory_mib: 512,
         }

@@ -47,6 +47,7 @@ pub fn plots(report: &Report, x: Figure, y: Figure) -> Result<Vec<Plot>> {
     let mut plots = Vec::new();
     plots.extend(curves(report)?);
     plots.extend(scatter(report, x, y)?);
+    plots.extend(numbers(report)?);
     let mut number = 0;
     for arm in &report.arms {
         for run in &arm.runs {
@@ -286,6 +287,52 @@ fn curves(report: &Report) -> Result<Option<Plot>> {
         ),
         svg,
     }))
+}
+
+/// The plugins' own numbers by step, those of which there is one at a time: a line a run.
+fn numbers(report: &Report) -> Result<Vec<Plot>> {
+    let runs = || {
+        (report.arms.iter().enumerate())
+            .flat_map(|(at, arm)| arm.runs.iter().map(move |run| (at, run)))
+    };
+    let names: BTreeSet<&String> = runs().flat_map(|(_, run)| run.numbers.keys()).collect();
+    let mut plots = Vec::new();
+    for name in names {
+        let line = |run: &Reading| -> Vec<(f64, f64)> {
+            let points = run.numbers.get(name).into_iter().flatten();
+            let points = points.filter_map(|(step, values)| match values[..] {
+                [value] if value.is_finite() => Some((*step as f64, value)),
+                _ => None,
+            });
+            points.collect()
+        };
+        let lines: Vec<(usize, Vec<(f64, f64)>)> =
+            runs().map(|(arm, run)| (arm, line(run))).collect();
+        let points = || lines.iter().flat_map(|(_, points)| points);
+        let x = around(points().map(|(step, _)| *step));
+        let y = around(points().map(|(_, value)| *value));
+        let (Some(x), Some(y)) = (x, y) else {
+            continue;
+        };
+        let svg = drawn(height_with_legend(report), |root| {
+            let area = legend(root, report)?;
+            let mut chart = axes!(&area, x, y, "optimiser step", name.as_str());
+            for (arm, points) in &lines {
+                let style = colour(*arm).stroke_width(1);
+                let line = LineSeries::new(points.clone(), style);
+                chart.draw_series(line).map_err(text)?;
+                let points = points.iter().map(|at| marker(*arm, *at, true));
+                chart.draw_series(points).map_err(text)?;
+            }
+            Ok(())
+        })?;
+        plots.push(Plot {
+            name: format!("number-{:02}", plots.len() + 1),
+            title: format!("{name}, as the plugin gave it at each reallocation: a line a run"),
+            svg,
+        });
+    }
+    Ok(plots)
 }
 
 /// One point a run, hollow where it is unfinished, and each arm's name at the mean of those that count.

@@ -56,6 +56,9 @@ pub struct Reading {
     /// Which of them were active when.
     #[serde(skip)]
     pub choices: Vec<Choice>,
+    /// Numbers of the plugins' own, by plugin and name: after which step, one value or one per module.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub numbers: BTreeMap<String, Vec<(u64, Vec<f64>)>>,
 }
 
 /// A mask and the steps it governed.
@@ -94,7 +97,9 @@ impl Reading {
         let logged = records.last();
         let steps = (summary.as_ref()).map_or(logged.map_or(0, |last| last.step), |s| s.steps);
         let curve = curve(&run, &evaluations, &metric)?;
-        let (modules, choices) = choices(&run, run.allocations()?, steps)?;
+        let records = run.allocations()?;
+        let numbers = numbers(&records);
+        let (modules, choices) = choices(&run, records, steps)?;
 
         let mut figures = BTreeMap::new();
         let values = || {
@@ -132,6 +137,7 @@ impl Reading {
             recipe,
             modules,
             choices,
+            numbers,
         })
     }
 }
@@ -202,6 +208,24 @@ fn choices(
         active: record.active,
     });
     Ok((modules, choices.filter(|c| c.to > c.from).collect()))
+}
+
+/// The plugins' own numbers by name: `scorer.temperature`.
+fn numbers(records: &[AllocationRecord]) -> BTreeMap<String, Vec<(u64, Vec<f64>)>> {
+    let mut all = BTreeMap::<String, Vec<(u64, Vec<f64>)>>::new();
+    for record in records {
+        let kinds = [
+            ("scorer", &record.numbers.scorer),
+            ("allocator", &record.numbers.allocator),
+        ];
+        for (kind, numbers) in kinds {
+            for (name, values) in numbers {
+                let own = all.entry(format!("{kind}.{name}")).or_default();
+                own.push((record.step, values.clone()));
+            }
+        }
+    }
+    all
 }
 
 fn time_and_work(

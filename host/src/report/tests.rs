@@ -7,7 +7,8 @@ use dynalora_plugin_api::LedgerEntry;
 
 use super::*;
 use crate::run::{
-    AllocationRecord, EvalRecord, MetricRecord, Run, Stall, StallKind, StepRecord, Summary,
+    AllocationRecord, EvalRecord, MetricRecord, PluginNumbers, Run, Stall, StallKind, StepRecord,
+    Summary,
 };
 
 const PLAIN: &str = "[allocation]\nschedule = { kind = \"never\" }\n";
@@ -54,6 +55,13 @@ fn write(dir: &Path, seed: u64, tables: &str, values: [f64; 2], finished: bool) 
                     .collect(),
                 active,
                 ledger: vec![LedgerEntry::default(); 4],
+                numbers: PluginNumbers {
+                    scorer: BTreeMap::from([
+                        ("temperature".to_owned(), vec![0.25]),
+                        ("each".to_owned(), vec![1.0; 4]),
+                    ]),
+                    ..Default::default()
+                },
                 ..Default::default()
             })
             .unwrap();
@@ -351,8 +359,17 @@ fn the_page_stands_alone_and_escapes_what_it_shows() {
     let report = Report::new(&runs, &Options::default()).unwrap();
     let plots = plots(&report, Figure::Flops, Figure::Metric).unwrap();
     let names: Vec<&str> = plots.iter().map(|plot| plot.name.as_str()).collect();
-    assert_eq!(names[..3], ["metric", "scatter", "allocation-01"]);
-    assert_eq!(names.len(), 2 + runs.len());
+    // Of the plugins' own numbers those are drawn of which there is one at a time.
+    let first = ["metric", "scatter", "number-01", "allocation-01"];
+    assert_eq!(names[..4], first);
+    assert!(plots[2].title.starts_with("scorer.temperature"));
+    assert_eq!(names.len(), 3 + runs.len());
+    let json = serde_json::to_value(&report).unwrap();
+    let numbers = json["arms"].as_array().unwrap().iter();
+    let numbers = numbers.map(|arm| &arm["runs"][0]["numbers"]);
+    let mut numbers = numbers.filter(|numbers| !numbers.is_null());
+    let each = &numbers.next().expect("a dynamic arm")["scorer.each"];
+    assert_eq!(*each, serde_json::json!([[10, [1.0, 1.0, 1.0, 1.0]]]));
     // The metric's plot: a band for the arms with several seeds, a line for each arm and the unfinished run,
     // and a line for each arm in the legend.
     let count = |part: &str| plots[0].svg.matches(part).count();

@@ -60,8 +60,11 @@ impl Survey {
                     survey.foreign = survey.foreign.or(foreign(&dir.join(&name), own));
                     survey.begun.get_or_insert(name);
                 }
-                ("metrics.jsonl" | "allocations.jsonl" | "summary.json", _)
-                | (_, Some("metrics.jsonl" | "allocations.jsonl" | "summary.json")) => {
+                ("metrics.jsonl" | "allocations.jsonl" | "signals.jsonl" | "summary.json", _)
+                | (
+                    _,
+                    Some("metrics.jsonl" | "allocations.jsonl" | "signals.jsonl" | "summary.json"),
+                ) => {
                     survey.begun.get_or_insert(name);
                 }
                 _ => survey.foreign = Some(name),
@@ -148,6 +151,7 @@ pub(super) fn clear(run: &Run) -> Result<()> {
         FRESH_ADAPTER,
         "metrics.jsonl",
         "allocations.jsonl",
+        "signals.jsonl",
         "checkpoints",
         "provenance.json",
     ] {

@@ -6,6 +6,7 @@
 //! | `provenance.json` | [`Provenance`]: what made it, sitting by sitting |
 //! | `metrics.jsonl` | [`MetricRecord`]s |
 //! | `allocations.jsonl` | [`AllocationRecord`]s, the initial choice first |
+//! | `signals.jsonl` | [`SignalRecord`]s, where the recipe's `train.log_signals` asks for them |
 //! | `checkpoints/step-000120/` | a checkpoint; the last few and the best are kept |
 //! | `checkpoints/pointers.json` | which is the last and which the best, for people and scripts |
 //! | `adapter/` | the trained adapter in PEFT's format |
@@ -25,8 +26,8 @@ pub use checkpoint::{Checkpoint, PendingCheckpoint, damaged};
 pub use provenance::{Input, Machine, Program, Provenance, Sitting};
 pub(crate) use record::numbers;
 pub use record::{
-    AllocationRecord, Best, EvalRecord, MetricRecord, PluginNumbers, Stall, StallKind, StepRecord,
-    Summary,
+    AllocationRecord, Best, EvalRecord, MetricRecord, Observed, PluginNumbers, SignalRecord, Stall,
+    StallKind, StepRecord, Summary,
 };
 pub use writer::{Opening, Writer};
 
@@ -168,6 +169,19 @@ impl Run {
         self.dir.join("allocations.jsonl")
     }
 
+    fn signals_path(&self) -> PathBuf {
+        self.dir.join("signals.jsonl")
+    }
+
+    /// The logs that there are or may be.
+    fn logs(&self) -> [PathBuf; 3] {
+        [
+            self.metrics_path(),
+            self.allocations_path(),
+            self.signals_path(),
+        ]
+    }
+
     fn summary_path(&self) -> PathBuf {
         self.dir.join("summary.json")
     }
@@ -207,6 +221,16 @@ impl Run {
     /// What was recorded of allocations, in order. A line being written is left out.
     pub fn allocations(&self) -> Result<Vec<AllocationRecord>> {
         file::read_lines(&self.allocations_path())
+    }
+
+    /// What was recorded of what plugins were told, in order; none where the recipe did not ask for it. A line being
+    /// written is left out.
+    pub fn signals(&self) -> Result<Option<Vec<SignalRecord>>> {
+        let path = self.signals_path();
+        match path.exists() {
+            true => file::read_lines(&path).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// The closing account; none if the run has not come to its end.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use dynalora_plugin_api::LedgerEntry;
+use dynalora_plugin_api::{CostModel, LedgerEntry, Metric, ModuleInfo, Moment, Observation};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// One line of `metrics.jsonl`, tagged by its `kind`.
@@ -93,6 +93,18 @@ pub struct AllocationRecord {
     pub ranks: Vec<u32>,
     /// The ledger, this choice included.
     pub ledger: Vec<LedgerEntry>,
+    /// Whether components that do not remain keep their values, instead of being pruned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub frozen: bool,
+    /// Factors on the learning rate of each module's A and B; empty where all are 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rates: Vec<[f64; 2]>,
+    /// A factor on each module's scale; empty where all are 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scales: Vec<f64>,
+    /// The module whose pair each module uses; empty where each uses its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<usize>,
     /// Numbers of the plugins' own, by name: one, or one per module (of an allocator, per unit).
     #[serde(default, skip_serializing_if = "PluginNumbers::is_empty")]
     pub numbers: PluginNumbers,
@@ -137,6 +149,75 @@ impl AllocationRecord {
             active: active.to_vec(),
             ranks: ranks.to_vec(),
             ..Self::default()
+        }
+    }
+}
+
+/// One line of `signals.jsonl`, tagged by its `kind`: what the plugins of a run were told, for
+/// `dynalora plugins replay`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SignalRecord {
+    /// The modules that the others are of: the first of the file.
+    Modules {
+        /// 0, for a resumed run keeps it.
+        step: u64,
+        /// Optimiser steps of the whole run.
+        total_steps: u64,
+        /// The modules in forward order.
+        modules: Vec<ModuleInfo>,
+        /// What choices of them cost in the run's steps.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        costs: Option<Box<CostModel>>,
+    },
+    /// What was told of one step, or of a moment before the first.
+    Observed(Observed),
+}
+
+/// An [`Observation`] but for raw values.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Observed {
+    /// Optimiser steps finished; 0 before the first.
+    pub step: u64,
+    /// When it was.
+    pub moment: Moment,
+    /// Real tokens.
+    pub tokens: u64,
+    /// Mean loss.
+    #[serde(deserialize_with = "number")]
+    pub loss: f64,
+    /// The adapters' learning rate.
+    pub learning_rate: f64,
+    /// The latest evaluation's main metric.
+    pub metric: Option<Metric>,
+    /// Whether inactive modules' gradients were computed as well.
+    pub probing: bool,
+    /// Which modules were active.
+    pub active: Vec<bool>,
+    /// What was measured of each module, by the signal's name; `null` where there was nothing to measure.
+    pub signals: BTreeMap<String, Vec<Option<f32>>>,
+    /// The components' sensitivities, where they were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub components: Vec<Vec<f32>>,
+}
+
+impl From<&Observation> for Observed {
+    fn from(told: &Observation) -> Self {
+        let signals = told.signals.iter();
+        Observed {
+            step: told.step,
+            moment: told.moment,
+            tokens: told.tokens,
+            loss: told.loss,
+            learning_rate: told.learning_rate,
+            metric: told.metric.clone(),
+            probing: told.probing,
+            active: told.active.clone(),
+            signals: signals
+                .map(|it| (it.signal.to_string(), it.values.clone()))
+                .collect(),
+            components: told.components.clone(),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::Run;
 use super::checkpoint::{self, Checkpoint, Commit, PendingCheckpoint, Whole};
 use super::folder::{self, FRESH_ADAPTER, LOCK, REPLACING};
 use super::provenance::{Provenance, Sitting, compare};
-use super::record::{AllocationRecord, MetricRecord, Summary};
+use super::record::{AllocationRecord, MetricRecord, SignalRecord, Summary};
 use crate::error::{Error, Result};
 use crate::file::{
     Extent, Lines, begins_with, cannot_write, cut, gone, read_lines, same_file, sync_folder,
@@ -73,6 +73,8 @@ pub struct Writer {
     made_folder: bool,
     metrics: Option<Lines>,
     allocations: Option<Lines>,
+    /// Opened with the first record, for most runs have none.
+    signals: Option<Lines>,
     /// Checkpoints that were seen to be damaged.
     damaged: Vec<PathBuf>,
     /// The system lets go of the lock with the file, however the process ends.
@@ -125,8 +127,10 @@ impl Writer {
             None => (None, BTreeMap::new()),
         };
         // Found out now, while nothing has been touched.
-        for path in [run.metrics_path(), run.allocations_path()] {
-            if !log_is_known(&path, &logs)? {
+        for path in run.logs() {
+            // A run that records no signals has no such log, and misses none.
+            let missing = path == run.signals_path() && !logs.contains_key(&name(&path));
+            if !log_is_known(&path, &logs)? && !(missing && !path.exists()) {
                 if last.is_some() {
                     tracing::warn!(
                         "{} is not what it was when the checkpoint was made: records were changed or are missing",
@@ -151,6 +155,7 @@ impl Writer {
             made_folder,
             metrics: None,
             allocations: None,
+            signals: None,
             damaged: Vec::new(),
             lock,
         }
@@ -186,7 +191,7 @@ impl Writer {
             Start::Resume { from, provenance } => (provenance.clone(), from.clone()),
         };
         if let Start::Resume { .. } = self.start {
-            for path in [self.run.metrics_path(), self.run.allocations_path()] {
+            for path in self.run.logs() {
                 match &from {
                     Some((step, logs)) => match logs.get(&name(&path)) {
                         Some(extent) if log_is_known(&path, logs)? => cut(&path, extent)?,
@@ -214,6 +219,8 @@ impl Writer {
         folder::remove(&dir.join(REPLACING))?;
         self.metrics = Some(Lines::open(self.run.metrics_path())?);
         self.allocations = Some(Lines::open(self.run.allocations_path())?);
+        let signals = self.run.signals_path();
+        self.signals = signals.exists().then(|| Lines::open(signals)).transpose()?;
         self.start = Start::Done;
         Ok(())
     }
@@ -245,6 +252,15 @@ impl Writer {
         log.map_or(Ok(()), |log| log.add(record))
     }
 
+    /// Adds a record to `signals.jsonl`.
+    pub fn signals(&mut self, record: &SignalRecord) -> Result<()> {
+        self.settle()?;
+        if self.signals.is_none() {
+            self.signals = Some(Lines::open(self.run.signals_path())?);
+        }
+        self.signals.as_mut().map_or(Ok(()), |log| log.add(record))
+    }
+
     /// Starts a checkpoint of `step`.
     pub fn begin_checkpoint(&mut self, step: u64) -> Result<PendingCheckpoint> {
         self.settle()?;
@@ -264,6 +280,7 @@ impl Writer {
         let logs = [
             (self.run.metrics_path(), &self.metrics),
             (self.run.allocations_path(), &self.allocations),
+            (self.run.signals_path(), &self.signals),
         ];
         for (path, log) in logs {
             if let Some(log) = log {
@@ -304,7 +321,8 @@ impl Writer {
     /// Writes the closing account, which declares the run finished.
     pub fn summary(&mut self, summary: &Summary) -> Result<()> {
         self.settle()?;
-        for log in [&self.metrics, &self.allocations].into_iter().flatten() {
+        let logs = [&self.metrics, &self.allocations, &self.signals];
+        for log in logs.into_iter().flatten() {
             log.sync()?;
         }
         write_json(&self.run.summary_path(), summary)

@@ -8,7 +8,7 @@ use dynalora_plugin_api::ModuleInfo;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use super::optimizer::{GroupState, Optimizer};
+use super::optimizer::{GroupState, LastUpdate, Optimizer};
 use super::stall::Watch;
 use super::trainee::Trainee;
 use crate::allocation;
@@ -68,6 +68,9 @@ pub struct Progress {
     /// Updates of each component of each module of which any has been pruned; empty lists for others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub component_updates: Vec<Vec<u64>>,
+    /// The last update of each module's parameters; none where it has no state.
+    #[serde(default)]
+    pub last_updates: Vec<Option<LastUpdate>>,
     /// Updates of the head's.
     pub head_updates: Option<u64>,
     /// Mask, ledger and the plugins' own state.
@@ -125,6 +128,13 @@ impl Progress {
                                 own.is_empty() || own.len() == module.rank as usize
                             }),
             ),
+            (
+                "last_updates",
+                (self.last_updates.is_empty() || self.last_updates.len() == modules.len())
+                    && self.last_updates.iter().flatten().all(|last| {
+                        last.step < step && last.rates.iter().all(|rate| rate.is_finite())
+                    }),
+            ),
             ("updates", updates.all(|updates| *updates <= step)),
             ("allocation.step", allocation.step == step),
             ("allocation.reallocations", allocation.reallocations <= step),
@@ -167,6 +177,7 @@ impl Progress {
             evaluation_owed: false,
             module_updates: Vec::new(),
             component_updates: Vec::new(),
+            last_updates: Vec::new(),
             head_updates: None,
             allocation,
         }
@@ -328,11 +339,15 @@ fn read<B: Kernels>(
             steps,
             components: Vec::new(),
             moments,
+            last: None,
         }))
     };
     for (module, names) in module_names(trainee).iter().enumerate() {
         let updates = progress.module_updates[module];
         optimizer.modules[module] = load(names, trainee.adapters.pair_mut(module), updates)?;
+        if let Some(state) = &mut optimizer.modules[module] {
+            state.last = progress.last_updates.get(module).cloned().flatten();
+        }
         let components = progress.component_updates.get(module);
         if let (Some(state), Some(components)) = (&mut optimizer.modules[module], components) {
             state.components.clone_from(components);
@@ -393,6 +408,7 @@ mod tests {
             modules: vec!["layer.0.query".to_owned()],
             active: vec![true],
             components: None,
+            details: Default::default(),
             last_choice: None,
             asked_for: None,
             ledger: Ledger::new(1),
@@ -414,7 +430,7 @@ mod tests {
             assert!(bad(&|p| p.seconds = seconds).contains("`seconds`"));
         }
         type Change<'a> = (&'a str, &'a dyn Fn(&mut Progress));
-        let changes: [Change<'_>; 15] = [
+        let changes: [Change<'_>; 17] = [
             ("step", &|p| p.step = 6),
             ("tokens", &|p| p.tokens = u64::MAX),
             ("flops", &|p| p.flops = u64::MAX),
@@ -429,6 +445,14 @@ mod tests {
             ("module_updates", &|p| p.module_updates = vec![None; 2]),
             ("component_updates", &|p| {
                 p.component_updates = vec![vec![1; 3]]
+            }),
+            ("last_updates", &|p| p.last_updates = vec![None; 2]),
+            ("last_updates", &|p| {
+                p.last_updates = vec![Some(LastUpdate {
+                    step: 5,
+                    rates: [0.1; 2],
+                    components: None,
+                })]
             }),
             ("updates", &|p| p.head_updates = Some(6)),
             ("allocation.step", &|p| p.allocation.step = 4),

@@ -181,6 +181,17 @@ impl Costs {
         let prefix = self.whole.at(&[], computed, ..depth);
         model.at(tracked, sizes, depth..).flops() + prefix.forward
     }
+
+    /// The operations of the examples' own gradients of the adapters of `tracked` modules, whose squares are measured:
+    /// once more those of the gradients of the whole batch.
+    pub fn fisher(&self, tracked: &[bool], sizes: Sizes) -> u64 {
+        let operations = self.read.operations.iter();
+        let paths = operations.flat_map(|operation| &operation.modules);
+        let paths = paths.filter(|path| tracked[path.module as usize]);
+        paths
+            .map(|path| (path.between + path.a + path.b).at(sizes, 1))
+            .sum()
+    }
 }
 
 /// How an amount of each row grows: with the tokens, or with the sequences.
@@ -392,6 +403,7 @@ mod tests {
         // halves; from the attention up as much as forward, attention itself twice.
         let half = pair / 2;
         let pairs = (2 + 8) * (pair + half);
+        assert_eq!(Costs::of(shape).fisher(&upper, sizes), pairs);
         assert_eq!(last.backward, pairs + 2 * 8 * attention + rest + 2 * square);
         let whole = cost(shape, &upper, sizes, 0, read);
         assert_eq!(whole.forward, layer + last.forward);

@@ -45,8 +45,8 @@ impl<B: Kernels> Training<'_, B> {
         };
         // Nothing has been updated yet: what is saved is the last good state.
         self.save(None)?;
-        let components = self.controller.components().map(<[_]>::to_vec);
-        self.export(components.as_deref())?;
+        let saved = self.progress.allocation.clone();
+        self.export(&saved)?;
         self.display.end();
         Err(
             Error::diverged(format!("step {step}: {what}{again}: the run has diverged"))
@@ -83,7 +83,12 @@ impl<B: Kernels> Training<'_, B> {
             "{said}; the modules that are active stay so to the end of the run, and no plugin is asked any more"
         );
         self.controller.give_up(said.clone());
+        let details = self.controller.details().clone();
         self.writer.allocation(&AllocationRecord {
+            frozen: details.frozen,
+            rates: details.rates,
+            scales: details.scales,
+            shared: details.shared,
             step: self.progress.step,
             active: self.controller.active().to_vec(),
             ranks: self.controller.ranks(),

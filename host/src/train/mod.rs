@@ -5,6 +5,7 @@ mod constant;
 pub mod cost;
 pub mod evaluate;
 mod fault;
+pub mod frozen;
 mod inputs;
 mod machine;
 pub mod optimizer;
@@ -36,7 +37,7 @@ use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::Model;
 use crate::recipe::{Every, HeadBias, Recipe};
-use crate::run::{AllocationRecord, Checkpoint, Summary, Writer};
+use crate::run::{AllocationRecord, Checkpoint, SignalRecord, Summary, Writer};
 use checkpoint::Progress;
 use constant::Constant;
 use cost::Costs;
@@ -184,6 +185,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                     self.device,
                 )?;
                 self.controller.restore(self.progress.allocation.clone())?;
+                self.put_to_use();
                 self.seconds_before = self.progress.seconds;
                 self.saved.0 = self.progress.step;
                 if self.progress.allocation.owed {
@@ -199,6 +201,15 @@ impl<'a, B: Kernels> Training<'a, B> {
                     self.controller.active(),
                     &self.controller.ranks(),
                 ))?;
+                if self.recipe.train.log_signals {
+                    self.writer.signals(&SignalRecord::Modules {
+                        step: 0,
+                        total_steps: self.total_steps,
+                        modules: self.rest.modules.clone(),
+                        costs: self.controller.costs().cloned().map(Box::new),
+                    })?;
+                }
+                self.measure_frozen()?;
                 if let Some(passes) = self.controller.first_choice() {
                     self.calibrate(passes)?;
                     self.choose()?;
@@ -207,6 +218,25 @@ impl<'a, B: Kernels> Training<'a, B> {
         }
         self.display.start(self.total_steps, self.progress.step);
         Ok(())
+    }
+
+    /// Measures what is measured once, before anything runs, if a plugin needs it.
+    fn measure_frozen(&mut self) -> Result<()> {
+        let measuring = self.controller.at_the_start();
+        let wanted = &measuring.wanted;
+        if wanted.is_nothing() {
+            return Ok(());
+        }
+        let (pretrained, modules) = (&self.rest.pretrained, &self.rest.modules);
+        let found = frozen::measure::<B>(pretrained, modules, wanted, self.device)?;
+        let mut observation = Observation::default();
+        observation.moment = Moment::Start;
+        observation.total_steps = self.total_steps;
+        observation.learning_rate = self.optimizer.rate(0);
+        observation.active = self.controller.active().to_vec();
+        (observation.signals, observation.raw) = found;
+        self.log_signals(&measuring, &observation)?;
+        self.controller.observe(&measuring, &observation)
     }
 
     /// Measures every module in so many passes over the first steps' batches, and updates nothing.
@@ -219,6 +249,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 step: 0,
                 active: self.controller.active(),
                 components: self.controller.components(),
+                details: self.controller.details(),
                 rate: self.optimizer.rate(0),
                 probing: false,
                 wanted: &measuring.wanted,
@@ -226,10 +257,11 @@ impl<'a, B: Kernels> Training<'a, B> {
                 seed: dropout_seed(self.recipe.seed, u64::MAX - pass),
             };
             let tracked = plan.tracked();
-            let mut result = step::run(&self.trainee, &batches, &plan, None, self.device)?;
-            self.progress.flops += self.flops(&batches, &tracked, measuring.wanted.outputs(), 0);
+            let mut result = step::run(&self.trainee, &batches, &plan, None, None, self.device)?;
+            self.progress.flops += self.flops(&batches, &tracked, &measuring.wanted, 0);
             result.observation.moment = Moment::Calibration;
             result.observation.total_steps = self.total_steps;
+            self.log_signals(&measuring, &result.observation)?;
             self.controller.observe(&measuring, &result.observation)?;
         }
         Ok(())
@@ -264,6 +296,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             step: number,
             active: self.controller.active(),
             components: self.controller.components(),
+            details: self.controller.details(),
             rate: self.optimizer.rate(self.progress.step),
             probing,
             wanted: &measuring.wanted,
@@ -271,11 +304,19 @@ impl<'a, B: Kernels> Training<'a, B> {
         };
         let cache = self.cache.as_mut().filter(|_| depth > 0);
         let prefix = cache.map(|cache| Prefix { cache, depth });
-        let result = step::run(&self.trainee, batches, &plan, prefix, self.device)?;
+        let optimizer = Some(&self.optimizer);
+        let result = step::run(
+            &self.trainee,
+            batches,
+            &plan,
+            prefix,
+            optimizer,
+            self.device,
+        )?;
 
         let (tracked, seed) = (plan.tracked(), plan.seed);
         let skipped = self.skips(batches, seed, &result)?;
-        let flops = self.flops(batches, &tracked, outputs, depth);
+        let flops = self.flops(batches, &tracked, &measuring.wanted, depth);
         let made = self.made(batches, &result, flops, skipped);
         let observation = match skipped {
             true => None,
@@ -310,8 +351,9 @@ impl<'a, B: Kernels> Training<'a, B> {
                 let components = self.controller.components();
                 let remaining = components.map(|all| all[module].as_slice());
                 let pair = self.trainee.adapters.pair_mut(module);
+                let factors = self.controller.details().rate(module);
                 self.optimizer
-                    .update_module(module, step, remaining, pair, gradients, clip);
+                    .update_module(module, step, factors, remaining, pair, gradients, clip);
             }
         }
         let head = &mut self.trainee.head;
@@ -324,12 +366,24 @@ impl<'a, B: Kernels> Training<'a, B> {
     fn reallocate(&mut self, observed: Option<Observed>) -> Result<()> {
         match observed {
             Some((measuring, observation)) => {
+                self.log_signals(&measuring, &observation)?;
                 self.controller.after_step(&measuring, &observation)?;
             }
             None => self.controller.after_skipped_step(),
         }
         match self.controller.is_due() {
             true => self.choose(),
+            false => Ok(()),
+        }
+    }
+
+    /// Records what the plugins are about to be told, where the recipe asks for that. A step of which nobody is told
+    /// has no record.
+    fn log_signals(&mut self, measuring: &Measuring, observation: &Observation) -> Result<()> {
+        match self.recipe.train.log_signals && measuring.is_told() {
+            true => self
+                .writer
+                .signals(&SignalRecord::Observed(observation.into())),
             false => Ok(()),
         }
     }
@@ -342,8 +396,19 @@ impl<'a, B: Kernels> Training<'a, B> {
         for module in &reallocation.deactivated {
             self.optimizer.deactivated(*module);
         }
+        self.put_to_use();
+        let frozen = self.controller.details().frozen;
         let components = self.controller.components().into_iter().flatten();
+        let details = self.controller.details();
         for (module, remaining) in components.enumerate() {
+            // A pair that is not in use stays as it was.
+            if details.owner(module) != module {
+                continue;
+            }
+            if frozen {
+                self.optimizer.frozen(module, remaining);
+                continue;
+            }
             components::prune(self.trainee.adapters.pair_mut(module), remaining);
             self.optimizer.pruned(module, remaining);
         }
@@ -352,6 +417,17 @@ impl<'a, B: Kernels> Training<'a, B> {
         self.display
             .reallocated(&reallocation, self.rest.modules.len());
         Ok(())
+    }
+
+    /// Lets the adapters be scaled and shared as the controller says.
+    fn put_to_use(&mut self) {
+        let details = self.controller.details();
+        let adapters = &mut self.trainee.adapters;
+        adapters.put_to_use(&details.scales, &details.shared);
+        for module in (0..adapters.modules.len()).filter(|it| details.owner(*it) != *it) {
+            // Its own pair no longer trains.
+            self.optimizer.deactivated(module);
+        }
     }
 
     /// How many of the first layers need not be run, because nothing in them trains or is measured.

@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
 use crate::adapter::components;
-use crate::kernel::{AdamWStep, Kernels};
+use crate::kernel::{AdamWStep, Kernels, Moments};
 use crate::recipe::{LearningRateSchedule, OptimizerState};
 
 /// The numbers of the optimiser, from the recipe's `[train]`.
@@ -43,6 +44,20 @@ pub struct GroupState<B: Kernels> {
     pub components: Vec<u64>,
     /// First and second moment of each tensor.
     pub moments: Vec<[Tensor<B, 2>; 2]>,
+    /// The last update; none where nobody knows, as of the head.
+    pub last: Option<LastUpdate>,
+}
+
+/// When a module's parameters were last updated, and how fast: what its size can be computed from afterwards.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastUpdate {
+    /// The run's step, counted from 0.
+    pub step: u64,
+    /// The learning rates of the two tensors.
+    pub rates: [f64; 2],
+    /// Which components it was of, where not of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub components: Option<Vec<bool>>,
 }
 
 impl<B: Kernels> GroupState<B> {
@@ -56,6 +71,7 @@ impl<B: Kernels> GroupState<B> {
             steps: 0,
             components: Vec::new(),
             moments,
+            last: None,
         }
     }
 }
@@ -91,12 +107,14 @@ impl<B: Kernels> Optimizer<B> {
             .factor(step, self.config.warmup_steps, self.config.total_steps)
     }
 
-    /// Updates the two tensors of an active module at the run's step `step` (from 0). Of a LoRA pair with pruned
-    /// components those are not touched; `remaining` says which the others are.
+    /// Updates the two tensors of an active module at the run's step `step` (from 0), at the rate times `factors`. Of a
+    /// LoRA pair some of whose components do not train those are not touched; `remaining` says which the others are.
+    #[allow(clippy::too_many_arguments)]
     pub fn update_module(
         &mut self,
         module: usize,
         step: u64,
+        factors: [f64; 2],
         remaining: Option<&[bool]>,
         pair: &mut [Tensor<B, 2>; 2],
         gradients: [Tensor<B, 2>; 2],
@@ -117,7 +135,14 @@ impl<B: Kernels> Optimizer<B> {
             state.components = vec![state.steps; remaining.len()];
         }
         state.steps += 1;
-        let adamw = |t| adamw_step(&self.config, self.config.rate * factor, t, gradient_scale);
+        let rates = factors.map(|own| self.config.rate * factor * own);
+        let some = remaining.filter(|remaining| remaining.contains(&false));
+        state.last = Some(LastUpdate {
+            step,
+            rates,
+            components: some.map(<[bool]>::to_vec),
+        });
+        let adamw = |t, i: usize| adamw_step(&self.config, rates[i], t, gradient_scale);
         let remains = |k: usize| remaining.is_none_or(|remaining| remaining[k]);
         for (k, t) in state.components.iter_mut().enumerate() {
             *t += u64::from(remains(k));
@@ -125,20 +150,20 @@ impl<B: Kernels> Optimizer<B> {
         let rank = state.components.len();
         let whole = (0..rank).all(|k| remains(k) && state.components[k] == state.components[0]);
         if whole {
-            let adamw = adamw(state.components.first().copied().unwrap_or(state.steps));
+            let t = state.components.first().copied().unwrap_or(state.steps);
             for (i, gradient) in gradients.into_iter().enumerate() {
-                update(&mut pair[i], &mut state.moments[i], gradient, adamw);
+                update(&mut pair[i], &mut state.moments[i], gradient, adamw(t, i));
             }
             return;
         }
         for run in runs(&state.components, remains) {
-            let adamw = adamw(state.components[run.start]);
+            let t = state.components[run.start];
             for (i, gradient) in gradients.iter().enumerate() {
                 // Components are rows of A and columns of B.
                 let part = |tensor: &Tensor<B, 2>| tensor.clone().slice_dim(i, run.clone());
                 let mut value = part(&pair[i]);
                 let mut moments = state.moments[i].each_ref().map(part);
-                update(&mut value, &mut moments, part(gradient), adamw);
+                update(&mut value, &mut moments, part(gradient), adamw(t, i));
                 let put = |whole: &mut Tensor<B, 2>, part: Tensor<B, 2>| {
                     let mut ranges = whole.dims().map(|n| 0..n);
                     ranges[i] = run.clone();
@@ -150,6 +175,49 @@ impl<B: Kernels> Optimizer<B> {
                 put(&mut state.moments[i][1], second);
             }
         }
+    }
+
+    /// Told which components of a module train on, the others being frozen at their values: under `reset` their
+    /// state is dropped, as that of a module that goes inactive.
+    pub fn frozen(&mut self, module: usize, remaining: &[bool]) {
+        if self.config.state == OptimizerState::Reset {
+            self.pruned(module, remaining);
+        }
+    }
+
+    /// `‖θ_t − θ_{t−1}‖²`, `[1]`, of the update that a module's parameters, which `pair` are now, got at the step
+    /// before the run's step `step` (from 0); none where they got none there. It is computed from the moments that the
+    /// update left behind, so that nothing has to be kept for it; of the components that remain.
+    pub fn last_update(
+        &self,
+        module: usize,
+        step: u64,
+        pair: &[Tensor<B, 2>; 2],
+    ) -> Option<Tensor<B, 1>> {
+        let state = self.modules[module].as_ref()?;
+        let last = state.last.as_ref().filter(|last| last.step + 1 == step)?;
+        let updated = |k: usize| {
+            let components = last.components.as_ref();
+            components.is_none_or(|all| all.get(k) == Some(&true))
+        };
+        let steps = |rate, t| adamw_step(&self.config, rate, t, 1.0);
+        let sizes = |i: usize| {
+            let [first, second] = &state.moments[i];
+            let moments = [pair[i].clone(), first.clone(), second.clone()];
+            if state.components.is_empty() {
+                return vec![update_squares(moments, steps(last.rates[i], state.steps))];
+            }
+            let runs =
+                runs(&state.components, |k| state.components[k] > 0 && updated(k)).into_iter();
+            let sizes = runs.map(|run| {
+                let t = state.components[run.start];
+                let part = |tensor: Tensor<B, 2>| tensor.slice_dim(i, run.clone());
+                update_squares(moments.clone().map(part), steps(last.rates[i], t))
+            });
+            sizes.collect()
+        };
+        let sizes = [sizes(0), sizes(1)].concat();
+        (!sizes.is_empty()).then(|| Tensor::cat(sizes, 0).sum())
     }
 
     /// Told which components of a module remain: the state of the others is dropped.
@@ -223,6 +291,16 @@ fn adamw_step(config: &OptimizerConfig, rate: f64, steps: u64, gradient_scale: f
         correction2: (1.0 - config.beta2.powf(steps as f64)) as f32,
         gradient_scale,
     }
+}
+
+/// `‖Δθ‖²` of the update that has left these values: with `u = m̂/(√v̂ + ε)`,
+/// `Δθ = −η·(u + λ·θ_{t−1})` where `θ_{t−1} = (θ_t + η·u)/(1 − η·λ)`.
+fn update_squares<B: Kernels>([value, first, second]: Moments<B>, step: AdamWStep) -> Tensor<B, 1> {
+    let root = second.sqrt() / step.correction2.sqrt() + step.epsilon;
+    let update = first / root * (step.rate / step.correction1);
+    let decay = step.rate * step.weight_decay;
+    let change = (update + value * decay) / (1.0 - decay);
+    change.powi_scalar(2).sum()
 }
 
 /// Takes the tensors out while they are updated, so that nobody else holds their buffers and the CPU
@@ -302,8 +380,24 @@ mod tests {
         assert_ne!(pruned[..3], [0.0; 3]);
         for step in 0..5 {
             let gradients = pair(10 + step as u32);
-            optimizers[0].update_module(0, step, None, &mut whole, gradients.clone(), 0.5);
-            optimizers[1].update_module(0, step, Some(&remaining), &mut part, gradients, 0.5);
+            optimizers[0].update_module(
+                0,
+                step,
+                [1.0; 2],
+                None,
+                &mut whole,
+                gradients.clone(),
+                0.5,
+            );
+            optimizers[1].update_module(
+                0,
+                step,
+                [1.0; 2],
+                Some(&remaining),
+                &mut part,
+                gradients,
+                0.5,
+            );
             for k in [0, 2, 3] {
                 assert_eq!(
                     component(&part, k),
@@ -323,7 +417,15 @@ mod tests {
         let mut ours = pair(1);
         let mut optimizer = self::optimizer(OptimizerState::Global);
         for step in 0..5 {
-            optimizer.update_module(0, step, None, &mut ours, pair(10 + step as u32), 1.0);
+            optimizer.update_module(
+                0,
+                step,
+                [1.0; 2],
+                None,
+                &mut ours,
+                pair(10 + step as u32),
+                1.0,
+            );
         }
         let mut step = 5;
         for remaining in [[true, false, true, true], [true, true, true, false]] {
@@ -331,7 +433,15 @@ mod tests {
             optimizer.pruned(0, &remaining);
             for _ in 0..3 {
                 let gradients = pair(10 + step as u32);
-                optimizer.update_module(0, step, Some(&remaining), &mut ours, gradients, 1.0);
+                optimizer.update_module(
+                    0,
+                    step,
+                    [1.0; 2],
+                    Some(&remaining),
+                    &mut ours,
+                    gradients,
+                    1.0,
+                );
                 step += 1;
             }
         }
@@ -342,22 +452,139 @@ mod tests {
         let mut fresh = pair(1);
         let mut older = self::optimizer(OptimizerState::Global);
         for step in 0..5 {
-            older.update_module(0, step, None, &mut fresh, pair(10 + step as u32), 1.0);
+            older.update_module(
+                0,
+                step,
+                [1.0; 2],
+                None,
+                &mut fresh,
+                pair(10 + step as u32),
+                1.0,
+            );
         }
         components::prune(&mut fresh, &[true, false, true, true]);
         let mut fresh_optimizer = self::optimizer(OptimizerState::Global);
         for step in 8..11 {
-            fresh_optimizer.update_module(0, step, None, &mut fresh, pair(10 + step as u32), 1.0);
+            fresh_optimizer.update_module(
+                0,
+                step,
+                [1.0; 2],
+                None,
+                &mut fresh,
+                pair(10 + step as u32),
+                1.0,
+            );
         }
         assert_eq!(component(&ours, 1), component(&fresh, 1));
         // The others never noticed.
         let mut whole = pair(1);
         let mut unpruned = self::optimizer(OptimizerState::Global);
         for step in 0..11 {
-            unpruned.update_module(0, step, None, &mut whole, pair(10 + step as u32), 1.0);
+            unpruned.update_module(
+                0,
+                step,
+                [1.0; 2],
+                None,
+                &mut whole,
+                pair(10 + step as u32),
+                1.0,
+            );
         }
         for k in [0, 2] {
             assert_eq!(component(&ours, k), component(&whole, k));
+        }
+    }
+
+    #[test]
+    fn each_tensor_has_its_own_factor_on_the_rate() {
+        // AdamW without decay: what a parameter moves by is the rate times the same step.
+        let moved = |factors: [f64; 2], remaining: Option<&[bool]>| {
+            let mut config = optimizer(OptimizerState::Global).config;
+            (config.weight_decay, config.epsilon) = (0.0, 1e-3);
+            let (mut optimizer, mut pair) = (Optimizer::new(config, 1), self::pair(1));
+            for step in 0..3 {
+                let gradients = self::pair(10 + step as u32);
+                optimizer.update_module(0, step, factors, remaining, &mut pair, gradients, 1.0);
+            }
+            let start = self::pair(1);
+            let values = |tensor: Tensor<Flex, 2>| tensor.into_data().into_vec::<f32>().unwrap();
+            [0, 1].map(|i| values(pair[i].clone() - start[i].clone()))
+        };
+        for remaining in [None, Some(&[true, false, true, true][..])] {
+            let [a, b] = moved([1.0, 1.0], remaining);
+            let [slow, fast] = moved([0.5, 16.0], remaining);
+            for (plain, factored, factor) in [(&a, &slow, 0.5), (&b, &fast, 16.0)] {
+                for (plain, factored) in plain.iter().zip(factored) {
+                    assert!(
+                        (plain * factor - factored).abs() < 1e-5,
+                        "{plain} {factored}"
+                    );
+                }
+            }
+            let [still, same] = moved([0.0, 1.0], remaining);
+            assert!(still.iter().all(|moved| *moved == 0.0));
+            assert_eq!(same, b);
+        }
+    }
+
+    #[test]
+    fn frozen_components_keep_their_state_until_they_train_on() {
+        for state in [OptimizerState::Global, OptimizerState::Reset] {
+            let mut ours = pair(1);
+            let mut optimizer = self::optimizer(state);
+            let mut step = 0;
+            for remaining in [[true; 4], [true, false, true, true], [true; 4]] {
+                optimizer.frozen(0, &remaining);
+                let before = component(&ours, 1);
+                for _ in 0..2 {
+                    let gradients = pair(10 + step as u32);
+                    optimizer.update_module(
+                        0,
+                        step,
+                        [1.0; 2],
+                        Some(&remaining),
+                        &mut ours,
+                        gradients,
+                        1.0,
+                    );
+                    step += 1;
+                }
+                assert_eq!(component(&ours, 1) == before, !remaining[1]);
+            }
+            let state = optimizer.modules[0].as_ref().unwrap();
+            let again = if optimizer.config.state == OptimizerState::Reset {
+                2
+            } else {
+                4
+            };
+            assert_eq!(state.components, [6, again, 6, 6]);
+        }
+    }
+
+    #[test]
+    fn the_size_of_the_last_update_is_what_the_parameters_moved_by() {
+        let remaining = [true, false, true, true];
+        let mut optimizer = self::optimizer(OptimizerState::Global);
+        let mut ours = pair(1);
+        let squares = |tensor: Tensor<Flex, 1>| tensor.into_data().into_vec::<f32>().unwrap()[0];
+        assert!(optimizer.last_update(0, 0, &ours).is_none());
+        for step in 0..8 {
+            let pruned = step >= 4;
+            if step == 4 {
+                components::prune(&mut ours, &remaining);
+                optimizer.pruned(0, &remaining);
+            }
+            let before = ours.clone();
+            let gradients = pair(10 + step as u32);
+            let remaining = pruned.then_some(&remaining[..]);
+            optimizer.update_module(0, step, [1.0; 2], remaining, &mut ours, gradients, 0.5);
+            let moved: f32 = (0..2)
+                .map(|i| squares((ours[i].clone() - before[i].clone()).powi_scalar(2).sum()))
+                .sum();
+            let found = squares(optimizer.last_update(0, step + 1, &ours).unwrap());
+            assert!((found - moved).abs() < 1e-4 * moved, "{found}, not {moved}");
+            // Of another step than the one before there is none.
+            assert!(optimizer.last_update(0, step + 2, &ours).is_none());
         }
     }
 

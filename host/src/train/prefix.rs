@@ -67,11 +67,11 @@ impl PrefixCache {
         depth: usize,
         device: &B::Device,
     ) -> Result<Tensor<Ad<B>, 2>> {
-        let modules = trainee.adapters.modules.iter();
+        let modules = trainee.adapters.modules.iter().enumerate();
         let below = modules
-            .zip(trainee.adapters.versions())
-            .filter(|(module, _)| module.layer.is_some_and(|layer| (layer as usize) < depth));
-        let versions: Vec<u64> = below.map(|(_, version)| *version).collect();
+            .filter(|(_, module)| module.layer.is_some_and(|layer| (layer as usize) < depth));
+        let versions = below.flat_map(|(module, _)| trainee.adapters.versions(module));
+        let versions: Vec<u64> = versions.collect();
         if depth != self.depth || versions != self.versions {
             *self = PrefixCache {
                 depth,

@@ -80,25 +80,28 @@ impl Prepared {
     }
 }
 
-/// What can be found wrong with a recipe before its data is read: as [`Prepared::new`] finds it.
+/// What can be found wrong with a recipe before its data is read: as [`Prepared::new`] finds it. The answer is how many
+/// training examples its plugins want held back.
 pub fn check(
     recipe: &Recipe,
     pretrained: &Pretrained,
     modules: &[ModuleInfo],
     plugin_dirs: &[PathBuf],
-) -> Result<()> {
+) -> Result<u64> {
     refuse_dropout_under_a_cache(recipe, pretrained)?;
     let plugins = Plugins::load(recipe, modules, plugin_dirs)?;
+    let held_back = plugins.held_back();
     match recipe.train.length() {
         Length::Steps(total) => {
             let steps = longest_step(recipe, pretrained);
             let outputs = recipe.data.labels.as_ref().map_or(1, Vec::len);
             let costs = costs(recipe, pretrained, modules, steps, outputs);
-            plugins.controller(recipe, total, costs).map(drop)
+            plugins.controller(recipe, total, costs)?;
         }
         // So many steps as there are batches, which only the data can tell.
-        Length::Epochs(_) => Ok(()),
+        Length::Epochs(_) => {}
     }
+    Ok(held_back)
 }
 
 /// What choices of modules cost in such steps, with so many logits.
@@ -232,6 +235,7 @@ impl Plugins {
             learning_rate: recipe.train.learning_rate,
             probe_steps: recipe.allocation.probe_steps,
             prunable: recipe.adapter.kind == AdapterKind::Lora,
+            initial_rank: recipe.adapter.grows().then(|| recipe.adapter.rank() as u32),
             seed: recipe.seed,
             total_steps,
             costs: Some(costs),

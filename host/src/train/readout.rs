@@ -6,6 +6,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use dynalora_plugin_api::{Measured, Raw};
 
+use super::optimizer::Optimizer;
 use super::step::{Passes, StepPlan};
 use super::trainee::{Trainee, read};
 use crate::allocation::{RawValue, Signal};
@@ -29,11 +30,17 @@ impl<B: Kernels> Default for Readout<B> {
 
 impl<B: Kernels> Readout<B> {
     /// Adds a tensor and returns where its first value will be.
-    fn push(&mut self, part: Tensor<B, 1>) -> usize {
+    pub fn push(&mut self, part: Tensor<B, 1>) -> usize {
         let at = self.len;
         self.len += part.dims()[0];
         self.parts.push(part);
         at
+    }
+
+    /// Adds a tensor and returns where its values will be.
+    fn push_all(&mut self, part: Tensor<B, 1>) -> Range<usize> {
+        let first = self.push(part);
+        first..self.len
     }
 
     /// Reads all of it.
@@ -42,14 +49,26 @@ impl<B: Kernels> Readout<B> {
     }
 }
 
-/// What was measured of a module's output in one micro-batch.
+/// What was measured of a module's input and output in one micro-batch.
 struct Output {
+    /// Where `[Σ|x|, Σx²]` of the input lies.
+    input: Option<usize>,
+    /// Where the `Σx²` of its columns lie.
+    input_columns: Option<Range<usize>>,
     /// Where `[Σ|y|, Σy²]` lies.
     activation: Option<usize>,
     /// Where `Σδ²` lies.
     delta: Option<usize>,
     /// The batch's tokens for each row that the module saw: 1 but for a module above the last layer.
     tokens_a_row: f64,
+}
+
+/// What came back to a module in one micro-batch.
+struct Gradient {
+    /// Where `[Σ|δ|, Σδ²]` of its output's gradient lies.
+    output: Option<usize>,
+    /// Where the sum of the examples' squared gradients lies.
+    fisher: Option<usize>,
 }
 
 /// Where in the readout everything lies.
@@ -61,8 +80,16 @@ pub(super) struct Places {
     gradients: Vec<Option<[usize; 2]>>,
     /// Of each module, what each micro-batch measured.
     outputs: Vec<Vec<Output>>,
+    /// Of each module, what came back to it in each micro-batch.
+    returned: Vec<Vec<Gradient>>,
+    /// `[Σθg, Σ|θg|]` of both tensors of each module; empty where nobody asks.
+    products: Vec<Option<[usize; 2]>>,
+    /// `‖Δθ‖²` of each module's last update; empty where nobody asks.
+    updates: Vec<Option<usize>>,
     /// `‖ΔW‖²` of each module; empty where nobody asks.
     weights: Vec<usize>,
+    /// Examples of the step.
+    examples: f64,
     sensitivities: Vec<Option<Range<usize>>>,
 }
 
@@ -73,6 +100,7 @@ impl Places {
         trainee: &Trainee<B>,
         passes: &Passes<B>,
         sensitivities: Vec<Option<Tensor<B, 1>>>,
+        optimizer: Option<&Optimizer<B>>,
         plan: &StepPlan<'_>,
     ) -> Self {
         let modules = trainee.adapters.modules.len();
@@ -89,7 +117,10 @@ impl Places {
             let passes = passes.observed.iter().zip(&passes.tokens);
             let measured = passes.filter_map(|(observed, tokens)| {
                 let observed = observed[module].as_ref()?;
+                let columns = observed.input_columns.clone();
                 Some(Output {
+                    input: observed.input.clone().map(|sums| readout.push(sums)),
+                    input_columns: columns.map(|squares| readout.push_all(squares)),
                     activation: observed.activation.clone().map(|sums| readout.push(sums)),
                     delta: observed.delta.clone().map(|sum| readout.push(sum)),
                     tokens_a_row: *tokens as f64 / observed.rows.max(1) as f64,
@@ -98,27 +129,55 @@ impl Places {
             measured.collect()
         });
         let outputs = outputs.collect();
+        let returned = (0..modules).map(|module| {
+            let sensed = passes.sensed.iter().filter_map(|sensed| sensed.get(module));
+            let gradients = sensed.map(|sensed| Gradient {
+                output: sensed
+                    .output_gradient
+                    .clone()
+                    .map(|sums| readout.push(sums)),
+                fisher: sensed.fisher.clone().map(|sum| readout.push(sum)),
+            });
+            gradients.collect()
+        });
+        let returned = returned.collect();
+        let products = [Signal::GradientDotWeight, Signal::GradientDotWeightAbs];
+        let products = match plan.wants(&products) {
+            true => products_of(readout, trainee, passes),
+            false => Vec::new(),
+        };
+        let updates = match optimizer.filter(|_| plan.wants(&[Signal::UpdateL2])) {
+            Some(optimizer) => (0..modules)
+                .map(|module| {
+                    let pair = &trainee.adapters.pairs()[module];
+                    let update = optimizer.last_update(module, plan.step - 1, pair);
+                    update.map(|squares| readout.push(squares))
+                })
+                .collect(),
+            None => Vec::new(),
+        };
         let weights = match plan.wants(&[Signal::WeightL2]) {
             true => (0..modules)
                 .map(|module| {
-                    let scale = trainee.adapters.config.scale();
+                    let scale = trainee.adapters.scale(module);
                     readout.push(weight_squares(&trainee.adapters.factors(module), scale))
                 })
                 .collect(),
             false => Vec::new(),
         };
-        let sensitivities = sensitivities.into_iter().map(|module| {
-            let module = module?;
-            let rank = module.dims()[0];
-            let first = readout.push(module);
-            Some(first..first + rank)
-        });
+        let sensitivities = sensitivities
+            .into_iter()
+            .map(|module| Some(readout.push_all(module?)));
         Places {
             losses,
             head,
             gradients,
             outputs,
+            returned,
+            products,
+            updates,
             weights,
+            examples: passes.examples as f64,
             sensitivities: sensitivities.collect(),
         }
     }
@@ -155,30 +214,68 @@ impl Places {
     }
 
     fn signal(&self, values: &[f32], signal: Signal, module: usize) -> Option<f32> {
-        let [a, b] = match signal {
-            Signal::GradientL1 | Signal::GradientL2 => self.gradients[module]?,
-            _ => [0; 2],
+        let value = |at: usize| f64::from(values[at]);
+        let root = |sum: f64| sum.max(0.0).sqrt();
+        let output = |at: fn(&Output) -> Option<usize>, i| self.tokens_sum(values, module, at, i);
+        let returned = |at: fn(&Gradient) -> Option<usize>, i: usize| {
+            let parts = self.returned[module].iter().filter_map(at);
+            parts.map(|at| value(at + i)).reduce(|a, b| a + b)
         };
-        // Over the micro-batches, as if each row stood for the tokens of its sequence: sums of modules that see
-        // every token and of those that see one a sequence compare.
-        let total = |at: fn(&Output) -> Option<usize>, i: usize| {
-            let parts = self.outputs[module].iter();
-            let parts = parts.filter_map(|output| {
-                at(output).map(|at| f64::from(values[at + i]) * output.tokens_a_row)
-            });
-            parts.reduce(|a, b| a + b)
+        let both = |pairs: &[Option<[usize; 2]>], i: usize| {
+            let [a, b] = (*pairs.get(module)?)?;
+            Some(value(a + i) + value(b + i))
         };
-        match signal {
-            Signal::ActivationL1 => total(|at| at.activation, 0).map(|sum| sum as f32),
-            Signal::ActivationL2 => total(|at| at.activation, 1).map(|sum| sum.sqrt() as f32),
-            Signal::DeltaL2 => total(|at| at.delta, 0).map(|sum| sum.sqrt() as f32),
-            Signal::GradientL1 => Some(values[a] + values[b]),
-            Signal::GradientL2 => Some(squares(values, a, b).sqrt() as f32),
-            Signal::WeightL2 => {
-                let at = self.weights.get(module)?;
-                Some(values[*at].max(0.0).sqrt())
+        let found = match signal {
+            Signal::ActivationL1 => output(|at| at.activation, 0),
+            Signal::ActivationL2 => output(|at| at.activation, 1).map(root),
+            Signal::DeltaL2 => output(|at| at.delta, 0).map(root),
+            Signal::InputL2 => output(|at| at.input, 1).map(root),
+            Signal::GradientL1 => both(&self.gradients, 0),
+            Signal::GradientL2 => both(&self.gradients, 1).map(root),
+            Signal::OutputGradientL2 => returned(|at| at.output, 1).map(root),
+            Signal::GradientDotWeight => both(&self.products, 0),
+            Signal::GradientDotWeightAbs => both(&self.products, 1),
+            // What came back is of the mean over the step's examples, an example's own gradient so many times that.
+            Signal::Fisher => {
+                returned(|at| at.fisher, 0).map(|sum| sum * self.examples * self.examples)
+            }
+            Signal::UpdateL2 => self.updates.get(module)?.map(|at| root(value(at))),
+            Signal::WeightL2 => self.weights.get(module).map(|at| root(value(*at))),
+            Signal::FrozenWeightL1 | Signal::FrozenWeightL2 => None,
+        };
+        found.map(|found| found as f32)
+    }
+
+    /// A sum over the micro-batches, as if each row stood for the tokens of its sequence: sums of modules that see
+    /// every token and of those that see one a sequence compare.
+    fn tokens_sum(
+        &self,
+        values: &[f32],
+        module: usize,
+        at: fn(&Output) -> Option<usize>,
+        i: usize,
+    ) -> Option<f64> {
+        let parts = self.outputs[module].iter();
+        let parts = parts.filter_map(|output| {
+            at(output).map(|at| f64::from(values[at + i]) * output.tokens_a_row)
+        });
+        parts.reduce(|a, b| a + b)
+    }
+
+    /// The norm of each column of a module's input, over the step's tokens as in the signals; empty where it was not
+    /// measured.
+    fn input_columns(&self, values: &[f32], module: usize) -> Vec<f32> {
+        let mut squares: Vec<f64> = Vec::new();
+        for output in &self.outputs[module] {
+            let Some(at) = output.input_columns.clone() else {
+                continue;
+            };
+            squares.resize(at.len(), 0.0);
+            for (sum, value) in squares.iter_mut().zip(&values[at]) {
+                *sum += f64::from(*value) * output.tokens_a_row;
             }
         }
+        squares.into_iter().map(|sum| sum.sqrt() as f32).collect()
     }
 
     /// The sensitivity of each module's components; empty for a module without.
@@ -195,8 +292,23 @@ fn squares(values: &[f32], a: usize, b: usize) -> f64 {
     f64::from(values[a + 1]) + f64::from(values[b + 1])
 }
 
+/// Adds `[Σθg, Σ|θg|]` of both tensors of each module that has a gradient.
+fn products_of<B: Kernels>(
+    readout: &mut Readout<B>,
+    trainee: &Trainee<B>,
+    passes: &Passes<B>,
+) -> Vec<Option<[usize; 2]>> {
+    let modules = trainee.adapters.pairs().iter().zip(&passes.gradients);
+    let modules = modules.map(|(pair, gradient)| {
+        let gradient = gradient.as_ref()?;
+        let product = |i: usize| B::products(pair[i].clone(), gradient[i].clone());
+        Some([0, 1].map(|i| readout.push(product(i))))
+    });
+    modules.collect()
+}
+
 /// `[Σ|x|, Σx²]` of a whole tensor.
-fn sums<B: Kernels>(x: &Tensor<B, 2>) -> Tensor<B, 1> {
+pub(super) fn sums<B: Kernels>(x: &Tensor<B, 2>) -> Tensor<B, 1> {
     let columns = 0..x.dims()[1];
     B::sums(x.clone(), columns)
 }
@@ -212,17 +324,22 @@ fn weight_squares<B: Kernels>([a, b]: &[Tensor<B, 2>; 2], scale: f32) -> Tensor<
 pub(super) fn raw<B: Kernels>(
     trainee: &Trainee<B>,
     passes: &Passes<B>,
+    places: &Places,
+    values: &[f32],
     plan: &StepPlan<'_>,
 ) -> Result<Vec<Raw>> {
-    let values = plan.wanted.raw.iter().map(|&value| {
+    let found = plan.wanted.raw.iter().map(|&value| {
         let modules = 0..trainee.adapters.modules.len();
-        let buffers = modules.map(|module| buffer(value, module, trainee, passes));
+        let buffers = modules.map(|module| match value {
+            RawValue::InputColumnL2 => Ok(places.input_columns(values, module)),
+            _ => buffer(value, module, trainee, passes),
+        });
         Ok(Raw {
             value: value.name(),
             buffers: buffers.collect::<Result<_>>()?,
         })
     });
-    values.collect()
+    found.collect()
 }
 
 fn buffer<B: Kernels>(
@@ -247,6 +364,8 @@ fn buffer<B: Kernels>(
             let gradient = passes.gradients[module].as_ref();
             gradient.map_or(Ok(Vec::new()), both)
         }
-        RawValue::Weight => both(&trainee.adapters.pairs()[module]),
+        RawValue::Weight => both(trainee.adapters.pair(module)),
+        // Read with the signals, and before the first step.
+        RawValue::InputColumnL2 | RawValue::FrozenWeight => Ok(Vec::new()),
     }
 }

@@ -11,7 +11,7 @@ use super::stall::{Seen, Turn};
 use super::step::StepResult;
 use super::stop::Stop;
 use super::{Training, evaluate, peak_memory};
-use crate::allocation::Reallocation;
+use crate::allocation::{Reallocation, Signal, Wanted};
 use crate::data::Batch;
 use crate::error::Result;
 use crate::kernel::Kernels;
@@ -42,16 +42,20 @@ impl<B: Kernels> Training<'_, B> {
         let of_rank = |(module, rank): (&ModuleInfo, &u32)| {
             module.parameters * u64::from(*rank) / u64::from(module.rank)
         };
-        self.rest.modules.iter().zip(ranks).map(of_rank).sum()
+        let details = self.controller.details();
+        // A pair that several modules use counts once.
+        let modules = self.rest.modules.iter().zip(ranks).enumerate();
+        let owners = modules.filter(|(module, _)| details.owner(*module) == *module);
+        owners.map(|(_, it)| of_rank(it)).sum()
     }
 
-    /// The operations of a step over `batches`: `tracked` modules have gradients, `outputs` says whether any
-    /// output is measured, and the first `depth` layers were not run but for what their cache lacked.
+    /// The operations of a step over `batches`: `tracked` modules have gradients, what is `wanted` is measured (inputs
+    /// at the price of outputs, of which a linear or two are spared), and the first `depth` layers were not run but for what their cache lacked.
     pub(super) fn flops(
         &mut self,
         batches: &[Batch],
         tracked: &[bool],
-        outputs: bool,
+        wanted: &Wanted,
         depth: usize,
     ) -> u64 {
         let mut sizes = Sizes::default();
@@ -60,7 +64,12 @@ impl<B: Kernels> Training<'_, B> {
         }
         let computed = self.cache.as_mut().map(|cache| cache.take_computed());
         let computed = computed.unwrap_or_default();
-        self.costs.step(tracked, sizes, outputs, depth, computed)
+        let fisher = match wanted.any(&[Signal::Fisher]) {
+            true => self.costs.fisher(tracked, sizes),
+            false => 0,
+        };
+        let outputs = wanted.outputs();
+        self.costs.step(tracked, sizes, outputs, depth, computed) + fisher
     }
 
     /// What the step that is about to be applied is.
@@ -264,6 +273,10 @@ impl From<&Reallocation> for AllocationRecord {
             active: reallocation.active.clone(),
             ranks: reallocation.ranks.clone(),
             ledger: reallocation.ledger.clone(),
+            frozen: reallocation.details.frozen,
+            rates: reallocation.details.rates.clone(),
+            scales: reallocation.details.scales.clone(),
+            shared: reallocation.details.shared.clone(),
             numbers: PluginNumbers {
                 scorer: reallocation.scorer_numbers.clone(),
                 allocator: reallocation.allocator_numbers.clone(),

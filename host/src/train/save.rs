@@ -7,7 +7,7 @@ use super::optimizer::GroupState;
 use super::stop::Signal;
 use super::trainee::read;
 use super::{Training, peak_memory};
-use crate::allocation::State;
+use crate::allocation::{self, State};
 use crate::error::{Error, Kind, Result};
 use crate::export;
 use crate::kernel::Kernels;
@@ -57,6 +57,9 @@ impl<B: Kernels> Training<'_, B> {
             None => Vec::new(),
         };
         self.progress.component_updates = states.iter().map(components).collect();
+        let last =
+            |state: &Option<GroupState<B>>| state.as_ref().and_then(|state| state.last.clone());
+        self.progress.last_updates = states.iter().map(last).collect();
         self.progress.head_updates = self.optimizer.head.as_ref().map(|state| state.steps);
         let pending = self.writer.begin_checkpoint(self.progress.step)?;
         checkpoint::write(
@@ -104,8 +107,22 @@ impl<B: Kernels> Training<'_, B> {
         .help(self.after_divergence())
     }
 
-    /// Exports the adapter in the format of PEFT; of each module only the `components` that remain.
-    pub(super) fn export(&mut self, components: Option<&[Vec<bool>]>) -> Result<()> {
+    /// Exports the adapter in the format of PEFT as it is in the state `allocation`; of each module only the components
+    /// that remain, or that have been frozen at other values than zero.
+    pub(super) fn export(&mut self, allocation: &allocation::State) -> Result<()> {
+        let allocation::State {
+            details,
+            components,
+            ..
+        } = allocation;
+        let adapters = &mut self.trainee.adapters;
+        adapters.put_to_use(&details.scales, &details.shared);
+        let mut components = components.clone();
+        for (module, remaining) in components.iter_mut().flatten().enumerate() {
+            if details.frozen {
+                keep_frozen(remaining, &read(adapters.pair(module)[1].clone())?);
+            }
+        }
         let head = self.trainee.model.head.tensors().into_iter();
         let head: Vec<_> = head.zip(self.trainee.head.iter().cloned()).collect();
         let fresh = self.writer.begin_adapter()?;
@@ -114,7 +131,7 @@ impl<B: Kernels> Training<'_, B> {
             self.rest.pretrained.config.family,
             &self.recipe.model.name,
             &self.trainee.adapters,
-            components,
+            components.as_deref(),
             &self.linears,
             &head,
         )?;
@@ -125,7 +142,7 @@ impl<B: Kernels> Training<'_, B> {
     /// Exports the best checkpoint where an evaluation picked one, which comes back, else the last state.
     pub(super) fn export_best(&mut self) -> Result<Option<Best>> {
         self.progress.peak_memory = self.progress.peak_memory.max(peak_memory());
-        let mut components = self.controller.components().map(<[_]>::to_vec);
+        let mut allocation = self.controller.state()?;
         let best = checkpoint::read_best(
             self.writer.run(),
             &self.progress,
@@ -134,10 +151,18 @@ impl<B: Kernels> Training<'_, B> {
             self.device,
         )?;
         let best = best.map(|(progress, best)| {
-            components = progress.allocation.components;
+            allocation = progress.allocation;
             best
         });
-        self.export(components.as_deref())?;
+        self.export(&allocation)?;
         Ok(best)
+    }
+}
+
+/// Lets those components remain too whose column of B is not zero, of B's values row by row.
+fn keep_frozen(remaining: &mut [bool], of_b: &[f32]) {
+    let rank = remaining.len();
+    for (k, remains) in remaining.iter_mut().enumerate() {
+        *remains |= of_b.iter().skip(k).step_by(rank).any(|value| *value != 0.0);
     }
 }

@@ -4,11 +4,12 @@
 use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
 use dynalora_plugin_api::Observation;
 
+use super::optimizer::Optimizer;
 use super::prefix::PrefixCache;
 use super::readout::{self, Places, Readout};
 use super::trainee::{Trainee, upload};
-use crate::adapter::{Observe, Observed, Pass, components, mixed};
-use crate::allocation::{RawValue, Signal, Wanted};
+use crate::adapter::{Observe, Observed, Pass, Sense, Sensed, components, mixed};
+use crate::allocation::{Details, RawValue, Signal, Wanted};
 use crate::data::{Batch, Label};
 use crate::error::{Error, Result};
 use crate::kernel::{Ad, Kernels, Sequences};
@@ -22,6 +23,8 @@ pub struct StepPlan<'a> {
     /// Which components of each module remain; none where nothing is pruned. The others receive no
     /// gradient, and add none to the gradient's norm.
     pub components: Option<&'a [Vec<bool>]>,
+    /// What else the allocator has decided.
+    pub details: &'a Details,
     /// The adapters' learning rate at this step, which the sensitivity of pruned components goes by.
     pub rate: f64,
     /// Whether the gradients of inactive modules are measured as well.
@@ -52,12 +55,37 @@ impl StepPlan<'_> {
         self.wanted.any(signals)
     }
 
-    /// What a pass is to measure of the modules' outputs.
+    /// Whether this raw value is wanted.
+    pub(super) fn wants_raw(&self, value: RawValue) -> bool {
+        self.wanted.raw.contains(&value)
+    }
+
+    /// What a pass over `batch` is to measure of the gradients; none where that is nothing.
+    fn sense<B: Kernels>(&self, trainee: &Trainee<B>, batch: &Batch) -> Option<Sense<B>> {
+        let fisher = self.wants(&[Signal::Fisher]);
+        let outputs = self.wants(&[Signal::OutputGradientL2]);
+        if !fisher && !outputs {
+            return None;
+        }
+        let adapters = &trainee.adapters;
+        let sense = Sense::new(adapters.modules.len(), outputs);
+        Some(match fisher {
+            true => {
+                let projections = adapters.projections.as_ref();
+                sense.fisher(&batch.offsets, projections, self.components)
+            }
+            false => sense,
+        })
+    }
+
+    /// What a pass is to measure of the modules' inputs and outputs.
     fn observe(&self) -> Observe {
         Observe {
+            input: self.wants(&[Signal::InputL2]),
+            input_columns: self.wants_raw(RawValue::InputColumnL2),
             activation: self.wants(&[Signal::ActivationL1, Signal::ActivationL2]),
             delta: self.wants(&[Signal::DeltaL2]),
-            raw_activation: self.wanted.raw.contains(&RawValue::Activation),
+            raw_activation: self.wants_raw(RawValue::Activation),
         }
     }
 
@@ -90,12 +118,14 @@ pub struct StepResult<B: Kernels> {
 
 /// Runs the micro-batches of one step. Loss and gradients are means over their examples, each of which weighs
 /// the same whichever micro-batch it is in: those of one batch with all of them. With a `prefix` the layers in
-/// it are not run, and nothing is measured of their modules' outputs.
+/// it are not run, and nothing is measured of their modules' outputs. Of the `optimizer`, if there is one, its last
+/// updates are measured.
 pub fn run<B: Kernels>(
     trainee: &Trainee<B>,
     batches: &[Batch],
     plan: &StepPlan<'_>,
     prefix: Option<Prefix<'_>>,
+    optimizer: Option<&Optimizer<B>>,
     device: &B::Device,
 ) -> Result<StepResult<B>> {
     let mut passes = passes(trainee, batches, plan, prefix, device)?;
@@ -111,7 +141,14 @@ pub fn run<B: Kernels>(
         }
     }
     let mut readout = Readout::default();
-    let places = Places::of(&mut readout, trainee, &passes, sensitivities, plan);
+    let places = Places::of(
+        &mut readout,
+        trainee,
+        &passes,
+        sensitivities,
+        optimizer,
+        plan,
+    );
     let values = readout.values()?;
 
     let gradient_norms = places.gradient_norms(&values);
@@ -119,12 +156,13 @@ pub fn run<B: Kernels>(
     let mut observation = Observation::default();
     observation.step = plan.step;
     observation.tokens = passes.tokens.iter().sum::<usize>() as u64;
+    observation.examples = passes.examples as u64;
     observation.loss = places.loss(&values);
     observation.learning_rate = plan.rate;
     observation.probing = plan.probing;
     observation.active = plan.active.to_vec();
     observation.signals = places.signals(&values, plan);
-    observation.raw = readout::raw(trainee, &passes, plan)?;
+    observation.raw = readout::raw(trainee, &passes, &places, &values, plan)?;
     observation.components = places.components(&values);
     let squares: f64 = of_active
         .filter_map(|(norm, active)| norm.filter(|_| *active))
@@ -152,6 +190,10 @@ pub(super) struct Passes<B: Kernels> {
     pub head_gradients: Vec<Tensor<B, 2>>,
     /// What was measured of each module in each micro-batch.
     pub observed: Vec<Vec<Option<Observed<B>>>>,
+    /// What was measured of what came back to it; empty where nothing was.
+    pub sensed: Vec<Vec<Sensed<B>>>,
+    /// Examples of all micro-batches.
+    pub examples: usize,
     /// Tokens of each micro-batch.
     pub tokens: Vec<usize>,
 }
@@ -166,7 +208,7 @@ fn passes<B: Kernels>(
     let tracked = plan.tracked();
     let mut gradients: Gradients<B> = vec![None; trainee.adapters.modules.len()];
     let mut head_gradients: Vec<Option<Tensor<B, 2>>> = vec![None; trainee.head.len()];
-    let (mut losses, mut observed) = (Vec::new(), Vec::new());
+    let (mut losses, mut observed, mut sensed) = (Vec::new(), Vec::new(), Vec::new());
     let examples: usize = batches.iter().map(|batch| batch.labels.len()).sum();
     for (micro, batch) in batches.iter().enumerate() {
         let seed = mixed(plan.seed, micro as u64);
@@ -177,6 +219,9 @@ fn passes<B: Kernels>(
             plan.observe(),
             seed,
         );
+        if let Some(sense) = plan.sense(trainee, batch) {
+            pass = pass.sensing(sense);
+        }
         let logits = match &mut prefix {
             Some(Prefix { cache, depth }) => {
                 let x = cache.states(trainee, batch, *depth, device)?;
@@ -193,8 +238,9 @@ fn passes<B: Kernels>(
         let loss = loss(logits, &batch.labels, device)? * share;
         losses.push(loss.clone().inner());
         let mut found = loss.backward();
-        for ((sum, pair), tracked) in gradients.iter_mut().zip(&pass.pairs).zip(&tracked) {
-            if *tracked {
+        for (module, (sum, pair)) in gradients.iter_mut().zip(&pass.pairs).enumerate() {
+            // A pair that several use has the sum of their gradients, which is its owner's.
+            if tracked[module] && trainee.adapters.owner(module) == module {
                 let pair = pair.each_ref().map(|tensor| tensor.grad_remove(&mut found));
                 let [Some(a), Some(b)] = pair else { continue };
                 *sum = Some(match sum.take() {
@@ -211,6 +257,7 @@ fn passes<B: Kernels>(
                 });
             }
         }
+        sensed.push(pass.sensed());
         observed.push(pass.observed);
     }
     Ok(Passes {
@@ -221,6 +268,8 @@ fn passes<B: Kernels>(
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| Error::failure("a tensor of the head received no gradient"))?,
         observed,
+        sensed,
+        examples,
         tokens: batches.iter().map(|batch| batch.ids.len()).collect(),
     })
 }
@@ -238,9 +287,8 @@ fn sensitivities<B: Kernels>(
     let of_module = pairs.map(|(module, (pair, gradient))| {
         let remaining = plan.remaining(module);
         let gradient = gradient.as_ref()?;
-        Some(components::sensitivity(
-            pair, gradient, remaining, plan.rate,
-        ))
+        let rate = plan.rate * plan.details.rate(module)[1];
+        Some(components::sensitivity(pair, gradient, remaining, rate))
     });
     of_module.collect()
 }

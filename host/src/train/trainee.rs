@@ -1,5 +1,7 @@
 //! The model with everything in it that trains, the batches that go to it and the values that come back.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::adapter::Adapters;
@@ -34,8 +36,17 @@ pub fn upload<B: Kernels>(batch: &Batch, device: &B::Device) -> Input<B> {
     }
 }
 
+/// Transfers from the device to the host that this process has made.
+static READS: AtomicU64 = AtomicU64::new(0);
+
+/// How many transfers from the device to the host this process has made.
+pub fn reads() -> u64 {
+    READS.load(Ordering::Relaxed)
+}
+
 /// A tensor's values on the host.
 pub fn read<B: Kernels, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>> {
+    READS.fetch_add(1, Ordering::Relaxed);
     tensor
         .into_data()
         .into_vec::<f32>()

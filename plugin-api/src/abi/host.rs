@@ -55,6 +55,7 @@ pub fn read_manifest(answer: &Fields<'_>, version: &str) -> Result<Manifest> {
         api_version: text::line(&manifest.api_version, 200),
         description: text::shown(&manifest.description, text::LONGEST),
         reference: text::shown(&manifest.reference, text::LONGEST),
+        formula: text::shown(&manifest.formula, text::LONGEST),
         needs: manifest.needs,
         parameters: text::json(manifest.parameters),
     })

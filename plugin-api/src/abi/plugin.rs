@@ -308,6 +308,7 @@ fn described<P: Plugin>(kind: Kind, needs: fn(&Json) -> Option<Needs>) -> Manife
         api_version: API_VERSION.to_owned(),
         description: P::DESCRIPTION.to_owned(),
         reference: P::REFERENCE.to_owned(),
+        formula: P::FORMULA.to_owned(),
         needs: needs(&parameters),
         parameters,
     }

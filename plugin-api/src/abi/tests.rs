@@ -162,6 +162,7 @@ fn observation(step: u64) -> Observation {
         step,
         total_steps: 20,
         tokens: 99,
+        examples: 8,
         loss: 0.25,
         learning_rate: 1e-3,
         metric: Some(Metric::new(10, "pearson", 0.5)),

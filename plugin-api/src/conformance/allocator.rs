@@ -1,135 +1,283 @@
 //! Rules of allocators.
 
 use std::collections::HashSet;
-use std::ops::RangeInclusive;
-use std::time::Instant;
 
-use super::scorer::{
-    EXTREMES, Measure, losses, needs_are_sane, observation, upcoming, varied as varied_measurements,
+use super::common::{Later, damaged, wishes};
+use super::setup::{
+    EVERY, EXTREMES, LOSSES, MODULES, Measure, Setup, before_the_first_step, large, losses,
+    needs_are_sane, numbers_are_sane, observe, plausible, timed, varied as measured, within,
 };
 use super::{Checks, broken, ensure, kept};
-use crate::testing::request;
+use crate::abi::host::RemoteAllocator;
+use crate::testing::request_over;
 use crate::{
-    Allocation, AllocationRequest, Allocator, LedgerEntry, ModuleInfo, Random, Result, TrialRequest,
+    Allocation, AllocationRequest, Allocator, LedgerEntry, ModuleInfo, Random, Result,
+    TrialRequest, Unit,
 };
 
-type Make<'a> = &'a dyn Fn(&[ModuleInfo]) -> Result<Box<dyn Allocator>>;
-
-pub fn check(checks: &mut Checks, make: Make<'_>) {
-    let plain = || varied(24, 7, 0);
-    checks.check("needs", || match make(&plain().modules)?.needs() {
-        needs if needs.observes() || needs.held_back > 0 => needs_are_sane(&needs),
-        needs if !needs.scores => ignores_scores(make),
-        _ => Ok("scores".to_owned()),
+pub fn check(checks: &mut Checks, setup: &Setup<'_>) {
+    let units = setup.units(MODULES);
+    let fresh = || setup.allocator(&units);
+    let plain = |seed| varied(&units, 7, seed);
+    checks.check("needs", || {
+        let needs = fresh()?.needs();
+        let scores = match needs.scores {
+            true => "scores",
+            false => "no scores",
+        };
+        Ok(format!("{scores}; {}", needs_are_sane(&needs)?))
+    });
+    if fresh().is_ok_and(|allocator| !allocator.needs().scores) {
+        checks.check("reads no scores", || ignores_scores(setup, &units));
+    }
+    checks.check("wishes", || {
+        wishes(fresh, &units, |allocator| {
+            checked(allocator, &plain(0), setup).map(drop)
+        })
     });
     checks.check("answers a request", || {
-        let allocation = fresh(make, &plain())?;
+        let allocation = answer(setup, &plain(0))?;
         let active = allocation.active.iter().filter(|active| **active).count();
-        Ok(format!("{active} of 24 modules"))
+        Ok(format!(
+            "{active} of {MODULES} active{}",
+            extras(&allocation)
+        ))
+    });
+    checks.check("answers before the first step", || {
+        let mut allocator = fresh()?;
+        before_the_first_step(&mut allocator, &units, 2)?;
+        let mut first = request_over(&units, &plain(0).scores);
+        first.step = 0;
+        checked(&mut allocator, &first, setup)?;
+        kept()
     });
     checks.check("same request, same answer", || {
-        let (one, other) = (fresh(make, &plain())?, fresh(make, &plain())?);
+        let (one, other) = (answer(setup, &plain(0))?, answer(setup, &plain(0))?);
         ensure(one == other, || {
             "two fresh allocators answer the same request differently".into()
+        })?;
+        kept()
+    });
+    checks.check("an unknown field", || {
+        let later = setup.allocator_through(&units, |carrier| Box::new(Later(carrier)))?;
+        let after = |allocator| {
+            let (mut allocator, request): (RemoteAllocator, _) = (allocator, plain(0));
+            before_the_first_step(&mut allocator, &units, 1)?;
+            let answer = seen(&mut allocator, &request, setup)?;
+            let state = allocator.save()?;
+            allocator.load(&state)?;
+            Ok::<_, crate::Error>(answer)
+        };
+        ensure(after(later)? == after(fresh()?)?, || {
+            "with a field that it does not know in each call, it answers differently".into()
         })?;
         kept()
     });
     checks.check("seeds", || {
         let mut answers = HashSet::new();
         for seed in 0..20 {
-            answers.insert(fresh(make, &varied(24, 7, seed))?.active);
+            answers.insert(answer(setup, &plain(seed))?.active);
         }
         Ok(match answers.len() {
             1 => "does not depend on the seed".to_owned(),
             answers => format!("{answers} different answers to 20 seeds"),
         })
     });
-    checks.check("state comes back", || state_comes_back(make));
-    checks.check("refuses a damaged state", || {
-        let mut used = make(&plain().modules)?;
-        observe(&mut *used, 24, 1..=3, &varied_measurements)?;
-        checked(&mut *used, &plain())?;
-        let state = used.save()?;
-        for bad in [b"\xff\x00 no state".as_slice(), &state[..state.len() / 2]] {
-            // Half of nothing is nothing, which a plugin without a state takes.
-            let refused = bad.is_empty() || make(&plain().modules)?.load(bad).is_err();
-            ensure(refused, || {
-                format!("takes {} bytes that are no state of its", bad.len())
-            })?;
-        }
-        kept()
+    checks.check("numbers", || {
+        let mut allocator = fresh()?;
+        seen(&mut allocator, &plain(0), setup)?;
+        numbers_are_sane(&allocator.numbers()?, MODULES)
     });
-    for (name, scores) in [
-        ("equal scores", vec![0.25; 24]),
-        ("all scores zero", vec![0.0; 24]),
-        ("one score above zero", [vec![0.0; 23], vec![1.0]].concat()),
-        ("one module", vec![0.5]),
-        ("one module of score zero", vec![0.0]),
-        ("huge scores", vec![f64::MAX; 24]),
-        ("subnormal scores", vec![5e-324; 24]),
-        (
-            "huge and subnormal scores",
-            [f64::MAX, 5e-324, 0.0, 1.0].repeat(6),
-        ),
-    ] {
-        checks.check(name, || {
-            for seed in 0..5 {
-                let request = AllocationRequest {
-                    seed,
-                    ..request(&scores)
-                };
-                fresh(make, &request)?;
-            }
-            kept()
-        });
-    }
-    if make(&plain().modules).is_ok_and(|allocator| allocator.needs().measures()) {
+    checks.check("state comes back", || state_comes_back(setup, &units));
+    checks.check("refuses a damaged state", || {
+        let mut used = fresh()?;
+        seen(&mut used, &plain(0), setup)?;
+        damaged(&used.save()?, |bad| fresh()?.load(bad))
+    });
+    trials(checks, setup, &units);
+    scores(checks, setup);
+    if fresh().is_ok_and(|allocator| allocator.needs().measures()) {
         for (name, measure) in EXTREMES {
             checks.check(name, || {
-                let mut allocator = make(&plain().modules)?;
-                observe(&mut *allocator, 24, 1..=4, measure)?;
-                checked(&mut *allocator, &plain())?;
-                observe(&mut *allocator, 24, 5..=6, measure)?;
-                checked(&mut *allocator, &varied(24, 8, 0))?;
+                two_periods(setup, &units, measure)?;
                 kept()
             });
         }
     }
+    checks.check("a schedule of its own", || own_schedule(setup, &units));
+    if setup.unit == Unit::Module {
+        checks.check("whole layers", || layers(&setup.by_layers()));
+    }
+    let needs = fresh().map(|made| made.needs()).unwrap_or_default();
+    for &(name, count) in large(&needs) {
+        checks.check(name, || {
+            let units = setup.units(count);
+            let (mut allocator, made) = timed("made in", || setup.allocator(&units))?;
+            before_the_first_step(&mut allocator, &units, 1)?;
+            // The last step before a reallocation is a probe.
+            let steps = || observe(&mut allocator, &units, EVERY - 1..=EVERY, &measured);
+            let (told, stepped) = timed("two steps", steps)?;
+            let request = varied(&units, 7, 0);
+            let (_, chosen) = timed("chosen in", || checked(&mut allocator, &request, setup))?;
+            Ok(match told {
+                0 => format!("{made}, {chosen}"),
+                _ => format!("{made}, {stepped}, {chosen}"),
+            })
+        });
+    }
+}
+
+/// Scores of every kind, with histories of every kind.
+fn scores(checks: &mut Checks, setup: &Setup<'_>) {
+    for (name, scores) in [
+        ("equal scores", vec![0.25; MODULES]),
+        ("all scores zero", vec![0.0; MODULES]),
+        (
+            "one score above zero",
+            [vec![0.0; MODULES - 1], vec![1.0]].concat(),
+        ),
+        ("one module", vec![0.5]),
+        ("one module of score zero", vec![0.0]),
+        ("huge scores", vec![f64::MAX; MODULES]),
+        ("subnormal scores", vec![5e-324; MODULES]),
+        (
+            "huge and subnormal scores",
+            [f64::MAX, 5e-324, 0.0, 1.0].repeat(MODULES / 4),
+        ),
+    ] {
+        checks.check(name, || {
+            let units = setup.units(scores.len());
+            for seed in 0..5 {
+                let request = AllocationRequest {
+                    seed,
+                    ..request_over(&units, &scores)
+                };
+                answer(setup, &request)?;
+            }
+            kept()
+        });
+    }
     checks.check("extreme scores and histories", || {
+        let units = setup.units(MODULES);
         for case in 0..200 {
-            let request = extreme(24, case);
-            fresh(make, &request).map_err(|error| format!("{:?}: {error}", request.scores))?;
+            let request = extreme(&units, case);
+            within(&format!("{:?}", request.scores), answer(setup, &request))?;
         }
         kept()
     });
-    checks.check("10,000 modules", || {
-        let request = varied(10_000, 7, 0);
-        let mut allocator = make(&request.modules)?;
-        observe(&mut *allocator, 10_000, 1..=1, &varied_measurements)?;
-        let start = Instant::now();
-        checked(&mut *allocator, &request)?;
-        Ok(format!("{:.1} ms", start.elapsed().as_secs_f64() * 1e3))
+}
+
+fn trials(checks: &mut Checks, setup: &Setup<'_>, units: &[ModuleInfo]) {
+    if setup
+        .allocator(units)
+        .is_ok_and(|allocator| allocator.needs().held_back == 0)
+    {
+        return;
+    }
+    checks.check("trials", || {
+        let trials = || {
+            let mut allocator = setup.allocator(units)?;
+            observe(&mut allocator, units, 1..=3, &measured)?;
+            allocator.trials(&trial_request(&varied(units, 7, 0)))
+        };
+        let first = trials()?;
+        ensure(first == trials()?, || {
+            "two fresh allocators ask for different trials".into()
+        })?;
+        Ok(format!(
+            "{} on {} examples",
+            first.trials.len(),
+            first.examples
+        ))
     });
+    for (name, loss) in LOSSES {
+        checks.check(name, || {
+            let mut allocator = setup.allocator(units)?;
+            observe(&mut allocator, units, 1..=EVERY, &measured)?;
+            for index in 7..9 {
+                checked_by(&mut allocator, &varied(units, index, 0), setup, loss)?;
+            }
+            kept()
+        });
+    }
+}
+
+/// What an answer says beside the mask.
+fn extras(answer: &Allocation) -> String {
+    let given = [
+        ("components", answer.components.is_some()),
+        ("rates", answer.rates.is_some()),
+        ("scales", answer.scales.is_some()),
+        ("shared", answer.shared.is_some()),
+        ("ask_again", answer.ask_again.is_some()),
+    ];
+    let names: Vec<&str> = given
+        .into_iter()
+        .filter_map(|(name, given)| given.then_some(name))
+        .collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!(", with {}", names.join(", ")),
+    }
+}
+
+/// Where the schedule leaves it to the allocator, it says when it is asked again, unless it refuses the run.
+fn own_schedule(setup: &Setup<'_>, units: &[ModuleInfo]) -> Result<String> {
+    let setup = setup.asked_by_its_answers();
+    let mut allocator = match setup.allocator(units) {
+        Ok(allocator) => allocator,
+        Err(error) => {
+            ensure(!super::panicked(&error), || error.to_string())?;
+            return Ok(format!("refused: {error}"));
+        }
+    };
+    let mut asks = Vec::new();
+    for index in 0..3 {
+        let answer = checked(&mut allocator, &varied(units, index, index), &setup)?;
+        asks.push(answer.ask_again);
+    }
+    Ok(match asks[0] {
+        None => "does not ask to be asked again".to_owned(),
+        Some(steps) => format!("asks again after {steps} steps"),
+    })
+}
+
+/// Over whole layers an allocator answers by the same rules, unless it refuses the run.
+fn layers(setup: &Setup<'_>) -> Result<String> {
+    let units = setup.units(6);
+    let made = setup.allocator(&units);
+    if let Err(error) = &made {
+        ensure(!super::panicked(error), || error.to_string())?;
+        return Ok(format!("refused: {error}"));
+    }
+    if made.is_ok_and(|allocator| allocator.needs().measures()) {
+        // The host refuses it before it is told of the run.
+        return Ok("measures single modules: it is never asked to choose among layers".into());
+    }
+    for seed in 0..5 {
+        answer(setup, &varied(&units, 7, seed))?;
+    }
+    kept()
 }
 
 /// A request in the middle of a run, with scores and history that differ from module to module.
-fn varied(modules: usize, reallocation: u64, seed: u64) -> AllocationRequest {
-    let mut random = Random::new(modules as u64 + 1000 * reallocation);
-    let scores: Vec<f64> = (0..modules).map(|_| random.uniform() * 10.0).collect();
+fn varied(units: &[ModuleInfo], reallocation: u64, seed: u64) -> AllocationRequest {
+    let mut random = Random::new(units.len() as u64 + 1000 * reallocation);
+    let scores: Vec<f64> = units.iter().map(|_| random.uniform() * 10.0).collect();
     let mut request = AllocationRequest {
-        step: 50 * reallocation,
+        step: EVERY * reallocation,
         total_steps: 1000,
         reallocation,
         seed,
-        ..request(&scores)
+        ..request_over(units, &scores)
     };
-    for index in 0..modules {
+    for index in 0..units.len() {
         let times_chosen = random.bits() % (reallocation + 1);
         let active = random.bits() & 1 == 1;
         request.ledger[index] = LedgerEntry {
-            steps_active: 50 * times_chosen,
+            steps_active: EVERY * times_chosen,
             times_chosen,
-            last_chosen: (times_chosen > 0).then_some(50 * times_chosen),
+            last_chosen: (times_chosen > 0).then_some(EVERY * times_chosen),
         };
         request.active[index] = active;
         request.ranks[index] *= u32::from(active);
@@ -138,26 +286,33 @@ fn varied(modules: usize, reallocation: u64, seed: u64) -> AllocationRequest {
 }
 
 /// An allocator that can be made bears extreme scores, histories and measurements.
-pub fn bears_extremes(make: Make<'_>) -> Result<()> {
-    make(&crate::testing::modules(24))?;
+pub fn bears_extremes(setup: &Setup<'_>) -> Result<()> {
+    let units = setup.units(MODULES);
+    setup.allocator(&units)?;
     for case in 0..20 {
-        let request = extreme(24, case);
-        fresh(make, &request)
-            .map_err(|error| broken(format!("scores {:?}: {error}", request.scores).into()))?;
+        let request = extreme(&units, case);
+        let answer = answer(setup, &request);
+        within(&format!("scores {:?}", request.scores), answer).map_err(broken)?;
     }
     for (name, measure) in EXTREMES {
-        let bears = || {
-            let mut allocator = make(&crate::testing::modules(24))?;
-            observe(&mut *allocator, 24, 1..=3, measure)?;
-            checked(&mut *allocator, &varied(24, 7, 0))
-        };
-        bears().map_err(|error| broken(format!("{name}: {error}").into()))?;
+        within(name, two_periods(setup, &units, measure)).map_err(broken)?;
+    }
+    Ok(())
+}
+
+/// Two periods with a choice after each, as a host lives through them.
+fn two_periods(setup: &Setup<'_>, units: &[ModuleInfo], measure: Measure<'_>) -> Result<()> {
+    let mut allocator = setup.allocator(units)?;
+    before_the_first_step(&mut allocator, units, 1)?;
+    for (index, first) in [(7, 1), (8, EVERY + 1)] {
+        observe(&mut allocator, units, first..=first + EVERY - 1, measure)?;
+        checked(&mut allocator, &varied(units, index, 0), setup)?;
     }
     Ok(())
 }
 
 /// A request with scores and histories at the ends of what there can be; a function of `case` alone.
-fn extreme(modules: usize, case: u64) -> AllocationRequest {
+fn extreme(units: &[ModuleInfo], case: u64) -> AllocationRequest {
     const SCORES: [f64; 10] = [
         0.0,
         0.0,
@@ -175,12 +330,12 @@ fn extreme(modules: usize, case: u64) -> AllocationRequest {
     let mut pick = |length: usize| (random.bits() % length as u64) as usize;
     // Few values a case, so that equals and all-zeros come up.
     let (kinds, from) = (1 + pick(4), pick(SCORES.len()));
-    let scores: Vec<f64> = (0..modules)
+    let scores: Vec<f64> = (units.iter())
         .map(|_| SCORES[(from + pick(kinds)) % SCORES.len()])
         .collect();
     let mut request = AllocationRequest {
         seed: case,
-        ..request(&scores)
+        ..request_over(units, &scores)
     };
     for entry in &mut request.ledger {
         let steps_active = STEPS[pick(STEPS.len())];
@@ -193,44 +348,50 @@ fn extreme(modules: usize, case: u64) -> AllocationRequest {
     request
 }
 
-/// The answer of an allocator that has seen some steps, if it asks to.
-fn fresh(make: Make<'_>, request: &AllocationRequest) -> Result<Allocation> {
-    let mut allocator = make(&request.modules)?;
-    observe(
-        &mut *allocator,
-        request.modules.len(),
-        1..=3,
-        &varied_measurements,
-    )?;
-    checked(&mut *allocator, request)
+/// The answer of a fresh allocator that has seen some steps, if it asks to.
+fn answer(setup: &Setup<'_>, request: &AllocationRequest) -> Result<Allocation> {
+    seen(&mut setup.allocator(&request.modules)?, request, setup)
 }
 
-/// Sends an allocator that asks for measurements those of some steps.
-fn observe(
-    allocator: &mut dyn Allocator,
-    modules: usize,
-    steps: RangeInclusive<u64>,
-    measure: Measure<'_>,
-) -> Result<()> {
-    let needs = allocator.needs();
-    for step in steps {
-        let wants = allocator.wants(&upcoming(step));
-        if wants.anything() && needs.observes() {
-            allocator.observe(&observation(needs.clone(), wants, modules, step, measure))?;
-        }
+/// The answer of this one after some steps.
+fn seen(
+    allocator: &mut RemoteAllocator,
+    request: &AllocationRequest,
+    setup: &Setup<'_>,
+) -> Result<Allocation> {
+    observe(allocator, &request.modules, 1..=3, &measured)?;
+    checked(allocator, request, setup)
+}
+
+fn trial_request(request: &AllocationRequest) -> TrialRequest {
+    TrialRequest {
+        step: request.step,
+        total_steps: request.total_steps,
+        reallocation: request.reallocation,
+        seed: request.seed,
+        active: request.active.clone(),
+        ranks: request.ranks.clone(),
     }
-    Ok(())
 }
 
 /// The answer, or the rule of [`Allocation`] it breaks.
-fn checked(allocator: &mut dyn Allocator, request: &AllocationRequest) -> Result<Allocation> {
+fn checked(
+    allocator: &mut RemoteAllocator,
+    request: &AllocationRequest,
+    setup: &Setup<'_>,
+) -> Result<Allocation> {
+    checked_by(allocator, request, setup, &plausible)
+}
+
+fn checked_by(
+    allocator: &mut RemoteAllocator,
+    request: &AllocationRequest,
+    setup: &Setup<'_>,
+    loss: &dyn Fn(usize) -> f64,
+) -> Result<Allocation> {
     let mut request = request.clone();
-    let mut asked = TrialRequest::default();
-    (asked.active, asked.ranks) = (request.active.clone(), request.ranks.clone());
-    (asked.step, asked.total_steps) = (request.step, request.total_steps);
-    (asked.reallocation, asked.seed) = (request.reallocation, request.seed);
-    let trials = allocator.trials(&asked);
-    request.trials = losses(&allocator.needs(), trials, request.modules.len())?;
+    let trials = allocator.trials(&trial_request(&request));
+    request.trials = losses(&allocator.needs(), trials, &request.modules, loss)?;
     let allocation = allocator.allocate(&request)?;
     let (active, modules) = (&allocation.active, &request.modules);
     ensure(active.len() == modules.len(), || {
@@ -276,51 +437,79 @@ fn checked(allocator: &mut dyn Allocator, request: &AllocationRequest) -> Result
             format!("a factor is {factor}, expected finite and not negative")
         })?;
     }
-    for (module, owner) in allocation.shared.iter().flatten().enumerate() {
-        let shape = |module: usize| modules.get(module).map(|m| (m.in_features, m.out_features));
-        ensure(shape(*owner) == shape(module), || {
-            format!("module {module} is to use the adapter of module {owner}, whose shape differs")
-        })?;
-    }
+    shared(modules, &allocation)?;
     ensure(allocation.ask_again != Some(0), || {
-        "`ask_again` is 0".into()
+        "`ask_again` is 0: it is asked again after one step or more".into()
+    })?;
+    let leaves_it = setup.run.schedule == "allocator";
+    ensure(allocation.ask_again.is_none() || leaves_it, || {
+        "it answers with `ask_again`, though the schedule says when it is asked: `start` tells of the schedule".into()
     })?;
     Ok(allocation)
 }
 
+/// Who uses whose pair: one of the same shape and rank, that uses its own.
+fn shared(modules: &[ModuleInfo], allocation: &Allocation) -> Result<()> {
+    let Some(owners) = &allocation.shared else {
+        return Ok(());
+    };
+    let shape = |module: usize| {
+        let module = modules.get(module)?;
+        Some((module.in_features, module.out_features, module.rank))
+    };
+    for (module, owner) in owners.iter().enumerate() {
+        ensure(shape(*owner) == shape(module), || {
+            format!("module {module} is to use the adapter of module {owner}, whose shape differs")
+        })?;
+        ensure(owners[*owner] == *owner, || {
+            format!(
+                "module {module} is to use the adapter of module {owner}, which uses another's itself"
+            )
+        })?;
+    }
+    Ok(())
+}
+
 /// Of an allocator that says so.
-fn ignores_scores(make: Make<'_>) -> Result<String> {
+fn ignores_scores(setup: &Setup<'_>, units: &[ModuleInfo]) -> Result<String> {
     for seed in 0..20 {
-        let request = varied(24, 7, seed);
+        let request = varied(units, 7, seed);
         let other = AllocationRequest {
-            scores: vec![0.0; 24],
+            scores: vec![0.0; MODULES],
             ..request.clone()
         };
-        ensure(fresh(make, &request)? == fresh(make, &other)?, || {
+        ensure(answer(setup, &request)? == answer(setup, &other)?, || {
             "needs no scores, but other scores change its answer".into()
         })?;
     }
-    Ok("nothing, not even scores".to_owned())
+    kept()
 }
 
-fn state_comes_back(make: Make<'_>) -> Result<String> {
-    let requests: Vec<_> = (0..6).map(|index| varied(24, index, 100 + index)).collect();
-    let mut first = make(&requests[0].modules)?;
+fn state_comes_back(setup: &Setup<'_>, units: &[ModuleInfo]) -> Result<String> {
+    let requests: Vec<_> = (0..6)
+        .map(|index| varied(units, index, 100 + index))
+        .collect();
+    let mut first = setup.allocator(units)?;
+    before_the_first_step(&mut first, units, 1)?;
     for (step, request) in (1..).zip(&requests[..3]) {
-        observe(&mut *first, 24, step..=step, &varied_measurements)?;
-        checked(&mut *first, request)?;
+        observe(&mut first, units, step..=step, &measured)?;
+        checked(&mut first, request, setup)?;
     }
     let state = first.save()?;
-    let mut second = make(&requests[0].modules)?;
+    let mut second = setup.allocator(units)?;
     second.load(&state)?;
     ensure(second.save()? == state, || {
         "what is saved after loading is not what was loaded".into()
     })?;
     for (step, request) in (4..).zip(&requests[3..]) {
+        let at = super::setup::upcoming(step);
+        ensure(first.wants(&at) == second.wants(&at), || {
+            format!("after loading its state it wants something else of step {step}")
+        })?;
         for allocator in [&mut first, &mut second] {
-            observe(&mut **allocator, 24, step..=step, &varied_measurements)?;
+            observe(allocator, units, step..=step, &measured)?;
         }
-        let same = checked(&mut *first, request)? == checked(&mut *second, request)?;
+        let same = checked(&mut first, request, setup)? == checked(&mut second, request, setup)?;
         ensure(same, || {
             "after loading its state it answers differently".into()
         })?;

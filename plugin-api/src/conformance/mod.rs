@@ -1,19 +1,24 @@
 //! The conformance kit: whether a plugin keeps the rules of [`Scorer`] and [`Allocator`].
 //!
 //! The same checks run in a plugin's own tests ([`scorer`], [`allocator`]) and on a compiled library
-//! (`dynalora plugins check`).
+//! (`dynalora plugins check`). They go through the boundary, call by call as the host makes them, so that a plugin in
+//! another language or process is checked as well ([`check`]).
 
 mod allocator;
 mod common;
 mod scorer;
+mod setup;
+#[cfg(test)]
+mod tests;
 
 use serde_json::Value;
 
-use crate::abi::host::{self, RemoteAllocator, RemoteScorer};
+use crate::abi::host::{self, Carrier, InProcess};
 use crate::abi::plugin::{AllocatorSide, ScorerSide, table};
 use crate::parameters::example;
-use crate::testing::{start_of, text};
-use crate::{Allocator, Error, Kind, Manifest, ModuleInfo, Plugin, Result, Scorer, Start, Unit};
+use crate::testing::text;
+use crate::{Allocator, Error, Kind, Manifest, ModuleInfo, Plugin, Result, Scorer};
+use setup::Setup;
 
 /// One rule and whether the plugin keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -61,136 +66,73 @@ impl Report {
     }
 }
 
-/// Makes a fresh plugin from parameters.
-pub type Make<'a, T> = &'a dyn Fn(&Value, &[ModuleInfo]) -> Result<Box<T>>;
+/// Makes a fresh plugin from parameters, over modules.
+pub type Make<'a> = &'a dyn Fn(&Value, &[ModuleInfo]) -> Result<Box<dyn Carrier>>;
 
 /// Checks a scorer type, with `parameters` made up from its schema.
+#[track_caller]
 pub fn scorer<S: Plugin + Scorer + 'static>() -> Report {
-    let table = table::<(ScorerSide<S>,)>();
-    checked(host::manifest(table, Kind::Scorer, "0.0.0"), |manifest| {
-        check_scorer(manifest, None, &|parameters, modules| {
-            Ok(Box::new(RemoteScorer::in_process(
-                table,
-                &text(parameters),
-                modules,
-            )?))
-        })
-    })
+    in_process(table::<(ScorerSide<S>,)>(), Kind::Scorer, None)
 }
 
 /// Checks an allocator type, with `parameters` made up from its schema.
+#[track_caller]
 pub fn allocator<A: Plugin + Allocator + 'static>() -> Report {
+    in_process(table::<(AllocatorSide<A>,)>(), Kind::Allocator, None)
+}
+
+/// The same with these parameters, a JSON object: for a type whose schema does not say which it takes.
+#[track_caller]
+pub fn scorer_with<S: Plugin + Scorer + 'static>(parameters: Value) -> Report {
+    in_process(table::<(ScorerSide<S>,)>(), Kind::Scorer, Some(parameters))
+}
+
+/// The same with these parameters, a JSON object: for a type whose schema does not say which it takes.
+#[track_caller]
+pub fn allocator_with<A: Plugin + Allocator + 'static>(parameters: Value) -> Report {
     let table = table::<(AllocatorSide<A>,)>();
-    checked(
-        host::manifest(table, Kind::Allocator, "0.0.0"),
-        |manifest| {
-            check_allocator(manifest, None, &|parameters, modules| {
-                Ok(Box::new(RemoteAllocator::in_process(
-                    table,
-                    &text(parameters),
-                    modules,
-                )?))
-            })
-        },
-    )
+    in_process(table, Kind::Allocator, Some(parameters))
 }
 
 #[track_caller]
-fn checked(manifest: Result<Manifest>, check: impl FnOnce(Manifest) -> Report) -> Report {
-    match manifest {
-        Ok(manifest) => check(manifest),
+fn in_process(table: crate::abi::Table, kind: Kind, parameters: Option<Value>) -> Report {
+    match host::manifest(table, kind, "0.0.0") {
+        Ok(manifest) => check(manifest, parameters, &|parameters, modules| {
+            let parameters = text(parameters);
+            Ok(Box::new(InProcess::new(table, kind, &parameters, modules)?))
+        }),
         // Only in a unit test, whose failure this is.
         Err(error) => panic!("no manifest: {error}"),
     }
 }
 
-/// Checks the scorer that `make` makes, with these parameters or with some made up from the schema.
-pub fn check_scorer(
-    manifest: Manifest,
-    parameters: Option<Value>,
-    make: Make<'_, dyn Scorer>,
-) -> Report {
+/// Checks the plugin of this manifest that `make` makes, with these parameters or with some made up from the schema.
+pub fn check(manifest: Manifest, parameters: Option<Value>, make: Make<'_>) -> Report {
     let parameters = parameters.unwrap_or_else(|| example(&manifest.parameters));
     let mut checks = Checks::default();
-    let try_make = |p: &Value, modules: &[ModuleInfo]| make(p, modules).map(drop);
-    if common::check(&mut checks, &manifest, &parameters, &try_make) {
-        let started = |parameters: &Value, modules: &[ModuleInfo]| {
-            let mut scorer = make(parameters, modules)?;
-            scorer.start(&start_of(modules))?;
-            Ok(scorer)
-        };
-        scorer::check(&mut checks, &|modules| started(&parameters, modules));
-        checks.check("any run", || {
-            any_run(|run, modules| make(&parameters, modules)?.start(run))
-        });
-        checks.check("extreme parameters", || {
-            extreme_parameters(&manifest.parameters, &parameters, |parameters| {
-                scorer::bears_extremes(&|modules| started(parameters, modules))
-            })
-        });
-    }
-    Report {
-        manifest,
-        parameters,
-        checks: checks.0,
-    }
-}
-
-/// Checks the allocator that `make` makes, with these parameters or with some made up from the schema.
-pub fn check_allocator(
-    manifest: Manifest,
-    parameters: Option<Value>,
-    make: Make<'_, dyn Allocator>,
-) -> Report {
-    let parameters = parameters.unwrap_or_else(|| example(&manifest.parameters));
-    let mut checks = Checks::default();
-    let try_make = |p: &Value, modules: &[ModuleInfo]| make(p, modules).map(drop);
-    if common::check(&mut checks, &manifest, &parameters, &try_make) {
-        let started = |parameters: &Value, modules: &[ModuleInfo]| {
-            let mut allocator = make(parameters, modules)?;
-            allocator.start(&start_of(modules))?;
-            Ok(allocator)
-        };
-        allocator::check(&mut checks, &|modules| started(&parameters, modules));
-        checks.check("any run", || {
-            any_run(|run, modules| make(&parameters, modules)?.start(run))
-        });
-        checks.check("extreme parameters", || {
-            extreme_parameters(&manifest.parameters, &parameters, |parameters| {
-                allocator::bears_extremes(&|modules| started(parameters, modules))
-            })
-        });
-    }
-    Report {
-        manifest,
-        parameters,
-        checks: checks.0,
-    }
-}
-
-/// A plugin may refuse a run before it starts, but not panic.
-fn any_run(start: impl Fn(&Start, &[ModuleInfo]) -> Result<Vec<String>>) -> Result<String> {
-    let mut layers = Start::periodic(1000, 50);
-    layers.unit = Unit::Layer;
-    let runs = [
-        ("without reallocations", Start::periodic(1000, 1000)),
-        ("of one step", Start::periodic(1, 1)),
-        ("of 2⁶⁴ steps", Start::periodic(u64::MAX, 1)),
-        ("by layers", layers),
-        ("of which nothing is known", Start::default()),
-    ];
-    let mut refused = Vec::new();
-    for (run, told) in runs {
-        match start(&told, &crate::testing::modules(24)) {
-            Ok(_) => {}
-            Err(error) if panicked(&error) => return Err(format!("a run {run}: {error}").into()),
-            Err(_) => refused.push(run),
+    if common::check(&mut checks, &manifest, &parameters, make) {
+        let kind = manifest.kind;
+        let setup = Setup::find(&mut checks, kind, make, &parameters);
+        common::boundary(&mut checks, &setup);
+        match kind {
+            Kind::Scorer => scorer::check(&mut checks, &setup),
+            Kind::Allocator => allocator::check(&mut checks, &setup),
         }
+        checks.check("extreme parameters", || {
+            extreme_parameters(&manifest.parameters, &parameters, |parameters| {
+                let setup = setup.with(parameters);
+                match kind {
+                    Kind::Scorer => scorer::bears_extremes(&setup),
+                    Kind::Allocator => allocator::bears_extremes(&setup),
+                }
+            })
+        });
     }
-    Ok(match refused.is_empty() {
-        true => String::new(),
-        false => format!("refuses one {}", refused.join(", ")),
-    })
+    Report {
+        manifest,
+        parameters,
+        checks: checks.0,
+    }
 }
 
 /// With each parameter at the ends of what its schema allows, the plugin refuses or works.

@@ -1,258 +1,225 @@
 //! Rules of scorers.
 
-use std::collections::HashSet;
-use std::time::Instant;
-
-use super::{Checks, broken, ensure, kept};
-use crate::testing::{RANK, modules, score_request};
-use crate::{
-    Measured, ModuleInfo, Needs, Observation, Random, Raw, RawValue, Result, Scorer, Signal,
-    TrialLosses, TrialRequest, Trials, Upcoming, Wants,
+use super::common::{Later, damaged, wishes};
+use super::setup::{
+    EVERY, EXTREMES, LOSSES, MODULES, Measure, Setup, before_the_first_step, large, losses,
+    needs_are_sane, numbers_are_sane, observe, plausible, timed, varied, within,
 };
+use super::{Checks, broken, ensure, kept};
+use crate::abi::host::RemoteScorer;
+use crate::testing::score_request;
+use crate::{ModuleInfo, Result, ScoreRequest, Scorer, TrialRequest};
 
-type Make<'a> = &'a dyn Fn(&[ModuleInfo]) -> Result<Box<dyn Scorer>>;
-
-const MODULES: usize = 24;
-
-pub fn check(checks: &mut Checks, make: Make<'_>) {
-    let fresh = || make(&modules(MODULES));
+pub fn check(checks: &mut Checks, setup: &Setup<'_>) {
+    let modules = setup.units(MODULES);
+    let fresh = || setup.scorer(&modules);
     checks.check("needs", || needs_are_sane(&fresh()?.needs()));
+    checks.check("wishes", || {
+        wishes(
+            || fresh(),
+            &modules,
+            |scorer| scores(scorer, &modules).map(drop),
+        )
+    });
     checks.check("scores before the first step", || {
-        checked(&mut *fresh()?, MODULES)?;
-        kept()
-    });
-    checks.check("scores after some steps", || {
         let mut scorer = fresh()?;
-        run(&mut *scorer, MODULES, 1..=6, &varied)?;
-        let scores = checked(&mut *scorer, MODULES)?;
-        ensure(scores.iter().any(|score| *score > 0.0), || {
-            "every score is zero".into()
-        })?;
+        scores(&mut scorer, &modules)?;
+        let mut scorer = fresh()?;
+        before_the_first_step(&mut scorer, &modules, 2)?;
+        scores(&mut scorer, &modules)?;
         kept()
     });
+    checks.check("scores after some steps", || some_steps(setup, &modules));
     checks.check("same steps, same scores", || {
-        let mut scores = Vec::new();
-        for _ in 0..2 {
+        let after = || {
             let mut scorer = fresh()?;
-            run(&mut *scorer, MODULES, 1..=6, &varied)?;
-            scores.push(bits(&checked(&mut *scorer, MODULES)?));
-        }
-        ensure(scores[0] == scores[1], || {
+            period(&mut scorer, &modules, 0, &varied)?;
+            Ok::<_, crate::Error>(bits(&scores(&mut scorer, &modules)?))
+        };
+        ensure(after()? == after()?, || {
             "two fresh scorers answer the same steps differently".into()
         })?;
         kept()
     });
     checks.check("asking twice changes nothing", || {
         let mut scorer = fresh()?;
-        run(&mut *scorer, MODULES, 1..=3, &varied)?;
-        let first = bits(&checked(&mut *scorer, MODULES)?);
-        let second = bits(&checked(&mut *scorer, MODULES)?);
-        ensure(first == second, || {
+        period(&mut scorer, &modules, 0, &varied)?;
+        let first = bits(&scores(&mut scorer, &modules)?);
+        ensure(bits(&scores(&mut scorer, &modules)?) == first, || {
             "the second answer differs from the first".into()
         })?;
         kept()
     });
-    checks.check("state comes back", || state_comes_back(make));
-    checks.check("refuses a damaged state", || {
-        let mut used = fresh()?;
-        run(&mut *used, MODULES, 1..=3, &varied)?;
-        let state = used.save()?;
-        for bad in [b"\xff\x00 no state".as_slice(), &state[..state.len() / 2]] {
-            // Half of nothing is nothing, which a plugin without a state takes.
-            let refused = bad.is_empty() || fresh()?.load(bad).is_err();
-            ensure(refused, || {
-                format!("takes {} bytes that are no state of its", bad.len())
-            })?;
-        }
+    checks.check("an unknown field", || {
+        let after = |mut scorer: RemoteScorer| {
+            before_the_first_step(&mut scorer, &modules, 1)?;
+            period(&mut scorer, &modules, 0, &varied)?;
+            let scores = bits(&scores(&mut scorer, &modules)?);
+            scorer.reallocated(&chosen(MODULES))?;
+            let state = scorer.save()?;
+            scorer.load(&state)?;
+            Ok::<_, crate::Error>(scores)
+        };
+        let later = setup.scorer_through(&modules, |carrier| Box::new(Later(carrier)))?;
+        ensure(after(later)? == after(fresh()?)?, || {
+            "with a field that it does not know in each call, it scores differently".into()
+        })?;
         kept()
     });
+    checks.check("numbers", || {
+        let mut scorer = fresh()?;
+        period(&mut scorer, &modules, 0, &varied)?;
+        scores(&mut scorer, &modules)?;
+        numbers_are_sane(&scorer.numbers()?, MODULES)
+    });
+    checks.check("state comes back", || state_comes_back(setup, &modules));
+    checks.check("refuses a damaged state", || {
+        let mut used = fresh()?;
+        period(&mut used, &modules, 0, &varied)?;
+        damaged(&used.save()?, |bad| fresh()?.load(bad))
+    });
+    trials(checks, setup, &modules);
     let one: (&str, usize, Measure<'_>) = ("one module", 1, &varied);
     let many = EXTREMES.map(|(name, measure)| (name, MODULES, measure));
     for (name, count, measure) in many.into_iter().chain([one]) {
         checks.check(name, || {
-            let mut scorer = make(&modules(count))?;
-            run(&mut *scorer, count, 1..=4, measure)?;
-            checked(&mut *scorer, count)?;
-            scorer.reallocated(&active(count))?;
-            run(&mut *scorer, count, 5..=6, measure)?;
-            checked(&mut *scorer, count)?;
+            two_periods(setup, &setup.units(count), measure)?;
             kept()
         });
     }
-    checks.check("10,000 modules", || {
-        let mut scorer = make(&modules(10_000))?;
-        let observation = observation(scorer.needs(), Wants::ALL, 10_000, 1, &varied);
-        let start = Instant::now();
-        scorer.observe(&observation)?;
-        let step = start.elapsed();
-        checked(&mut *scorer, 10_000)?;
-        Ok(format!("{:.1} ms a step", step.as_secs_f64() * 1e3))
-    });
-}
-
-/// Which of so many modules are active after a reallocation.
-fn active(count: usize) -> Vec<bool> {
-    (0..count).map(|module| module.is_multiple_of(2)).collect()
+    let needs = fresh().map(|made| made.needs()).unwrap_or_default();
+    for &(name, count) in large(&needs) {
+        checks.check(name, || {
+            let modules = setup.units(count);
+            let (mut scorer, made) = timed("made in", || setup.scorer(&modules))?;
+            before_the_first_step(&mut scorer, &modules, 1)?;
+            // The last step before a reallocation is a probe.
+            let steps = || observe(&mut scorer, &modules, EVERY - 1..=EVERY, &varied);
+            let (_, stepped) = timed("two steps", steps)?;
+            let (_, scored) = timed("scores", || scores(&mut scorer, &modules))?;
+            Ok(format!("{made}, {stepped}, {scored}"))
+        });
+    }
 }
 
 /// A scorer that can be made bears every extreme measurement.
-pub fn bears_extremes(make: Make<'_>) -> Result<()> {
-    make(&modules(MODULES))?;
-    let bears = |measure| {
-        let mut scorer = make(&modules(MODULES))?;
-        for steps in [1..=3, 4..=6] {
-            run(&mut *scorer, MODULES, steps, measure)?;
-            checked(&mut *scorer, MODULES)?;
-            scorer.reallocated(&active(MODULES))?;
-        }
-        Ok(())
-    };
+pub fn bears_extremes(setup: &Setup<'_>) -> Result<()> {
+    let modules = setup.units(MODULES);
+    setup.scorer(&modules)?;
     for (name, measure) in EXTREMES {
-        bears(measure).map_err(|error: crate::Error| broken(format!("{name}: {error}").into()))?;
+        within(name, two_periods(setup, &modules, measure)).map_err(broken)?;
     }
     Ok(())
 }
 
-/// What is measured of a module at a step.
-pub type Measure<'a> = &'a dyn Fn(u64, usize) -> Option<f32>;
-
-/// Measurements that a plugin must bear, and what they are.
-pub const EXTREMES: [(&str, Measure<'static>); 7] = [
-    ("nothing measured", &|_, _| None),
-    ("most modules never measured", &|_, module| {
-        (module == 3).then_some(1.0)
-    }),
-    ("equal measurements", &|_, _| Some(0.5)),
-    ("all measurements zero", &|_, _| Some(0.0)),
-    ("huge measurements", &|_, _| Some(f32::MAX)),
-    ("subnormal measurements", &|_, _| Some(1e-45)),
-    ("huge and subnormal measurements", &|_, module| {
-        Some([f32::MAX, 1e-45, 0.0, 1.0][module % 4])
-    }),
-];
-
-/// Values that differ from module to module and step to step, with some missing.
-pub fn varied(step: u64, module: usize) -> Option<f32> {
-    let mut random = Random::new(step * 1_000_003 + module as u64);
-    (random.uniform() > 0.1).then(|| (random.uniform() * 10.0) as f32)
+/// Two periods with a reallocation between them, as a host lives through them.
+fn two_periods(setup: &Setup<'_>, modules: &[ModuleInfo], measure: Measure<'_>) -> Result<()> {
+    let mut scorer = setup.scorer(modules)?;
+    before_the_first_step(&mut scorer, modules, 1)?;
+    for index in 0..2 {
+        period(&mut scorer, modules, index, measure)?;
+        scores(&mut scorer, modules)?;
+        scorer.reallocated(&chosen(modules.len()))?;
+    }
+    Ok(())
 }
 
-/// What the host would send at `step`, over so many [`modules`], of what is wanted of it.
-pub fn observation(
-    needs: Needs,
-    wants: Wants,
-    count: usize,
-    step: u64,
-    measure: Measure<'_>,
-) -> Observation {
-    let active: Vec<bool> = (0..count)
-        .map(|module| !(module as u64 + step).is_multiple_of(3))
-        .collect();
-    let value = |signal: &Signal, module: usize| {
-        let gradient = [Signal::GRADIENT_L1, Signal::GRADIENT_L2].contains(signal);
-        // A gradient is missing wherever the module is inactive, all else wherever the case says.
-        (!gradient || active[module] || count == 1)
-            .then(|| measure(step, module))
-            .flatten()
-    };
-    let signals = needs.signals.iter().filter(|_| wants.signals);
-    let signals = signals.map(|signal| Measured {
-        signal: signal.clone(),
-        values: (0..count).map(|module| value(signal, module)).collect(),
-    });
-    let buffer = |module| measure(step, module).map_or(Vec::new(), |value| vec![value; 16]);
-    let raw = needs.raw.iter().filter(|_| wants.raw);
-    let raw = raw.map(|value: &RawValue| Raw {
-        value: value.clone(),
-        buffers: (0..count).map(buffer).collect(),
-    });
-    // The components of a module differ, but for what a case says of all.
-    let module = |module| match value(&Signal::GRADIENT_L1, module) {
-        Some(value) => (1..=RANK).map(|k| value / k as f32).collect(),
-        None => Vec::new(),
-    };
-    Observation {
-        step,
-        total_steps: 1000,
-        tokens: 128,
-        loss: 0.5,
-        learning_rate: 1e-3,
-        signals: signals.collect(),
-        raw: raw.collect(),
-        components: match needs.components && wants.components {
-            true => (0..count).map(module).collect(),
-            false => Vec::new(),
-        },
-        active,
-        ..Observation::default()
-    }
-}
-
-/// Step `step` as it is announced, in a run with a reallocation after every fiftieth.
-pub fn upcoming(step: u64) -> Upcoming {
-    Upcoming {
-        step,
-        total_steps: 1000,
-        previous_reallocation: Some((step - 1) / 50 * 50).filter(|step| *step > 0),
-        next_reallocation: Some(step.div_ceil(50) * 50),
-        probing: step.is_multiple_of(50),
-    }
-}
-
-/// Losses for whatever trials are asked for.
-pub fn losses(needs: &Needs, trials: Result<Trials>, count: usize) -> Result<Option<TrialLosses>> {
-    if needs.held_back == 0 {
-        return Ok(None);
-    }
-    let Trials { examples, trials } = trials?;
-    ensure(examples <= needs.held_back, || {
-        format!(
-            "asks for trials on {examples} examples, of {} held back",
-            needs.held_back
-        )
+/// Some scores are above zero once anything has been measured. A scorer that measures nothing, or nothing of these
+/// steps, may give whatever it likes.
+fn some_steps(setup: &Setup<'_>, modules: &[ModuleInfo]) -> Result<String> {
+    let mut scorer = setup.scorer(modules)?;
+    before_the_first_step(&mut scorer, modules, 1)?;
+    let told = period(&mut scorer, modules, 0, &varied)?;
+    let scores = scores(&mut scorer, modules)?;
+    let nothing = scores.iter().all(|score| *score == 0.0);
+    ensure(told == 0 || !nothing, || {
+        format!("every score is zero, though it was told of {told} steps' measurements")
     })?;
-    for trial in &trials {
-        let lengths = [
-            trial.factors.len(),
-            trial.components.as_ref().map_or(count, Vec::len),
-        ];
-        ensure(
-            [0, count].contains(&lengths[0]) && lengths[1] == count,
-            || format!("asks for a trial of {lengths:?} modules, of {count}"),
-        )?;
-        ensure(
-            trial.factors.iter().all(|factor| factor.is_finite()),
-            || format!("asks for a trial with the factors {:?}", trial.factors),
-        )?;
-    }
-    let loss = |at| 0.5 + 0.1 * Random::new(at as u64).uniform();
-    Ok((!trials.is_empty())
-        .then(|| TrialLosses::new(examples, 0.5, (0..trials.len()).map(loss).collect())))
+    Ok(match (told, nothing) {
+        (0, true) => "nothing was measured; every score is zero".to_owned(),
+        (0, false) => "nothing was measured".to_owned(),
+        (told, _) => format!("measured in {told} of {EVERY} steps"),
+    })
 }
 
-fn run(
-    scorer: &mut dyn Scorer,
-    count: usize,
-    steps: std::ops::RangeInclusive<u64>,
-    measure: Measure<'_>,
-) -> Result<()> {
-    let needs = scorer.needs();
-    for step in steps {
-        let wants = scorer.wants(&upcoming(step));
-        if wants.anything() && needs.observes() {
-            scorer.observe(&observation(needs.clone(), wants, count, step, measure))?;
-        }
+fn trials(checks: &mut Checks, setup: &Setup<'_>, modules: &[ModuleInfo]) {
+    if setup
+        .scorer(modules)
+        .is_ok_and(|scorer| scorer.needs().held_back == 0)
+    {
+        return;
     }
-    Ok(())
+    checks.check("trials", || {
+        let asked = || {
+            let mut scorer = setup.scorer(modules)?;
+            period(&mut scorer, modules, 0, &varied)?;
+            scorer.trials(&trial_request(&score_request(MODULES)))
+        };
+        let first = asked()?;
+        ensure(first == asked()?, || {
+            "two fresh scorers ask for different trials".into()
+        })?;
+        Ok(format!(
+            "{} on {} examples",
+            first.trials.len(),
+            first.examples
+        ))
+    });
+    for (name, loss) in LOSSES {
+        checks.check(name, || {
+            let mut scorer = setup.scorer(modules)?;
+            period(&mut scorer, modules, 0, &varied)?;
+            scores_by(&mut scorer, modules, loss)?;
+            kept()
+        });
+    }
+}
+
+/// Which of so many modules are active after a reallocation.
+fn chosen(count: usize) -> Vec<bool> {
+    (0..count).map(|module| module.is_multiple_of(2)).collect()
+}
+
+/// The steps of the period of this index; how many of them were measured.
+fn period(
+    scorer: &mut RemoteScorer,
+    modules: &[ModuleInfo],
+    index: u64,
+    measure: Measure<'_>,
+) -> Result<usize> {
+    observe(
+        scorer,
+        modules,
+        index * EVERY + 1..=(index + 1) * EVERY,
+        measure,
+    )
 }
 
 /// The scores, or the rule they break.
-fn checked(scorer: &mut dyn Scorer, count: usize) -> Result<Vec<f64>> {
+pub fn scores(scorer: &mut RemoteScorer, modules: &[ModuleInfo]) -> Result<Vec<f64>> {
+    scores_by(scorer, modules, &plausible)
+}
+
+fn trial_request(request: &ScoreRequest) -> TrialRequest {
+    TrialRequest {
+        step: request.step,
+        total_steps: request.total_steps,
+        reallocation: request.reallocation,
+        seed: request.seed,
+        active: request.active.clone(),
+        ranks: request.ranks.clone(),
+    }
+}
+
+fn scores_by(
+    scorer: &mut RemoteScorer,
+    modules: &[ModuleInfo],
+    loss: &dyn Fn(usize) -> f64,
+) -> Result<Vec<f64>> {
+    let count = modules.len();
     let mut request = score_request(count);
-    let mut asked = TrialRequest::default();
-    (asked.active, asked.ranks) = (request.active.clone(), request.ranks.clone());
-    let trials = scorer.trials(&asked);
-    request.trials = losses(&scorer.needs(), trials, count)?;
+    let trials = scorer.trials(&trial_request(&request));
+    request.trials = losses(&scorer.needs(), trials, modules, loss)?;
     let scores = scorer.scores(&request)?;
     ensure(scores.len() == count, || {
         format!("{} scores for {count} modules", scores.len())
@@ -269,52 +236,38 @@ fn bits(scores: &[f64]) -> Vec<u64> {
     scores.iter().map(|score| score.to_bits()).collect()
 }
 
-pub fn needs_are_sane(needs: &Needs) -> Result<String> {
-    let signals: HashSet<_> = needs.signals.iter().collect();
-    let raw: HashSet<_> = needs.raw.iter().collect();
-    ensure(
-        signals.len() == needs.signals.len() && raw.len() == needs.raw.len(),
-        || "it asks for the same thing twice".into(),
-    )?;
-    let mut named: Vec<String> = needs
-        .signals
-        .iter()
-        .map(|signal| signal.to_string())
-        .collect();
-    named.extend(needs.raw.iter().map(|raw| format!("raw {raw}")));
-    named.extend(needs.components.then(|| "components".to_owned()));
-    named.extend(needs.steps.then(|| "steps".to_owned()));
-    named.extend((needs.held_back > 0).then(|| format!("trials on {} examples", needs.held_back)));
-    Ok(match named.is_empty() {
-        true => "nothing is measured".to_owned(),
-        false => named.join(", "),
-    })
-}
-
-fn state_comes_back(make: Make<'_>) -> Result<String> {
-    let mut first = make(&modules(MODULES))?;
-    run(&mut *first, MODULES, 1..=5, &varied)?;
+fn state_comes_back(setup: &Setup<'_>, modules: &[ModuleInfo]) -> Result<String> {
+    let mut first = setup.scorer(modules)?;
+    before_the_first_step(&mut first, modules, 1)?;
+    // In the middle of a period, as a checkpoint may come.
+    let middle = EVERY / 2;
+    observe(&mut first, modules, 1..=middle, &varied)?;
     let state = first.save()?;
-    let mut second = make(&modules(MODULES))?;
+    let mut second = setup.scorer(modules)?;
     second.load(&state)?;
     ensure(second.save()? == state, || {
         "what is saved after loading is not what was loaded".into()
     })?;
-    for scorer in [&mut first, &mut second] {
-        run(&mut **scorer, MODULES, 6..=8, &varied)?;
+    for step in middle + 1..=3 * EVERY {
+        let at = super::setup::upcoming(step);
+        ensure(first.wants(&at) == second.wants(&at), || {
+            format!("after loading its state it wants something else of step {step}")
+        })?;
     }
-    let same = bits(&checked(&mut *first, MODULES)?) == bits(&checked(&mut *second, MODULES)?);
-    ensure(same, || {
-        "after loading its state it scores differently".into()
-    })?;
-    for scorer in [&mut first, &mut second] {
-        scorer.reallocated(&active(MODULES))?;
-        run(&mut **scorer, MODULES, 9..=10, &varied)?;
+    for (steps, what) in [
+        (middle + 1..=EVERY, "after loading its state"),
+        (EVERY + 1..=2 * EVERY, "after loading and a reallocation"),
+    ] {
+        let mut both = Vec::new();
+        for scorer in [&mut first, &mut second] {
+            observe(scorer, modules, steps.clone(), &varied)?;
+            both.push(bits(&scores(scorer, modules)?));
+            scorer.reallocated(&chosen(modules.len()))?;
+        }
+        ensure(both[0] == both[1], || {
+            format!("{what} it scores differently")
+        })?;
     }
-    let same = bits(&checked(&mut *first, MODULES)?) == bits(&checked(&mut *second, MODULES)?);
-    ensure(same, || {
-        "after a reallocation a loaded scorer scores differently".into()
-    })?;
     Ok(match state.len() {
         0 => "keeps no state".to_owned(),
         bytes => format!("{bytes} bytes"),

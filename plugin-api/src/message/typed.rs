@@ -17,6 +17,7 @@ impl Observation {
             .with("step", Value::Int(self.step))
             .with("total_steps", Value::Int(self.total_steps))
             .with("tokens", Value::Int(self.tokens))
+            .with("examples", Value::Int(self.examples))
             .with("loss", Value::Real(self.loss))
             .with("learning_rate", Value::Real(self.learning_rate))
             .with("probing", Value::Flag(self.probing))
@@ -72,6 +73,7 @@ impl Observation {
             step: fields.int("step")?.unwrap_or_default(),
             total_steps: fields.int("total_steps")?.unwrap_or_default(),
             tokens: fields.int("tokens")?.unwrap_or_default(),
+            examples: fields.int("examples")?.unwrap_or_default(),
             loss: fields.real("loss")?.unwrap_or_default(),
             learning_rate: fields.real("learning_rate")?.unwrap_or_default(),
             metric,

@@ -51,6 +51,8 @@ impl Plugin for Discounted {
     const DESCRIPTION: &'static str =
         "Draws k modules without replacement, each in proportion to its score per update received.";
     const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2, discounted";
+    const FORMULA: &'static str =
+        "P(i | drawn so far: D) = wᵢ / Σ_{j∉D} wⱼ        wᵢ = ŷᵢ / (cᵢ + ε)        ŷᵢ = yᵢ / Σⱼ yⱼ";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let Parameters { k, by, epsilon } = parameters;

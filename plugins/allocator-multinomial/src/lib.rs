@@ -25,6 +25,7 @@ impl Plugin for Multinomial {
     const DESCRIPTION: &'static str =
         "Draws k modules without replacement, each in proportion to its score.";
     const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2, multinomial";
+    const FORMULA: &'static str = "P(i | drawn so far: D) = ŷᵢ / Σ_{j∉D} ŷⱼ        ŷᵢ = yᵢ / Σⱼ yⱼ";
 
     fn new(budget: Budget, modules: &[ModuleInfo]) -> Result<Self> {
         Ok(Multinomial {

@@ -90,6 +90,7 @@ impl Plugin for RankBudget {
     const DESCRIPTION: &'static str =
         "Keeps the most important rank-one components of all modules under a falling budget.";
     const REFERENCE: &'static str = "Zhang et al. 2023, AdaLoRA, sections 3.2 and 3.3";
+    const FORMULA: &'static str = "Ī ← β₁ Ī + (1 − β₁) I        Ū ← β₂ Ū + (1 − β₂) |I − Ī|        s = Ī · Ū\nb(t) = b₀                                                  t ≤ tᵢ\n       b_T + (b₀ − b_T)(1 − (t − tᵢ) / (T − tᵢ − t_f))³     tᵢ < t < T − t_f\n       b_T, and the choice stays as it is                  T − t_f ≤ t";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         for (name, beta) in [("beta1", parameters.beta1), ("beta2", parameters.beta2)] {

@@ -35,6 +35,8 @@ impl Plugin for Threshold {
     const DESCRIPTION: &'static str =
         "Activates the smallest set of best modules that holds a share p of the whole score.";
     const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2, threshold";
+    const FORMULA: &'static str =
+        "S = {1, …, m}        m = min { m ≥ 1 : Σ_{i≤m} ŷᵢ ≥ p }        ŷᵢ = yᵢ / Σⱼ yⱼ";
 
     fn new(Parameters { p }: Parameters, _: &[ModuleInfo]) -> Result<Self> {
         if !(p > 0.0 && p <= 1.0) {

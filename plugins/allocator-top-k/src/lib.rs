@@ -25,6 +25,8 @@ impl Plugin for TopK {
     const NAME: &'static str = "top-k";
     const DESCRIPTION: &'static str = "Activates the k modules with the largest scores.";
     const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2, top-k";
+    const FORMULA: &'static str =
+        "S = argmax over S, |S| = k, of Σ_{i∈S} ŷᵢ        ŷᵢ = yᵢ / Σⱼ yⱼ";
 
     fn new(budget: Budget, modules: &[ModuleInfo]) -> Result<Self> {
         Ok(TopK {

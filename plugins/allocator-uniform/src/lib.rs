@@ -26,6 +26,7 @@ impl Plugin for Uniform {
     const DESCRIPTION: &'static str =
         "Draws k modules without replacement, all with equal chances: the control.";
     const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2, uniform";
+    const FORMULA: &'static str = "P(i | drawn so far: D) = 1 / (n − |D|)";
 
     fn new(budget: Budget, modules: &[ModuleInfo]) -> Result<Self> {
         Ok(Uniform {

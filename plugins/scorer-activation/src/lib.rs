@@ -1,12 +1,15 @@
-//! The scorer `activation`: how much comes out of a module, added up over the run's steps.
+//! The scorer `activation`: how much comes out of a module.
 //!
 //! Dynamic Low-Rank Module Allocation, section 3.2, and, with `target = "delta"`, LoRA-drop (Zhou et
-//! al. 2024, equation 3), over the steps t of the window and the real tokens of each:
+//! al. 2024, equation 3), over the steps t of the window that were measured and the real tokens of each:
 //!
 //! ```text
-//! output:  yᵢ = Σ_t ‖(Wᵢ + ΔWᵢ) x_t‖
-//! delta:   yᵢ = Σ_t ‖ΔWᵢ x_t‖²
+//! output:  yᵢ = mean_t ‖(Wᵢ + ΔWᵢ) x_t‖
+//! delta:   yᵢ = mean_t ‖ΔWᵢ x_t‖²
 //! ```
+//!
+//! The papers add up over every step, which is `reduce = "sum"` with `one_in = 1`; where all modules are measured in
+//! the same steps the mean ranks them alike.
 //!
 //! A norm grows with a module's width: `norm = "rms"`, the l2 norm over the square root of `out_features`,
 //! does not.
@@ -14,20 +17,38 @@
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
 use dynalora_plugin_api::{
-    Accumulated, ModuleInfo, Needs, Norm, Observation, Plugin, Result, ScoreRequest, Scorer,
-    Signal, Window, export_plugin,
+    Accumulated, ModuleInfo, Needs, Norm, Observation, Plugin, Reduce, Result, Sampled,
+    ScoreRequest, Scorer, Signal, Start, Upcoming, Wants, Window, export_plugin,
 };
 
 /// Parameters of `activation`.
-#[derive(Default, Deserialize, JsonSchema)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(crate = "dynalora_plugin_api::serde", deny_unknown_fields, default)]
 pub struct Parameters {
-    /// The norm that is added up.
+    /// The norm that is measured.
     norm: Norm,
     /// What is measured.
     target: Target,
-    /// Over which steps it is added up.
+    /// Over which steps it goes.
     window: Window,
+    /// What becomes of a module's measurements there: their mean, or their sum.
+    reduce: Reduce,
+    /// Of each so many steps one is measured, drawn by the run's seed; 1 measures all. There is always one before the
+    /// first reallocation, and with `window = "period"` in each period.
+    #[schemars(range(min = 1))]
+    one_in: u64,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Parameters {
+            norm: Norm::default(),
+            target: Target::default(),
+            window: Window::default(),
+            reduce: Reduce::default(),
+            one_in: Sampled::ONE_IN,
+        }
+    }
 }
 
 /// What comes out of a module.
@@ -48,14 +69,17 @@ pub struct Activation {
     /// What each module's value is divided by.
     divisors: Vec<f64>,
     total: Accumulated,
+    sampled: Sampled,
 }
 
 impl Plugin for Activation {
     type Parameters = Parameters;
 
     const NAME: &'static str = "activation";
-    const DESCRIPTION: &'static str = "Adds up the norm of each module's output, or the squared norm of its adapter's share of it.";
+    const DESCRIPTION: &'static str = "Goes by the norm of each module's output, or the squared norm of its adapter's share of it.";
     const REFERENCE: &'static str = "Dynamic Low-Rank Module Allocation, section 3.2; target = \"delta\": LoRA-drop, Zhou et al. 2024, eq. 3";
+    const FORMULA: &'static str =
+        "output:  yᵢ = mean_t ‖(Wᵢ + ΔWᵢ) x_t‖\ndelta:   yᵢ = mean_t ‖ΔWᵢ x_t‖²";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
         let signal = match (parameters.target, parameters.norm) {
@@ -72,7 +96,8 @@ impl Plugin for Activation {
             divisors: (modules.iter())
                 .map(|module| parameters.norm.divisor(module.out_features))
                 .collect(),
-            total: Accumulated::new(parameters.window, modules.len())?,
+            total: Accumulated::new(parameters.window, parameters.reduce, modules.len())?,
+            sampled: Sampled::new(parameters.one_in, parameters.window)?,
         })
     }
 }
@@ -82,14 +107,23 @@ impl Scorer for Activation {
         Needs::signals([self.signal.clone()])
     }
 
+    fn start(&mut self, start: &Start) -> Result<Vec<String>> {
+        self.sampled.start(start);
+        Ok(Vec::new())
+    }
+
+    fn wants(&self, upcoming: &Upcoming) -> Wants {
+        Wants::all_if(self.sampled.takes(upcoming, self.total.last()))
+    }
+
     fn observe(&mut self, observation: &Observation) -> Result<()> {
         let values = observation.signal(&self.signal)?.iter();
         let squared = self.squared;
-        self.total
-            .add(values.zip(&self.divisors).map(|(value, divisor)| {
-                let value = f64::from((*value)?) / divisor;
-                Some(if squared { value * value } else { value })
-            }))
+        let values = values.zip(&self.divisors).map(|(value, divisor)| {
+            let value = f64::from((*value)?) / divisor;
+            Some(if squared { value * value } else { value })
+        });
+        self.total.add(observation.step, values)
     }
 
     fn scores(&mut self, _: &ScoreRequest) -> Result<Vec<f64>> {
@@ -115,7 +149,7 @@ export_plugin!(scorer Activation);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dynalora_plugin_api::{conformance, testing};
+    use dynalora_plugin_api::{Measured, conformance, testing};
 
     fn scores(parameters: &str, steps: &[[Option<f32>; 2]]) -> Vec<f64> {
         testing::score::<Activation>(parameters, steps).unwrap()
@@ -124,10 +158,16 @@ mod tests {
     const STEPS: [[Option<f32>; 2]; 2] = [[Some(1.0), Some(3.0)], [Some(2.0), Some(0.5)]];
 
     #[test]
-    fn outputs_add_up_by_norm_and_deltas_by_squared_norm() {
-        assert_eq!(scores("{}", &STEPS), [3.0, 3.5]);
-        assert_eq!(scores(r#"{"norm": "l1"}"#, &STEPS), [3.0, 3.5]);
-        assert_eq!(scores(r#"{"target": "delta"}"#, &STEPS), [5.0, 9.25]);
+    fn outputs_count_by_norm_and_deltas_by_squared_norm() {
+        assert_eq!(scores("{}", &STEPS), [1.5, 1.75]);
+        assert_eq!(scores(r#"{"norm": "l1"}"#, &STEPS), [1.5, 1.75]);
+        assert_eq!(scores(r#"{"target": "delta"}"#, &STEPS), [2.5, 4.625]);
+        let sum = |target| {
+            let parameters = format!(r#"{{"target": "{target}", "reduce": "sum"}}"#);
+            scores(&parameters, &STEPS)
+        };
+        assert_eq!(sum("output"), [3.0, 3.5]);
+        assert_eq!(sum("delta"), [5.0, 9.25]);
         assert_eq!(scores(r#"{"window": {"ema": 0.5}}"#, &STEPS), [1.5, 1.75]);
     }
 
@@ -141,6 +181,35 @@ mod tests {
         let scores = testing::score::<Activation>(r#"{"norm": "rms"}"#, &step).unwrap();
         assert_eq!(scores[3], 8.0 / width(3).sqrt());
         assert_eq!(scores[3], 2.0 * scores[4]);
+    }
+
+    #[test]
+    fn one_step_of_each_block_is_measured() {
+        let wanted = |parameters| {
+            let mut scorer = testing::scorer::<Activation>(parameters, 2).unwrap();
+            scorer.start(&testing::start()).unwrap();
+            let mut wanted = Vec::new();
+            for step in 1..=50 {
+                let mut upcoming = Upcoming::default();
+                upcoming.step = step;
+                upcoming.next_reallocation = Some(50);
+                if scorer.wants(&upcoming) != Wants::NOTHING {
+                    wanted.push(step);
+                    let mut observation = Observation::default();
+                    observation.step = step;
+                    let values = vec![Some(1.0); 2];
+                    let signal = scorer.needs().signals.remove(0);
+                    observation.signals = vec![Measured { signal, values }];
+                    scorer.observe(&observation).unwrap();
+                }
+            }
+            wanted
+        };
+        let blocks = |steps: Vec<u64>| steps.iter().map(|step| (step - 1) / 10).collect::<Vec<_>>();
+        assert_eq!(blocks(wanted("{}")), [0, 1, 2, 3, 4]);
+        assert_eq!(wanted(r#"{"one_in": 1}"#).len(), 50);
+        let none = testing::scorer::<Activation>(r#"{"one_in": 0}"#, 2);
+        assert!(none.err().unwrap().to_string().contains("one_in"));
     }
 
     #[test]

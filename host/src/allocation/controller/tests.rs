@@ -85,6 +85,7 @@ type Asked = Arc<Mutex<Vec<AllocationRequest>>>;
 fn settings(schedule: Schedule) -> Settings {
     Settings {
         costs: None,
+        initial_rank: None,
         schedule,
         initial_budget: None,
         first_choice: None,
