@@ -96,6 +96,8 @@ fn an_allocator_in_c_is_found_checked_and_used() {
         folder,
         "--set",
         "allocator.k=12",
+        "--set",
+        "output=refused",
     ]);
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(flat(&said(&output)).contains(&flat("refuses [allocator]: parameter `k`")));

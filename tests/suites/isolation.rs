@@ -223,11 +223,9 @@ fn wherever_it_fails_the_step_is_saved_or_endured() {
     }
     // Before the first step there is nothing to save, and nothing to go on with.
     for (wish, what) in [
-        (
-            "abort new 0",
-            "loading it ends a process: killed by signal 6",
-        ),
-        ("loops new 0", "not answered `make` within 5 seconds"),
+        ("abort new 0", "loading it ends a process"),
+        ("abort making 0", "cannot be had in a process of its own"),
+        ("loops making 0", "not answered `make` within 5 seconds"),
         ("errs new 0", "no way on"),
         ("abort start 0", "cannot work in this run"),
     ] {
