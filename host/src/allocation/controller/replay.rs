@@ -66,26 +66,27 @@ impl Controller {
         });
     }
 
-    /// Tells the plugins what they want of a recorded observation. Whether all that they want was recorded.
-    pub fn observe_again(&mut self, recorded: &Observation) -> Result<bool> {
+    /// Tells the plugins what they want of a recorded observation. Whether all that they want was recorded; none where
+    /// they want nothing of it.
+    pub fn observe_again(&mut self, recorded: &Observation) -> Result<Option<bool>> {
         let measuring = match recorded.moment {
             Moment::Step => self.upcoming(recorded.step),
             Moment::Start => self.at_the_start(),
             _ => self.before_the_first_step(),
         };
         if !measuring.is_told() {
-            return Ok(true);
+            return Ok(None);
         }
         let mut signals = Vec::new();
         for signal in &measuring.wanted.signals {
             let name = signal.name();
             match recorded.signals.iter().find(|it| it.signal == name) {
                 Some(measured) => signals.push(measured.clone()),
-                None => return Ok(false),
+                None => return Ok(Some(false)),
             }
         }
         if measuring.wanted.components && recorded.components.is_empty() {
-            return Ok(false);
+            return Ok(Some(false));
         }
         let mut told = recorded.clone();
         told.signals = signals;
@@ -93,7 +94,7 @@ impl Controller {
             told.components.clear();
         }
         self.observe(&measuring, &told)?;
-        Ok(true)
+        Ok(Some(true))
     }
 
     /// What the plugins would choose now. Nothing is switched; they are told of the choice `in_force`.

@@ -402,8 +402,9 @@ fn live_again(
         controller.put_back(&then);
         while let Some(step) = observed.next_if(|it| it.step <= chosen.step) {
             match controller.observe_again(&observation(step, record.total_steps))? {
-                true => told += 1,
-                false => not_recorded += 1,
+                Some(true) => told += 1,
+                Some(false) => not_recorded += 1,
+                None => {}
             }
         }
         then.step = chosen.step;
