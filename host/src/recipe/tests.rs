@@ -136,9 +136,9 @@ fn an_unknown_key_is_shown_with_the_nearest() {
        ·       ╰── unknown key
     11 │
        ╰────
-     help: did you mean `train.learning_rate`? [adapter] takes `kind`, `r`, `rank`, `r_max`, `alpha`, `lora_alpha`,
-           `dropout`, `lora_dropout`, `vera_dropout`, `d_initial`, `projection_prng_key`, `target_modules`,
-           `targets`
+     help: did you mean `train.learning_rate`? [adapter] takes `kind`, `r`, `rank`, `r_max`, `alpha`,
+           `lora_alpha`, `dropout`, `lora_dropout`, `vera_dropout`, `d_initial`, `projection_prng_key`,
+           `target_modules`, `targets`
     ");
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{Figure, Paired, Reading, Spread};
 use crate::error::{Error, Result};
-use crate::recipe::{AdapterKind, Initial, Recipe, Schedule};
+use crate::recipe::{AdapterKind, Initial, PluginConfig, Recipe, Schedule};
 
 /// How arms are named.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -91,12 +91,15 @@ pub const SEEDS: usize = 5;
 ///
 /// An allocator that is not known to choose by scores alone may draw.
 pub fn seeds_needed(recipe: &Recipe) -> usize {
-    const CHOOSE: [&str; 3] = ["top-k", "threshold", "rank-budget"];
+    const CHOOSE: [&str; 5] = ["top-k", "threshold", "rank-budget", "drop", "grow"];
     let allocation = &recipe.allocation;
-    let mut allocator = recipe.allocator.iter();
+    let chooses = |allocator: &PluginConfig| match allocator.plugin.as_str() {
+        // One block after the other, but for one of its orders.
+        "cyclic" => allocator.parameters_json()["order"] != "random",
+        plugin => CHOOSE.contains(&plugin),
+    };
     let draws = allocation.initial == Initial::Random
-        || allocation.is_dynamic()
-            && allocator.any(|allocator| !CHOOSE.contains(&allocator.plugin.as_str()));
+        || allocation.is_dynamic() && !recipe.allocator.iter().all(chooses);
     match draws {
         true => SEEDS_OF_DRAWS,
         false => SEEDS,
