@@ -19,13 +19,12 @@ impl Golden {
         SafeTensors::deserialize(&self.0).expect("a golden file is whole")
     }
 
-    /// Names of all tensors.
+    /// Names of all tensors, in order: the library gives them in another one every time.
     pub fn names(&self) -> Vec<String> {
-        self.tensors()
-            .names()
-            .into_iter()
-            .map(str::to_owned)
-            .collect()
+        let tensors = self.tensors();
+        let mut names: Vec<String> = tensors.names().into_iter().map(str::to_owned).collect();
+        names.sort();
+        names
     }
 
     /// The f32 values of a tensor.

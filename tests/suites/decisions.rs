@@ -124,7 +124,7 @@ fn rates_hold_for_a_and_for_b() {
 fn a_factor_on_the_scale_is_one_on_alpha() {
     let scene = scene();
     let of = |first: &str, second: &str| {
-        let list = |factor: &str| vec![factor; 11].join(", ");
+        let list = |factor: &str| [factor; 11].join(", ");
         format!(
             "allocator.answers=[{{ scales = [{}] }}, {{ scales = [{}] }}]",
             list(first),
@@ -163,7 +163,7 @@ fn a_cached_prefix_is_computed_again_where_a_scale_below_it_changes() {
     let scene = scene();
     // All train, then the upper layer alone under other scales of the lower, then under others again.
     let lists = ["1.0", "3.0", "0.2"].map(|factor| {
-        let lower = vec![factor; 5].join(", ");
+        let lower = [factor; 5].join(", ");
         format!("scales = [{lower}, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]")
     });
     let answers = format!(
@@ -204,7 +204,7 @@ fn component(run: &Path, k: usize, rank: usize) -> Vec<f32> {
 #[test]
 fn frozen_components_keep_their_values_and_their_share() {
     let scene = scene();
-    let three = vec!["[0, 1, 3]"; 11].join(", ");
+    let three = ["[0, 1, 3]"; 11].join(", ");
     let answers = format!("allocator.answers=[{{}}, {{ components = [{three}], freeze = true }}]");
     let more = |steps| {
         [
@@ -263,7 +263,7 @@ fn modules_grow_from_their_rank_to_r_max() {
     assert_exported(&scene, &wide);
 
     // The first grows to 6, the second shrinks to 2, the others stay; then back to what they start with.
-    let rest = vec!["[0, 1, 2, 3]"; 9].join(", ");
+    let rest = ["[0, 1, 2, 3]"; 9].join(", ");
     let answers = format!(
         "allocator.answers=[{{}}, {{ components = [[0, 1, 2, 3, 4, 5], [1, 2], {rest}] }}]"
     );
@@ -443,10 +443,10 @@ fn gradients_of_all_who_use_a_pair_add_up() {
 #[test]
 fn killed_runs_resume_with_what_was_decided_bit_for_bit() {
     let scene = scene();
-    let rates = vec!["[0.5, 4.0]"; 11].join(", ");
+    let rates = ["[0.5, 4.0]"; 11].join(", ");
     let scales = "[0.1, 0.3, 1.0, 0.5, 2.0, 3.5, 1.0, 0.7, 1.0, 0.5, 1.5]";
-    let some = vec!["[0, 2]"; 11].join(", ");
-    let all = vec!["[0, 1, 2, 3, 4, 5]"; 11].join(", ");
+    let some = ["[0, 2]"; 11].join(", ");
+    let all = ["[0, 1, 2, 3, 4, 5]"; 11].join(", ");
     let owners = "[0, 1, 2, 3, 4, 0, 1, 2, 8, 9, 10]";
     for (name, policy, answers, more) in [
         (

@@ -387,6 +387,8 @@ fn signal(to: &str, name: &str) {
     assert!(status.expect("kill runs").success());
 }
 
+// Whoever asks for it waits for it.
+#[allow(clippy::zombie_processes)]
 fn running(scene: &Scene, name: &str, fault: &str, more: &[&str]) -> (Child, Vec<u32>) {
     let mut command = train(scene, name, fault, more);
     command

@@ -382,7 +382,11 @@ fn fisher_of_one_example_is_its_gradient_squared_with_dropout_and_with_pruned_co
         }
         let modules = trainee.adapters.modules.len();
         let rank = trainee.adapters.config.rank() as usize;
-        let remaining = |module: usize| (0..rank).map(move |k| (module + k) % 3 != 0).collect();
+        let remaining = |module: usize| {
+            (0..rank)
+                .map(move |k| !(module + k).is_multiple_of(3))
+                .collect()
+        };
         let components: Vec<Vec<bool>> = (0..modules).map(remaining).collect();
         let components = pruned.then_some(&components[..]);
         let all = vec![true; modules];

@@ -340,7 +340,7 @@ impl<B: Kernels> Pass<B> {
         index: usize,
         y: Tensor<B, 2>,
         columns: Range<usize>,
-        share: Option<(Tensor<B, 2>, (Tensor<B, 2>, f32))>,
+        share: Option<Share<B>>,
     ) {
         let Observe {
             activation,
@@ -371,6 +371,9 @@ impl<B: Kernels> Pass<B> {
         observed
     }
 }
+
+/// What an adapter's part of an output is the product of: `XAᵀ`, and B with its scale.
+type Share<B> = (Tensor<B, 2>, (Tensor<B, 2>, f32));
 
 /// `‖s·XAᵀ·Bᵀ‖²` from the two `rank × rank` Gram matrices, `s²·Σ (XAᵀ)ᵀ(XAᵀ) ∘ BᵀB`, so that the
 /// adapter's share is never written out.

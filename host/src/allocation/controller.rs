@@ -211,8 +211,10 @@ impl Controller {
         let active = units.expand(&chosen);
         let ledger = Ledger::new(active.len());
         let components = unsaid(&settings, &units, &active);
-        let mut details = Details::default();
-        details.frozen = components.is_some();
+        let details = Details {
+            frozen: components.is_some(),
+            ..Details::default()
+        };
         Ok(Controller {
             asked_for: settings.schedule.asked_first(),
             settings,

@@ -73,11 +73,12 @@ impl Signal {
     /// Whether it needs gradients, which inactive modules have in probing steps alone.
     pub fn of_gradients(self) -> bool {
         use Signal::{Fisher, GradientDotWeight, GradientDotWeightAbs, OutputGradientL2};
-        match self {
-            Signal::GradientL1 | Signal::GradientL2 => true,
-            GradientDotWeight | GradientDotWeightAbs | Fisher | OutputGradientL2 => true,
-            _ => false,
-        }
+        let of_pairs = matches!(self, Signal::GradientL1 | Signal::GradientL2 | Fisher);
+        of_pairs
+            || matches!(
+                self,
+                GradientDotWeight | GradientDotWeightAbs | OutputGradientL2
+            )
     }
 
     /// Whether it is measured once, before the first step.

@@ -129,8 +129,9 @@ impl Writer {
         // Found out now, while nothing has been touched.
         for path in run.logs() {
             // A run that records no signals has no such log, and misses none.
-            let missing = path == run.signals_path() && !logs.contains_key(&name(&path));
-            if !log_is_known(&path, &logs)? && !(missing && !path.exists()) {
+            let recorded = path != run.signals_path() || logs.contains_key(&name(&path));
+            let expected = recorded || path.exists();
+            if expected && !log_is_known(&path, &logs)? {
                 if last.is_some() {
                     tracing::warn!(
                         "{} is not what it was when the checkpoint was made: records were changed or are missing",

@@ -15,11 +15,7 @@ pub fn check(checks: &mut Checks, setup: &Setup<'_>) {
     let fresh = || setup.scorer(&modules);
     checks.check("needs", || needs_are_sane(&fresh()?.needs()));
     checks.check("wishes", || {
-        wishes(
-            || fresh(),
-            &modules,
-            |scorer| scores(scorer, &modules).map(drop),
-        )
+        wishes(fresh, &modules, |scorer| scores(scorer, &modules).map(drop))
     });
     checks.check("scores before the first step", || {
         let mut scorer = fresh()?;

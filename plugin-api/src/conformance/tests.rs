@@ -444,7 +444,7 @@ fn needs_and_wishes() {
                 "start" => CALLS.set(0),
                 "wants" => {
                     CALLS.set(CALLS.get() + 1);
-                    return answer(Wants::all_if(CALLS.get() % 3 == 0).to_fields());
+                    return answer(Wants::all_if(CALLS.get().is_multiple_of(3)).to_fields());
                 }
                 _ => {}
             }
