@@ -137,7 +137,11 @@ impl Progress {
             ),
             ("updates", updates.all(|updates| *updates <= step)),
             ("allocation.step", allocation.step == step),
-            ("allocation.reallocations", allocation.reallocations <= step),
+            // One a step, and one before the first (`initial = "allocator"`).
+            (
+                "allocation.reallocations",
+                allocation.reallocations <= step.saturating_add(1),
+            ),
             (
                 "allocation.ledger",
                 ledger.iter().all(|entry| {
