@@ -112,6 +112,8 @@ pub struct Upcoming {
     pub previous_reallocation: Option<u64>,
     /// The step after which they are chosen next: never less than [`step`](Self::step).
     pub next_reallocation: Option<u64>,
+    /// Whether any module is inactive.
+    pub some_inactive: bool,
     /// Whether it is among the last `probe_steps` before that: then the gradients of inactive modules are computed
     /// as well, if gradients are wanted of it.
     pub probing: bool,

@@ -397,7 +397,7 @@ fn a_replay_says_what_was_not_recorded() {
 #[test]
 fn recorded_signals_change_nothing_and_survive_an_interruption() {
     let scene = Scene::new();
-    let sets = ["train.log_signals=true", "scorer.one_in=2"];
+    let sets = ["train.log_signals=true", "scorer.plugin=gradient"];
     scene.train("without", &sets[1..]);
     scene.train("with", &sets);
     for file in ["adapter/adapter_model.safetensors", "allocations.jsonl"] {
@@ -407,7 +407,7 @@ fn recorded_signals_change_nothing_and_survive_an_interruption() {
     let records = scene.records("with", "signals.jsonl");
     assert_eq!(records[0]["kind"], "modules");
     assert_eq!(records[1]["kind"], "observed");
-    assert!(records[1]["signals"]["activation_l2"].is_array());
+    assert!(records[1]["signals"]["gradient_l2"].is_array());
     scene.assert_resumes("signals", &sets);
     let read = |run: &str| {
         std::fs::read_to_string(scene.path(run).join("signals.jsonl")).expect("a run's file")

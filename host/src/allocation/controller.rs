@@ -260,6 +260,7 @@ impl Controller {
         upcoming.total_steps = self.settings.total_steps;
         upcoming.previous_reallocation = self.last_choice;
         upcoming.next_reallocation = Some(due);
+        upcoming.some_inactive = self.active.contains(&false);
         upcoming.probing = due - step < self.settings.probe_steps;
         let wants = |observes: bool, wants: &dyn Fn() -> Wants| match observes {
             true => wants(),
@@ -277,7 +278,7 @@ impl Controller {
         let (allocator, second) = of_allocator.unwrap_or_default();
         let wanted = first.and(&second);
         Measuring {
-            probing: upcoming.probing && wanted.gradients() && self.active.contains(&false),
+            probing: upcoming.probing && wanted.gradients() && upcoming.some_inactive,
             wanted,
             scorer,
             allocator,

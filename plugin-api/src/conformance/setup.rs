@@ -253,6 +253,8 @@ pub fn upcoming(step: u64) -> Upcoming {
         total_steps: 1000,
         previous_reallocation: Some((step - 1) / EVERY * EVERY).filter(|step| *step > 0),
         next_reallocation: Some(next),
+        // As `active_at` has it, but for a model of one module.
+        some_inactive: step > EVERY,
         probing: next - step < 2,
     }
 }

@@ -92,6 +92,7 @@ impl Upcoming {
         let mut fields = Fields::new()
             .with("step", Value::Int(self.step))
             .with("total_steps", Value::Int(self.total_steps))
+            .with("some_inactive", Value::Flag(self.some_inactive))
             .with("probing", Value::Flag(self.probing));
         for (name, step) in [
             ("previous_reallocation", self.previous_reallocation),
@@ -111,6 +112,7 @@ impl Upcoming {
             total_steps: fields.int("total_steps")?.unwrap_or_default(),
             previous_reallocation: fields.int("previous_reallocation")?,
             next_reallocation: fields.int("next_reallocation")?,
+            some_inactive: fields.flag("some_inactive")?.unwrap_or_default(),
             probing: fields.flag("probing")?.unwrap_or_default(),
         })
     }

@@ -54,8 +54,6 @@ pub struct Fisher {
     sampled: Sampled,
     /// Whether inactive modules are probed.
     probes: bool,
-    /// Whether there are inactive modules, as far as is known.
-    some_inactive: bool,
 }
 
 impl Plugin for Fisher {
@@ -78,7 +76,6 @@ impl Plugin for Fisher {
             total: Accumulated::new(parameters.window, Reduce::Mean, modules.len())?,
             sampled: Sampled::new(parameters.one_in, parameters.window)?,
             probes: true,
-            some_inactive: false,
         })
     }
 }
@@ -102,14 +99,14 @@ impl Scorer for Fisher {
     }
 
     fn wants(&self, upcoming: &Upcoming) -> Wants {
-        let shared = !self.probes || !self.some_inactive;
+        let shared = !self.probes || !upcoming.some_inactive;
         let sampled = shared && self.sampled.takes(upcoming, self.total.last());
         Wants::all_if(upcoming.probing || sampled)
     }
 
     fn observe(&mut self, observation: &Observation) -> Result<()> {
-        self.some_inactive = observation.active.contains(&false);
-        if self.probes && self.some_inactive && !observation.probing {
+        let some_inactive = observation.active.contains(&false);
+        if self.probes && some_inactive && !observation.probing {
             return Ok(());
         }
         let values = observation.signal(&Signal::FISHER)?.iter();
@@ -123,8 +120,7 @@ impl Scorer for Fisher {
         Ok(self.total.scores())
     }
 
-    fn reallocated(&mut self, active: &[bool]) -> Result<()> {
-        self.some_inactive = active.contains(&false);
+    fn reallocated(&mut self, _: &[bool]) -> Result<()> {
         self.total.reallocated();
         Ok(())
     }
@@ -193,6 +189,7 @@ mod tests {
         let upcoming = |step: u64, probing: bool| {
             let mut upcoming = Upcoming::default();
             (upcoming.step, upcoming.probing) = (step, probing);
+            upcoming.some_inactive = true;
             upcoming
         };
         scorer

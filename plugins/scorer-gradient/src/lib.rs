@@ -72,8 +72,6 @@ pub struct Gradient {
     total: Accumulated,
     sampled: Sampled,
     steps: Steps,
-    /// Whether there are inactive modules, as far as is known.
-    some_inactive: bool,
 }
 
 impl Plugin for Gradient {
@@ -97,7 +95,6 @@ impl Plugin for Gradient {
             total: Accumulated::new(parameters.window, parameters.reduce, modules.len())?,
             sampled: Sampled::new(parameters.one_in, parameters.window)?,
             steps: parameters.steps,
-            some_inactive: false,
         })
     }
 }
@@ -122,14 +119,14 @@ impl Scorer for Gradient {
     }
 
     fn wants(&self, upcoming: &Upcoming) -> Wants {
-        let shared = self.steps == Steps::Own || !self.some_inactive;
+        let shared = self.steps == Steps::Own || !upcoming.some_inactive;
         let sampled = shared && self.sampled.takes(upcoming, self.total.last());
         Wants::all_if(upcoming.probing || sampled)
     }
 
     fn observe(&mut self, observation: &Observation) -> Result<()> {
-        self.some_inactive = observation.active.contains(&false);
-        if self.steps == Steps::Shared && self.some_inactive && !observation.probing {
+        let some_inactive = observation.active.contains(&false);
+        if self.steps == Steps::Shared && some_inactive && !observation.probing {
             return Ok(());
         }
         let values = observation.signal(&self.signal)?.iter();
@@ -142,8 +139,7 @@ impl Scorer for Gradient {
         Ok(self.total.scores())
     }
 
-    fn reallocated(&mut self, active: &[bool]) -> Result<()> {
-        self.some_inactive = active.contains(&false);
+    fn reallocated(&mut self, _: &[bool]) -> Result<()> {
         self.total.reallocated();
         Ok(())
     }
@@ -186,6 +182,7 @@ mod tests {
         for (step, (active, values)) in (1..).zip(steps) {
             let mut upcoming = Upcoming::default();
             upcoming.step = step;
+            upcoming.some_inactive = active.contains(&false);
             upcoming.probing = step % 5 == 0;
             if scorer.wants(&upcoming) == Wants::NOTHING {
                 continue;
@@ -217,7 +214,7 @@ mod tests {
             (one, [Some(2.0), Some(1.0)]),
         ];
         // Twice the other's gradient, wherever both have one.
-        assert_eq!(shared("{}", &steps), (vec![5.0, 2.5], vec![1, 2, 5]));
+        assert_eq!(shared("{}", &steps), (vec![5.0, 2.5], vec![1, 5]));
         let sum = r#"{"reduce": "sum"}"#;
         assert_eq!(shared(sum, &steps).0, [10.0, 5.0]);
         let own = r#"{"steps": "own"}"#;
@@ -235,7 +232,7 @@ mod tests {
         assert!(warnings[0].contains("probe_steps is 0"), "{warnings:?}");
         scorer.reallocated(&[true, false]).unwrap();
         let mut upcoming = Upcoming::default();
-        upcoming.step = 3;
+        (upcoming.step, upcoming.some_inactive) = (3, true);
         assert_eq!(scorer.wants(&upcoming), Wants::ALL);
     }
 
