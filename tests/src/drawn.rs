@@ -288,7 +288,13 @@ impl Drawn {
             "drop" => {
                 self.drop("allocation.unit");
                 self.set("allocator.threshold", c.of(&["0.5", "0.9"]));
-                self.set("allocator.others", "\"drop\"");
+                // Vectors of VeRA's are not shared.
+                let vera = self
+                    .get("adapter.kind")
+                    .is_some_and(|kind| kind.contains("vera"));
+                if vera || c.once_in(2) {
+                    self.set("allocator.others", "\"drop\"");
+                }
                 if c.once_in(2) {
                     self.set("allocator.per", "\"role\"");
                 }

@@ -4,6 +4,7 @@ pub mod drawn;
 pub mod entries;
 mod golden;
 mod outside;
+mod said;
 mod scene;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::sync::OnceLock;
 use dynalora::model::{ModelFolder, fetch};
 pub use golden::{Golden, Run, Signals, Training};
 pub use outside::{build_outside, library, outside, outside_with, plugin_in_c};
+pub use said::{contains, flat, said, text};
 pub use scene::{Scene, module_paths};
 
 /// The folder of this package.

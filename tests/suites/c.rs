@@ -1,25 +1,9 @@
 //! An allocator in C against the header, and what C can get wrong.
 
-use std::path::Path;
-use std::process::Output;
-
-use dynalora_tests::{Scene, package, plugin_in_c};
+use dynalora_tests::{Scene, flat, package, plugin_in_c, said, text};
 use serde_json::Value;
 
 const LOWEST: &str = include_str!("../fixtures/plugins/lowest.c");
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn flat(text: &str) -> String {
-    let words = text.split_whitespace().filter(|word| *word != "│");
-    words.collect()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
-}
 
 #[test]
 fn an_allocator_in_c_is_found_checked_and_used() {

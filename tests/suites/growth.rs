@@ -1,33 +1,7 @@
 //! The boundary grows: plugins of an older and of a newer plugin-api in today's host, and what they ask for that it does
 //! not have.
 
-use std::path::Path;
-use std::process::Output;
-
-use dynalora_tests::{Scene, fixture, outside, outside_with, plugin_in_c};
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn flat(text: &str) -> String {
-    let words = text.split_whitespace().filter(|word| *word != "│");
-    words.collect()
-}
-
-fn contains(output: &Output, parts: &[&str]) {
-    let said = said(output);
-    for part in parts {
-        assert!(
-            flat(&said).contains(&flat(part)),
-            "{part:?} is missing:\n{said}"
-        );
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
-}
+use dynalora_tests::{Scene, contains, fixture, outside, outside_with, plugin_in_c, said, text};
 
 const PLUGINS: &str =
     "[scorer]\nplugin = \"activation\"\n\n[allocator]\nplugin = \"top-k\"\nk = \"50%\"";

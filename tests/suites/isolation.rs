@@ -4,14 +4,14 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use dynalora::plugin;
 use dynalora::recipe::Isolation;
 use dynalora_plugin_api::{Measured, Observation, Signal, testing};
-use dynalora_tests::{Scene, built, outside};
+use dynalora_tests::{Scene, built, contains, flat, outside, said};
 use serde_json::Value;
 
 /// A scorer and an allocator that do as FAULTY says: "abort allocate 8" aborts where the allocator is asked after
@@ -22,25 +22,6 @@ const SOURCE: &str = include_str!("../fixtures/plugins/faulty.rs");
 fn faulty() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| outside("faulty", SOURCE))
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn flat(text: &str) -> String {
-    let words = text.split_whitespace().filter(|word| *word != "│");
-    words.collect()
-}
-
-fn contains(output: &Output, parts: &[&str]) {
-    let said = said(output);
-    for part in parts {
-        assert!(
-            flat(&said).contains(&flat(part)),
-            "{part:?} is missing:\n{said}"
-        );
-    }
 }
 
 /// A scene whose scorer and allocator are the faulty ones, isolated or not.

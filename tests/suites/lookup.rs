@@ -8,40 +8,8 @@ use std::process::{Command, Output};
 
 use dynalora_plugin_api::Random;
 use dynalora_plugin_api::abi::{API_VERSION, label};
-use dynalora_tests::{Scene, built, package};
+use dynalora_tests::{Scene, built, contains, flat, library, package, said, text};
 use serde_json::Value;
-
-fn library(name: &str) -> String {
-    format!(
-        "{}{name}{}",
-        std::env::consts::DLL_PREFIX,
-        std::env::consts::DLL_SUFFIX
-    )
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Without the frame and the line ends of a message.
-fn flat(text: &str) -> String {
-    let words = text.split_whitespace().filter(|word| *word != "│");
-    words.collect()
-}
-
-fn contains(output: &Output, parts: &[&str]) {
-    let said = said(output);
-    for part in parts {
-        assert!(
-            flat(&said).contains(&flat(part)),
-            "{part:?} is missing:\n{said}"
-        );
-    }
-}
 
 /// A static manifest as C, of a plugin of this name and built with these.
 fn manifest(name: &str, api: &str, panic: &str) -> String {

@@ -1,18 +1,12 @@
 //! The plugin boundary with real libraries: the shipped ones, one from outside, and damaged ones.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use dynalora_tests::{Scene, built, package};
+use dynalora_tests::{Scene, build_outside, built, contains, library, said};
 use serde_json::Value;
 
 fn shipped(name: &str) -> PathBuf {
-    built().join(format!(
-        "{}dynalora_{}{}",
-        std::env::consts::DLL_PREFIX,
-        name.replace('-', "_"),
-        std::env::consts::DLL_SUFFIX
-    ))
+    built().join(library(&format!("dynalora-{name}")))
 }
 
 const SHIPPED: [&str; 16] = [
@@ -83,24 +77,8 @@ fn the_shipped_plugins_are_listed_and_conform() {
     assert!(uniform.contains("reads no scores"), "{uniform}");
 }
 
-/// Writes and builds a plugin crate that depends on plugin-api alone, outside the workspace.
-fn outside(scene: &Scene) -> PathBuf {
-    let api = package()
-        .join("../plugin-api")
-        .canonicalize()
-        .expect("it is there");
-    std::fs::create_dir_all(scene.path("lowest/src")).expect("a temporary folder");
-    scene.write(
-        "lowest/Cargo.toml",
-        &format!(
-            "[package]\nname = \"lowest\"\nversion = \"0.3.0\"\nedition = \"2024\"\n\n[workspace]\n\n\
-             [lib]\ncrate-type = [\"cdylib\"]\n\n[dependencies]\n\
-             dynalora-plugin-api = {{ path = {api:?} }}\n"
-        ),
-    );
-    scene.write(
-        "lowest/src/lib.rs",
-        r#"use dynalora_plugin_api::schemars::{self, JsonSchema};
+/// A plugin from outside the workspace.
+const LOWEST: &str = r#"use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::Deserialize;
 use dynalora_plugin_api::{
     Allocation, AllocationRequest, Allocator, ModuleInfo, Plugin, Result, export_plugin,
@@ -149,54 +127,18 @@ impl Allocator for Lowest {
 }
 
 export_plugin!(allocator Lowest);
-"#,
-    );
-    // The workspace's lock, so that nothing new is fetched; a target folder that is kept between tests.
-    std::fs::copy(
-        package().join("../Cargo.lock"),
-        scene.path("lowest/Cargo.lock"),
-    )
-    .expect("a lock");
-    let target = built().join("outside");
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--quiet", "--manifest-path"])
-        .arg(scene.path("lowest/Cargo.toml"))
-        .env("CARGO_TARGET_DIR", &target)
-        .status()
-        .expect("cargo runs");
-    assert!(status.success(), "the outside plugin does not build");
-    let name = format!(
-        "{}lowest{}",
-        std::env::consts::DLL_PREFIX,
-        std::env::consts::DLL_SUFFIX
-    );
-    std::fs::create_dir_all(scene.path("plugins")).expect("a temporary folder");
-    let library = scene.path("plugins").join(&name);
-    std::fs::copy(target.join("release").join(&name), &library).expect("the built library");
-    library
-}
+"#;
 
 fn refused(scene: &Scene, arguments: &[&str], parts: &[&str]) {
     let output = scene.run(arguments);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    for part in parts {
-        let flat = |text: &str| {
-            text.split_whitespace()
-                .filter(|word| *word != "│")
-                .collect::<String>()
-        };
-        assert!(
-            flat(&said).contains(&flat(part)),
-            "{part:?} is missing:\n{said}"
-        );
-    }
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    contains(&output, parts);
 }
 
 #[test]
 fn a_plugin_from_outside_is_found_by_name_checked_and_used() {
     let scene = Scene::new();
-    let library = outside(&scene);
+    let library = build_outside(&scene, "lowest", LOWEST);
     scene.ok(&["plugins", "check", library.to_str().expect("UTF-8")]);
     scene.edit(
         "plugin = \"top-k\"\nk = \"50%\"",

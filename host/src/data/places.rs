@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 pub struct Places {
     /// Each source with the first example it has, in the order of the examples.
     sources: Vec<Source>,
-    /// The name of each example, where they are a selection.
-    names: Vec<String>,
+    /// Where they are a selection, the number that each example has among all.
+    selected: Option<Vec<usize>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl Places {
                 first: 0,
                 lines: Vec::new(),
             }],
-            names: Vec::new(),
+            selected: None,
         }
     }
 
@@ -47,18 +47,23 @@ impl Places {
 
     /// The places of the examples at `indices` alone.
     pub fn select(&self, indices: &[usize]) -> Self {
-        let names = indices.iter().map(|index| self.name(*index)).collect();
+        let selected = indices.iter().map(|index| self.among_all(*index));
         Places {
-            sources: Vec::new(),
-            names,
+            sources: self.sources.clone(),
+            selected: Some(selected.collect()),
         }
+    }
+
+    fn among_all(&self, index: usize) -> usize {
+        let selected = self.selected.as_ref();
+        selected
+            .and_then(|selected| selected.get(index).copied())
+            .unwrap_or(index)
     }
 
     /// The place of the example at `index`: `train.csv, line 7`.
     pub fn name(&self, index: usize) -> String {
-        if let Some(name) = self.names.get(index) {
-            return name.clone();
-        }
+        let index = self.among_all(index);
         let source = self.sources.iter().rfind(|source| source.first <= index);
         match source {
             None => format!("example {}", index + 1),
@@ -83,6 +88,10 @@ mod tests {
         let mut places = Places::default();
         places.add(Path::new("a.tsv"), "line", vec![2, 5]);
         places.add(Path::new("b.parquet"), "row", vec![1, 2]);
+        // A selection, and one of that.
+        let some = places.select(&[1, 3]);
+        assert_eq!(some.name(1), "b.parquet, row 2");
+        assert_eq!(some.select(&[0]).name(0), "a.tsv, line 5");
         assert_eq!(places.name(1), "a.tsv, line 5");
         assert_eq!(places.name(2), "b.parquet, row 1");
         assert_eq!(Places::default().name(0), "example 1");

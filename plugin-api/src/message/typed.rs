@@ -205,17 +205,24 @@ fn get_trials(fields: &Fields<'_>) -> Result<Option<TrialLosses>> {
     }))
 }
 
+/// What every request of a reallocation has: `[step, total_steps, reallocation]`, seed, mask and ranks.
+fn asked<'a>(times: [u64; 3], seed: u64, active: &'a [bool], ranks: &[u32]) -> Fields<'a> {
+    let [step, total_steps, reallocation] = times;
+    let mut fields = Fields::new()
+        .with("step", Value::Int(step))
+        .with("total_steps", Value::Int(total_steps))
+        .with("reallocation", Value::Int(reallocation))
+        .with("seed", Value::Int(seed))
+        .with("active", Value::Bools(Cow::Borrowed(active)));
+    put_ranks(&mut fields, ranks);
+    fields
+}
+
 impl TrialRequest {
     /// As the fields of `trials`.
     pub fn to_fields(&self) -> Fields<'_> {
-        let mut fields = Fields::new()
-            .with("step", Value::Int(self.step))
-            .with("total_steps", Value::Int(self.total_steps))
-            .with("reallocation", Value::Int(self.reallocation))
-            .with("seed", Value::Int(self.seed))
-            .with("active", Value::Bools(Cow::Borrowed(&self.active)));
-        put_ranks(&mut fields, &self.ranks);
-        fields
+        let times = [self.step, self.total_steps, self.reallocation];
+        asked(times, self.seed, &self.active, &self.ranks)
     }
 
     /// From the fields of `trials`.
@@ -279,13 +286,8 @@ fn read_trials(text: &str) -> Result<Vec<crate::Trial>> {
 impl ScoreRequest {
     /// As the fields of `scores`.
     pub fn to_fields(&self) -> Fields<'_> {
-        let mut fields = Fields::new()
-            .with("step", Value::Int(self.step))
-            .with("total_steps", Value::Int(self.total_steps))
-            .with("reallocation", Value::Int(self.reallocation))
-            .with("seed", Value::Int(self.seed))
-            .with("active", Value::Bools(Cow::Borrowed(&self.active)));
-        put_ranks(&mut fields, &self.ranks);
+        let times = [self.step, self.total_steps, self.reallocation];
+        let mut fields = asked(times, self.seed, &self.active, &self.ranks);
         put_ledger(&mut fields, &self.ledger);
         put_trials(&mut fields, self.trials.as_ref());
         fields
@@ -309,14 +311,9 @@ impl ScoreRequest {
 impl AllocationRequest {
     /// As the fields of `allocate`. The modules crossed when the allocator was made.
     pub fn to_fields(&self) -> Fields<'_> {
-        let mut fields = Fields::new()
-            .with("step", Value::Int(self.step))
-            .with("total_steps", Value::Int(self.total_steps))
-            .with("reallocation", Value::Int(self.reallocation))
-            .with("seed", Value::Int(self.seed))
-            .with("active", Value::Bools(Cow::Borrowed(&self.active)))
-            .with("scores", Value::F64s(Cow::Borrowed(&self.scores)));
-        put_ranks(&mut fields, &self.ranks);
+        let times = [self.step, self.total_steps, self.reallocation];
+        let mut fields = asked(times, self.seed, &self.active, &self.ranks);
+        fields.put("scores", Value::F64s(Cow::Borrowed(&self.scores)));
         put_ledger(&mut fields, &self.ledger);
         put_trials(&mut fields, self.trials.as_ref());
         fields
