@@ -28,8 +28,8 @@ use dynalora_plugin_api::{
     Result, Start, Unit, export_plugin, load_state, save_state,
 };
 
-/// Parameters of `rank-budget`, by the names of PEFT's `AdaLoraConfig`. Its `init_r` is the adapter's
-/// rank, its `deltaT` the schedule's `every`.
+/// Parameters of `rank-budget`, by the names of PEFT's `AdaLoraConfig`. Its `init_r` is the largest rank of the
+/// adapter, `adapter.r_max` where that is given and else `adapter.rank`; its `deltaT` the schedule's `every`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(crate = "dynalora_plugin_api::serde", deny_unknown_fields, default)]
 pub struct Parameters {
@@ -201,7 +201,7 @@ impl RankBudget {
 
 impl Allocator for RankBudget {
     fn needs(&self) -> Needs {
-        Needs::default().and_components()
+        Needs::default().without_scores().and_components()
     }
 
     fn start(&mut self, start: &Start) -> Result<Vec<String>> {

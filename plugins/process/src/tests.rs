@@ -84,6 +84,15 @@ fn the_scorer_in_python_averages_what_it_asked_for() {
 }
 
 #[test]
+fn the_allocator_in_python_conforms() {
+    if !python() {
+        return;
+    }
+    let parameters = example("allocator.py", json!({ "k": 1, "pause": 10 }));
+    rules(conformance::allocator_with::<ProcessAllocator>(parameters));
+}
+
+#[test]
 fn the_allocator_in_python_lets_the_last_ones_pause() {
     if !python() {
         return;
