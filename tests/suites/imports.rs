@@ -53,6 +53,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("report", &["recipe", "metrics", "run"]),
+    // Sideways: its file names the report's columns, and its runs stop as a training does.
+    ("sweep", &["recipe", "run", "train", "report"]),
     (
         "cli",
         &[
@@ -70,6 +72,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "train",
             "trained",
             "report",
+            "sweep",
         ],
     ),
 ];

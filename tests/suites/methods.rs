@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use dynalora_tests::{Scene, built, fixture, package, skip};
+use dynalora_tests::{Scene, fixture, package, skip};
 use serde_json::Value;
 
 /// The folder of the recipes.
@@ -221,67 +221,53 @@ fn trials_are_recorded_with_what_they_gave() {
     assert!(text.contains("\"increase\""), "{text}");
 }
 
-/// The command runs arms, leaves what is finished as it is, and compares.
+/// The sweep of all methods runs arms of it on the tiny model, and compares them.
 #[test]
 fn one_command_runs_and_compares_them() {
     let scene = Scene::new();
-    let out = scene.path("out");
-    let run = |words: &[&str]| {
-        let mut command = Command::new("bash");
-        command.arg(methods().join("run.sh")).args(words);
-        command
-            .args(["--seeds", "0 1", "--steps", "12", "--out"])
-            .arg(&out);
-        // The same for both arms: theirs would differ in more than the choice.
-        for set in tiny(&scene, "uniform")
-            .into_iter()
-            .filter(|set| !set.contains("steps"))
-        {
-            if !set.starts_with("allocator.") {
-                command.args(["--set", &set]);
-            }
-        }
-        let output = command
-            .env("DYNALORA", built().join("dynalora"))
-            .env("DYNALORA_CACHE", scene.path("cache"))
-            .env("HF_HUB_OFFLINE", "1")
-            .output()
-            .expect("bash");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&output.stdout).into_owned(),
-            said,
-        )
-    };
-    let (code, printed, said) = run(&["lora", "uniform"]);
-    assert_eq!(code, Some(0), "{printed}\n{said}");
-    for word in ["lora, seed 0", "uniform, seed 1", "| uniform ", "| lora "] {
-        assert!(
-            printed.contains(word),
-            "{word} is not in: {printed}\n{said}"
-        );
+    let sweep = package().join("../configs/sweeps/methods-stsb.toml");
+    let mut words = vec!["sweep".to_owned(), sweep.display().to_string()];
+    for (flag, value) in [
+        ("--arms", "lora,uniform"),
+        ("--seeds", "0..1"),
+        ("--output", "out"),
+        ("--jobs", "2"),
+    ] {
+        words.extend([flag.to_owned(), value.to_owned()]);
     }
-    let file = out.join("uniform-s1/summary.json");
-    let before = std::fs::metadata(&file)
-        .expect("a summary")
-        .modified()
-        .expect("a time");
-    let (code, printed, said) = run(&["lora", "uniform"]);
-    assert_eq!(code, Some(0), "{said}");
-    assert!(
-        !printed.contains("seed 0") && printed.contains("| uniform "),
-        "{printed}"
-    );
-    assert_eq!(
-        std::fs::metadata(&file)
-            .expect("a summary")
-            .modified()
-            .expect("a time"),
-        before
-    );
-    let (code, _, said) = run(&["no-such-arm"]);
-    assert!(code == Some(2) && said.contains("no-such-arm"), "{said}");
+    // The same for both arms: theirs would differ in more than the choice.
+    for set in tiny(&scene, "uniform") {
+        if !set.starts_with("allocator.") {
+            words.extend(["--set".to_owned(), set]);
+        }
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let table = scene.ok(&words);
+    for word in [
+        "| uniform ",
+        "| lora ",
+        "Difference from lora",
+        "final pearson",
+    ] {
+        assert!(table.contains(word), "{word} is not in: {table}");
+    }
+    assert!(scene.path("out/uniform-s1/summary.json").is_file());
+}
+
+/// Every sweep that is shipped names recipes and keys that there are.
+#[test]
+fn every_sweep_is_of_recipes_that_there_are() {
+    let scene = Scene::new();
+    let folder = package().join("../configs/sweeps");
+    let sweeps = std::fs::read_dir(&folder).expect("the folder is there");
+    let mut looked_at = 0;
+    for sweep in sweeps {
+        let sweep = sweep.expect("an entry").path();
+        let commands = scene.ok(&["sweep", sweep.to_str().expect("UTF-8"), "--dry-run"]);
+        assert!(commands.lines().count() >= 20, "{}", sweep.display());
+        looked_at += 1;
+    }
+    assert!(looked_at >= 6, "{looked_at}");
 }
 
 /// Whether there is a Python for the examples.

@@ -7,6 +7,7 @@ mod predict;
 mod quickstart;
 mod report;
 mod session;
+mod sweep;
 mod train;
 
 use std::io::IsTerminal;
@@ -55,6 +56,8 @@ enum Command {
     Plan(plan::Arguments),
     /// Average finished runs over seeds, compare them with a baseline, and draw them
     Report(report::Arguments),
+    /// Train arms with several seeds, each run a process of its own, and compare them
+    Sweep(sweep::Arguments),
     /// List, describe and check plugins
     Plugins(plugins::Arguments),
     /// Fetch a small model and compare dynamic allocation with plain LoRA on it, in minutes
@@ -73,6 +76,7 @@ pub fn run() -> Result<()> {
         Command::Predict(arguments) => predict::run(&arguments, &common),
         Command::Plan(arguments) => plan::run(&arguments, &common),
         Command::Report(arguments) => report::run(&arguments, &common),
+        Command::Sweep(arguments) => sweep::run(&arguments, &common),
         Command::Plugins(arguments) => plugins::run(&arguments, &common),
         Command::Quickstart(arguments) => quickstart::run(&arguments, &common),
     }

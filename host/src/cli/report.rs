@@ -65,6 +65,7 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
         metric: arguments.metric.clone(),
         baseline: arguments.baseline.clone(),
         names: arguments.names,
+        arms: None,
         unfinished: arguments.unfinished,
     };
     let report = Report::new(&arguments.runs, &options)?;

@@ -30,6 +30,8 @@ const RIVALS: &[&[&str]] = &[
 /// be found wrong with it: a plugin that refuses its parameters is best shown the line they came from.
 #[derive(Clone, Debug)]
 pub struct Document {
+    /// What messages call the file: a recipe, or a sweep.
+    what: &'static str,
     sources: Vec<Source>,
     places: Vec<Place>,
 }
@@ -52,16 +54,48 @@ struct Place {
 }
 
 impl Document {
-    /// Reads `text` (of the file `name`) with `sets` (each `key=value`) applied in order, as a `T`.
+    /// The text of the file at `path`, which messages call `what`.
+    pub fn text(what: &str, path: &Path) -> Result<String> {
+        let bytes = std::fs::read(path).map_err(|error| {
+            let help = match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    format!("check the path; {what}s to start from lie in configs/")
+                }
+                std::io::ErrorKind::IsADirectory => {
+                    format!("give the {what} file itself, such as configs/cola.toml")
+                }
+                _ => "check that the file may be read".to_owned(),
+            };
+            Error::user(format!("cannot read the {what} {}", path.display()))
+                .because(error)
+                .help(help)
+        })?;
+        String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            let line = error.as_bytes()[..at]
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count()
+                + 1;
+            Error::user(format!("{}, line {line}: not UTF-8", path.display())).help(format!(
+                "save the {what} in the UTF-8 encoding, which TOML requires"
+            ))
+        })
+    }
+
+    /// Reads `text` (of the file `name`, which messages call `what`) with `sets` (each `key=value`) applied in order, as a
+    /// `T`.
     ///
     /// `keys` lists every dotted key a `T` can have; it only serves to tell where a misplaced key belongs.
     pub fn read<T: DeserializeOwned>(
+        what: &'static str,
         name: &Path,
         text: &str,
         sets: &[String],
         keys: &[String],
     ) -> Result<(T, Document)> {
         let mut document = Document {
+            what,
             sources: vec![Source {
                 name: name.to_owned(),
                 text: text.to_owned(),
@@ -100,6 +134,18 @@ impl Document {
     /// Whether `key` (dotted) was given, in the file or by a flag.
     pub fn has(&self, key: &str) -> bool {
         self.places.iter().any(|place| place.key == key)
+    }
+
+    /// Whether the table `key` (dotted) was written between braces, not as a heading or in the dots of its keys.
+    pub fn is_inline(&self, key: &str) -> bool {
+        let place = self.places.iter().find(|place| place.key == key);
+        place.is_some_and(|place| {
+            let (source, span) = self.locate(&place.value_span);
+            source
+                .text
+                .get(span)
+                .is_some_and(|text| text.starts_with('{'))
+        })
     }
 
     /// A user error that points at `key` (dotted), or at the nearest table around it that was written.
@@ -193,6 +239,9 @@ impl Document {
 
     /// How to change `key`, given where it was written.
     pub(super) fn way_out(&self, key: &str) -> String {
+        if self.what != "recipe" {
+            return format!("change it in the {}", self.what);
+        }
         let place = self.places.iter().find(|place| place.key == key);
         match place {
             Some(place) if place.key_span.start > self.sources[0].text.len() => {
@@ -234,7 +283,10 @@ impl Document {
             self.sources[0].name.display()
         ));
         self.point(refused, &error.span().unwrap_or(0..0), error.message())
-            .help("a recipe is made of `key = value` lines under `[table]` headings; text needs quotes")
+            .help(format!(
+                "a {} is made of `key = value` lines under `[table]` headings; text needs quotes",
+                self.what
+            ))
     }
 
     /// Splits a flag into the keys of its path and its value. What is not a TOML value is text:
@@ -369,15 +421,17 @@ impl Document {
         if let Some(rest) = message.strip_prefix("missing field ") {
             let (missing, _) = quoted(rest);
             let name = self.whole_name(key, &missing, keys);
-            let error = Error::user(format!("the recipe lacks the key `{name}`"));
+            let error = Error::user(format!("the {} lacks the key `{name}`", self.what));
             let is_table = keys.iter().any(|key| {
                 let inner = key.strip_prefix(&name);
                 inner.is_some_and(|inner| inner.starts_with('.'))
             });
             let help = if is_table {
                 format!("add the table `[{name}]`")
-            } else {
+            } else if self.what == "recipe" {
                 format!("add it, or pass `--set {name}=VALUE`")
+            } else {
+                "add it".to_owned()
             };
             // What belongs to no table belongs at the top.
             let span = if name.contains('.') { span } else { 0..0 };
@@ -404,7 +458,12 @@ impl Document {
                 let error = Error::user(format!("`{key}` is {found}"));
                 let mut help = self.way_out(key);
                 if expected == "a string" {
-                    help = format!("text needs quotes: `{key} = \"…\"`, or `--set '{key}=\"…\"'`");
+                    help = match self.what {
+                        "recipe" => {
+                            format!("text needs quotes: `{key} = \"…\"`, or `--set '{key}=\"…\"'`")
+                        }
+                        _ => format!("text needs quotes: `{key} = \"…\"`"),
+                    };
                 }
                 self.point(error, &span, format!("expected {}", plainly(expected)))
                     .help(help)
@@ -460,10 +519,10 @@ impl Document {
         };
         match (known.is_empty(), table.is_empty()) {
             (true, _) => help += "Nothing but its name can be given here",
-            (_, true) => help += &format!("The recipe takes {}", list(known, '`')),
+            (_, true) => help += &format!("The {} takes {}", self.what, list(known, '`')),
             (_, false) => help += &format!("[{table}] takes {}", list(known, '`')),
         }
-        let error = Error::user(format!("the recipe has no key `{key}`"));
+        let error = Error::user(format!("the {} has no key `{key}`", self.what));
         self.point(error, span, "unknown key").help(help)
     }
 }
@@ -510,8 +569,23 @@ fn places(prefix: &str, table: &DeTable<'_>) -> Vec<Place> {
     let mut found = Vec::new();
     for (key, value) in table.iter() {
         let name = join(prefix, key.get_ref());
-        if let DeValue::Table(inner) = value.get_ref() {
-            found.extend(places(&name, inner));
+        match value.get_ref() {
+            DeValue::Table(inner) => found.extend(places(&name, inner)),
+            // Tables in a list: `arm[0].name`.
+            DeValue::Array(values) => {
+                for (nth, value) in values.iter().enumerate() {
+                    if let DeValue::Table(inner) = value.get_ref() {
+                        let name = format!("{name}[{nth}]");
+                        found.extend(places(&name, inner));
+                        found.push(Place {
+                            key: name,
+                            key_span: value.span(),
+                            value_span: value.span(),
+                        });
+                    }
+                }
+            }
+            _ => {}
         }
         found.push(Place {
             key: name,

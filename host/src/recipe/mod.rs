@@ -102,30 +102,7 @@ impl Recipe {
     /// As [`load`](Recipe::load), with the places of its keys, to point at when one of them is found
     /// wrong later on.
     pub fn load_with_document(path: &Path, sets: &[String]) -> Result<(Recipe, Document)> {
-        let bytes = std::fs::read(path).map_err(|error| {
-            let help = match error.kind() {
-                std::io::ErrorKind::NotFound => {
-                    "check the path; recipes to start from lie in configs/"
-                }
-                std::io::ErrorKind::IsADirectory => {
-                    "give the recipe file itself, such as configs/cola.toml"
-                }
-                _ => "check that the file may be read",
-            };
-            Error::user(format!("cannot read the recipe {}", path.display()))
-                .because(error)
-                .help(help)
-        })?;
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let at = error.utf8_error().valid_up_to();
-            let line = error.as_bytes()[..at]
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count()
-                + 1;
-            Error::user(format!("{}, line {line}: not UTF-8", path.display()))
-                .help("save the recipe in the UTF-8 encoding, which TOML requires")
-        })?;
+        let text = Document::text("recipe", path)?;
         Recipe::parse(path, &text, sets)
     }
 
@@ -133,7 +110,7 @@ impl Recipe {
     /// relative paths in it are taken as if it lay at `path`.
     pub fn parse(path: &Path, text: &str, sets: &[String]) -> Result<(Recipe, Document)> {
         let (mut recipe, document): (Recipe, _) =
-            Document::read(path, text, sets, &Recipe::keys())?;
+            Document::read("recipe", path, text, sets, &Recipe::keys())?;
         recipe.validate(&document)?;
         let base = path.parent().unwrap_or(Path::new(""));
         recipe.make_absolute(base)?;

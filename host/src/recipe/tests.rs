@@ -653,7 +653,10 @@ fn configs(folder: &Path) -> Vec<PathBuf> {
     for entry in std::fs::read_dir(folder).expect("a folder of recipes") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
-            found.extend(configs(&path));
+            // Sweeps are of recipes, and looked at where they are read.
+            if !path.ends_with("sweeps") {
+                found.extend(configs(&path));
+            }
         } else if path.extension().is_some_and(|e| e == "toml") {
             found.push(path);
         }

@@ -1,7 +1,7 @@
 //! Arms: runs of one recipe, with the same data, model and plugins, that differ in nothing but the seed and the folder.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -241,8 +241,12 @@ pub fn baseline(arms: &[Arm], wanted: Option<&str>) -> Result<Option<usize>> {
     }
 }
 
-/// Puts runs of one recipe together and names the arms.
-pub fn group(readings: Vec<Reading>, naming: Naming) -> Result<Vec<Arm>> {
+/// Puts runs of one recipe together and names the arms, by `known` where that is given.
+pub fn group(
+    readings: Vec<Reading>,
+    naming: Naming,
+    known: Option<&BTreeMap<PathBuf, String>>,
+) -> Result<Vec<Arm>> {
     let mut arms: Vec<Arm> = Vec::new();
     for reading in readings {
         let settings = settings(&reading.recipe)?;
@@ -263,9 +267,10 @@ pub fn group(readings: Vec<Reading>, naming: Naming) -> Result<Vec<Arm>> {
         }
     }
     tell_inputs_apart(&mut arms);
-    let names = match naming {
+    let names = match (known, naming) {
+        (Some(known), _) => by_name(&arms, known)?,
         // Nothing differs.
-        Naming::Recipe if arms.len() > 1 => by_recipe(&arms),
+        (None, Naming::Recipe) if arms.len() > 1 => by_recipe(&arms),
         _ => by_folder(&arms),
     };
     if let Some(twice) = repeated(&names) {
@@ -459,6 +464,43 @@ fn title(key: &str) -> &str {
 
 /// Names by folders: the one that holds all runs of the arm and no others, or what the names of the runs'
 /// own begin with, without the seed.
+/// The names that the runs' folders are known by. An error where the runs of one name are no arm.
+fn by_name(arms: &[Arm], known: &BTreeMap<PathBuf, String>) -> Result<Vec<String>> {
+    let name = |arm: &Arm| {
+        let first = &arm.runs[0].path;
+        let named = known.get(first).cloned();
+        named.unwrap_or_else(|| first.display().to_string())
+    };
+    let names: Vec<String> = arms.iter().map(name).collect();
+    let Some(twice) = repeated(&names) else {
+        return Ok(names);
+    };
+    let mut those = arms.iter().zip(&names).filter(|(_, name)| *name == twice);
+    let (Some((one, _)), Some((other, _))) = (those.next(), those.next()) else {
+        return Ok(names);
+    };
+    let differ = |key: &&String| one.key.get(*key) != other.key.get(*key);
+    let mut keys: Vec<&String> = one
+        .key
+        .keys()
+        .chain(other.key.keys())
+        .filter(differ)
+        .collect();
+    keys.sort();
+    keys.dedup();
+    let keys: Vec<&str> = keys
+        .into_iter()
+        .map(|key| key.trim_start_matches(INPUT))
+        .collect();
+    Err(Error::user(format!(
+        "the runs of `{twice}` are not one arm: {} and {} differ in {}",
+        one.runs[0].path.display(),
+        other.runs[0].path.display(),
+        keys.join(", ")
+    ))
+    .help("data, a model, a plugin or a recipe has changed between them: train all of them anew, into another folder"))
+}
+
 fn by_folder(arms: &[Arm]) -> Vec<String> {
     let parents = |arm: &Arm| -> BTreeSet<_> {
         let outputs = arm.runs.iter().map(|run| std::path::absolute(&run.path));

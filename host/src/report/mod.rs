@@ -11,6 +11,7 @@ mod reading;
 mod statistics;
 mod table;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -19,7 +20,7 @@ pub use arm::{Against, Arm, Naming, SEEDS, SEEDS_OF_DRAWS, Without, seeds_needed
 pub use figure::Figure;
 pub use html::page;
 pub use plot::{Plot, plots};
-pub use reading::Reading;
+pub use reading::{GivenUp, Reading};
 pub use statistics::{Paired, Spread};
 pub use table::{markdown, tables};
 
@@ -35,6 +36,8 @@ pub struct Options {
     pub baseline: Option<String>,
     /// How arms are named.
     pub names: Naming,
+    /// The names of the arms by the folders of their runs, where they are known; `names` does nothing then.
+    pub arms: Option<BTreeMap<PathBuf, String>>,
     /// Whether unfinished runs count.
     pub unfinished: bool,
 }
@@ -96,7 +99,7 @@ impl Report {
             }
         }
         let metric = first.metric.clone();
-        let mut arms = arm::group(readings, options.names)?;
+        let mut arms = arm::group(readings, options.names, options.arms.as_ref())?;
         for arm in &mut arms {
             arm.refuse_repeated_seeds()?;
             arm.sum_up(options.unfinished);
@@ -124,6 +127,14 @@ impl Report {
         let runs = self.arms.iter();
         let runs = runs.flat_map(|arm| arm.runs.iter().map(move |run| (arm, run)));
         runs.filter(|(_, run)| run.collapse.is_some())
+    }
+
+    /// The runs that did otherwise than their recipes say, each with its arm: their plugins were given up, or updates
+    /// left out.
+    pub fn disturbed(&self) -> impl Iterator<Item = (&Arm, &Reading)> {
+        let runs = self.arms.iter();
+        let runs = runs.flat_map(|arm| arm.runs.iter().map(move |run| (arm, run)));
+        runs.filter(|(_, run)| run.disturbed())
     }
 
     /// The runs that have not come to their end.

@@ -32,6 +32,11 @@ pub struct Reading {
     /// Whether it was looked for, as in runs of older versions it was not.
     #[serde(skip)]
     pub watched: bool,
+    /// The fault after which it went on without its plugins, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub given_up: Option<GivenUp>,
+    /// Steps whose update was left out because it was not finite.
+    pub skipped: u64,
     /// What it learns: a task, or the file it is evaluated on.
     #[serde(skip)]
     pub task: String,
@@ -59,6 +64,15 @@ pub struct Reading {
     /// Numbers of the plugins' own, by plugin and name: after which step, one value or one per module.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub numbers: BTreeMap<String, Vec<(u64, Vec<f64>)>>,
+}
+
+/// When and why a run went on without its plugins (`allocation.on_plugin_fault = "keep"`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GivenUp {
+    /// After this step.
+    pub step: u64,
+    /// The fault.
+    pub fault: String,
 }
 
 /// A mask and the steps it governed.
@@ -99,6 +113,10 @@ impl Reading {
         let curve = curve(&run, &evaluations, &metric)?;
         let records = run.allocations()?;
         let numbers = numbers(&records);
+        let given_up = records.iter().find_map(|record| {
+            let (step, fault) = (record.step, record.fault.clone()?);
+            Some(GivenUp { step, fault })
+        });
         let (modules, choices) = choices(&run, records, steps)?;
 
         let mut figures = BTreeMap::new();
@@ -129,6 +147,8 @@ impl Reading {
             watched: summary
                 .as_ref()
                 .is_none_or(|summary| summary.stalls.is_some()),
+            given_up,
+            skipped: summary.as_ref().map_or(0, |summary| summary.skipped),
             task: task(&recipe),
             evaluated_on,
             inputs,
@@ -139,6 +159,13 @@ impl Reading {
             choices,
             numbers,
         })
+    }
+}
+
+impl Reading {
+    /// Whether it did otherwise than its recipe says.
+    pub fn disturbed(&self) -> bool {
+        self.given_up.is_some() || self.skipped > 0
     }
 }
 

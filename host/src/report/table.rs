@@ -3,7 +3,7 @@
 use comfy_table::presets::ASCII_MARKDOWN;
 
 use super::statistics::CONFIDENCE;
-use super::{Arm, Figure, Paired, Report, SEEDS, SEEDS_OF_DRAWS, Spread};
+use super::{Arm, Figure, GivenUp, Paired, Report, SEEDS, SEEDS_OF_DRAWS, Spread};
 use crate::run::StallKind;
 
 /// Rows under a header.
@@ -19,12 +19,13 @@ pub struct Table {
     pub note: Option<String>,
 }
 
-/// The arms by `columns`, their comparison with the baseline where there is one, and the runs that collapsed or are
-/// unfinished.
+/// The arms by `columns`, their comparison with the baseline where there is one, and the runs that collapsed, did
+/// otherwise than their recipes say or are unfinished.
 pub fn tables(report: &Report, columns: &[Figure]) -> Vec<Table> {
     let mut tables = vec![averages(report, columns)];
     tables.extend(comparison(report));
     tables.extend(collapsed(report));
+    tables.extend(disturbed(report));
     let unfinished: Vec<_> = report.unfinished().collect();
     if !unfinished.is_empty() {
         let rows = unfinished.iter().map(|run| {
@@ -91,6 +92,10 @@ fn seeds(arm: &Arm, counted: usize) -> String {
     if !arm.collapsed.is_empty() {
         cell.push_str(&format!(", {} of them collapsed", arm.collapsed.len()));
     }
+    let disturbed = arm.runs.iter().filter(|run| run.disturbed()).count();
+    if disturbed > 0 {
+        cell.push_str(&format!(", {disturbed} of them not by the recipe"));
+    }
     match (unfinished, arm.runs.len() - counted) {
         (0, _) => {}
         (_, 0) => cell.push_str(&format!(", {unfinished} of them unfinished")),
@@ -133,6 +138,40 @@ fn collapsed(report: &Report) -> Option<Table> {
     ];
     (!rows.is_empty()).then(|| Table {
         title: "Collapsed runs: their loss ended where that of a constant answer is".to_owned(),
+        header: header.map(str::to_owned).to_vec(),
+        rows,
+        note: None,
+    })
+}
+
+/// The runs that did otherwise than their recipes say. They are in the averages: what they reached is not what was asked.
+fn disturbed(report: &Report) -> Option<Table> {
+    let rows = report.disturbed().map(|(arm, run)| {
+        let given_up = run.given_up.as_ref().map(|given_up| {
+            let GivenUp { step, fault } = given_up;
+            format!("no plugin was asked any more after step {step}: {fault}")
+        });
+        let skipped = match run.skipped {
+            0 => None,
+            1 => Some("1 update was left out, which was not finite".to_owned()),
+            many => Some(format!(
+                "{many} updates were left out, which were not finite"
+            )),
+        };
+        let what: Vec<String> = given_up.into_iter().chain(skipped).collect();
+        let shown = match run.figures.get(&Figure::Final) {
+            Some(value) => Figure::Final.shown(*value),
+            None => NONE.to_owned(),
+        };
+        let seed = run.seed.to_string();
+        let path = run.path.display().to_string();
+        vec![path, arm.name.clone(), seed, shown, what.join("; ")]
+    });
+    let rows: Vec<_> = rows.collect();
+    let last = Figure::Final.heading(&report.metric);
+    let header = ["run", "arm", "seed", &last, "what it did"];
+    (!rows.is_empty()).then(|| Table {
+        title: "Runs that did otherwise than their recipes say, and are in the averages".to_owned(),
         header: header.map(str::to_owned).to_vec(),
         rows,
         note: None,

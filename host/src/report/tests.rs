@@ -477,6 +477,56 @@ fn collapsed_runs_are_marked_and_the_mean_is_said_with_and_without() {
 }
 
 #[test]
+fn runs_that_did_otherwise_than_their_recipes_say_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut runs = arm(folder.path(), "lora", PLAIN, 2, 0.8);
+    runs.extend(arm(folder.path(), "uniform", UNIFORM, 2, 0.7));
+    // One has lost its plugins, one left an update out.
+    let record = AllocationRecord {
+        step: 30,
+        active: vec![true; 4],
+        ranks: vec![8; 4],
+        fault: Some("the allocator `uniform` has ended".to_owned()),
+        ..Default::default()
+    };
+    let log = runs[3].join("allocations.jsonl");
+    let text = fs::read_to_string(&log).unwrap() + &serde_json::to_string(&record).unwrap() + "\n";
+    fs::write(log, text).unwrap();
+    let path = runs[0].join("summary.json");
+    let mut summary: Summary = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    summary.skipped = 1;
+    fs::write(&path, serde_json::to_string(&summary).unwrap()).unwrap();
+
+    let report = Report::new(&runs, &Options::default()).unwrap();
+    let tables = tables(&report, &[Figure::Final]);
+    let seeds: Vec<&str> = tables[0].rows.iter().map(|row| row[1].as_str()).collect();
+    assert_eq!(seeds, ["2, 1 of them not by the recipe"; 2]);
+    let last: Vec<&[String]> = tables[2].rows.iter().map(|row| &row[2..]).collect();
+    assert_eq!(
+        last,
+        [
+            ["1", "0.8010", "1 update was left out, which was not finite"],
+            [
+                "2",
+                "0.7020",
+                "no plugin was asked any more after step 30: the allocator `uniform` has ended"
+            ],
+        ]
+    );
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["arms"][1]["runs"][1]["given_up"]["step"], 30);
+    assert_eq!(json["arms"][0]["runs"][0]["skipped"], 1);
+    // Nothing is said of those of which nothing is to be said.
+    assert_eq!(
+        Report::new(&runs[1..3], &Options::default())
+            .unwrap()
+            .disturbed()
+            .count(),
+        0
+    );
+}
+
+#[test]
 fn a_collapse_of_the_baseline_takes_its_seed_out_of_the_comparison_too() {
     let folder = tempfile::tempdir().unwrap();
     let mut runs = arm(folder.path(), "lora", PLAIN, 3, 0.8);

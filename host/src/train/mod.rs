@@ -46,7 +46,8 @@ use order::Steps;
 use prefix::PrefixCache;
 use record::Made;
 use step::{Prefix, StepPlan, StepResult};
-use stop::{Signal as Asked, Stop};
+use stop::Signal as Asked;
+pub use stop::Stop;
 use trainee::Trainee;
 
 /// Trains what `prepared` describes into the run that `writer` holds, from `from` if it was interrupted,
