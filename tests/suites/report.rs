@@ -109,14 +109,29 @@ fn the_page_and_the_plots_are_written() {
     ];
     report(&scene, &runs, &more);
     let page = std::fs::read_to_string(scene.path("report.html")).expect("a page");
-    assert_eq!(page.matches("<svg").count(), 2 + runs.len());
-    for name in ["metric", "scatter", "allocation-06"] {
+    // Of the two dynamic arms the choices, the masks and the scores.
+    assert_eq!(page.matches("<svg").count(), 2 + 2 * 3);
+    let of = "allocator=uniform-2-seeds";
+    for name in [
+        "metric",
+        "scatter",
+        &format!("selection-{of}"),
+        &format!("masks-{of}"),
+        &format!("scores-{of}"),
+    ] {
         let svg = std::fs::read_to_string(scene.path(&format!("plots/{name}.svg"))).expect(name);
         assert!(svg.starts_with("<svg") && page.contains(&svg), "{name}");
     }
     assert!(page.contains("training, FLOP") && page.contains("final accuracy"));
-    // Eleven modules, in at most three choices.
-    assert!(page.contains("encoder.layer.1.attention.self.query"));
+    // Each of the eleven modules is named.
+    assert!(page.contains("1 attention.self.query") && page.contains("pooler.dense"));
+    let table = report(&scene, &runs, &["--format", "latex"]);
+    assert!(
+        table.contains("\\toprule") && table.contains("allocator=uniform &"),
+        "{table}"
+    );
+    let lines = report(&scene, &runs, &["--format", "csv"]);
+    assert_eq!(lines.lines().count(), 1 + runs.len(), "{lines}");
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! The command line: one file per subcommand.
 
+mod completions;
 mod evaluate;
 mod plan;
 mod plugins;
 mod predict;
 mod quickstart;
+mod recipe;
 mod report;
+mod runs;
 mod session;
 mod sweep;
 mod train;
@@ -54,12 +57,20 @@ enum Command {
     Predict(predict::Arguments),
     /// Show what a recipe would train: modules, parameters, FLOPs and memory
     Plan(plan::Arguments),
+    /// Write, check and show recipes
+    Recipe(recipe::Arguments),
+    /// List runs: how far each is, and what it reached
+    Runs(runs::Arguments),
     /// Average finished runs over seeds, compare them with a baseline, and draw them
     Report(report::Arguments),
     /// Train arms with several seeds, each run a process of its own, and compare them
     Sweep(sweep::Arguments),
     /// List, describe and check plugins
     Plugins(plugins::Arguments),
+    /// Print what a shell reads to complete commands and flags
+    Completions(completions::Arguments),
+    /// Write the manual's pages, one for each command
+    Man(completions::Man),
     /// Fetch a small model and compare dynamic allocation with plain LoRA on it, in minutes
     Quickstart(quickstart::Arguments),
 }
@@ -75,9 +86,13 @@ pub fn run() -> Result<()> {
         Command::Evaluate(arguments) => evaluate::run(&arguments, &common),
         Command::Predict(arguments) => predict::run(&arguments, &common),
         Command::Plan(arguments) => plan::run(&arguments, &common),
+        Command::Recipe(arguments) => recipe::run(&arguments, &common),
+        Command::Runs(arguments) => runs::run(&arguments, &common),
         Command::Report(arguments) => report::run(&arguments, &common),
         Command::Sweep(arguments) => sweep::run(&arguments, &common),
         Command::Plugins(arguments) => plugins::run(&arguments, &common),
+        Command::Completions(arguments) => completions::run(&arguments, &common),
+        Command::Man(arguments) => completions::man(&arguments, &common),
         Command::Quickstart(arguments) => quickstart::run(&arguments, &common),
     }
 }

@@ -6,7 +6,9 @@ use clap::ValueEnum;
 
 use super::{Common, print, print_json};
 use crate::error::{Error, Result};
-use crate::report::{Figure, Naming, Options, Report, markdown, page, plots, tables};
+use crate::report::{
+    Figure, Naming, Options, Report, csv, latex, markdown, page, plots, swept, tables,
+};
 
 /// Arguments of `dynalora report`.
 #[derive(Debug, clap::Args)]
@@ -38,6 +40,9 @@ pub struct Arguments {
     /// Its vertical axis
     #[arg(long, value_enum, value_name = "FIGURE", default_value_t = Figure::Metric)]
     y: Figure,
+    /// Draw the figure of --y over the values of this key of the recipes, such as allocation.schedule.every
+    #[arg(long, value_name = "KEY")]
+    x_key: Option<String>,
     /// Count unfinished runs too
     #[arg(long)]
     unfinished: bool,
@@ -54,7 +59,12 @@ pub struct Arguments {
 enum Format {
     /// Tables
     #[default]
+    #[value(alias = "md")]
     Markdown,
+    /// The same tables for LaTeX, with booktabs
+    Latex,
+    /// Every run a line, with each figure
+    Csv,
     /// Every number, run by run
     Json,
 }
@@ -68,10 +78,17 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
         arms: None,
         unfinished: arguments.unfinished,
     };
+    if arguments.x_key.is_some() && arguments.output.is_none() && arguments.svg.is_none() {
+        return Err(Error::user("--x-key draws, but nothing is drawn here")
+            .help("give a page by --output FILE.html, or a folder by --svg FOLDER"));
+    }
     let report = Report::new(&arguments.runs, &options)?;
     let tables = tables(&report, &arguments.columns);
     if arguments.output.is_some() || arguments.svg.is_some() {
-        let plots = plots(&report, arguments.x, arguments.y)?;
+        let mut plots = plots(&report, arguments.x, arguments.y)?;
+        if let Some(key) = &arguments.x_key {
+            plots.insert(0, swept(&report, key, arguments.y)?);
+        }
         if let Some(file) = &arguments.output {
             write(file, &page(&report, &tables, &plots))?;
         }
@@ -83,8 +100,11 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
         }
     }
     match arguments.format {
-        Format::Markdown if !arguments.json => print(&markdown(&tables)),
-        _ => print_json(&report),
+        _ if arguments.json => print_json(&report),
+        Format::Json => print_json(&report),
+        Format::Markdown => print(&markdown(&tables)),
+        Format::Latex => print(&latex(&tables)),
+        Format::Csv => print(&csv(&report)?),
     }
 }
 

@@ -1,12 +1,15 @@
 //! The tasks known by name: what they are about, and what judges them.
 
+use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::metric::Metric;
 
 /// A task known by name: the nine of GLUE (Wang et al. 2018) and the embedded corpus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Task {
     /// Acceptability of a sentence (Warstadt et al. 2019).

@@ -200,6 +200,16 @@ impl Arm {
         }
     }
 
+    /// What its recipe says, key by key, as text; what has no effect is left out.
+    pub(super) fn settings(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.settings.iter()
+    }
+
+    /// What its recipe says of a key.
+    pub(super) fn setting(&self, key: &str) -> Option<&str> {
+        self.settings.get(key).map(String::as_str)
+    }
+
     /// `LoRA` or `VeRA` for an arm whose modules are all active throughout.
     fn plain(&self) -> Option<&'static str> {
         let recipe = &self.runs.first()?.recipe;

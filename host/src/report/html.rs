@@ -71,6 +71,7 @@ fn runs(report: &Report) -> Markup {
                 match (&run.collapse, run.finished) {
                     (Some(_), _) => "collapsed",
                     (None, false) => "unfinished",
+                    (None, true) if run.disturbed() => "not by the recipe",
                     (None, true) => "",
                 }
                 .to_owned(),

@@ -5,10 +5,12 @@
 
 mod arm;
 mod figure;
+mod heatmap;
 mod html;
 mod plot;
 mod reading;
 mod statistics;
+mod swept;
 mod table;
 
 use std::collections::BTreeMap;
@@ -22,7 +24,8 @@ pub use html::page;
 pub use plot::{Plot, plots};
 pub use reading::{GivenUp, Reading};
 pub use statistics::{Paired, Spread};
-pub use table::{markdown, tables};
+pub use swept::swept;
+pub use table::{csv, latex, markdown, tables};
 
 use crate::error::{Error, Result};
 

@@ -7,14 +7,14 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::reading::Choice;
+use super::heatmap::heatmaps;
 use super::{Arm, Figure, Reading, Report, Spread};
 use crate::error::{Error, Result};
 
 /// A drawing.
 #[derive(Clone, Debug)]
 pub struct Plot {
-    /// For a file: `metric`, `scatter`, `allocation-01`.
+    /// For a file: `metric`, `scatter`, `selection-uniform-10-seeds`.
     pub name: String,
     /// What it shows.
     pub title: String,
@@ -33,43 +33,41 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(86, 180, 233),
     RGBColor(0, 0, 0),
 ];
-const ACTIVE: RGBColor = COLOURS[0];
-const INACTIVE: RGBColor = RGBColor(225, 225, 225);
-const WIDTH: u32 = 800;
-const HEIGHT: u32 = 420;
+pub(super) const WIDTH: u32 = 800;
+pub(super) const HEIGHT: u32 = 420;
 /// Height of a line of the legend.
-const LINE: u32 = 20;
+pub(super) const LINE: u32 = 20;
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// The metric by steps, `y` by `x`, and the allocations of each run, as far as there is something to draw.
+/// The metric by steps, `y` by `x`, and what each arm chose, as far as there is something to draw.
 pub fn plots(report: &Report, x: Figure, y: Figure) -> Result<Vec<Plot>> {
     let mut plots = Vec::new();
     plots.extend(curves(report)?);
     plots.extend(scatter(report, x, y)?);
     plots.extend(numbers(report)?);
-    let mut number = 0;
     for arm in &report.arms {
-        for run in &arm.runs {
-            if run.choices.is_empty() {
-                continue;
+        plots.extend(heatmaps(arm)?);
+    }
+    // Names of arms that are apart may be one as names of files.
+    for at in 1..plots.len() {
+        let (before, [plot, ..]) = plots.split_at_mut(at) else {
+            break;
+        };
+        let same = |name: &str| before.iter().any(|other| other.name == name);
+        let mut fresh = plot.name.clone();
+        for number in 2.. {
+            if !same(&fresh) {
+                break;
             }
-            number += 1;
-            let done = if run.finished { "" } else { ", unfinished" };
-            plots.push(Plot {
-                name: format!("allocation-{number:02}"),
-                title: format!(
-                    "{}, seed {}{done}: active modules, in blue",
-                    arm.name, run.seed
-                ),
-                svg: allocation(run)?,
-            });
+            fresh = format!("{}-{number}", plot.name);
         }
+        plot.name = fresh;
     }
     Ok(plots)
 }
 
-fn drawn(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String> {
+pub(super) fn drawn(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
@@ -83,14 +81,27 @@ fn drawn(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String> {
     Ok(svg)
 }
 
-/// The library's errors are of many types that all say one thing.
-type Drawn<T = ()> = std::result::Result<T, String>;
+/// A name for a file of these parts.
+pub(super) fn file_name(parts: &[&str]) -> String {
+    let mut name = String::new();
+    for letter in parts.join("-").chars() {
+        match letter {
+            letter if letter.is_alphanumeric() || "._=+%".contains(letter) => name.push(letter),
+            _ if name.ends_with('-') => {}
+            _ => name.push('-'),
+        }
+    }
+    name.trim_matches('-').chars().take(120).collect()
+}
 
-fn text(error: impl Display) -> String {
+/// The library's errors are of many types that all say one thing.
+pub(super) type Drawn<T = ()> = std::result::Result<T, String>;
+
+pub(super) fn text(error: impl Display) -> String {
     error.to_string()
 }
 
-fn colour(arm: usize) -> RGBColor {
+pub(super) fn colour(arm: usize) -> RGBColor {
     COLOURS[arm % COLOURS.len()]
 }
 
@@ -100,7 +111,7 @@ fn repeats(arm: usize) -> bool {
 }
 
 /// A point of an arm: hollow where the run is unfinished.
-fn marker<'a, At: Clone + 'static>(
+pub(super) fn marker<'a, At: Clone + 'static>(
     arm: usize,
     at: At,
     filled: bool,
@@ -116,7 +127,7 @@ fn marker<'a, At: Clone + 'static>(
 }
 
 /// A range with some room at its ends.
-fn around(values: impl Iterator<Item = f64>) -> Option<std::ops::Range<f64>> {
+pub(super) fn around(values: impl Iterator<Item = f64>) -> Option<std::ops::Range<f64>> {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
         (low.min(value), high.max(value))
     });
@@ -128,7 +139,7 @@ fn around(values: impl Iterator<Item = f64>) -> Option<std::ops::Range<f64>> {
 }
 
 /// A number at a tick.
-fn tick(value: &f64) -> String {
+pub(super) fn tick(value: &f64) -> String {
     let size = value.abs();
     if size != 0.0 && !(1e-3..1e6).contains(&size) {
         return format!("{value:.2e}");
@@ -165,7 +176,10 @@ fn height_with_legend(report: &Report) -> u32 {
 
 /// Axes over an area, for numbers in both directions.
 macro_rules! axes {
-    ($area:expr, $x:expr, $y:expr, $x_name:expr, $y_name:expr) => {{
+    ($area:expr, $x:expr, $y:expr, $x_name:expr, $y_name:expr) => {
+        axes!($area, $x, $y, $x_name, $y_name, &tick)
+    };
+    ($area:expr, $x:expr, $y:expr, $x_name:expr, $y_name:expr, $x_tick:expr) => {{
         let mut chart = ChartBuilder::on($area)
             .margin(12)
             .x_label_area_size(44)
@@ -179,13 +193,15 @@ macro_rules! axes {
             .axis_desc_style(("sans-serif", 16))
             .x_desc($x_name)
             .y_desc($y_name)
-            .x_label_formatter(&tick)
+            .x_label_formatter($x_tick)
             .y_label_formatter(&tick)
             .draw()
             .map_err(text)?;
         chart
     }};
 }
+
+pub(super) use axes;
 
 /// Mean and standard deviation at each step that all counted runs of an arm were evaluated after.
 fn band(arm: &Arm, unfinished: bool) -> Vec<(f64, Spread)> {
@@ -379,52 +395,4 @@ fn scatter(report: &Report, x: Figure, y: Figure) -> Result<Option<Plot>> {
         title: format!("{} by {}, a point for each run", names[1], names[0]),
         svg,
     }))
-}
-
-/// Which modules of a run were active when: the first module at the foot, as the signal runs upwards.
-fn allocation(run: &Reading) -> Result<String> {
-    let count = run.modules.len();
-    let height = 14 * count as u32 + 70;
-    let longest = run.modules.iter().map(|path| path.len()).max().unwrap_or(0);
-    drawn(height, |root| {
-        let mut chart = ChartBuilder::on(root)
-            .margin(12)
-            .x_label_area_size(44)
-            .y_label_area_size((longest as u32 * 6 + 36).min(WIDTH / 2))
-            .build_cartesian_2d(0f64..run.steps as f64, (0..count - 1).into_segmented())
-            .map_err(text)?;
-        let cells = run.choices.iter().flat_map(|Choice { from, to, active }| {
-            active.iter().enumerate().map(move |(module, active)| {
-                let above = match module + 1 == count {
-                    true => SegmentValue::Last,
-                    false => SegmentValue::Exact(module + 1),
-                };
-                let corners = [
-                    (*from as f64, SegmentValue::Exact(module)),
-                    (*to as f64, above),
-                ];
-                let fill = if *active { ACTIVE } else { INACTIVE };
-                let mut cell = Rectangle::new(corners, fill.filled());
-                cell.set_margin(1, 1, 0, 0);
-                cell
-            })
-        });
-        chart.draw_series(cells).map_err(text)?;
-        let name = |value: &SegmentValue<usize>| match value {
-            SegmentValue::CenterOf(module) => run.modules.get(*module).cloned().unwrap_or_default(),
-            _ => String::new(),
-        };
-        chart
-            .configure_mesh()
-            .disable_mesh()
-            .label_style(("sans-serif", 12))
-            .axis_desc_style(("sans-serif", 16))
-            .x_desc("optimiser step")
-            .y_desc("module")
-            .x_label_formatter(&tick)
-            .y_labels(count)
-            .y_label_formatter(&name)
-            .draw()
-            .map_err(text)
-    })
 }

@@ -75,15 +75,19 @@ pub struct GivenUp {
     pub fault: String,
 }
 
-/// A mask and the steps it governed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A choice and the steps it governed.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Choice {
     /// The steps after this one …
     pub from: u64,
     /// … up to and including this one.
     pub to: u64,
-    /// Per module.
+    /// Per module, which are active, …
     pub active: Vec<bool>,
+    /// … their ranks, …
+    pub ranks: Vec<u32>,
+    /// … and the scores that it rests on; empty for an initial choice.
+    pub scores: Vec<f64>,
 }
 
 impl Reading {
@@ -233,6 +237,8 @@ fn choices(
         from: record.step,
         to: to.min(steps),
         active: record.active,
+        ranks: record.ranks,
+        scores: record.scores,
     });
     Ok((modules, choices.filter(|c| c.to > c.from).collect()))
 }
@@ -325,7 +331,7 @@ fn of_choices(figures: &mut BTreeMap<Figure, f64>, modules: &[String], choices: 
 }
 
 /// The index of the layer that a module's path names.
-fn layer(path: &str) -> Option<u64> {
+pub(super) fn layer(path: &str) -> Option<u64> {
     path.split('.').find_map(|part| part.parse().ok())
 }
 
@@ -341,6 +347,7 @@ mod tests {
                 from: 0,
                 to: 4,
                 active: active.to_vec(),
+                ..Default::default()
             };
             let mut figures = BTreeMap::new();
             of_choices(&mut figures, &modules, &[choice]);

@@ -1,9 +1,11 @@
 //! A report in tables.
 
+use clap::ValueEnum;
 use comfy_table::presets::ASCII_MARKDOWN;
 
 use super::statistics::CONFIDENCE;
 use super::{Arm, Figure, GivenUp, Paired, Report, SEEDS, SEEDS_OF_DRAWS, Spread};
+use crate::error::{Error, Result};
 use crate::run::StallKind;
 
 /// Rows under a header.
@@ -292,4 +294,88 @@ pub fn markdown(tables: &[Table]) -> String {
         format!("{}:\n\n{drawn}{}", table.title, note.collect::<String>())
     });
     texts.collect::<Vec<_>>().join("\n\n")
+}
+
+/// The tables in LaTeX, for the package `booktabs`, each under its title as a comment.
+pub fn latex(tables: &[Table]) -> String {
+    let line = |cells: &[String]| {
+        let cells: Vec<String> = cells.iter().map(|cell| escaped(cell)).collect();
+        format!("{} \\\\\n", cells.join(" & "))
+    };
+    let texts = tables.iter().map(|table| {
+        // Names to the left, numbers to the right.
+        let columns = "l".to_owned() + &"r".repeat(table.header.len().saturating_sub(1));
+        let rows: String = table.rows.iter().map(|row| line(row)).collect();
+        let note = table.note.iter().map(|note| format!("\n% {note}"));
+        format!(
+            "% {}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{}\\midrule\n{rows}\\bottomrule\n\\end{{tabular}}{}",
+            table.title,
+            line(&table.header),
+            note.collect::<String>()
+        )
+    });
+    texts.collect::<Vec<_>>().join("\n\n")
+}
+
+/// A cell as LaTeX's text.
+fn escaped(cell: &str) -> String {
+    let mut text = String::new();
+    for letter in cell.chars() {
+        match letter {
+            '&' | '%' | '$' | '#' | '_' | '{' | '}' => text.extend(['\\', letter]),
+            '\\' => text.push_str("\\textbackslash{}"),
+            '~' => text.push_str("\\textasciitilde{}"),
+            '^' => text.push_str("\\textasciicircum{}"),
+            '±' => text.push_str("$\\pm$"),
+            '×' => text.push_str("$\\times$"),
+            '–' => text.push_str("--"),
+            letter => text.push(letter),
+        }
+    }
+    // A sign, not a hyphen.
+    let signed = |word: &str| match word.strip_prefix('-') {
+        Some(number) if number.starts_with(|c: char| c.is_ascii_digit()) => format!("$-${number}"),
+        _ => word.to_owned(),
+    };
+    text.split(' ').map(signed).collect::<Vec<_>>().join(" ")
+}
+
+/// Every run as a line of CSV: arm, seed, folder, whether it is finished and counts as collapsed, and each figure, in
+/// the units of JSON.
+pub fn csv(report: &Report) -> Result<String> {
+    let figures = Figure::value_variants();
+    let name = |figure: &Figure| {
+        figure
+            .to_possible_value()
+            .map(|value| value.get_name().to_owned())
+    };
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let cannot =
+        |error: csv::Error| Error::failure("the runs cannot be written as CSV").because(error);
+    let fixed = ["arm", "seed", "run", "finished", "collapsed"].map(str::to_owned);
+    let header = fixed.into_iter().chain(figures.iter().filter_map(name));
+    writer.write_record(header).map_err(cannot)?;
+    for arm in &report.arms {
+        for run in &arm.runs {
+            let fixed = [
+                arm.name.clone(),
+                run.seed.to_string(),
+                run.path.display().to_string(),
+                run.finished.to_string(),
+                run.collapse.is_some().to_string(),
+            ];
+            let values = figures.iter().map(|figure| {
+                run.figures
+                    .get(figure)
+                    .map_or(String::new(), f64::to_string)
+            });
+            writer
+                .write_record(fixed.into_iter().chain(values))
+                .map_err(cannot)?;
+        }
+    }
+    let bytes = writer
+        .into_inner()
+        .map_err(|error| cannot(error.into_error().into()))?;
+    Ok(String::from_utf8_lossy(&bytes).trim_end().to_owned())
 }

@@ -360,10 +360,30 @@ fn the_page_stands_alone_and_escapes_what_it_shows() {
     let plots = plots(&report, Figure::Flops, Figure::Metric).unwrap();
     let names: Vec<&str> = plots.iter().map(|plot| plot.name.as_str()).collect();
     // Of the plugins' own numbers those are drawn of which there is one at a time.
-    let first = ["metric", "scatter", "number-01", "allocation-01"];
-    assert_eq!(names[..4], first);
+    let first = ["metric", "scatter", "number-01"];
+    assert_eq!(names[..3], first);
     assert!(plots[2].title.starts_with("scorer.temperature"));
-    assert_eq!(names.len(), 3 + runs.len());
+    // Of each dynamic arm what was chosen and by which scores, of those with several seeds all masks too; of LoRA
+    // there is nothing to draw.
+    assert_eq!(
+        names[3..],
+        [
+            "selection-allocator=top-k-3-seeds",
+            "masks-allocator=top-k-3-seeds",
+            "scores-allocator=top-k-3-seeds",
+            "selection-allocator=uniform-3-seeds",
+            "masks-allocator=uniform-3-seeds",
+            "scores-allocator=uniform-3-seeds",
+            "selection-allocator=a-b-c-seed-1",
+            "scores-allocator=a-b-c-seed-1",
+        ]
+    );
+    // Four modules: none active in all seeds is of one shade, active of another; half the modules change it.
+    let selection = &plots[3].svg;
+    for shade in ["#EBEBEB", "#002546"] {
+        assert!(selection.contains(shade), "{shade}");
+    }
+    assert!(selection.contains("0 attention.self.query"));
     let json = serde_json::to_value(&report).unwrap();
     let numbers = json["arms"].as_array().unwrap().iter();
     let numbers = numbers.map(|arm| &arm["runs"][0]["numbers"]);
@@ -620,4 +640,109 @@ fn a_run_from_before_the_key_had_a_head_that_started_at_zero() {
     let report = Report::new(&runs, &Options::default()).unwrap();
     let names: Vec<&str> = report.arms.iter().map(|arm| arm.name.as_str()).collect();
     assert_eq!(names, ["LoRA head_bias=labels", "LoRA head_bias=zero"]);
+}
+
+#[test]
+fn tables_are_written_for_latex_and_runs_as_csv() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut runs = arm(folder.path(), "lora", PLAIN, 2, 0.8);
+    runs.extend(arm(folder.path(), "half_50%", UNIFORM, 2, 0.7));
+    let options = Options {
+        names: Naming::Folder,
+        ..Default::default()
+    };
+    let report = Report::new(&runs, &options).unwrap();
+    insta::assert_snapshot!(latex(&tables(&report, &[Figure::Final])), @r"
+    % Mean ± standard deviation over seeds
+    \begin{tabular}{lrr}
+    \toprule
+    arm & seeds & final accuracy \\
+    \midrule
+    lora & 2 & 0.8015 $\pm$ 0.0007 \\
+    half\_50\% & 2 & 0.7015 $\pm$ 0.0007 \\
+    \bottomrule
+    \end{tabular}
+
+    % Difference from lora, seed by seed, with the paired t interval
+    \begin{tabular}{lrrrrrr}
+    \toprule
+    arm & seeds & best accuracy & 95 \% interval & final accuracy & 95 \% interval & step time \\
+    \midrule
+    half\_50\% & 2 & $-$0.1000 $\pm$ 0.0000 & $-$0.1000 to $-$0.1000 (few) & $-$0.1000 $\pm$ 0.0000 & $-$0.1000 to $-$0.1000 (few) & $\times$ 0.50 \\
+    \bottomrule
+    \end{tabular}
+    % (few): an interval of too few seeds to be trusted. It takes 10 where an arm draws modules by chance, 5 where none does.
+    ");
+    let csv = csv(&report).unwrap();
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines.len(), 5);
+    assert!(
+        lines[0].starts_with("arm,seed,run,finished,collapsed,metric,final,"),
+        "{csv}"
+    );
+    assert!(
+        lines[1].starts_with("lora,1,") && lines[1].contains(",true,false,0.801,0.801,"),
+        "{csv}"
+    );
+    assert!(lines[4].starts_with("half_50%,2,"), "{csv}");
+}
+
+#[test]
+fn a_key_that_arms_differ_in_is_an_axis() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut runs = arm(folder.path(), "lora", PLAIN, 2, 0.8);
+    for (every, value) in [(10, 0.5), (3, 0.4), (300, 0.6)] {
+        for (plugin, less) in [("uniform", 0.0), ("top-k", 0.1)] {
+            let tables = UNIFORM
+                .replace("every = 10", &format!("every = {every}"))
+                .replace("\"uniform\"", &format!("{plugin:?}"));
+            runs.extend(arm(
+                folder.path(),
+                &format!("{plugin}-{every}"),
+                &tables,
+                2,
+                value - less,
+            ));
+        }
+    }
+    let report = Report::new(&runs, &Options::default()).unwrap();
+    let key = "allocation.schedule.every";
+    let plot = swept(&report, key, Figure::Final).unwrap();
+    assert_eq!(plot.name, "swept-allocation.schedule.every");
+    // A line for each allocator with three points, and a level for LoRA.
+    for name in ["allocator=uniform\n", "allocator=top-k\n", "LoRA\n"] {
+        assert_eq!(plot.svg.matches(name).count(), 1, "{name}");
+    }
+    assert_eq!(plot.svg.matches("<circle").count(), 6);
+    let refused = |key: &str| {
+        let error = swept(&report, key, Figure::Final).unwrap_err();
+        let help = miette::Diagnostic::help(&error).map(|help| help.to_string());
+        format!("{error} {}", help.unwrap_or_default())
+    };
+    assert!(
+        refused("allocation.schedule.evry").contains("did you mean `allocation.schedule.every`")
+    );
+    assert!(refused("allocator.plugin").contains("which is no number"));
+}
+
+#[test]
+fn names_that_are_known_are_the_arms() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut runs = arm(folder.path(), "x", PLAIN, 2, 0.8);
+    runs.extend(arm(folder.path(), "y", UNIFORM, 2, 0.7));
+    let named = |names: [&str; 4]| Options {
+        arms: Some(runs.iter().cloned().zip(names.map(str::to_owned)).collect()),
+        baseline: Some("plain".to_owned()),
+        ..Default::default()
+    };
+    let report = Report::new(&runs, &named(["plain", "plain", "drawn", "drawn"])).unwrap();
+    let names: Vec<&str> = report.arms.iter().map(|arm| arm.name.as_str()).collect();
+    assert_eq!(names, ["plain", "drawn"]);
+    // Runs of one name that are two arms.
+    let refused = message(Report::new(&runs, &named(["plain"; 4])));
+    assert!(
+        refused.contains("the runs of `plain` are not one arm")
+            && refused.contains("allocator.plugin"),
+        "{refused}"
+    );
 }

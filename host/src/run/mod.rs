@@ -141,6 +141,17 @@ impl Run {
         cleared.is_ok() && std::fs::remove_dir(&self.dir).is_ok()
     }
 
+    /// Whether a process trains in it now, as far as the file system has locks.
+    pub fn is_at_work(&self) -> bool {
+        let lock = std::fs::File::open(self.dir.join(folder::LOCK));
+        lock.is_ok_and(|lock| {
+            matches!(
+                lock.try_lock_shared(),
+                Err(std::fs::TryLockError::WouldBlock)
+            )
+        })
+    }
+
     /// Whether there is a checkpoint to go on from.
     pub fn has_checkpoint(&self) -> bool {
         checkpoint::any(&self.checkpoints_dir())
