@@ -4,6 +4,7 @@ use dynalora_plugin_api as api;
 use dynalora_plugin_api::{Allocation, Count, Result as PluginResult};
 
 use super::*;
+use crate::allocation::state::State;
 use crate::allocation::offer::{RawValue, Signal};
 use crate::allocation::unit::tests::encoder;
 use crate::recipe::Unit;
