@@ -29,8 +29,8 @@
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::{Deserialize, Serialize};
 use dynalora_plugin_api::{
-    Allocation, AllocationRequest, Allocator, Count, ModuleInfo, Needs, Observation, Plugin,
-    Result, Start, Unit, export_plugin, load_state, save_state,
+    Allocation, AllocationRequest, Allocator, ComponentImportance, Count, ModuleInfo, Needs,
+    Observation, Plugin, Result, Smoothing, Start, Unit, export_plugin, load_state, save_state,
 };
 
 /// Parameters of `grow`, by the names of ElaLoRA's program where it has any.
@@ -78,6 +78,7 @@ impl Default for Parameters {
 /// The plugin.
 pub struct Grow {
     parameters: Parameters,
+    smoothing: Smoothing,
     /// The rank each module begins with.
     initial: Vec<usize>,
     state: State,
@@ -87,10 +88,8 @@ pub struct Grow {
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "dynalora_plugin_api::serde", deny_unknown_fields)]
 struct State {
-    /// `Ī`.
-    sensitivity: Vec<Vec<f64>>,
-    /// `Ū`.
-    uncertainty: Vec<Vec<f64>>,
+    /// `Ī` and `Ū`.
+    importance: ComponentImportance,
     /// The components that are there; none before the first choice.
     there: Option<Vec<Vec<bool>>>,
 }
@@ -105,14 +104,6 @@ impl Plugin for Grow {
     const FORMULA: &'static str = "Ī ← β₁ Ī + (1 − β₁) I        Ū ← β₂ Ū + (1 − β₂) |I − Ī|        s = Ī · Ū\nb(t) = 0                          t ≤ tinit                  warm-up\n       round(b · (1 − p³))        p = (t − tinit) / (T − tinit − tfinal)\n       0                          T − tfinal ≤ t             the ranks stay";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
-        for (name, beta) in [("beta1", parameters.beta1), ("beta2", parameters.beta2)] {
-            if !(0.0..1.0).contains(&beta) {
-                return Err(format!(
-                    "parameter `{name}` is {beta}, but must be at least 0 and less than 1"
-                )
-                .into());
-            }
-        }
         for (name, count) in [("b", parameters.b), ("k", parameters.k)] {
             if count == 0 {
                 return Err(format!("parameter `{name}` is 0, but must be at least 1").into());
@@ -129,16 +120,12 @@ impl Plugin for Grow {
                 .into()
             })
         };
-        let zeros: Vec<_> = modules
-            .iter()
-            .map(|module| vec![0.0; module.rank as usize])
-            .collect();
         Ok(Grow {
             initial: modules.iter().map(initial).collect::<Result<_>>()?,
+            smoothing: Smoothing::new(parameters.beta1, parameters.beta2)?,
             parameters,
             state: State {
-                sensitivity: zeros.clone(),
-                uncertainty: zeros,
+                importance: ComponentImportance::new(modules),
                 there: None,
             },
         })
@@ -154,10 +141,6 @@ struct Component {
 }
 
 impl Grow {
-    fn score(&self, module: usize, index: usize) -> f64 {
-        self.state.sensitivity[module][index] * self.state.uncertainty[module][index]
-    }
-
     /// `b(t)` of a run of `total` steps.
     fn moves(&self, step: u64, total: u64) -> usize {
         let Parameters {
@@ -181,11 +164,12 @@ impl Grow {
 
     /// The components of a module, the most important first and equals in order, as far as `which` says.
     fn ranked(&self, module: usize, which: impl Fn(usize) -> bool) -> Vec<Component> {
-        let components = 0..self.state.sensitivity[module].len();
-        let components = components.filter(|index| which(*index));
+        let importance = &self.state.importance;
+        let rank = importance.ranks().nth(module).unwrap_or(0);
+        let components = (0..rank).filter(|index| which(*index));
         let mut components: Vec<_> = components
             .map(|index| Component {
-                score: self.score(module, index),
+                score: importance.score(module, index),
                 module,
                 index,
             })
@@ -197,14 +181,15 @@ impl Grow {
     /// What is there before anything has moved: the most important of each module, its first where none has been
     /// measured.
     fn first(&self) -> Vec<Vec<bool>> {
-        let module = |(module, rank): (usize, &usize)| {
-            let mut there = vec![false; self.state.sensitivity[module].len()];
+        let ranks = self.state.importance.ranks().zip(&self.initial);
+        let module = |(module, (most, rank)): (usize, (usize, &usize))| {
+            let mut there = vec![false; most];
             for component in self.ranked(module, |_| true).into_iter().take(*rank) {
                 there[component.index] = true;
             }
             there
         };
-        self.initial.iter().enumerate().map(module).collect()
+        ranks.enumerate().map(module).collect()
     }
 
     /// Moves up to `b` components.
@@ -246,23 +231,13 @@ impl Grow {
             let grown = there[taker.module].iter().position(|there| !there);
             for (module, index) in [(giver.module, Some(giver.index)), (taker.module, grown)] {
                 let Some(index) = index else { continue };
-                self.state.sensitivity[module][index] = 0.0;
-                self.state.uncertainty[module][index] = 0.0;
+                self.state.importance.forget(module, index);
             }
             if let Some(index) = grown {
                 there[taker.module][index] = true;
             }
             rest = &rest[least + 1..most];
         }
-    }
-
-    fn fits<T>(&self, modules: &[Vec<T>]) -> bool {
-        let own = &self.state.sensitivity;
-        modules.len() == own.len()
-            && modules
-                .iter()
-                .zip(own)
-                .all(|(module, own)| module.len() == own.len())
     }
 }
 
@@ -287,9 +262,9 @@ impl Allocator for Grow {
             )
             .into());
         }
-        let full = self.initial.iter().zip(&self.state.sensitivity);
+        let mut full = self.initial.iter().zip(self.state.importance.ranks());
         let mut warnings = Vec::new();
-        if full.clone().all(|(rank, all)| *rank == all.len()) {
+        if full.all(|(rank, most)| *rank == most) {
             warnings.push(
                 "nothing can grow: every module begins with the adapter's whole rank; give a smaller `rank`"
                     .to_owned(),
@@ -311,47 +286,8 @@ impl Allocator for Grow {
     }
 
     fn observe(&mut self, observation: &Observation) -> Result<()> {
-        let (measured, modules) = (observation.components.len(), self.initial.len());
-        if measured != modules {
-            return Err(
-                format!("components of {measured} modules were measured, not {modules}").into(),
-            );
-        }
-        let Parameters { beta1, beta2, .. } = self.parameters;
-        let State {
-            sensitivity,
-            uncertainty,
-            there,
-        } = &mut self.state;
-        for (module, measured) in observation.components.iter().enumerate() {
-            let (means, uncertainties) = (&mut sensitivity[module], &mut uncertainty[module]);
-            if measured.is_empty() {
-                continue;
-            }
-            if measured.len() != means.len() {
-                return Err(format!(
-                    "module {module}: {} components were measured, not {}",
-                    measured.len(),
-                    means.len()
-                )
-                .into());
-            }
-            for (index, value) in measured.iter().enumerate() {
-                if there.as_ref().is_some_and(|there| !there[module][index]) {
-                    continue;
-                }
-                if !value.is_finite() || *value < 0.0 {
-                    return Err(
-                        format!("module {module}: the sensitivity measured is {value}").into(),
-                    );
-                }
-                let value = f64::from(*value);
-                let (mean, uncertainty) = (&mut means[index], &mut uncertainties[index]);
-                *mean = beta1 * *mean + (1.0 - beta1) * value;
-                *uncertainty = beta2 * *uncertainty + (1.0 - beta2) * (value - *mean).abs();
-            }
-        }
-        Ok(())
+        let State { importance, there } = &mut self.state;
+        importance.observe(&self.smoothing, &observation.components, there.as_deref())
     }
 
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
@@ -373,11 +309,10 @@ impl Allocator for Grow {
 
     fn load(&mut self, state: &[u8]) -> Result<()> {
         let state: State = load_state(state)?;
-        let there = state.there.as_ref();
-        if !self.fits(&state.sensitivity)
-            || !self.fits(&state.uncertainty)
-            || !there.is_none_or(|there| self.fits(there))
-        {
+        let ranks: Vec<usize> = self.state.importance.ranks().collect();
+        let ranks = ranks.iter().copied();
+        let fits = |there: &Vec<Vec<bool>>| there.iter().map(Vec::len).eq(ranks.clone());
+        if !state.importance.fits(ranks.clone()) || !state.there.as_ref().is_none_or(fits) {
             return Err("the saved state is of other modules or ranks than the model's".into());
         }
         self.state = state;
@@ -543,14 +478,17 @@ mod tests {
         assert_eq!(ranks(&components(&mut allocator, 2, 50, 1000)), [3, 5]);
         let state: State = load_state(&allocator.save().unwrap()).unwrap();
         assert_eq!(
-            (state.sensitivity[0][3], state.sensitivity[1][4]),
+            (
+                state.importance.sensitivity[0][3],
+                state.importance.sensitivity[1][4]
+            ),
             (0.0, 0.0)
         );
         // What is not there is not averaged, whatever is measured of it.
         observe(&mut allocator, 2, &level(&[9.0, 2.0]));
         let state: State = load_state(&allocator.save().unwrap()).unwrap();
-        assert_eq!(state.sensitivity[0][3], 0.0);
-        assert!(state.sensitivity[1][4] > 0.0);
+        assert_eq!(state.importance.sensitivity[0][3], 0.0);
+        assert!(state.importance.sensitivity[1][4] > 0.0);
     }
 
     #[test]

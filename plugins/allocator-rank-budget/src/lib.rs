@@ -17,15 +17,14 @@
 //!        b_T, and the choice stays as it is                  T − t_f ≤ t
 //! ```
 //!
-//! Where AdaLoRA smooths each entry of A and B and then takes means, here the means are smoothed: one
-//! number per component crosses to the plugin. Nothing is added to Ī and Ū in steps without gradient of
-//! a module, which has none while its rank is 0, outside probes.
+//! Nothing is added to Ī and Ū in steps without gradient of a module, which has none while its rank is 0, outside
+//! probes.
 
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::{Deserialize, Serialize};
 use dynalora_plugin_api::{
-    Allocation, AllocationRequest, Allocator, Count, ModuleInfo, Needs, Observation, Plugin,
-    Result, Start, Unit, export_plugin, load_state, save_state,
+    Allocation, AllocationRequest, Allocator, ComponentImportance, Count, ModuleInfo, Needs,
+    Observation, Plugin, Result, Smoothing, Start, Unit, export_plugin, load_state, save_state,
 };
 
 /// Parameters of `rank-budget`, by the names of PEFT's `AdaLoraConfig`. Its `init_r` is the largest rank of the
@@ -64,6 +63,7 @@ impl Default for Parameters {
 /// The plugin.
 pub struct RankBudget {
     parameters: Parameters,
+    smoothing: Smoothing,
     /// `r_max` of each module.
     ranks: Vec<usize>,
     /// `b_T`.
@@ -75,10 +75,8 @@ pub struct RankBudget {
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "dynalora_plugin_api::serde", deny_unknown_fields)]
 struct State {
-    /// `Ī`.
-    sensitivity: Vec<Vec<f64>>,
-    /// `Ū`.
-    uncertainty: Vec<Vec<f64>>,
+    /// `Ī` and `Ū`.
+    importance: ComponentImportance,
     /// The choice that stays, from the first reallocation of the last `tfinal` steps on.
     settled: Option<Vec<Vec<bool>>>,
 }
@@ -93,23 +91,14 @@ impl Plugin for RankBudget {
     const FORMULA: &'static str = "Ī ← β₁ Ī + (1 − β₁) I        Ū ← β₂ Ū + (1 − β₂) |I − Ī|        s = Ī · Ū\nb(t) = b₀                                                  t ≤ tᵢ\n       b_T + (b₀ − b_T)(1 − (t − tᵢ) / (T − tᵢ − t_f))³     tᵢ < t < T − t_f\n       b_T, and the choice stays as it is                  T − t_f ≤ t";
 
     fn new(parameters: Parameters, modules: &[ModuleInfo]) -> Result<Self> {
-        for (name, beta) in [("beta1", parameters.beta1), ("beta2", parameters.beta2)] {
-            if !(0.0..1.0).contains(&beta) {
-                return Err(format!(
-                    "parameter `{name}` is {beta}, but must be at least 0 and less than 1"
-                )
-                .into());
-            }
-        }
         let ranks: Vec<usize> = modules.iter().map(|module| module.rank as usize).collect();
-        let zeros: Vec<Vec<f64>> = ranks.iter().map(|rank| vec![0.0; *rank]).collect();
         Ok(RankBudget {
+            smoothing: Smoothing::new(parameters.beta1, parameters.beta2)?,
             target: target(parameters.target_r, &ranks)?,
             parameters,
             ranks,
             state: State {
-                sensitivity: zeros.clone(),
-                uncertainty: zeros,
+                importance: ComponentImportance::new(modules),
                 settled: None,
             },
         })
@@ -172,14 +161,7 @@ impl RankBudget {
         let mut order: Vec<(f64, usize, usize)> = (0..most)
             .flat_map(|k| (0..self.ranks.len()).map(move |module| (module, k)))
             .filter(|(module, k)| *k < self.ranks[*module])
-            .map(|(module, k)| {
-                let State {
-                    sensitivity,
-                    uncertainty,
-                    ..
-                } = &self.state;
-                (sensitivity[module][k] * uncertainty[module][k], module, k)
-            })
+            .map(|(module, k)| (self.state.importance.score(module, k), module, k))
             .collect();
         order.sort_by(|a, b| b.0.total_cmp(&a.0));
         let mut remaining: Vec<Vec<bool>> =
@@ -188,14 +170,6 @@ impl RankBudget {
             remaining[module][k] = true;
         }
         remaining
-    }
-
-    fn fits<T>(&self, modules: &[Vec<T>]) -> bool {
-        modules.len() == self.ranks.len()
-            && modules
-                .iter()
-                .zip(&self.ranks)
-                .all(|(module, rank)| module.len() == *rank)
     }
 }
 
@@ -236,38 +210,8 @@ impl Allocator for RankBudget {
     }
 
     fn observe(&mut self, observation: &Observation) -> Result<()> {
-        let (modules, expected) = (observation.components.len(), self.ranks.len());
-        if modules != expected {
-            return Err(
-                format!("components of {modules} modules were measured, not {expected}").into(),
-            );
-        }
-        for (module, measured) in observation.components.iter().enumerate() {
-            if measured.is_empty() {
-                continue;
-            }
-            let (components, rank) = (measured.len(), self.ranks[module]);
-            if components != rank {
-                return Err(format!(
-                    "module {module}: {components} components were measured, not {rank}"
-                )
-                .into());
-            }
-            let averages = self.state.sensitivity[module]
-                .iter_mut()
-                .zip(&mut self.state.uncertainty[module]);
-            for ((mean, uncertainty), &value) in averages.zip(measured) {
-                if !value.is_finite() || value < 0.0 {
-                    return Err(
-                        format!("module {module}: the sensitivity measured is {value}").into(),
-                    );
-                }
-                let (value, Parameters { beta1, beta2, .. }) = (f64::from(value), &self.parameters);
-                *mean = beta1 * *mean + (1.0 - beta1) * value;
-                *uncertainty = beta2 * *uncertainty + (1.0 - beta2) * (value - *mean).abs();
-            }
-        }
-        Ok(())
+        let importance = &mut self.state.importance;
+        importance.observe(&self.smoothing, &observation.components, None)
     }
 
     fn allocate(&mut self, request: &AllocationRequest) -> Result<Allocation> {
@@ -289,12 +233,10 @@ impl Allocator for RankBudget {
 
     fn load(&mut self, state: &[u8]) -> Result<()> {
         let state: State = load_state(state)?;
-        let fits = self.fits(&state.sensitivity)
-            && self.fits(&state.uncertainty)
-            && state
-                .settled
-                .as_ref()
-                .is_none_or(|settled| self.fits(settled));
+        let ranks = self.ranks.iter().copied();
+        let settled = |settled: &Vec<Vec<bool>>| settled.iter().map(Vec::len).eq(ranks.clone());
+        let fits =
+            state.importance.fits(ranks.clone()) && state.settled.as_ref().is_none_or(settled);
         if !fits {
             return Err("the saved state is of other modules or ranks than the model's".into());
         }
@@ -432,8 +374,8 @@ mod tests {
         )
         .unwrap();
         let state: State = load_state(&allocator.save().unwrap()).unwrap();
-        assert_eq!(state.sensitivity[0][..3], [1.5, 1.75, 1.0]);
-        assert_eq!(state.uncertainty[0][..3], [0.5, 1.25, 1.0]);
+        assert_eq!(state.importance.sensitivity[0][..3], [1.5, 1.75, 1.0]);
+        assert_eq!(state.importance.uncertainty[0][..3], [0.5, 1.25, 1.0]);
         let chosen = remaining(&mut allocator, 1, 10, 10);
         assert_eq!(
             chosen[0],
@@ -456,9 +398,15 @@ mod tests {
         let before = averages(&allocator);
         observe(&mut allocator, 2, &[vec![2.0; 8], vec![]]).unwrap();
         let after = averages(&allocator);
-        assert_eq!(after.sensitivity[1], before.sensitivity[1]);
-        assert_eq!(after.uncertainty[1], before.uncertainty[1]);
-        assert!(after.sensitivity[0] > before.sensitivity[0]);
+        assert_eq!(
+            after.importance.sensitivity[1],
+            before.importance.sensitivity[1]
+        );
+        assert_eq!(
+            after.importance.uncertainty[1],
+            before.importance.uncertainty[1]
+        );
+        assert!(after.importance.sensitivity[0] > before.importance.sensitivity[0]);
         observe(&mut allocator, 3, &[vec![2.0; 8], vec![90.0; 8]]).unwrap();
         assert_eq!(
             remaining(&mut allocator, 2, 999, 1000),
@@ -613,7 +561,7 @@ mod tests {
             let (mut least, mut most) = (f64::INFINITY, 0.0_f64);
             for (module, components) in chosen.iter().enumerate() {
                 for (k, remains) in components.iter().enumerate() {
-                    let score = state.sensitivity[module][k] * state.uncertainty[module][k];
+                    let score = state.importance.sensitivity[module][k] * state.importance.uncertainty[module][k];
                     if *remains { least = least.min(score) } else { most = most.max(score) }
                 }
             }

@@ -20,8 +20,8 @@
 use dynalora_plugin_api::schemars::{self, JsonSchema};
 use dynalora_plugin_api::serde::{Deserialize, Serialize};
 use dynalora_plugin_api::{
-    ModuleInfo, Needs, Observation, Plugin, Result, ScoreRequest, Scorer, Signal, export_plugin,
-    load_state, save_state,
+    ModuleInfo, Needs, Observation, Plugin, Result, ScoreRequest, Scorer, Signal, Smoothing,
+    export_plugin, load_state, save_state,
 };
 
 /// Parameters of `sensitivity`.
@@ -51,8 +51,7 @@ impl Default for Parameters {
 /// The plugin.
 pub struct Sensitivity {
     signal: Signal,
-    beta1: f64,
-    beta2: f64,
+    smoothing: Smoothing,
     /// What each module's value is divided by.
     divisors: Vec<f64>,
     averages: Vec<Averages>,
@@ -85,22 +84,13 @@ impl Plugin for Sensitivity {
             beta2,
             per_parameter,
         } = parameters;
-        for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
-            if !(0.0..1.0).contains(&beta) {
-                return Err(format!(
-                    "parameter `{name}` is {beta}, but must be at least 0 and less than 1"
-                )
-                .into());
-            }
-        }
         let divisor = |module: &ModuleInfo| match per_parameter {
             true => module.parameters.max(1) as f64,
             false => 1.0,
         };
         Ok(Sensitivity {
             signal: Signal::GRADIENT_DOT_WEIGHT_ABS,
-            beta1,
-            beta2,
+            smoothing: Smoothing::new(beta1, beta2)?,
             divisors: modules.iter().map(divisor).collect(),
             averages: vec![Averages::default(); modules.len()],
         })
@@ -122,21 +112,18 @@ impl Scorer for Sensitivity {
             )
             .into());
         }
-        let (beta1, beta2) = (self.beta1, self.beta2);
         let modules = self.averages.iter_mut().zip(&self.divisors).zip(values);
         for (module, ((averages, divisor), value)) in modules.enumerate() {
             let Some(value) = value else { continue };
-            if !value.is_finite() || *value < 0.0 {
-                return Err(format!("module {module}: the value measured is {value}").into());
-            }
-            let value = f64::from(*value) / divisor;
             let Averages {
                 sensitivity,
                 uncertainty,
                 count,
             } = averages;
-            *sensitivity = beta1 * *sensitivity + (1.0 - beta1) * value;
-            *uncertainty = beta2 * *uncertainty + (1.0 - beta2) * (value - *sensitivity).abs();
+            let added = self
+                .smoothing
+                .add(sensitivity, uncertainty, f64::from(*value) / divisor);
+            added.map_err(|error| format!("module {module}: {error}"))?;
             *count += 1;
         }
         Ok(())
@@ -148,7 +135,10 @@ impl Scorer for Sensitivity {
             let whole = |average: f64, beta: f64| average / (1.0 - beta.powf(module.count as f64));
             match module.count {
                 0 => 0.0,
-                _ => whole(module.sensitivity, self.beta1) * whole(module.uncertainty, self.beta2),
+                _ => {
+                    whole(module.sensitivity, self.smoothing.beta1)
+                        * whole(module.uncertainty, self.smoothing.beta2)
+                }
             }
         };
         Ok(self.averages.iter().map(score).collect())

@@ -4,8 +4,8 @@ use dynalora_plugin_api as api;
 use dynalora_plugin_api::{Allocation, Count, Result as PluginResult};
 
 use super::*;
-use crate::allocation::state::State;
 use crate::allocation::offer::{RawValue, Signal};
+use crate::allocation::state::State;
 use crate::allocation::unit::tests::encoder;
 use crate::recipe::Unit;
 
