@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use dynalora_tests::{Scene, contains, fixture, said};
+use dynalora_tests::{Scene, contains, fixture, plugin_in_c, said};
 use serde_json::Value;
 
 fn refused(scene: &Scene, arguments: &[&str], parts: &[&str]) {
@@ -227,4 +227,129 @@ fn shells_and_the_manual_know_every_command() {
             .expect(command);
         assert!(page.contains(".SH OPTIONS"), "{command}");
     }
+}
+
+/// A driver for CUDA that has two devices, or does what `STAND_IN` says.
+const STAND_IN: &str = r#"
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#define CALL __attribute__((visibility("default"))) int
+CALL cuInit(unsigned flags) {
+    const char *how = getenv("STAND_IN");
+    (void)flags;
+    if (how && !strcmp(how, "no device")) return 100;
+    if (how && !strcmp(how, "broken")) return 999;
+    return 0;
+}
+CALL cuDriverGetVersion(int *version) { *version = 13010; return 0; }
+CALL cuDeviceGetCount(int *count) { *count = 2; return 0; }
+CALL cuDeviceGetName(char *name, int length, int device) { snprintf(name, (size_t)length, "Stand-in %d", device); return 0; }
+CALL cuDeviceTotalMem_v2(size_t *bytes, int device) { (void)device; *bytes = (size_t)80 << 30; return 0; }
+CALL cuDeviceGetAttribute(int *value, int attribute, int device) { (void)device; *value = attribute == 75 ? 9 : 0; return 0; }
+"#;
+
+#[test]
+fn devices_are_listed_with_what_is_missing() {
+    let scene = Scene::new();
+    let Some(driver) = plugin_in_c(&scene.path("driver"), "cuda", STAND_IN) else {
+        return;
+    };
+    std::fs::rename(&driver, scene.path("driver/libcuda.so.1")).expect("a library");
+    let damaged = "__attribute__((visibility(\"default\"))) int other(void) { return 0; }";
+    let damaged = plugin_in_c(&scene.path("damaged"), "cuda", damaged).expect("it compiled before");
+    std::fs::rename(&damaged, scene.path("damaged/libcuda.so.1")).expect("a library");
+    // The compiler and the headers, as Python's packages have them.
+    let packages = scene.path("venv/lib/python3.12/site-packages/nvidia");
+    for (folder, name) in [
+        ("cuda_nvrtc/lib", "libnvrtc.so.12"),
+        ("cuda_runtime/include", "cuda_fp16.h"),
+    ] {
+        std::fs::create_dir_all(packages.join(folder)).expect("a folder");
+        let file = packages.join(folder).join(name);
+        if name.ends_with(".h") {
+            std::fs::write(file, "").expect("a file");
+        } else {
+            std::fs::copy(scene.path("damaged/libcuda.so.1"), file).expect("a library");
+        }
+    }
+    let look = |driver: &str, sets: &[(&str, &std::path::Path)]| -> Value {
+        let mut command = scene.command(&["devices", "--json"]);
+        command
+            .env("LD_LIBRARY_PATH", scene.path(driver))
+            .envs(sets.iter().copied());
+        let output = command.output().expect("the program starts");
+        assert!(output.status.success(), "{}", said(&output));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+    let missing = |devices: &Value| -> String { devices["cuda"]["missing"].to_string() };
+
+    let empty = scene.path("nothing");
+    let devices = look("driver", &[("CUDA_PATH", &empty)]);
+    assert_eq!(devices["cuda"]["driver"], "13.1");
+    let first = serde_json::json!({ "name": "Stand-in 0", "memory": 80u64 << 30, "compute_capability": "9.0" });
+    assert_eq!(
+        (
+            devices["cuda"]["devices"].as_array().map(Vec::len),
+            &devices["cuda"]["devices"][0]
+        ),
+        (Some(2), &first)
+    );
+    assert!(
+        missing(&devices).contains("headers were not found"),
+        "{devices}"
+    );
+    // With Python's packages only CUDA_PATH is left to be set, and it is said to what.
+    let (venv, runtime) = (scene.path("venv"), packages.join("cuda_runtime"));
+    let devices = look("driver", &[("CUDA_PATH", &empty), ("VIRTUAL_ENV", &venv)]);
+    assert!(!devices["cuda"]["compiler"].is_null(), "{devices}");
+    assert!(
+        missing(&devices).contains(&format!("set CUDA_PATH={}", runtime.display())),
+        "{devices}"
+    );
+    let devices = look("driver", &[("CUDA_PATH", &runtime), ("VIRTUAL_ENV", &venv)]);
+    assert_eq!(missing(&devices), "[]");
+
+    for (driver, how, what) in [
+        ("driver", "no device", "the driver reports no CUDA device"),
+        (
+            "driver",
+            "broken",
+            "the CUDA driver does not start (error 999)",
+        ),
+        ("damaged", "", "the CUDA driver is damaged"),
+    ] {
+        let devices = look(
+            driver,
+            &[
+                ("STAND_IN", how.as_ref()),
+                ("CUDA_PATH", &runtime),
+                ("VIRTUAL_ENV", &venv),
+            ],
+        );
+        assert!(missing(&devices).contains(what), "{what}: {devices}");
+        // Whatever is wrong, `auto` trains on the CPU and says why, and a named device is the user's to change.
+        assert!(
+            devices["auto"]
+                .as_str()
+                .is_some_and(|auto| auto.starts_with("CPU")),
+            "{devices}"
+        );
+        let mut command = scene.command(&["train", "recipe.toml", "--set", "device=cuda:1"]);
+        command
+            .env("LD_LIBRARY_PATH", scene.path(driver))
+            .env("STAND_IN", how);
+        let output = command.output().expect("the program starts");
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        contains(&output, &["device = \"cuda:1\", but", "dynalora devices"]);
+        if devices["built_with_cuda"] == true {
+            contains(&output, &[what]);
+        }
+    }
+    let table = scene.ok(&["devices"]);
+    assert!(
+        table.contains(" cpu ") && table.contains("device = \"auto\": "),
+        "{table}"
+    );
 }

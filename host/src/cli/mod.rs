@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod completions;
+mod devices;
 mod evaluate;
 mod plan;
 mod plugins;
@@ -65,6 +66,8 @@ enum Command {
     Report(report::Arguments),
     /// Train arms with several seeds, each run a process of its own, and compare them
     Sweep(sweep::Arguments),
+    /// Say which devices there are, and what is missing of those that are not
+    Devices(devices::Arguments),
     /// List, describe and check plugins
     Plugins(plugins::Arguments),
     /// Print what a shell reads to complete commands and flags
@@ -90,6 +93,7 @@ pub fn run() -> Result<()> {
         Command::Runs(arguments) => runs::run(&arguments, &common),
         Command::Report(arguments) => report::run(&arguments, &common),
         Command::Sweep(arguments) => sweep::run(&arguments, &common),
+        Command::Devices(arguments) => devices::run(&arguments, &common),
         Command::Plugins(arguments) => plugins::run(&arguments, &common),
         Command::Completions(arguments) => completions::run(&arguments, &common),
         Command::Man(arguments) => completions::man(&arguments, &common),

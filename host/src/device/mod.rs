@@ -1,5 +1,9 @@
 //! Which device a run uses, and why.
 
+mod cuda;
+
+pub use cuda::{Cuda, CudaDevice, Missing};
+
 use crate::error::{Error, Result};
 use crate::recipe::Device;
 
@@ -26,7 +30,7 @@ pub fn choose(wanted: Device) -> Result<(Chosen, String)> {
             ))
             .help("indices count from 0; device = \"auto\" takes what is there")),
             Err(reason) => Err(Error::user(format!("device = \"cuda:{index}\", but {reason}"))
-                .help("install the NVIDIA driver and the CUDA runtime compiler, or set device = \"auto\" or \"cpu\"")),
+                .help("`dynalora devices` says what is there and how to get what is missing; device = \"auto\" or \"cpu\" does without")),
         },
         Device::Auto => Ok(match cuda_devices() {
             Ok(0) => (Chosen::Cpu, format!("CPU ({}): the driver reports no CUDA device", cpu())),
@@ -36,7 +40,8 @@ pub fn choose(wanted: Device) -> Result<(Chosen, String)> {
     }
 }
 
-fn cpu() -> String {
+/// Threads and instructions of the CPU.
+pub fn cpu() -> String {
     let threads = rayon::current_num_threads();
     let threads = if threads == 1 {
         "1 thread".to_owned()
@@ -46,61 +51,17 @@ fn cpu() -> String {
     format!("{threads}, {:?}", crate::kernel::simd::level())
 }
 
-/// How many CUDA devices can be used, or why none can. burn panics on a thread of its own where the
-/// driver is missing, so this asks the driver first.
-#[cfg(feature = "cuda")]
+/// How many CUDA devices can be used, or why none can. burn panics on threads of its own where something is missing, so
+/// all that it needs is looked for first.
 fn cuda_devices() -> Result<usize, String> {
-    use libloading::{Library, Symbol};
-    use std::ffi::c_int;
-
-    let names: &[&str] = if cfg!(windows) {
-        &["nvcuda.dll"]
-    } else {
-        &["libcuda.so.1", "libcuda.so"]
-    };
-    // SAFETY: loading the driver runs its own initialisers, which every CUDA program trusts.
-    let load = |name: &&str| unsafe { Library::new(*name) }.ok();
-    let driver = names
-        .iter()
-        .find_map(load)
-        .ok_or_else(|| format!("no CUDA driver was found ({} is missing)", names[0]))?;
-    let compiler = [
-        "libnvrtc.so",
-        "libnvrtc.so.13",
-        "libnvrtc.so.12",
-        "nvrtc64_120_0.dll",
-    ];
-    if !compiler.iter().any(|name| load(name).is_some()) {
-        return Err(
-            "a CUDA driver is there, but not its run-time compiler (libnvrtc.so)".to_owned(),
-        );
+    if !cfg!(feature = "cuda") {
+        return Err("this program was built without the `cuda` feature".to_owned());
     }
-    // SAFETY: these are the signatures of cuInit and cuDeviceGetCount in the CUDA driver API.
-    unsafe {
-        let init: Symbol<'_, unsafe extern "C" fn(u32) -> c_int> = driver
-            .get(b"cuInit\0")
-            .map_err(|error| format!("the CUDA driver is damaged: {error}"))?;
-        let count: Symbol<'_, unsafe extern "C" fn(*mut c_int) -> c_int> = driver
-            .get(b"cuDeviceGetCount\0")
-            .map_err(|error| format!("the CUDA driver is damaged: {error}"))?;
-        let status = init(0);
-        if status != 0 {
-            return Err(format!("the CUDA driver does not start (error {status})"));
-        }
-        let mut devices: c_int = 0;
-        let status = count(&mut devices);
-        if status != 0 {
-            return Err(format!(
-                "the CUDA driver cannot count its devices (error {status})"
-            ));
-        }
-        Ok(devices.max(0) as usize)
+    let cuda = Cuda::look();
+    match cuda.missing.first() {
+        None => Ok(cuda.devices.len()),
+        Some(missing) => Err(missing.what.clone()),
     }
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda_devices() -> Result<usize, String> {
-    Err("this program was built without the `cuda` feature".to_owned())
 }
 
 #[cfg(test)]
