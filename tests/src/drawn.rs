@@ -117,8 +117,24 @@ impl Drawn {
         drawn.set("seed", c.between(0, 99));
         drawn.set("threads", c.between(1, 2));
         drawn.model(c, folder).data(c, folder).adapter(c);
-        drawn.allocation(c).scorer(c).train(c);
+        drawn.allocation(c).scorer(c).train(c).of_peft(c);
         drawn
+    }
+
+    /// What PEFT's users have beside.
+    fn of_peft(&mut self, c: &mut Choice) -> &mut Self {
+        let lora = self.get("adapter.kind").is_none();
+        if c.once_in(4) && lora {
+            self.set("adapter.use_rslora", "true");
+        }
+        // Two or three modules of many.
+        let many = self
+            .get("adapter.targets")
+            .is_some_and(|targets| targets.contains("value"));
+        if c.once_in(4) && many {
+            self.set("adapter.exclude_modules", "[\"value\"]");
+        }
+        self
     }
 
     fn model(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use dynalora_tests::drawn::difference;
 use dynalora_tests::{Scene, fixture};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -545,6 +546,61 @@ fn targets_have_pefts_paths_too() {
             "adapter.targets=[\"roberta.encoder.layer.0.attention.self.query\"]",
         ],
         &["roberta.encoder", "matches no linear layer", "bert."],
+    );
+}
+
+/// Targets less what is excluded, in some of the layers: the same run as one whose targets say it all.
+#[test]
+fn exclusions_and_layers_are_as_good_as_other_targets() {
+    let scene = Scene::new();
+    let by_hand = "adapter.targets=regex:encoder.layer.1.attention.(self.query|output.dense)";
+    let by_hand = scene.train("by-hand", &[by_hand]);
+    let excluded = [
+        "adapter.target_modules=[\"query\", \"value\", \"dense\"]",
+        "adapter.exclude_modules=[\"value\", \"intermediate.dense\", \"glob:encoder.layer.*.output.dense\"]",
+        "adapter.layers_to_transform=1",
+    ];
+    let excluded = scene.train("excluded", &excluded);
+    assert_eq!(difference(&by_hand, &excluded, &[]), "");
+    for (set, part) in [
+        (
+            "adapter.exclude_modules=key",
+            "matches none of the modules that are targets",
+        ),
+        ("adapter.layers_to_transform=[2]", "there is no layer 2"),
+        ("adapter.layers_to_transform=[]", "no layers are named"),
+        ("adapter.exclude_modules=regex:(", "cannot be used"),
+    ] {
+        refused(&scene, &["train", "recipe.toml", "--set", set], &[part]);
+    }
+}
+
+/// rsLoRA's scale is that of an alpha √rank times as large, in training and in what is exported.
+#[test]
+fn a_rank_stabilised_scale_is_one_of_alpha() {
+    let scene = Scene::new();
+    let plain = scene.train("plain", &["adapter.alpha=16"]);
+    let stabilised = scene.train(
+        "stabilised",
+        &["adapter.alpha=8", "adapter.use_rslora=true"],
+    );
+    assert_eq!(difference(&plain, &stabilised, &[]), "");
+    let config = |run: &Path| {
+        std::fs::read_to_string(run.join("adapter/adapter_config.json")).expect("a config")
+    };
+    assert_eq!(config(&plain), config(&stabilised));
+    let vera = [
+        "train",
+        "recipe.toml",
+        "--set",
+        "adapter.kind=vera",
+        "--set",
+        "adapter.use_rslora=true",
+    ];
+    refused(
+        &scene,
+        &vera,
+        &["`adapter.use_rslora` belongs to kind = \"lora\""],
     );
 }
 

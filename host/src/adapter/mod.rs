@@ -38,8 +38,8 @@ impl From<&AdapterConfig> for Config {
                 rank: recipe.r_max() as u32,
                 // The scale goes by the rank that modules start with, however wide they can grow.
                 alpha: match recipe.r_max() as u32 {
-                    most if most == rank => recipe.alpha(),
-                    most => recipe.alpha() * f64::from(most) / f64::from(rank),
+                    most if most == rank && recipe.use_rslora != Some(true) => recipe.alpha(),
+                    most => recipe.scale() * f64::from(most),
                 },
                 dropout,
             }),

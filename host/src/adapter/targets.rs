@@ -2,24 +2,24 @@
 
 use super::LinearInfo;
 use crate::error::{Error, Result};
-use crate::recipe::Targets;
+use crate::recipe::{AdapterConfig, Target};
 
-/// Which of `linears` are targets, in their order. A target that matches nothing is an error, since it
-/// is a typing mistake. Paths count with and without `prefix`, the family's: PEFT's have it
-/// (`bert.encoder.layer.0.attention.self.query`), and so have exported adapters.
-pub fn select(targets: &Targets, linears: &[LinearInfo], prefix: &str) -> Result<Vec<bool>> {
-    let mut chosen = vec![false; linears.len()];
-    for target in &targets.0 {
+/// Which of `linears` are targets, in their order. A target that matches nothing, an exclusion that excludes nothing and a
+/// layer that is not there are errors, since they are typing mistakes. Paths count with and without `prefix`, the family's:
+/// PEFT's have it (`bert.encoder.layer.0.attention.self.query`), and so have exported adapters.
+pub fn select(recipe: &AdapterConfig, linears: &[LinearInfo], prefix: &str) -> Result<Vec<bool>> {
+    let matching = |target: &Target| -> Result<Vec<bool>> {
         let matcher = target.matcher()?;
-        let mut any = false;
-        for (linear, chosen) in linears.iter().zip(&mut chosen) {
+        let matches = |linear: &LinearInfo| {
             let path = &linear.path;
-            if matcher.is_match(path) || matcher.is_match(&format!("{prefix}.{path}")) {
-                any = true;
-                *chosen = true;
-            }
-        }
-        if !any {
+            matcher.is_match(path) || matcher.is_match(&format!("{prefix}.{path}"))
+        };
+        Ok(linears.iter().map(matches).collect())
+    };
+    let mut chosen = vec![false; linears.len()];
+    for target in &recipe.targets.0 {
+        let meant = matching(target)?;
+        if !meant.contains(&true) {
             return Err(Error::user(format!(
                 "adapter.targets: \"{target}\" matches no linear layer of the model"
             ))
@@ -31,6 +31,52 @@ pub fn select(targets: &Targets, linears: &[LinearInfo], prefix: &str) -> Result
                 linears.first().map_or("", |linear| &linear.path),
             )));
         }
+        for (chosen, meant) in chosen.iter_mut().zip(meant) {
+            *chosen |= meant;
+        }
+    }
+    for target in recipe
+        .exclude_modules
+        .iter()
+        .flat_map(|excluded| &excluded.0)
+    {
+        let meant = matching(target)?;
+        if !chosen
+            .iter()
+            .zip(&meant)
+            .any(|(chosen, meant)| *chosen && *meant)
+        {
+            return Err(Error::user(format!(
+                "adapter.exclude_modules: \"{target}\" matches none of the modules that are targets"
+            ))
+            .help("drop it, or name what is among the targets"));
+        }
+        for (chosen, meant) in chosen.iter_mut().zip(meant) {
+            *chosen &= !meant;
+        }
+    }
+    if let Some(layers) = &recipe.layers_to_transform {
+        for layer in &layers.0 {
+            if linears.iter().all(|linear| linear.layer != Some(*layer)) {
+                let layers = linears.iter().filter_map(|linear| linear.layer).max();
+                return Err(Error::user(format!(
+                    "adapter.layers_to_transform: there is no layer {layer}"
+                ))
+                .help(match layers {
+                    Some(last) => format!("the model's layers are 0 to {last}"),
+                    None => "the model has no layers".to_owned(),
+                }));
+            }
+        }
+        for (chosen, linear) in chosen.iter_mut().zip(linears) {
+            *chosen &= linear.layer.is_some_and(|layer| layers.0.contains(&layer));
+        }
+    }
+    if !chosen.contains(&true) {
+        return Err(Error::user(
+            "no module is left to adapt: `exclude_modules` and `layers_to_transform` leave none of the targets",
+        )
+        .help("exclude less, or name more in adapter.targets"));
     }
     Ok(chosen)
 }
@@ -48,6 +94,7 @@ fn roles(linears: &[LinearInfo]) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::{Layers, Targets};
 
     fn linears() -> Vec<LinearInfo> {
         let mut linears = Vec::new();
@@ -70,8 +117,12 @@ mod tests {
         linears
     }
 
-    fn targets(patterns: &[&str]) -> Targets {
-        Targets(patterns.iter().map(|pattern| (*pattern).into()).collect())
+    fn targets(patterns: &[&str]) -> AdapterConfig {
+        let targets = patterns.iter().map(|pattern| (*pattern).into()).collect();
+        AdapterConfig {
+            targets: Targets(targets),
+            ..AdapterConfig::default()
+        }
     }
 
     #[test]
@@ -106,6 +157,35 @@ mod tests {
                 select(&targets(&[pattern]), &linears(), "bert").is_err(),
                 "{pattern}"
             );
+        }
+    }
+
+    #[test]
+    fn modules_are_excluded_and_layers_picked_as_in_peft() {
+        let with = |excluded: &[&str], layers: &[u32]| {
+            let mut recipe = targets(&["all-linear"]);
+            recipe.exclude_modules = (!excluded.is_empty()).then(|| targets(excluded).targets);
+            recipe.layers_to_transform = (!layers.is_empty()).then(|| Layers(layers.to_vec()));
+            select(&recipe, &linears(), "bert")
+        };
+        let count = |excluded: &[&str], layers: &[u32]| {
+            let chosen = with(excluded, layers).expect("valid");
+            chosen.iter().filter(|chosen| **chosen).count()
+        };
+        assert_eq!(count(&["query"], &[]), 9);
+        assert_eq!(
+            count(&["dense", "bert.encoder.layer.0.attention.self.query"], &[]),
+            5
+        );
+        assert_eq!(count(&[], &[1]), 4);
+        assert_eq!(count(&["value"], &[0, 2]), 6);
+        for (excluded, layers, part) in [
+            (&["key"][..], &[][..], "\"key\" matches none"),
+            (&[], &[3], "there is no layer 3"),
+            (&["all-linear"], &[], "no module is left"),
+        ] {
+            let error = with(excluded, layers).expect_err(part).to_string();
+            assert!(error.contains(part), "{error}");
         }
     }
 }

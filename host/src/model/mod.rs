@@ -183,7 +183,7 @@ impl Pretrained {
     /// The modules that a recipe's `[adapter]` selects and what each carries.
     pub fn modules(&self, recipe: &AdapterConfig) -> Result<Vec<ModuleInfo>> {
         let (linears, config) = (self.linears(), recipe.into());
-        let chosen = select(&recipe.targets, &linears, self.config.family.names().prefix)?;
+        let chosen = select(recipe, &linears, self.config.family.names().prefix)?;
         let modules = linears.iter().zip(chosen).filter(|(_, chosen)| *chosen);
         Ok(modules.map(|(linear, _)| linear.module(&config)).collect())
     }

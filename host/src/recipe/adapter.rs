@@ -29,6 +29,9 @@ pub struct AdapterConfig {
     /// LoRA: the adapter's share is scaled by `alpha / rank`; left out: 16.
     #[serde(alias = "lora_alpha", skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
+    /// LoRA: scaled by `alpha / √rank` instead (rsLoRA, Kalajdzievski 2023); left out: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_rslora: Option<bool>,
     /// Dropout on the adapter's input.
     #[serde(alias = "lora_dropout", alias = "vera_dropout")]
     pub dropout: f64,
@@ -41,6 +44,12 @@ pub struct AdapterConfig {
     /// The modules that get an adapter: one target or a list of them.
     #[serde(alias = "target_modules")]
     pub targets: Targets,
+    /// Modules that get none although they are targets: named as targets are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exclude_modules: Option<Targets>,
+    /// The layers whose modules get one, from 0 at the input: one or a list; left out: all, and what is in none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers_to_transform: Option<Layers>,
 }
 
 /// The methods there are.
@@ -62,6 +71,7 @@ impl Default for AdapterConfig {
             rank: None,
             r_max: None,
             alpha: None,
+            use_rslora: None,
             dropout: 0.0,
             d_initial: None,
             projection_prng_key: None,
@@ -69,6 +79,8 @@ impl Default for AdapterConfig {
                 Target::Name("query".into()),
                 Target::Name("value".into()),
             ]),
+            exclude_modules: None,
+            layers_to_transform: None,
         }
     }
 }
@@ -95,6 +107,15 @@ impl AdapterConfig {
     /// LoRA's α.
     pub fn alpha(&self) -> f64 {
         self.alpha.unwrap_or(16.0)
+    }
+
+    /// What LoRA's share is scaled by: `alpha / rank`, of rsLoRA `alpha / √rank`.
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank() as f64;
+        match self.use_rslora.unwrap_or(false) {
+            true => self.alpha() / rank.sqrt(),
+            false => self.alpha() / rank,
+        }
     }
 
     /// The start of VeRA's `λ_d`.
@@ -130,7 +151,7 @@ impl AdapterConfig {
             AdapterKind::Vera => (
                 "vera",
                 "lora",
-                &["alpha", "lora_alpha", "lora_dropout", "r_max"][..],
+                &["alpha", "lora_alpha", "lora_dropout", "r_max", "use_rslora"][..],
             ),
         };
         let mut keys = foreign.iter().map(|key| format!("adapter.{key}"));
@@ -199,12 +220,33 @@ impl AdapterConfig {
                 )
                 .help("name the modules to adapt: [\"query\", \"value\"], or \"all-linear\""));
         }
-        for target in &self.targets.0 {
+        let excluded = self.exclude_modules.iter().flat_map(|excluded| &excluded.0);
+        let excluded = excluded.map(|target| ("adapter.exclude_modules", target));
+        for (key, target) in self
+            .targets
+            .0
+            .iter()
+            .map(|target| (key, target))
+            .chain(excluded)
+        {
             if let Err(reason) = target.compile() {
                 return Err(at
                     .error(key, format!("the target \"{target}\" cannot be used"), reason)
                     .help("a target is the last part of a module's path (\"query\"), \"all-linear\", \"glob:…\" or \"regex:…\""));
             }
+        }
+        if self
+            .layers_to_transform
+            .as_ref()
+            .is_some_and(|layers| layers.0.is_empty())
+        {
+            return Err(at
+                .error(
+                    "adapter.layers_to_transform",
+                    "no layers are named",
+                    "expected at least one",
+                )
+                .help("give their numbers, from 0 at the input: [4, 5]; or drop the key for all"));
         }
         Ok(())
     }
@@ -216,6 +258,53 @@ pub struct Targets(
     /// In the recipe's order.
     pub Vec<Target>,
 );
+
+/// Numbers of transformer layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layers(
+    /// In the recipe's order.
+    pub Vec<u32>,
+);
+
+impl Serialize for Layers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Layers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a layer's number, or a list of them")]
+        enum Written {
+            One(u32),
+            Many(Vec<u32>),
+        }
+        Ok(match Written::deserialize(deserializer)? {
+            Written::One(layer) => Layers(vec![layer]),
+            Written::Many(layers) => Layers(layers),
+        })
+    }
+}
+
+impl JsonSchema for Layers {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Layers".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "oneOf": [
+                { "type": "integer", "minimum": 0 },
+                { "type": "array", "items": { "type": "integer", "minimum": 0 }, "minItems": 1 },
+            ],
+        })
+    }
+}
 
 /// A way to name modules by their path in the base model, such as
 /// `encoder.layer.3.attention.self.query`.

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use adapter::{AdapterConfig, AdapterKind, Matcher, Target, Targets};
+pub use adapter::{AdapterConfig, AdapterKind, Layers, Matcher, Target, Targets};
 pub use allocation::{AllocationConfig, OnPluginFault, OptimizerState, Unit};
 pub use data::{Columns, DataConfig};
 pub use document::{Document, nearest};
