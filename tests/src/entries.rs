@@ -11,6 +11,7 @@ use dynalora::data::{DataConfig, Example, read, tokenize};
 use dynalora::export;
 use dynalora::model::{Family, Model, Pretrained};
 use dynalora::recipe::{Column, Columns, Problem, Recipe};
+use dynalora::sweep;
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
@@ -23,6 +24,8 @@ use crate::{dynalora, fixture, model_folder};
 pub enum Entry {
     /// `recipe.toml`.
     Recipe,
+    /// A sweep.
+    Sweep,
     /// A model's `config.json`.
     Config,
     /// A model's `model.safetensors`.
@@ -46,8 +49,9 @@ pub enum Entry {
 }
 
 /// All kinds.
-pub const ENTRIES: [Entry; 11] = [
+pub const ENTRIES: [Entry; 12] = [
     Entry::Recipe,
+    Entry::Sweep,
     Entry::Config,
     Entry::Weights,
     Entry::Tokenizer,
@@ -94,6 +98,12 @@ impl Entry {
                 }
                 seeds
             }
+            Entry::Sweep => {
+                let folder = crate::package().join("../configs/sweeps");
+                let mut seeds: Vec<_> = ["finding.toml", "table1-cola.toml"].iter().map(|name| file(&folder.join(name))).collect();
+                seeds.push(SWEEP.as_bytes().to_vec());
+                seeds
+            }
             Entry::Config => fixtures(&["tiny-bert/config.json", "tiny-roberta/config.json", "tiny-distilbert/config.json"]),
             Entry::Weights => fixtures(&["tiny-bert/model.safetensors", "tiny-bert-f16/model.safetensors"]),
             Entry::Tokenizer => fixtures(&["tiny-bert/tokenizer.json", "tiny-roberta/tokenizer.json"]),
@@ -132,6 +142,9 @@ impl Entry {
                     copy(&format!("tiny-bert/{file}"), file);
                 }
             }
+            Entry::Sweep => {
+                std::fs::write(folder.join("recipe.toml"), RECIPE).expect("a temporary file")
+            }
             Entry::AdapterConfig => copy(
                 "tiny-bert/golden/query-value/trained/adapter_model.safetensors",
                 "adapter_model.safetensors",
@@ -165,7 +178,7 @@ impl Entry {
         };
         let said = |error: dynalora::error::Error| match self {
             // What a user would see points into the file, which has to be put together, too.
-            Entry::Recipe => format!("{:?}", miette::Report::new(error)),
+            Entry::Recipe | Entry::Sweep => format!("{:?}", miette::Report::new(error)),
             _ => error.to_string(),
         };
         let device = &FlexDevice;
@@ -184,6 +197,12 @@ impl Entry {
                     Recipe::parse(&folder.join("again.toml"), &again, &[]).map_err(said)?;
                 assert_eq!(recipe, again, "written out, the recipe is another");
                 Ok(())
+            }
+            Entry::Sweep => {
+                let file = sweep::File::load(&write("sweep.toml")).map_err(said)?;
+                sweep::runs(&file, &sweep::Asked::default())
+                    .map(drop)
+                    .map_err(said)
             }
             Entry::Config | Entry::Weights => {
                 write(match self {
@@ -255,6 +274,9 @@ impl Entry {
     }
 }
 
+const SWEEP: &str = "output = 'runs'\nrecipe = 'recipe.toml'\nseeds = '0..3'\n[[arm]]\nname = 'a'\nset = { threads = 2 }\n\
+    [random]\ndraws = 3\n[random.keys]\n'train.learning_rate' = { from = 1e-4, to = 1e-2, scale = 'log' }\n\
+    'adapter.rank' = [2, 4]\n";
 const RECIPE: &str = "output = 'x'\n[model]\nname = 'x'\n[data]\ntask = 'minimal-pairs'\n";
 
 thread_local! {

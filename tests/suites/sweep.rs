@@ -394,6 +394,11 @@ fn mistakes_are_named_before_anything_is_trained() {
         ),
         &["from 3 to 1 there is nothing"],
     );
+    let slip = "draws = 4000000000\nkeys = { \"train.steps\" = [1] }\n";
+    refuse(
+        &format!("{top}[random]\n{slip}"),
+        &["4000000000 runs, more than 10000"],
+    );
     refuse(
         &format!(
             "{top}[random]\ndraws = 2\nkeys = {{ \"train.steps\" = [1] }}\n[grid]\n\"train.steps\" = [1]\n"

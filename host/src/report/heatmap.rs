@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::plot::{Area, Drawn, Plot, WIDTH, drawn, file_name, text, tick};
+use super::canvas::{Area, Drawn, Plot, WIDTH, drawn, file_name, text, tick};
 use super::reading::{Choice, layer};
 use super::{Arm, Reading};
 use crate::error::Result;

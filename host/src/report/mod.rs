@@ -4,6 +4,7 @@
 //! trains or needs a device.
 
 mod arm;
+mod canvas;
 mod figure;
 mod heatmap;
 mod html;
@@ -19,9 +20,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 pub use arm::{Against, Arm, Naming, SEEDS, SEEDS_OF_DRAWS, Without, seeds_needed};
+pub use canvas::Plot;
 pub use figure::Figure;
 pub use html::page;
-pub use plot::{Plot, plots};
+pub use plot::plots;
 pub use reading::{GivenUp, Reading};
 pub use statistics::{Paired, Spread};
 pub use swept::swept;

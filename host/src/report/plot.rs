@@ -1,44 +1,16 @@
-//! A report in pictures: SVG, which needs no fonts until it is looked at.
+//! A report in pictures: curves, points, and plugins' own numbers.
 
 use std::collections::BTreeSet;
-use std::fmt::Display;
 
-use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::canvas::{
+    Area, Drawn, HEIGHT, LINE, Plot, around, axes, colour, drawn, marker, text, tick,
+};
 use super::heatmap::heatmaps;
 use super::{Arm, Figure, Reading, Report, Spread};
-use crate::error::{Error, Result};
-
-/// A drawing.
-#[derive(Clone, Debug)]
-pub struct Plot {
-    /// For a file: `metric`, `scatter`, `selection-uniform-10-seeds`.
-    pub name: String,
-    /// What it shows.
-    pub title: String,
-    /// The drawing itself.
-    pub svg: String,
-}
-
-/// Okabe and Ito's colours (2008), told apart by people with any kind of colour vision; their yellow, which is
-/// too faint on white, left out.
-const COLOURS: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(0, 0, 0),
-];
-pub(super) const WIDTH: u32 = 800;
-pub(super) const HEIGHT: u32 = 420;
-/// Height of a line of the legend.
-pub(super) const LINE: u32 = 20;
-
-pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+use crate::error::Result;
 
 /// The metric by steps, `y` by `x`, and what each arm chose, as far as there is something to draw.
 pub fn plots(report: &Report, x: Figure, y: Figure) -> Result<Vec<Plot>> {
@@ -49,107 +21,20 @@ pub fn plots(report: &Report, x: Figure, y: Figure) -> Result<Vec<Plot>> {
     for arm in &report.arms {
         plots.extend(heatmaps(arm)?);
     }
-    // Names of arms that are apart may be one as names of files.
-    for at in 1..plots.len() {
-        let (before, [plot, ..]) = plots.split_at_mut(at) else {
-            break;
-        };
-        let same = |name: &str| before.iter().any(|other| other.name == name);
-        let mut fresh = plot.name.clone();
-        for number in 2.. {
-            if !same(&fresh) {
-                break;
-            }
-            fresh = format!("{}-{number}", plot.name);
-        }
-        plot.name = fresh;
-    }
+    tell_apart(&mut plots);
     Ok(plots)
 }
 
-pub(super) fn drawn(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String> {
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
-        let done = root
-            .fill(&WHITE)
-            .map_err(|error| error.to_string())
-            .and_then(|()| draw(&root))
-            .and_then(|()| root.present().map_err(|error| error.to_string()));
-        done.map_err(|error| Error::failure(format!("cannot draw a plot: {error}")))?;
-    }
-    Ok(svg)
-}
-
-/// A name for a file of these parts.
-pub(super) fn file_name(parts: &[&str]) -> String {
-    let mut name = String::new();
-    for letter in parts.join("-").chars() {
-        match letter {
-            letter if letter.is_alphanumeric() || "._=+%".contains(letter) => name.push(letter),
-            _ if name.ends_with('-') => {}
-            _ => name.push('-'),
+/// Names of arms that are apart may be one as names of files.
+fn tell_apart(plots: &mut [Plot]) {
+    for at in 1..plots.len() {
+        let taken = |name: &str| plots[..at].iter().any(|other| other.name == name);
+        let own = plots[at].name.clone();
+        let numbered = (2..).map(|number| format!("{own}-{number}"));
+        let mut names = std::iter::once(own.clone()).chain(numbered);
+        if let Some(name) = names.find(|name| !taken(name)) {
+            plots[at].name = name;
         }
-    }
-    name.trim_matches('-').chars().take(120).collect()
-}
-
-/// The library's errors are of many types that all say one thing.
-pub(super) type Drawn<T = ()> = std::result::Result<T, String>;
-
-pub(super) fn text(error: impl Display) -> String {
-    error.to_string()
-}
-
-pub(super) fn colour(arm: usize) -> RGBColor {
-    COLOURS[arm % COLOURS.len()]
-}
-
-/// The arms from the eighth on share colours with the first, and are told apart by shape.
-fn repeats(arm: usize) -> bool {
-    arm >= COLOURS.len()
-}
-
-/// A point of an arm: hollow where the run is unfinished.
-pub(super) fn marker<'a, At: Clone + 'static>(
-    arm: usize,
-    at: At,
-    filled: bool,
-) -> DynElement<'static, SVGBackend<'a>, At> {
-    let style = match filled {
-        true => colour(arm).filled(),
-        false => colour(arm).stroke_width(1),
-    };
-    match repeats(arm) {
-        true => TriangleMarker::new(at, 5, style).into_dyn(),
-        false => Circle::new(at, 4, style).into_dyn(),
-    }
-}
-
-/// A range with some room at its ends.
-pub(super) fn around(values: impl Iterator<Item = f64>) -> Option<std::ops::Range<f64>> {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
-    let room = match high - low {
-        0.0 => (0.05 * high.abs()).max(1e-3),
-        width => 0.05 * width,
-    };
-    (low <= high).then_some(low - room..high + room)
-}
-
-/// A number at a tick.
-pub(super) fn tick(value: &f64) -> String {
-    let size = value.abs();
-    if size != 0.0 && !(1e-3..1e6).contains(&size) {
-        return format!("{value:.2e}");
-    }
-    let text = format!("{value:.4}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    if text == "-0" {
-        "0".to_owned()
-    } else {
-        text.to_owned()
     }
 }
 
@@ -173,35 +58,6 @@ fn legend<'a>(root: &Area<'a>, report: &Report) -> Drawn<Area<'a>> {
 fn height_with_legend(report: &Report) -> u32 {
     HEIGHT + report.arms.len() as u32 * LINE
 }
-
-/// Axes over an area, for numbers in both directions.
-macro_rules! axes {
-    ($area:expr, $x:expr, $y:expr, $x_name:expr, $y_name:expr) => {
-        axes!($area, $x, $y, $x_name, $y_name, &tick)
-    };
-    ($area:expr, $x:expr, $y:expr, $x_name:expr, $y_name:expr, $x_tick:expr) => {{
-        let mut chart = ChartBuilder::on($area)
-            .margin(12)
-            .x_label_area_size(44)
-            .y_label_area_size(76)
-            .build_cartesian_2d($x, $y)
-            .map_err(text)?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .label_style(("sans-serif", 14))
-            .axis_desc_style(("sans-serif", 16))
-            .x_desc($x_name)
-            .y_desc($y_name)
-            .x_label_formatter($x_tick)
-            .y_label_formatter(&tick)
-            .draw()
-            .map_err(text)?;
-        chart
-    }};
-}
-
-pub(super) use axes;
 
 /// Mean and standard deviation at each step that all counted runs of an arm were evaluated after.
 fn band(arm: &Arm, unfinished: bool) -> Vec<(f64, Spread)> {

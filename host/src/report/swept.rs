@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::plot::{
+use super::canvas::{
     Area, Drawn, HEIGHT, LINE, Plot, around, axes, colour, drawn, file_name, marker, text, tick,
 };
 use super::{Arm, Figure, Report, Spread};

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::seeds::Seeds;
+use super::points::{Choices, RandomConfig, Settings};
+use super::seeds::{MOST_RUNS, Seeds};
 use crate::error::{Error, Result};
 use crate::recipe::Document;
 use crate::report::Figure;
@@ -64,47 +65,6 @@ pub struct ArmConfig {
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     pub set: Settings,
-}
-
-/// A random search: points drawn independently of each other.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RandomConfig {
-    /// How many points.
-    pub draws: u32,
-    /// Which ones: another seed draws others. More draws keep those there are.
-    #[serde(default)]
-    pub seed: u64,
-    /// Dotted keys, in quotes: a list of values, or `{ from, to, scale }`.
-    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
-    pub keys: Settings,
-}
-
-/// A recipe's keys with values.
-pub type Settings = toml::Table;
-
-/// A range that values are drawn from: whole numbers where both ends are, both of them included.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Range {
-    /// The least.
-    pub from: f64,
-    /// The most.
-    pub to: f64,
-    /// Evenly by value or by magnitude.
-    #[serde(default)]
-    pub scale: Scale,
-}
-
-/// How a range is drawn from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scale {
-    /// Evenly.
-    #[default]
-    Linear,
-    /// Evenly by logarithms.
-    Log,
 }
 
 /// A sweep file, read.
@@ -211,6 +171,27 @@ impl File {
                 );
             }
         }
+        let points = match random {
+            Some(random) => random.draws as usize,
+            None => grid
+                .values()
+                .filter_map(toml::Value::as_array)
+                .fold(1, |points: usize, values| {
+                    points.saturating_mul(values.len())
+                }),
+        };
+        let count = points
+            .saturating_mul(seeds.list().len())
+            .saturating_mul(arm.len().max(1));
+        if count > MOST_RUNS {
+            let key = if random.is_some() { "random" } else { "grid" };
+            return refuse(
+                key,
+                format!("the sweep has {count} runs, more than {MOST_RUNS}"),
+                "too many points",
+                "give fewer values, draws or seeds; or make several sweeps of it",
+            );
+        }
         let Some(random) = random else {
             return Ok(());
         };
@@ -232,7 +213,7 @@ impl File {
         }
         self.check_keys("random.keys", &random.keys)?;
         for (key, values) in &random.keys {
-            if let Err(why) = super::points::Choices::of(values) {
+            if let Err(why) = Choices::of(values) {
                 return refuse(
                     &format!("random.keys.{key}"),
                     format!("`{key}` in [random.keys]: {why}"),

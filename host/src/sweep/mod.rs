@@ -10,7 +10,8 @@ mod plan;
 mod points;
 mod seeds;
 
-pub use file::{ArmConfig, File, RandomConfig, Settings, Sweep};
+pub use file::{ArmConfig, File, Sweep};
 pub use jobs::{Jobs, Outcome, State, command, state, train};
 pub use plan::{Asked, Planned, runs};
+pub use points::{RandomConfig, Settings};
 pub use seeds::Seeds;

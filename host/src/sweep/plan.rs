@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use globset::Glob;
 
-use super::file::{File, Settings, Sweep};
-use super::points::{Point, at_random, of_grid};
+use super::file::{File, Sweep};
+use super::points::{Point, Settings, at_random, of_grid};
 use super::seeds::Seeds;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;

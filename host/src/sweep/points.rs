@@ -1,11 +1,53 @@
-//! The points of a grid or of a random search: what each sets, and what it is called.
+//! The points of a grid or of a random search: how they are written, what each sets, and what it is called.
+
+use std::collections::BTreeMap;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Value;
 
-use super::file::{RandomConfig, Range, Scale, Settings};
+/// A random search: points drawn independently of each other.
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RandomConfig {
+    /// How many points.
+    pub draws: u32,
+    /// Which ones: another seed draws others. More draws keep those there are.
+    #[serde(default)]
+    pub seed: u64,
+    /// Dotted keys, in quotes: a list of values, or `{ from, to, scale }`.
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    pub keys: Settings,
+}
+
+/// A recipe's keys with values.
+pub type Settings = toml::Table;
+
+/// A range that values are drawn from: whole numbers where both ends are, both of them included.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    /// The least.
+    pub from: f64,
+    /// The most.
+    pub to: f64,
+    /// Evenly by value or by magnitude.
+    #[serde(default)]
+    pub scale: Scale,
+}
+
+/// How a range is drawn from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scale {
+    /// Evenly.
+    #[default]
+    Linear,
+    /// Evenly by logarithms.
+    Log,
+}
 
 /// Values of keys, with a name for them.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -10,8 +10,8 @@ use serde::Deserialize;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seeds(Vec<u64>);
 
-/// More than anybody trains; a slip such as `0..100000000` is not tried.
-const MOST: u64 = 10_000;
+/// More runs than anybody trains; a slip such as seeds 0 to 100000 is not tried.
+pub(super) const MOST_RUNS: usize = 10_000;
 
 impl Seeds {
     /// In order.
@@ -40,9 +40,9 @@ impl FromStr for Seeds {
         };
         if let Some((first, last)) = text.split_once("..") {
             let (first, last) = (number(first)?, number(last.trim_start_matches('='))?);
-            if last < first || last - first >= MOST {
+            if last < first || last - first >= MOST_RUNS as u64 {
                 return Err(format!(
-                    "from {first} to {last} there are no seeds, or more than {MOST}: give first and last, as in 0..9"
+                    "from {first} to {last} there are no seeds, or more than {MOST_RUNS}: give first and last, as in 0..9"
                 ));
             }
             return Ok(Seeds((first..=last).collect()));
