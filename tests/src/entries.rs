@@ -100,9 +100,11 @@ impl Entry {
             }
             Entry::Sweep => {
                 let folder = crate::package().join("../configs/sweeps");
-                let mut seeds: Vec<_> = ["finding.toml", "table1-cola.toml"].iter().map(|name| file(&folder.join(name))).collect();
-                seeds.push(SWEEP.as_bytes().to_vec());
-                seeds
+                let sweep = String::from_utf8(file(&folder.join("finding.toml"))).expect("UTF-8");
+                // Beside the recipe that [`prepare`](Self::prepare) lays there.
+                let sweep = sweep.replace("../paper/stsb-dynalora-minilm", "recipe");
+                let sweep = sweep.replace("../paper/stsb-lora-minilm", "recipe");
+                vec![sweep.into_bytes(), SWEEP.as_bytes().to_vec()]
             }
             Entry::Config => fixtures(&["tiny-bert/config.json", "tiny-roberta/config.json", "tiny-distilbert/config.json"]),
             Entry::Weights => fixtures(&["tiny-bert/model.safetensors", "tiny-bert-f16/model.safetensors"]),
@@ -143,7 +145,8 @@ impl Entry {
                 }
             }
             Entry::Sweep => {
-                std::fs::write(folder.join("recipe.toml"), RECIPE).expect("a temporary file")
+                let recipe = crate::package().join("../configs/quickstart.toml");
+                std::fs::copy(recipe, folder.join("recipe.toml")).expect("a recipe is copied");
             }
             Entry::AdapterConfig => copy(
                 "tiny-bert/golden/query-value/trained/adapter_model.safetensors",
