@@ -112,7 +112,7 @@ impl Trained {
         };
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
         let pretrained = Pretrained::open(&folder, &recipe.model)?;
-        let adapter = export::read(&adapter_dir, pretrained.config.family)?;
+        let adapter = export::read(&adapter_dir, &pretrained.config)?;
         let pretrained = adapter.fit(pretrained)?;
         Ok(Trained {
             recipe,

@@ -9,7 +9,7 @@ use std::path::Path;
 use burn_flex::{Flex, FlexDevice};
 use dynalora::data::{DataConfig, Example, read, tokenize};
 use dynalora::export;
-use dynalora::model::{Family, Model, Pretrained};
+use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::{Column, Columns, Problem, Recipe};
 use dynalora::sweep;
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
@@ -253,8 +253,8 @@ impl Entry {
                     Entry::AdapterConfig => "adapter_config.json",
                     _ => "adapter_model.safetensors",
                 });
-                let adapter = export::read(folder, Family::Bert).map_err(said)?;
                 BARE.with(|(pretrained, model)| {
+                    let adapter = export::read(folder, &pretrained.config).map_err(said)?;
                     let modules = adapter.modules(&pretrained.linears()).map_err(said)?;
                     adapter.head::<Flex>(&model.head, device).map_err(said)?;
                     adapter

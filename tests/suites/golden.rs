@@ -114,10 +114,10 @@ fn logits(trainee: &Trainee<Flex>, batch: &Batch) -> Vec<f32> {
 
 fn hidden(trainee: &Trainee<Flex>, batch: &Batch) -> Vec<f32> {
     let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
-    let encoder = &trainee.model.encoder;
+    let base = &trainee.model.base;
     let input = upload::<Flex>(batch, &DEVICE);
-    let output = encoder.prefix(&input, encoder.depth(), &mut pass);
-    read(output.inner()).expect("f32 values")
+    let output = base.prefix(&input, base.depth(), &mut pass);
+    read(base.normed(output).inner()).expect("f32 values")
 }
 
 fn largest_difference(ours: &[f32], theirs: &[f32]) -> f32 {
@@ -218,8 +218,7 @@ fn minilm_matches_transformers_on_64_sentences() {
 
 /// A model with the adapter and the head that PEFT saved.
 fn adapted(pretrained: &Pretrained, adapter: &Path, outputs: usize) -> Trainee<Flex> {
-    let family = pretrained.config.family;
-    let peft = export::read(adapter, family).expect("an adapter that PEFT wrote");
+    let peft = export::read(adapter, &pretrained.config).expect("an adapter that PEFT wrote");
     let modules = peft
         .modules(&pretrained.linears())
         .expect("modules of this model");
@@ -323,7 +322,7 @@ impl Case {
     /// Gradients of step 1 by PEFT's names, against the golden file: 1e-4 of each tensor's norm.
     fn check_gradients(&self, trainee: &Trainee<Flex>, result: &StepResult<Flex>, file: &str) {
         let golden = Golden::open(&self.folder.join(file));
-        let prefix = self.pretrained.config.family.names().prefix;
+        let prefix = self.pretrained.config.prefix;
         let mut ours: Vec<(String, Vec<f32>)> = Vec::new();
         for (module, pair) in trainee.adapters.modules.iter().zip(&result.gradients) {
             let pair = pair.clone().expect("every module is active");
@@ -429,7 +428,7 @@ impl Case {
     }
 
     fn check_final(&self, trainee: &Trainee<Flex>, golden: &Run) {
-        let prefix = self.pretrained.config.family.names().prefix;
+        let prefix = self.pretrained.config.prefix;
         let mut ours: Vec<(String, Tensor<Flex, 2>)> = Vec::new();
         for (module, pair) in trainee
             .adapters
@@ -629,8 +628,8 @@ fn an_inactive_module_costs_no_gradient_and_nothing_below_is_recorded() {
         0,
     );
     let input = upload::<Flex>(&case.batch(0), &DEVICE);
-    let encoder = &trainee.model.encoder;
-    let hidden = encoder.prefix(&input, encoder.depth(), &mut pass);
+    let base = &trainee.model.base;
+    let hidden = base.prefix(&input, base.depth(), &mut pass);
     assert!(!dynalora::kernel::is_tracked(&hidden));
 }
 
@@ -785,7 +784,7 @@ fn adapters_with_a_stabilised_rank_or_a_saved_pooler_are_read() {
     for name in ["rank-stabilised", "saved-pooler"] {
         let folder = fixture("tiny-bert/golden").join(name);
         let pretrained = pretrained(&fixture("tiny-bert"));
-        let peft = export::read(&folder, pretrained.config.family).expect("an adapter of PEFT's");
+        let peft = export::read(&folder, &pretrained.config).expect("an adapter of PEFT's");
         let pretrained = peft.fit(pretrained).expect("the adapter of this model");
         assert_logits_of(&adapted(&pretrained, &folder, 2), &folder);
     }

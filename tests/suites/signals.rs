@@ -108,8 +108,8 @@ impl Subject {
     }
 
     fn trainee(&self) -> Trainee<Flex> {
-        let family = self.pretrained.config.family;
-        let peft = export::read(&self.folder.join("random_b"), family).expect("an adapter");
+        let model = &self.pretrained.config;
+        let peft = export::read(&self.folder.join("random_b"), model).expect("an adapter");
         let modules = peft.modules(&self.pretrained.linears()).expect("modules");
         let outputs = self.number("num_labels") as usize;
         let model = Model::<Flex>::load(&self.pretrained, &modules, outputs, &DEVICE);

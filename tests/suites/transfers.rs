@@ -22,7 +22,7 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
         serde_json::from_value(serde_json::json!({"name": "tiny-bert"})).expect("a model");
     let pretrained = Pretrained::open(&model_folder(&folder), &recipe).expect("a whole model");
     let adapter = fixture("tiny-bert/golden/all-linear/random_b");
-    let peft = export::read(&adapter, pretrained.config.family).expect("an adapter");
+    let peft = export::read(&adapter, &pretrained.config).expect("an adapter");
     let modules = peft.modules(&pretrained.linears()).expect("modules");
     let model = Model::<Flex>::load(&pretrained, &modules, 2, &DEVICE).expect("a whole model");
     let trainee = Trainee {

@@ -10,7 +10,7 @@ use crate::adapter::Config;
 use crate::allocation::{Units, initial_units};
 use crate::data::{self, Limits, Problem, labels_of};
 use crate::error::{Error, Result};
-use crate::model::{EncoderConfig, HeadStart, ModelFolder, Pretrained, fetch, head_parameters};
+use crate::model::{Architecture, HeadStart, ModelFolder, Pretrained, fetch, head_parameters};
 use crate::number::{count, size};
 use crate::recipe::{OptimizerState, Recipe, Unit};
 use crate::train::cost::{LastLayer, Shape, Sizes, Steps, cost};
@@ -222,7 +222,7 @@ fn plan(
     let lowest = chosen().filter_map(|module| module.layer).min();
 
     let head_parameters = head_parameters(config, pretrained.frozen_pooler(), outputs);
-    let length = recipe.model.max_length.min(config.max_length());
+    let length = recipe.model.max_length.min(config.max_length);
     let tokens = arguments.tokens.unwrap_or_else(|| {
         let longest = longest_step(recipe, pretrained);
         (longest.sizes.tokens / longest.batches) as usize
@@ -357,6 +357,6 @@ fn active(
 }
 
 /// Bytes of the widest working set of one layer, beside what is kept for the way back.
-fn working_set(config: &EncoderConfig, tokens: u64) -> u64 {
-    4 * tokens * (2 * config.intermediate + 4 * config.hidden) as u64
+fn working_set(config: &Architecture, tokens: u64) -> u64 {
+    4 * tokens * (2 * config.block.intermediate() + 4 * config.hidden) as u64
 }

@@ -11,7 +11,7 @@ use super::places::Places;
 use super::tokenizer::Encoder;
 use super::{Example, Label};
 use crate::error::{Error, Result};
-use crate::model::EncoderConfig;
+use crate::model::Architecture;
 
 /// Tokenised examples, end to end, without padding.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,11 +41,11 @@ pub struct Limits {
 
 impl Limits {
     /// Those of an encoder.
-    pub fn of(config: &EncoderConfig) -> Self {
+    pub fn of(config: &Architecture) -> Self {
         Limits {
-            vocabulary: config.vocabulary,
-            token_types: (config.token_types > 0).then_some(config.token_types),
-            length: config.max_length(),
+            vocabulary: config.embeddings.words.entries,
+            token_types: config.embeddings.types.map(|table| table.entries),
+            length: config.max_length,
         }
     }
 }

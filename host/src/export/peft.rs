@@ -11,7 +11,10 @@ use super::settings::Settings;
 use crate::adapter::{Adapters, Config, LinearInfo, LoraConfig, Projections, components};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
-use crate::model::{Advice, Family, Head, HeadStart, HeadTensor, Pretrained, Saved, Weights, save};
+use crate::model::architecture::WeightLayout;
+use crate::model::{
+    Advice, Architecture, Head, HeadStart, HeadTensor, Pretrained, Saved, Weights, save,
+};
 
 /// The file of sizes.
 const CONFIG: &str = "adapter_config.json";
@@ -29,7 +32,7 @@ pub struct Peft {
     /// Paths of the adapted modules, without the family's prefix.
     pub paths: Vec<String>,
     settings: Settings,
-    family: Family,
+    model: Architecture,
     weights: Weights,
     folder: PathBuf,
 }
@@ -42,14 +45,14 @@ pub struct Peft {
 /// A pair that several modules use is written under the name of each.
 pub fn write<B: Kernels>(
     folder: &Path,
-    family: Family,
+    model: &Architecture,
     base: &str,
     adapters: &Adapters<B>,
     components: Option<&[Vec<bool>]>,
     linears: &[LinearInfo],
     head: &[(HeadTensor, Tensor<B, 2>)],
 ) -> Result<()> {
-    let prefix = family.names().prefix;
+    let prefix = model.prefix;
     let mut tensors = Vec::new();
     let mut modules = Vec::new();
     let (mut rank_pattern, mut alpha_pattern) = (Map::new(), Map::new());
@@ -97,7 +100,7 @@ pub fn write<B: Kernels>(
             info.shape.clone(),
             tensor,
         )?);
-        let module = saved_module(family, &info.name);
+        let module = saved_module(model, &info.name);
         if !modules_to_save.contains(&module) {
             modules_to_save.push(module);
         }
@@ -132,7 +135,7 @@ pub fn write<B: Kernels>(
         "target_modules": target_modules(&modules, linears, prefix),
         "modules_to_save": modules_to_save,
         "bias": "none",
-        "fan_in_fan_out": false,
+        "fan_in_fan_out": model.weights == WeightLayout::InOut,
         "inference_mode": true,
     });
     if let (Value::Object(config), Value::Object(common)) = (&mut config, common) {
@@ -146,13 +149,11 @@ pub fn write<B: Kernels>(
 }
 
 /// The module of Transformers' class that a head tensor belongs to, as `modules_to_save` names it.
-fn saved_module(family: Family, name: &str) -> &str {
-    match family {
+fn saved_module<'a>(model: &Architecture, name: &'a str) -> &'a str {
+    match model.head.module {
         // RoBERTa's two layers are one `classifier` module.
-        Family::Roberta => "classifier",
-        Family::Bert | Family::DistilBert => {
-            name.rsplit_once('.').map_or(name, |(module, _)| module)
-        }
+        Some(module) => module,
+        None => name.rsplit_once('.').map_or(name, |(module, _)| module),
     }
 }
 
@@ -187,7 +188,7 @@ fn target_modules(modules: &[ModuleInfo], linears: &[LinearInfo], prefix: &str) 
 }
 
 /// Reads an adapter folder that PEFT or dynalora wrote.
-pub fn read(folder: &Path, family: Family) -> Result<Peft> {
+pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
     let settings = Settings::read(&folder.join(CONFIG))?;
     let tensors = folder.join(TENSORS);
     if !tensors.exists() && folder.join(PICKLED).exists() {
@@ -205,7 +206,7 @@ pub fn read(folder: &Path, family: Family) -> Result<Peft> {
         Config::Lora(_) => "lora_A.weight",
         Config::Vera(_) => "vera_lambda_d",
     };
-    let start = format!("{WRAPPER}.{}.", family.names().prefix);
+    let start = format!("{WRAPPER}.{}.", model.prefix);
     let paths = weights
         .names()
         .filter_map(|name| {
@@ -230,7 +231,7 @@ pub fn read(folder: &Path, family: Family) -> Result<Peft> {
     Ok(Peft {
         paths,
         settings,
-        family,
+        model: model.clone(),
         weights,
         folder: folder.to_owned(),
     })
@@ -319,8 +320,7 @@ impl Peft {
 
     /// Method and sizes of the module at `path`, without the family's prefix.
     fn config_of(&self, path: &str) -> Config {
-        self.settings
-            .of(&format!("{}.{path}", self.family.names().prefix))
+        self.settings.of(&format!("{}.{path}", self.model.prefix))
     }
 
     /// The base model as this adapter needs it, with the pooler frozen unless the adapter has one of its own; and
@@ -366,12 +366,12 @@ impl Peft {
             return Err(Error::user(format!(
                 "{}: the adapter has no module: no tensor is named {WRAPPER}.{}.….{}",
                 self.folder.join(TENSORS).display(),
-                self.family.names().prefix,
+                self.model.prefix,
                 self.config().parts()[0]
             ))
             .help("check that the folder is the adapter that was trained, and of this base model's family"));
         }
-        let prefix = self.family.names().prefix;
+        let prefix = self.model.prefix;
         let lacks = linears.iter().find(|linear| {
             !self.paths.contains(&linear.path)
                 && self.settings.targets(&format!("{prefix}.{}", linear.path))
@@ -388,12 +388,13 @@ impl Peft {
     }
 
     fn fit_pooler(&self, base: Pretrained) -> Result<Pretrained> {
-        if base.config.family != Family::Bert {
+        let Some(pooler) = base.config.pooler() else {
             return Ok(base);
-        }
-        let name = |part: &str| format!("{WRAPPER}.bert.pooler.dense.{part}");
+        };
+        let pooler = format!("{}.{pooler}", base.config.prefix);
+        let name = |part: &str| format!("{WRAPPER}.{pooler}.{part}");
         let saved = ["weight", "bias"].map(|part| self.weights.contains(&name(part)));
-        if saved[0] || saved[1] || self.settings.saves("bert.pooler.dense") {
+        if saved[0] || saved[1] || self.settings.saves(&pooler) {
             let hidden = base.config.hidden;
             self.weights.require(&name("weight"), &[hidden, hidden])?;
             self.weights.require(&name("bias"), &[hidden])?;
@@ -432,7 +433,7 @@ impl Peft {
     /// Names and shapes of a module's two tensors.
     fn tensors_of(&self, module: &ModuleInfo) -> [(String, Vec<usize>); 2] {
         let (parts, shapes) = (self.config().parts(), self.config().shapes(module));
-        let start = format!("{WRAPPER}.{}.{}", self.family.names().prefix, module.path);
+        let start = format!("{WRAPPER}.{}.{}", self.model.prefix, module.path);
         std::array::from_fn(|i| match self.config() {
             Config::Lora(_) => (format!("{start}.{}.weight", parts[i]), shapes[i].to_vec()),
             Config::Vera(_) => (format!("{start}.{}", parts[i]), vec![shapes[i][0]]),
@@ -497,7 +498,7 @@ impl Peft {
         let tensors = head.tensors();
         let values = tensors.iter().zip(head.start()).map(|(tensor, of_base)| {
             let name = format!("{WRAPPER}.{}", tensor.name);
-            let module = saved_module(self.family, &tensor.name);
+            let module = saved_module(&self.model, &tensor.name);
             match of_base {
                 Some(of_base) if !self.weights.contains(&name) && !self.settings.saves(module) => {
                     Ok(of_base.clone())

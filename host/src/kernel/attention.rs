@@ -97,11 +97,13 @@ impl AttentionShape {
         1.0 / (self.head_size as f32).sqrt()
     }
 
-    fn query_width(self) -> usize {
+    /// Features of a token's queries.
+    pub fn query_width(self) -> usize {
         self.heads * self.head_size
     }
 
-    fn pair_width(self) -> usize {
+    /// Features of a token's keys, and of its values.
+    pub fn pair_width(self) -> usize {
         self.pair_heads * self.head_size
     }
 }

@@ -18,19 +18,21 @@ pub struct Angles<B: Backend> {
 }
 
 impl<B: Backend> Angles<B> {
-    /// `θ_i = position · base^(-2i / head size)` (Su et al. 2021, eq. 15; `rope_theta` in a `config.json`).
-    /// The head size is even.
-    pub fn new(positions: &[u32], head_size: usize, base: f64, device: &B::Device) -> Self {
-        let half = head_size / 2;
+    /// Of tokens at these `positions`: `position · θ_i`, with one of the `frequencies` θ for each pair of a head's
+    /// features (Su et al. 2021, eq. 15).
+    pub fn new(positions: &[u32], frequencies: &[f64], device: &B::Device) -> Self {
+        let half = frequencies.len();
+        // Sequences share positions, of which there are fewer than tokens.
+        let longest = positions.iter().max().map_or(0, |last| *last as usize + 1);
         let table = |function: fn(f64) -> f64| {
-            let angles = positions.iter().flat_map(|position| {
-                (0..half).map(move |i| {
-                    let frequency = base.powf(-2.0 * i as f64 / head_size as f64);
-                    function(f64::from(*position) * frequency) as f32
-                })
-            });
-            let angles = TensorData::new(angles.collect::<Vec<f32>>(), [positions.len(), half]);
-            Tensor::from_data(angles, device)
+            let angle = |position: usize, i: usize| position as f64 * frequencies[i];
+            let values = (0..longest * half).map(|at| function(angle(at / half, at % half)) as f32);
+            let values: Vec<f32> = values.collect();
+            let mut rows = Vec::with_capacity(positions.len() * half);
+            for position in positions {
+                rows.extend_from_slice(&values[*position as usize * half..][..half]);
+            }
+            Tensor::from_data(TensorData::new(rows, [positions.len(), half]), device)
         };
         Angles {
             cos: table(f64::cos),

@@ -174,7 +174,10 @@ fn rotary_positions() {
     let positions: Vec<u32> = (0..9).chain(0..4).collect();
     // Heads of 6 and of 32, with and without columns that stay as they are.
     for (size, columns, width) in [(6, 18, 24), (32, 64, 64)] {
-        let angles = Angles::new(&positions, size, 10_000.0, &Default::default());
+        let frequencies: Vec<f64> = (0..size / 2)
+            .map(|i| 10_000f64.powf(-2.0 * i as f64 / size as f64))
+            .collect();
+        let angles = Angles::new(&positions, &frequencies, &Default::default());
         compare(
             [random(13, width)],
             |[x]| Flex::rotate(x, columns, &angles),

@@ -1,11 +1,12 @@
-//! The head over the first token's hidden state: it trains fully.
+//! The head over one token's hidden state: it trains fully.
 
 use burn::tensor::{Tensor, TensorData, activation};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
-use super::{EncoderConfig, Family, Linear, Pretrained, Weights};
+use super::architecture::{Architecture, HeadFunction};
+use super::{Linear, Pretrained, Weights};
 use crate::adapter::{Pass, Site, stream};
 use crate::error::{Error, Result};
 use crate::kernel::{Ad, Kernels};
@@ -40,28 +41,52 @@ impl HeadTensor {
     }
 }
 
-/// The trained layers of a head: name, features in and out.
-fn layers(
-    config: &EncoderConfig,
-    frozen_pooler: bool,
+/// A trained layer of a head.
+#[derive(Clone, Debug)]
+struct Layer {
+    /// Its name in a checkpoint of Transformers.
+    name: String,
+    /// Its name in the body, if it is part of that.
+    in_body: Option<&'static str>,
+    inputs: usize,
     outputs: usize,
-) -> Vec<(&'static str, usize, usize)> {
-    let hidden = config.hidden;
-    let (first, last) = match config.family {
-        Family::Bert if frozen_pooler => return vec![("classifier", hidden, outputs)],
-        Family::Bert => ("pooler.dense", "classifier"),
-        Family::Roberta => ("classifier.dense", "classifier.out_proj"),
-        Family::DistilBert => ("pre_classifier", "classifier"),
+    bias: bool,
+}
+
+/// The trained layers of a head with so many logits; none where there are no logits.
+fn layers(architecture: &Architecture, frozen_pooler: bool, outputs: usize) -> Vec<Layer> {
+    let (head, hidden) = (&architecture.head, architecture.hidden);
+    let dense = head.dense.filter(|dense| !(dense.pooler && frozen_pooler));
+    let dense = dense.map(|dense| Layer {
+        // The pooler is part of BERT's encoder, not of what Transformers puts on top.
+        name: match dense.pooler {
+            true => format!("{}.{}", architecture.prefix, dense.name),
+            false => dense.name.to_owned(),
+        },
+        in_body: dense.pooler.then_some(dense.name),
+        inputs: hidden,
+        outputs: hidden,
+        bias: true,
+    });
+    let last = Layer {
+        name: head.last.to_owned(),
+        in_body: None,
+        inputs: hidden,
+        outputs,
+        bias: head.bias,
     };
-    vec![(first, hidden, hidden), (last, hidden, outputs)]
+    match outputs {
+        0 => Vec::new(),
+        _ => dense.into_iter().chain([last]).collect(),
+    }
 }
 
 /// Number of parameters of the head that [`Head::load`] would make.
-pub fn head_parameters(config: &EncoderConfig, frozen_pooler: bool, outputs: usize) -> u64 {
-    let layers = layers(config, frozen_pooler, outputs);
+pub fn head_parameters(architecture: &Architecture, frozen_pooler: bool, outputs: usize) -> u64 {
+    let layers = layers(architecture, frozen_pooler, outputs);
     layers
         .iter()
-        .map(|(_, inputs, outputs)| ((inputs + 1) * outputs) as u64)
+        .map(|layer| ((layer.inputs + usize::from(layer.bias)) * layer.outputs) as u64)
         .sum()
 }
 
@@ -79,12 +104,12 @@ pub struct HeadStart {
 impl HeadStart {
     /// Looks through the header of `pretrained`'s weights for a head with `outputs` logits.
     pub fn of(pretrained: &Pretrained, outputs: usize) -> Self {
-        let config = &pretrained.config;
-        let layers = layers(config, pretrained.frozen_pooler(), outputs);
-        let tensors = tensors(config.family, &layers);
+        let layers = layers(&pretrained.config, pretrained.frozen_pooler(), outputs);
+        let tensors = tensors(&layers);
         let (mut found, mut warnings) = (Vec::new(), Vec::new());
         let weights = &pretrained.weights;
-        let own = |tensor: &HeadTensor| match tensor.name.strip_prefix("bert.") {
+        let pooler = format!("{}.", pretrained.config.prefix);
+        let own = |tensor: &HeadTensor| match tensor.name.strip_prefix(&pooler) {
             Some(pooler) => format!("{}{pooler}", pretrained.prefix),
             None => tensor.name.clone(),
         };
@@ -117,8 +142,10 @@ impl HeadStart {
             }
         }
         for name in weights.names() {
-            let of_a_head = name.starts_with("classifier.") || name.starts_with("pre_classifier.");
-            if of_a_head && !tensors.iter().any(|tensor| tensor.name == name) {
+            let of_a_head = ["classifier.", "pre_classifier.", "score."]
+                .iter()
+                .any(|start| name.starts_with(start));
+            if outputs > 0 && of_a_head && !tensors.iter().any(|tensor| tensor.name == name) {
                 warnings.push(format!(
                     "the checkpoint's {name} is not used: the head of this family has no such tensor"
                 ));
@@ -133,36 +160,33 @@ impl HeadStart {
 }
 
 /// The trained tensors of these layers: weight and bias of each.
-fn tensors(family: Family, layers: &[(&'static str, usize, usize)]) -> Vec<HeadTensor> {
-    let tensors = layers.iter().flat_map(|(name, inputs, outputs)| {
-        // The pooler is part of BERT's encoder, not of what Transformers puts on top.
-        let name = match (family, *name) {
-            (Family::Bert, "pooler.dense") => "bert.pooler.dense",
-            (_, name) => name,
+fn tensors(layers: &[Layer]) -> Vec<HeadTensor> {
+    let tensors = layers.iter().flat_map(|layer| {
+        let Layer { name, .. } = layer;
+        let weight = HeadTensor {
+            name: format!("{name}.weight"),
+            shape: vec![layer.outputs, layer.inputs],
         };
-        [
-            HeadTensor {
-                name: format!("{name}.weight"),
-                shape: vec![*outputs, *inputs],
-            },
-            HeadTensor {
-                name: format!("{name}.bias"),
-                shape: vec![*outputs],
-            },
-        ]
+        let bias = layer.bias.then(|| HeadTensor {
+            name: format!("{name}.bias"),
+            shape: vec![layer.outputs],
+        });
+        std::iter::once(weight).chain(bias)
     });
     tensors.collect()
 }
 
-/// What stands between the first token's hidden state and the logits. The names and the order of
-/// operations are those of Transformers' `…ForSequenceClassification`.
+/// What stands between a token's hidden state and the logits. The names and the order of operations are those of
+/// Transformers' `…ForSequenceClassification`.
 #[derive(Clone, Debug)]
 pub struct Head<B: Kernels> {
-    family: Family,
     /// BERT's pretrained pooler, frozen; none where the head trains its first layer itself.
     pooler: Option<Linear<B>>,
-    /// Names of the trained layers, first to last.
-    layers: Vec<(&'static str, usize, usize)>,
+    /// The function behind the hidden layer, where there is one.
+    function: Option<HeadFunction>,
+    input_dropout: bool,
+    /// The trained layers, first to last.
+    layers: Vec<Layer>,
     /// What the checkpoint has of the trained tensors.
     start: Vec<Option<Tensor<B, 2>>>,
     /// What it has and is not taken.
@@ -186,18 +210,19 @@ impl<B: Kernels> Head<B> {
             name.as_ref().map(load).transpose()
         });
         Ok(Head {
-            family: config.family,
             pooler,
+            function: config.head.dense.map(|dense| dense.function),
+            input_dropout: config.head.input_dropout,
             layers: layers(config, pretrained.frozen_pooler(), outputs),
             start: start.collect::<Result<_>>()?,
             warnings: from.warnings,
-            dropout: config.classifier_dropout,
+            dropout: config.dropout.classifier,
         })
     }
 
     /// The trained tensors in the order of [`Pass::head`]: weight and bias of each layer.
     pub fn tensors(&self) -> Vec<HeadTensor> {
-        tensors(self.family, &self.layers)
+        tensors(&self.layers)
     }
 
     /// What the base model's checkpoint has of each trained tensor.
@@ -207,12 +232,19 @@ impl<B: Kernels> Head<B> {
 
     /// Whether the base model's checkpoint has nothing of the last layer.
     pub fn last_is_fresh(&self) -> bool {
-        self.start.iter().rev().take(2).all(Option::is_none)
+        let last = self.layers.last();
+        let tensors = last.map_or(0, |layer| 1 + usize::from(layer.bias));
+        self.start.iter().rev().take(tensors).all(Option::is_none)
+    }
+
+    /// Whether the last layer has a bias.
+    pub fn has_bias(&self) -> bool {
+        self.layers.last().is_some_and(|layer| layer.bias)
     }
 
     /// The values that training starts from: the checkpoint's where it has them in this shape. Fresh ones are as
     /// Transformers initialises a head, weights normal with σ = 0.02, biases zero; but where the whole last layer is
-    /// fresh, its bias is `answer`, one value for each logit, if that is given.
+    /// fresh, its bias, if it has one, is `answer`, one value for each logit, if that is given.
     pub fn initial(
         &self,
         seed: u64,
@@ -223,56 +255,56 @@ impl<B: Kernels> Head<B> {
             tracing::warn!("{warning}");
         }
         let normal = Normal::new(0.0f32, 0.02).expect("a valid deviation");
-        let fresh = self.layers.iter().flat_map(|(name, inputs, outputs)| {
+        let fresh = self.layers.iter().flat_map(|layer| {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
-            random.set_stream(stream(name));
-            let weight: Vec<f32> = (0..inputs * outputs)
+            random.set_stream(stream(layer.in_body.unwrap_or(&layer.name)));
+            let weight: Vec<f32> = (0..layer.inputs * layer.outputs)
                 .map(|_| normal.sample(&mut random))
                 .collect();
-            [
-                Tensor::from_data(TensorData::new(weight, [*outputs, *inputs]), device),
-                Tensor::zeros([1, *outputs], device),
-            ]
+            let shape = [layer.outputs, layer.inputs];
+            let weight = Tensor::from_data(TensorData::new(weight, shape), device);
+            let bias = layer
+                .bias
+                .then(|| Tensor::zeros([1, layer.outputs], device));
+            std::iter::once(weight).chain(bias)
         });
         let values = self.start.iter().zip(fresh);
         let mut values: Vec<_> = values
             .map(|(start, fresh)| start.clone().unwrap_or(fresh))
             .collect();
-        if let (true, Some(answer), Some(bias)) = (self.last_is_fresh(), answer, values.last_mut())
-        {
+        let fresh = self.has_bias() && self.last_is_fresh();
+        if let (true, Some(answer), Some(bias)) = (fresh, answer, values.last_mut()) {
             *bias = Tensor::from_data(TensorData::new(answer.to_vec(), bias.dims()), device);
         }
         values
     }
 
-    /// Logits `[sequences, outputs]` from the hidden states of the first tokens, `[sequences, hidden]`.
-    pub fn forward(&self, firsts: Tensor<Ad<B>, 2>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
-        let mut x = firsts;
-        let layer = |index: usize, x: Tensor<Ad<B>, 2>, pass: &Pass<B>| {
-            x.matmul(pass.head[2 * index].clone().transpose()) + pass.head[2 * index + 1].clone()
+    /// Logits `[sequences, outputs]` from the hidden state of one token of each, `[sequences, hidden]`.
+    pub fn forward(&self, picked: Tensor<Ad<B>, 2>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
+        let mut x = picked;
+        if self.input_dropout {
+            x = B::dropout(x, pass.dropout(Site::Head(0), self.dropout));
+        }
+        let (below, last) = match self.layers.len() {
+            2 => (true, 2),
+            _ => (false, 0),
         };
-        match (self.family, &self.pooler) {
-            (Family::Bert, Some(pooler)) => {
-                x = pass.linear(x, &[pooler.parts()]).tanh();
-                x = B::dropout(x, pass.dropout(Site::Head(1), self.dropout));
-                layer(0, x, pass)
-            }
-            (Family::Bert, None) => {
-                x = layer(0, x, pass).tanh();
-                x = B::dropout(x, pass.dropout(Site::Head(1), self.dropout));
-                layer(1, x, pass)
-            }
-            (Family::Roberta, _) => {
-                x = B::dropout(x, pass.dropout(Site::Head(0), self.dropout));
-                x = layer(0, x, pass).tanh();
-                x = B::dropout(x, pass.dropout(Site::Head(1), self.dropout));
-                layer(1, x, pass)
-            }
-            (Family::DistilBert, _) => {
-                x = activation::relu(layer(0, x, pass));
-                x = B::dropout(x, pass.dropout(Site::Head(1), self.dropout));
-                layer(1, x, pass)
-            }
+        let hidden = match &self.pooler {
+            Some(pooler) => Some(pass.linear(x.clone(), &[pooler.parts()])),
+            None => below
+                .then(|| x.clone().matmul(pass.head[0].clone().transpose()) + pass.head[1].clone()),
+        };
+        if let (Some(hidden), Some(function)) = (hidden, self.function) {
+            x = match function {
+                HeadFunction::Tanh => hidden.tanh(),
+                HeadFunction::Relu => activation::relu(hidden),
+            };
+        }
+        x = B::dropout(x, pass.dropout(Site::Head(1), self.dropout));
+        x = x.matmul(pass.head[last].clone().transpose());
+        match self.has_bias() {
+            true => x + pass.head[last + 1].clone(),
+            false => x,
         }
     }
 }

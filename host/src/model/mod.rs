@@ -1,10 +1,13 @@
-//! Pretrained encoders with a head: loading, and the forward pass.
+//! Pretrained models with a head: loading, and the forward pass.
 
-mod config;
-mod encoder;
+pub mod architecture;
+mod base;
+mod block;
+mod family;
 pub mod fetch;
 mod head;
 mod linear;
+mod norm;
 mod weights;
 
 use burn::tensor::Tensor;
@@ -15,22 +18,23 @@ use crate::error::{Error, Result};
 use crate::kernel::{Ad, Kernels, Sequences};
 use crate::recipe::{AdapterConfig, ModelConfig};
 
-pub use config::{EncoderConfig, Family};
-pub use encoder::{Encoder, Input};
+pub use architecture::Architecture;
+pub use base::{Base, Input};
 pub use fetch::ModelFolder;
 pub use head::{Head, HeadStart, HeadTensor, head_parameters};
 pub use linear::Linear;
 pub use weights::{Advice, Saved, Weights, save};
 
-use encoder::norm_names;
+use linear::Source;
+use norm::require_norm;
 
 /// What a model folder holds, read but not yet on a device: enough to plan a run.
 pub struct Pretrained {
-    /// Sizes.
-    pub config: EncoderConfig,
-    /// The weights, of which the encoder's are known to be there.
+    /// Parts and sizes.
+    pub config: Architecture,
+    /// The weights, of which the base model's are known to be there.
     pub weights: Weights,
-    /// What the encoder's tensor names start with: `bert.` or nothing.
+    /// What the base model's tensor names start with: `bert.` or nothing.
     prefix: String,
     /// Whether BERT's pooler is there and stays frozen.
     frozen_pooler: bool,
@@ -40,18 +44,10 @@ impl Pretrained {
     /// Opens a model folder. `recipe` may replace the probabilities of dropout, and decides about BERT's
     /// pooler: left open, it stays frozen where the checkpoint has one and trains where it has not.
     pub fn open(folder: &ModelFolder, recipe: &ModelConfig) -> Result<Self> {
-        let mut config = EncoderConfig::read(&folder.config)?;
-        for (probability, replacement) in [
-            (&mut config.hidden_dropout, recipe.hidden_dropout),
-            (&mut config.attention_dropout, recipe.attention_dropout),
-            (&mut config.classifier_dropout, recipe.classifier_dropout),
-        ] {
-            if let Some(replacement) = replacement {
-                *probability = replacement as f32;
-            }
-        }
+        let mut config = family::read(&folder.config)?;
+        replace_dropout(&mut config, recipe);
         let train_pooler = recipe.train_pooler;
-        if train_pooler.is_some() && config.family != Family::Bert {
+        if train_pooler.is_some() && config.pooler().is_none() {
             return Err(Error::user(format!(
                 "model.train_pooler is given, but {} is no BERT: its head has no pooler",
                 folder.dir.display()
@@ -59,9 +55,9 @@ impl Pretrained {
             .help("leave the key out: every layer of this family's head trains"));
         }
         let weights = Weights::open(&folder.weights)?;
-        let prefix = format!("{}.", config.family.names().prefix);
-        // A checkpoint saved with a head has the prefix, a bare encoder has none.
-        let word = "embeddings.word_embeddings.weight";
+        let prefix = format!("{}.", config.prefix);
+        // A checkpoint saved with a head has the prefix, a bare base model has none.
+        let word = format!("{}.weight", config.embeddings.words.name);
         let prefix = if weights.contains(&format!("{prefix}{word}")) {
             prefix
         } else {
@@ -73,7 +69,7 @@ impl Pretrained {
             prefix,
             frozen_pooler: false,
         };
-        pretrained.require_encoder()?;
+        pretrained.require_base()?;
         let has_pooler = pretrained.has_pooler();
         if train_pooler == Some(false) && !has_pooler {
             return Err(Error::user(format!(
@@ -86,18 +82,30 @@ impl Pretrained {
         pretrained.freeze_pooler(frozen)
     }
 
+    /// Where the base model's linear layers lie.
+    fn source(&self) -> Source<'_> {
+        Source {
+            weights: &self.weights,
+            prefix: &self.prefix,
+            layout: self.config.weights,
+        }
+    }
+
     /// Whether the checkpoint has a pooler.
     pub fn has_pooler(&self) -> bool {
-        let name = format!("{}pooler.dense.weight", self.prefix);
-        self.config.family == Family::Bert && self.weights.contains(&name)
+        let of = |path| {
+            self.weights
+                .contains(&format!("{}{path}.weight", self.prefix))
+        };
+        self.config.pooler().is_some_and(of)
     }
 
     /// The same model with its pooler frozen, or part of the head that trains.
     pub fn freeze_pooler(mut self, frozen: bool) -> Result<Self> {
         self.frozen_pooler = frozen;
-        if frozen {
+        if let (true, Some(pooler)) = (frozen, self.config.pooler()) {
             let hidden = self.config.hidden;
-            let name = format!("{}pooler.dense", self.prefix);
+            let name = format!("{}{pooler}", self.prefix);
             self.weights
                 .require(&format!("{name}.weight"), &[hidden, hidden])?;
             self.weights.require(&format!("{name}.bias"), &[hidden])?;
@@ -110,44 +118,48 @@ impl Pretrained {
         self.frozen_pooler
     }
 
-    /// Refuses a checkpoint that lacks a tensor of the encoder, or has it in another shape. Layer by layer, so
+    /// Refuses a checkpoint that lacks a tensor of the base model, or has it in another shape. Layer by layer, so
     /// that sizes that nothing stands behind are found out before anything grows with them.
-    fn require_encoder(&self) -> Result<()> {
+    fn require_base(&self) -> Result<()> {
         let Pretrained {
             config,
             weights,
             prefix,
             ..
         } = self;
-        let hidden = config.hidden;
-        let norm = |name: &str| {
-            let names = norm_names(weights, name);
-            names
-                .iter()
-                .try_for_each(|name| weights.require(name, &[hidden]))
-        };
-        let embeddings = [
-            ("word_embeddings", config.vocabulary),
-            ("position_embeddings", config.positions),
-            ("token_type_embeddings", config.token_types),
+        let (source, hidden) = (self.source(), config.hidden);
+        let embeddings = &config.embeddings;
+        let tables = [
+            Some(embeddings.words),
+            embeddings.positions,
+            embeddings.types,
         ];
-        for (name, entries) in embeddings.into_iter().filter(|(_, entries)| *entries > 0) {
-            let name = format!("{prefix}embeddings.{name}.weight");
-            weights.require(&name, &[entries, hidden])?;
+        for table in tables.into_iter().flatten() {
+            let name = format!("{prefix}{}.weight", table.name);
+            weights.require(&name, &[table.entries, hidden])?;
         }
-        norm(&format!("{prefix}embeddings.LayerNorm"))?;
-        let names = config.family.names();
+        for norm in embeddings.norm.iter().chain(&config.final_norm) {
+            require_norm(source, norm.name, norm.kind, hidden)?;
+        }
+        let block = &config.block;
+        let head_norms = block.attention.head_norms.iter().flatten();
+        let size = block.attention.shape.head_size;
+        let norms: Vec<_> = block
+            .norms
+            .iter()
+            .map(|norm| (norm, hidden))
+            .chain(head_norms.map(|norm| (norm, size)))
+            .collect();
         for layer in 0..config.layers {
-            for linear in config.linears_of(layer) {
-                let name = format!("{prefix}{}", linear.path);
-                weights.require(&format!("{name}.weight"), &[linear.outputs, linear.inputs])?;
-                weights.require(&format!("{name}.bias"), &[linear.outputs])?;
+            for (linear, part) in config.linears_of(layer).zip(block.linears()) {
+                source.require(&linear, part.bias)?;
             }
-            for which in names.norms {
-                norm(&format!("{prefix}{}.{layer}.{which}", names.layers))?;
+            for (norm, features) in &norms {
+                let path = format!("{}.{layer}.{}", config.layer_path, norm.name);
+                require_norm(source, &path, norm.kind, *features)?;
             }
         }
-        let start = format!("{prefix}{}.", names.layers);
+        let start = format!("{prefix}{}.", config.layer_path);
         let beyond = weights.names().find(|name| {
             let layer = name
                 .strip_prefix(&start)
@@ -175,25 +187,38 @@ impl Pretrained {
         module: &ModuleInfo,
         device: &B::Device,
     ) -> Result<Tensor<B, 2>> {
-        let name = format!("{}{}.weight", self.prefix, module.path);
-        let shape = [module.out_features, module.in_features].map(|size| size as usize);
-        self.weights.tensor(&name, shape, device)
+        let sizes = [module.in_features, module.out_features].map(|size| size as usize);
+        self.source().weight(&module.path, sizes, device)
     }
 
     /// The modules that a recipe's `[adapter]` selects and what each carries.
     pub fn modules(&self, recipe: &AdapterConfig) -> Result<Vec<ModuleInfo>> {
         let (linears, config) = (self.linears(), recipe.into());
-        let chosen = select(recipe, &linears, self.config.family.names().prefix)?;
+        let chosen = select(recipe, &linears, self.config.prefix)?;
         let modules = linears.iter().zip(chosen).filter(|(_, chosen)| *chosen);
         Ok(modules.map(|(linear, _)| linear.module(&config)).collect())
     }
 }
 
-/// An encoder and its head on a device.
+/// Puts the recipe's probabilities of dropout in place of the model's own.
+fn replace_dropout(config: &mut Architecture, recipe: &ModelConfig) {
+    let dropout = &mut config.dropout;
+    if let Some(hidden) = recipe.hidden_dropout {
+        (dropout.embeddings, dropout.hidden) = (hidden as f32, hidden as f32);
+    }
+    if let Some(attention) = recipe.attention_dropout {
+        dropout.attention = attention as f32;
+    }
+    if let Some(classifier) = recipe.classifier_dropout {
+        dropout.classifier = classifier as f32;
+    }
+}
+
+/// A model and its head on a device.
 #[derive(Clone, Debug)]
 pub struct Model<B: Kernels> {
-    /// The frozen encoder.
-    pub encoder: Encoder<B>,
+    /// The frozen base model.
+    pub base: Base<B>,
     /// The head, whose values come with each [`Pass`].
     pub head: Head<B>,
 }
@@ -206,34 +231,34 @@ impl<B: Kernels> Model<B> {
         outputs: usize,
         device: &B::Device,
     ) -> Result<Self> {
-        let Pretrained {
-            config,
-            weights,
-            prefix,
-            ..
-        } = pretrained;
         let linears = pretrained.linears();
         let module_of: Vec<Option<usize>> = linears
             .iter()
             .map(|linear| modules.iter().position(|module| module.path == linear.path))
             .collect();
-        let encoder = Encoder::load(config, weights, prefix, &linears, &module_of, device)?;
+        let base = Base::load(&pretrained.config, pretrained.source(), &module_of, device)?;
         let pooler = pretrained
             .frozen_pooler
             .then(|| {
                 let last = linears.len() - 1;
-                Linear::load(weights, prefix, &linears[last], module_of[last], device)
+                Linear::load(
+                    pretrained.source(),
+                    &linears[last],
+                    true,
+                    module_of[last],
+                    device,
+                )
             })
             .transpose()?;
         Ok(Model {
-            encoder,
+            base,
             head: Head::load(pretrained, pooler, outputs, device)?,
         })
     }
 
     /// Logits `[sequences, outputs]`.
     pub fn forward(&self, input: &Input<B>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
-        let x = self.encoder.prefix(input, 0, pass);
+        let x = self.base.prefix(input, 0, pass);
         self.forward_from(x, 0, &input.sequences, pass)
     }
 
@@ -245,7 +270,7 @@ impl<B: Kernels> Model<B> {
         sequences: &Sequences,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
-        let firsts = self.encoder.firsts(x, depth, sequences, pass);
-        self.head.forward(firsts, pass)
+        let picked = self.base.picked(x, depth, sequences, pass);
+        self.head.forward(picked, pass)
     }
 }

@@ -1,20 +1,21 @@
-//! What a step costs: the plugin API's [`CostModel`] of an encoder with its modules.
+//! What a step costs: the plugin API's [`CostModel`] of a model with its modules.
 //!
 //! The same model counts the operations that a run records, is shown by `dynalora plan`, and is what plugins are
-//! sent. Operations of the head are left out: it runs once per sequence.
+//! sent. Operations of a head that runs once per sequence are left out.
 
 use dynalora_plugin_api::{Amount, CostModel, ModuleInfo, Operation, SidePath};
 pub use dynalora_plugin_api::{Cost, Sizes};
 
 use crate::adapter::LinearInfo;
 use crate::data::{Encoded, EpochPlan};
-use crate::model::EncoderConfig;
+use crate::model::Architecture;
+use crate::model::architecture::Order;
 use crate::recipe::TrainConfig;
 
 /// Bytes of a value.
 const BYTES: u64 = 4;
 
-/// For which tokens the last layer is run, of which only the first token of each sequence is read.
+/// For which tokens the last layer is run, of which only one token of each sequence is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastLayer {
     /// For all of them.
@@ -31,7 +32,7 @@ pub enum LastLayer {
 #[derive(Clone, Copy, Debug)]
 pub struct Shape<'a> {
     /// Sizes.
-    pub config: &'a EncoderConfig,
+    pub config: &'a Architecture,
     /// All linears in forward order.
     pub linears: &'a [LinearInfo],
     /// Those that carry an adapter.
@@ -106,16 +107,25 @@ impl Shape<'_> {
             .collect();
         costs.gradient_bytes = BYTES;
         costs.moment_bytes = 2 * BYTES;
-        let (layers, rest) = self.linears.as_chunks::<6>();
+        let per_layer = self.config.block.linears().count();
+        let (layers, rest) = self.linears.split_at(per_layer * self.config.layers);
         // The embeddings, of which nothing trains.
         let mut x = builder.value(Amount::per_token, self.config.hidden);
-        for (index, layer) in layers.iter().enumerate() {
+        for (index, layer) in layers.chunks(per_layer).enumerate() {
+            let layer = builder.parts(layer);
             x = match last {
-                LastLayer::AsRead { outputs } if index + 1 == layers.len() => {
+                LastLayer::AsRead { outputs } if index + 1 == self.config.layers => {
                     builder.last_layer(index as u32, layer, x, outputs)
                 }
                 _ => builder.layer(index as u32, layer, x),
             };
+        }
+        let rows: Rows = match last {
+            LastLayer::AsRead { .. } => Amount::per_sequence,
+            LastLayer::Whole => Amount::per_token,
+        };
+        if self.config.final_norm.is_some() {
+            x = builder.norm(None, x, rows);
         }
         for pooler in rest {
             x = builder.linear(None, x, &[pooler], Amount::per_sequence);
@@ -259,79 +269,154 @@ impl Builder<'_> {
         Some(path)
     }
 
-    /// A layer in which every token's query meets every key.
-    fn layer(&mut self, index: u32, layer: &[LinearInfo; 6], x: u32) -> u32 {
-        let [query, key, value, ..] = layer;
-        let joint = self.linear(Some(index), x, &[query, key, value], Amount::per_token);
-        let rows = [Amount::per_token, Amount::per_pair];
-        self.finish(index, layer, &[joint], x, rows)
+    /// The linear layers of a transformer layer by what they are.
+    fn parts<'l>(&self, layer: &'l [LinearInfo]) -> LayerParts<'l> {
+        let block = &self.shape.config.block;
+        let (projections, rest) = layer.split_at(block.attention.projections.len());
+        let (output, rest) = rest.split_at(1);
+        let (inner, down) = rest.split_at(block.feed_forward.inner.len());
+        LayerParts {
+            projections,
+            output: &output[0],
+            inner,
+            down: &down[0],
+        }
     }
 
-    /// The last one, of which the first token of each sequence is read: its query meets each token once. Where
+    /// A layer in which every token's query meets the keys.
+    fn layer(&mut self, index: u32, layer: LayerParts<'_>, x: u32) -> u32 {
+        let read = self.read(index, x);
+        let projections: Vec<&LinearInfo> = layer.projections.iter().collect();
+        let joint = self.linear(Some(index), read, &projections, Amount::per_token);
+        let joint = self.head_norms(index, joint, Amount::per_token);
+        let met = self.attention();
+        self.finish(index, layer, &[joint], x, Amount::per_token, met)
+    }
+
+    /// The last one, of which one token of each sequence is read: its query meets each token once. Where
     /// `outputs` are measured, its other linears run for all tokens beside the graph.
-    fn last_layer(&mut self, index: u32, layer: &[LinearInfo; 6], x: u32, outputs: bool) -> u32 {
-        let [query, key, value, rest @ ..] = layer;
-        let pairs = self.linear(Some(index), x, &[key, value], Amount::per_token);
+    fn last_layer(&mut self, index: u32, layer: LayerParts<'_>, x: u32, outputs: bool) -> u32 {
+        let read = self.read(index, x);
+        let (query, pairs) = match layer.projections {
+            [query, pairs @ ..] if !pairs.is_empty() => (Some(query), pairs),
+            joint => (None, joint),
+        };
+        let of_all: Vec<&LinearInfo> = pairs.iter().collect();
+        let pairs = self.linear(Some(index), read, &of_all, Amount::per_token);
+        let pairs = self.head_norms(index, pairs, Amount::per_token);
         if outputs {
-            self.measured(index, query, rest);
+            self.measured(index, query, layer);
         }
-        let first = self.value(Amount::per_sequence, self.shape.config.hidden);
-        let select = Self::operation(Some(index), &[x], first);
+        let picked = self.picked(index, x);
+        let queries = query.map(|query| {
+            // Without a norm in between the attention reads the picked tokens themselves.
+            let read = match read == x {
+                true => picked,
+                false => self.picked(index, read),
+            };
+            let queries = self.linear(Some(index), read, &[query], Amount::per_sequence);
+            self.head_norms(index, queries, Amount::per_sequence)
+        });
+        let projected: Vec<u32> = queries.into_iter().chain([pairs]).collect();
+        let met = Amount::per_token(4 * self.attention_width());
+        self.finish(index, layer, &projected, picked, Amount::per_sequence, met)
+    }
+
+    /// One token of each sequence of `x`.
+    fn picked(&mut self, index: u32, x: u32) -> u32 {
+        let picked = self.value(Amount::per_sequence, self.shape.config.hidden);
+        let select = Self::operation(Some(index), &[x], picked);
         self.costs.operations.push(select);
-        let queries = self.linear(Some(index), first, &[query], Amount::per_sequence);
-        let rows = [Amount::per_sequence, Amount::per_token];
-        self.finish(index, layer, &[queries, pairs], first, rows)
+        picked
+    }
+
+    /// What the attention reads of a layer's input.
+    fn read(&mut self, index: u32, x: u32) -> u32 {
+        match self.shape.config.block.order {
+            Order::PostNorm => x,
+            Order::PreNorm => self.norm(Some(index), x, Amount::per_token),
+        }
+    }
+
+    /// The norms of the heads, which keep what they read.
+    fn head_norms(&mut self, index: u32, x: u32, rows: Rows) -> u32 {
+        let attention = &self.shape.config.block.attention;
+        if attention.head_norms.is_none() {
+            return x;
+        }
+        let shape = attention.shape;
+        let width = shape.query_width() + 2 * shape.pair_width();
+        let y = self.value(rows, width);
+        let mut norm = Self::operation(Some(index), &[x], y);
+        norm.saved = rows(BYTES * width as u64);
+        self.costs.operations.push(norm);
+        y
     }
 
     /// What is run forward for all tokens, so that its outputs can be measured.
-    fn measured(&mut self, index: u32, query: &LinearInfo, rest: &[LinearInfo; 3]) {
+    fn measured(&mut self, index: u32, query: Option<&LinearInfo>, layer: LayerParts<'_>) {
         let forward = |linear: &LinearInfo| {
             let path = self.side_path(linear, 0, Amount::per_token);
             let frozen = Amount::per_token(2 * (linear.inputs * linear.outputs) as u64);
             let side = path.as_ref().map_or(Amount::default(), |path| path.forward);
             (frozen + side, path.is_some())
         };
-        let of_rest = rest.each_ref().map(forward);
-        let (of_query, is_module) = forward(query);
+        let rest = [layer.output, layer.down].into_iter().chain(layer.inner);
+        let of_rest: Vec<_> = rest.map(forward).collect();
+        let of_query = query.map(forward);
         let mut operation = Operation::default();
         operation.layer = Some(index);
         if of_rest.iter().any(|(_, is_module)| *is_module) {
-            let attention = Amount::per_pair(self.attention());
-            let rest = of_rest.iter().map(|(forward, _)| *forward);
-            operation.forward = rest.fold(of_query + attention, |sum, more| sum + more);
-        } else if is_module {
-            operation.forward = of_query;
+            let all = of_rest.iter().chain(&of_query).map(|(forward, _)| *forward);
+            operation.forward = all.fold(self.attention(), |sum, more| sum + more);
+        } else if let Some((forward, true)) = of_query {
+            operation.forward = forward;
         }
         self.costs.operations.push(operation);
     }
 
     /// From what the attention reads to the layer's output, of which each row's input is `residual`. What there
-    /// are rows of, and what of queries that meet keys.
+    /// are rows of, and what their queries cost where they meet keys.
     fn finish(
         &mut self,
         index: u32,
-        [_, _, _, projection, up, down]: &[LinearInfo; 6],
+        parts: LayerParts<'_>,
         projected: &[u32],
         residual: u32,
-        [rows, met]: [Rows; 2],
+        rows: Rows,
+        met: Amount,
     ) -> u32 {
         let layer = Some(index);
-        let attended = self.value(rows, self.shape.config.hidden);
+        let order = self.shape.config.block.order;
+        let attended = self.value(rows, parts.output.inputs);
         let mut attention = Self::operation(layer, projected, attended);
-        attention.forward = met(self.attention());
+        attention.forward = met;
         // The gradients of queries, keys, values and weights, for the two products of the forward pass.
-        attention.backward = met(2 * self.attention());
+        attention.backward = met + met;
         attention.keeps = projected.to_vec();
         self.costs.operations.push(attention);
-        let x = self.linear(layer, attended, &[projection], rows);
-        let x = self.add_norm(layer, x, residual, rows);
-        let inner = self.linear(layer, x, &[up], rows);
-        let activated = self.value(rows, up.outputs);
+        let x = self.linear(layer, attended, &[parts.output], rows);
+        let (x, read) = match order {
+            Order::PostNorm => {
+                let x = self.add_norm(layer, x, residual, rows);
+                (x, x)
+            }
+            Order::PreNorm => {
+                let x = self.sum(layer, x, residual, rows);
+                (x, self.norm(layer, x, rows))
+            }
+        };
+        let inner: Vec<&LinearInfo> = parts.inner.iter().collect();
+        let inner = self.linear(layer, read, &inner, rows);
+        let activated = self.value(rows, parts.down.inputs);
         let mut activation = Self::operation(layer, &[inner], activated);
         activation.keeps = vec![inner];
         self.costs.operations.push(activation);
-        let down = self.linear(layer, activated, &[down], rows);
-        self.add_norm(layer, down, x, rows)
+        let down = self.linear(layer, activated, &[parts.down], rows);
+        match order {
+            Order::PostNorm => self.add_norm(layer, down, x, rows),
+            Order::PreNorm => self.sum(layer, down, x, rows),
+        }
     }
 
     /// The normalised sum of two values, which is kept before it is normalised.
@@ -344,11 +429,46 @@ impl Builder<'_> {
         y
     }
 
-    /// Operations of attention, for one query and one key.
-    fn attention(&self) -> u64 {
-        let config = self.shape.config;
-        config.attention_flops(1) / config.layers as u64
+    /// A value normalised, which is kept as it was.
+    fn norm(&mut self, layer: Option<u32>, x: u32, rows: Rows) -> u32 {
+        let y = self.value(rows, self.shape.config.hidden);
+        let mut norm = Self::operation(layer, &[x], y);
+        norm.keeps = vec![x];
+        self.costs.operations.push(norm);
+        y
     }
+
+    /// The sum of two values.
+    fn sum(&mut self, layer: Option<u32>, x: u32, residual: u32, rows: Rows) -> u32 {
+        let y = self.value(rows, self.shape.config.hidden);
+        let sum = Self::operation(layer, &[x, residual], y);
+        self.costs.operations.push(sum);
+        y
+    }
+
+    /// Features of a token's queries.
+    fn attention_width(&self) -> u64 {
+        self.shape.config.block.attention.shape.query_width() as u64
+    }
+
+    /// Operations of attention (`QKᵀ` and `PV`): every query meets every key, or those up to its own.
+    fn attention(&self) -> Amount {
+        let width = self.attention_width();
+        match self.shape.config.block.attention.shape.causal {
+            false => Amount::per_pair(4 * width),
+            // Of n² pairs, (n² + n) / 2.
+            true => Amount::per_pair(2 * width) + Amount::per_token(2 * width),
+        }
+    }
+}
+
+/// The linear layers of a transformer layer.
+#[derive(Clone, Copy)]
+struct LayerParts<'a> {
+    projections: &'a [LinearInfo],
+    output: &'a LinearInfo,
+    inner: &'a [LinearInfo],
+    down: &'a LinearInfo,
 }
 
 #[cfg(test)]

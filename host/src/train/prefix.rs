@@ -88,7 +88,7 @@ impl PrefixCache {
             self.computed.add(&part.offsets);
             let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
             let input = upload::<B>(&part, device);
-            let states = trainee.model.encoder.prefix(&input, depth, &mut pass);
+            let states = trainee.model.base.prefix(&input, depth, &mut pass);
             let width = states.dims()[1];
             let values = read(states.inner())?;
             for (at, index) in part.indices.iter().enumerate() {

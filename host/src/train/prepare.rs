@@ -124,7 +124,7 @@ pub fn costs(
 
 /// The largest step that the recipe allows, before its data is known: every text as long as texts can be.
 pub fn longest_step(recipe: &Recipe, pretrained: &Pretrained) -> Steps {
-    let length = recipe.model.max_length.min(pretrained.config.max_length());
+    let length = recipe.model.max_length.min(pretrained.config.max_length);
     let tokens = match recipe.train.batch_limit() {
         BatchLimit::Tokens(tokens) => tokens,
         BatchLimit::Examples(examples) => examples * length,
@@ -137,10 +137,13 @@ fn refuse_dropout_under_a_cache(recipe: &Recipe, pretrained: &Pretrained) -> Res
     if !recipe.train.cache_frozen_prefix {
         return Ok(());
     }
-    let config = &pretrained.config;
+    let dropout = &pretrained.config.dropout;
     let dropouts = [
-        ("model.hidden_dropout", config.hidden_dropout),
-        ("model.attention_dropout", config.attention_dropout),
+        (
+            "model.hidden_dropout",
+            dropout.embeddings.max(dropout.hidden),
+        ),
+        ("model.attention_dropout", dropout.attention),
         ("adapter.dropout", recipe.adapter.dropout as f32),
     ];
     match dropouts.iter().find(|(_, probability)| *probability > 0.0) {

@@ -128,7 +128,7 @@ impl<B: Kernels> Training<'_, B> {
         let fresh = self.writer.begin_adapter()?;
         export::write(
             &fresh,
-            self.rest.pretrained.config.family,
+            &self.rest.pretrained.config,
             &self.recipe.model.name,
             &self.trainee.adapters,
             components.as_deref(),

@@ -1,20 +1,66 @@
 //! What is read of a `config.json`, family by family, against Transformers' configuration classes (5.23).
 
 use super::*;
+use crate::kernel::Activation;
+use crate::model::architecture::Rotary;
 
-fn read(json: &str) -> Result<EncoderConfig> {
-    Json::new(json, Path::new("config.json"))?.encoder()
+fn architecture(json: &str) -> Result<Architecture> {
+    parse(json, Path::new("config.json"))
+}
+
+/// What the files of encoders decide.
+#[derive(Clone, Debug, PartialEq)]
+struct Sizes {
+    family: &'static str,
+    vocabulary: usize,
+    positions: usize,
+    token_types: usize,
+    first_position: usize,
+    hidden: usize,
+    intermediate: usize,
+    layers: usize,
+    heads: usize,
+    activation: Activation,
+    epsilon: f32,
+    hidden_dropout: f32,
+    attention_dropout: f32,
+    classifier_dropout: f32,
+}
+
+fn read(json: &str) -> Result<Sizes> {
+    let of = architecture(json)?;
+    let (tables, block) = (of.embeddings, &of.block);
+    let positions = tables.positions.map_or(0, |table| table.entries);
+    assert_eq!(of.max_length, positions - tables.first_position);
+    assert_eq!(of.dropout.embeddings, of.dropout.hidden);
+    assert_eq!(block.attention.shape.query_width(), of.hidden);
+    Ok(Sizes {
+        family: of.family,
+        vocabulary: tables.words.entries,
+        positions,
+        token_types: tables.types.map_or(0, |table| table.entries),
+        first_position: tables.first_position,
+        hidden: of.hidden,
+        intermediate: block.intermediate(),
+        layers: of.layers,
+        heads: block.attention.shape.heads,
+        activation: block.feed_forward.activation,
+        epsilon: block.norms[0].epsilon,
+        hidden_dropout: of.dropout.hidden,
+        attention_dropout: of.dropout.attention,
+        classifier_dropout: of.dropout.classifier,
+    })
 }
 
 fn refused(json: &str) -> String {
-    let error = read(json).expect_err(json);
+    let error = architecture(json).expect_err(json);
     let help = miette::Diagnostic::help(&error).map(|help| help.to_string());
     format!("{error}\n{}", help.unwrap_or_default())
 }
 
 /// What `BertConfig()` and its siblings say.
-fn default_of(family: Family) -> EncoderConfig {
-    EncoderConfig {
+fn default_of(family: &'static str) -> Sizes {
+    Sizes {
         family,
         vocabulary: 30_522,
         positions: 512,
@@ -34,29 +80,35 @@ fn default_of(family: Family) -> EncoderConfig {
 
 #[test]
 fn every_absent_key_has_the_default_of_transformers() {
-    let bert = default_of(Family::Bert);
+    let bert = default_of("bert");
     assert_eq!(read(r#"{"model_type": "bert"}"#).unwrap(), bert);
-    let xlm = EncoderConfig {
+    let of = |family| Sizes {
         first_position: 2,
-        ..default_of(Family::Roberta)
+        ..default_of(family)
     };
-    let roberta = EncoderConfig {
+    let roberta = Sizes {
         vocabulary: 50_265,
-        ..xlm.clone()
+        ..of("roberta")
     };
     assert_eq!(read(r#"{"model_type": "roberta"}"#).unwrap(), roberta);
-    assert_eq!(read(r#"{"model_type": "xlm-roberta"}"#).unwrap(), xlm);
-    assert_eq!(read(r#"{"model_type": "camembert"}"#).unwrap(), xlm);
-    let distilbert = EncoderConfig {
+    assert_eq!(
+        read(r#"{"model_type": "xlm-roberta"}"#).unwrap(),
+        of("xlm-roberta")
+    );
+    assert_eq!(
+        read(r#"{"model_type": "camembert"}"#).unwrap(),
+        of("camembert")
+    );
+    let distilbert = Sizes {
         token_types: 0,
         layers: 6,
         classifier_dropout: 0.2,
-        ..default_of(Family::DistilBert)
+        ..default_of("distilbert")
     };
     assert_eq!(read(r#"{"model_type": "distilbert"}"#).unwrap(), distilbert);
 }
 
-type Change = fn(&mut EncoderConfig);
+type Change = fn(&mut Sizes);
 
 #[test]
 fn every_key_is_read_under_the_names_of_its_family() {
@@ -226,7 +278,7 @@ fn what_is_not_followed_is_refused_by_name() {
             r#""pad_token_id": 511"#,
             "max_position_embeddings",
         ),
-        ("gpt2", r#""n_embd": 8"#, "model_type"),
+        ("t5", r#""d_model": 8"#, "model_type"),
     ] {
         let error = refused(&format!(r#"{{"model_type": "{model_type}", {key}}}"#));
         assert!(error.contains(words), "{key}: {error}");
@@ -236,14 +288,17 @@ fn what_is_not_followed_is_refused_by_name() {
 #[test]
 fn a_missing_model_type_is_the_architectures() {
     for (class, family) in [
-        ("BertModel", Family::Bert),
-        ("BertForMaskedLM", Family::Bert),
-        ("RobertaForSequenceClassification", Family::Roberta),
-        ("XLMRobertaForMaskedLM", Family::Roberta),
-        ("CamembertModel", Family::Roberta),
-        ("DistilBertForMaskedLM", Family::DistilBert),
+        ("BertModel", "bert"),
+        ("BertForMaskedLM", "bert"),
+        ("RobertaForSequenceClassification", "roberta"),
+        ("XLMRobertaForMaskedLM", "xlm-roberta"),
+        ("CamembertModel", "camembert"),
+        ("DistilBertForMaskedLM", "distilbert"),
+        ("LlamaForCausalLM", "llama"),
+        ("Qwen3ForSequenceClassification", "qwen3"),
+        ("GPT2LMHeadModel", "gpt2"),
     ] {
-        let config = read(&format!(r#"{{"architectures": ["{class}"]}}"#)).unwrap();
+        let config = architecture(&format!(r#"{{"architectures": ["{class}"]}}"#)).unwrap();
         assert_eq!(config.family, family, "{class}");
     }
     for json in [
@@ -261,5 +316,146 @@ fn a_missing_model_type_is_the_architectures() {
     }
     for json in ["[]", "3", "", "{\"model_type\": \"bert\""] {
         assert!(refused(json).contains("config.json"), "{json}");
+    }
+}
+
+#[test]
+fn decoders_have_the_defaults_of_transformers() {
+    let read = |model_type: &str, rest: &str| {
+        architecture(&format!(r#"{{"model_type": "{model_type}"{rest}}}"#)).unwrap()
+    };
+    // Vocabulary, hidden, intermediate, heads, heads of keys, size of a head, positions.
+    let sizes = |of: &Architecture| {
+        let shape = of.block.attention.shape;
+        [
+            of.embeddings.words.entries,
+            of.hidden,
+            of.block.intermediate(),
+            shape.heads,
+            shape.pair_heads,
+            shape.head_size,
+            of.max_length,
+        ]
+    };
+    for (model_type, expected) in [
+        ("llama", [32_000, 4096, 11_008, 32, 32, 128, 2048]),
+        // A token sees 4096 others.
+        ("mistral", [32_000, 4096, 14_336, 32, 8, 128, 4096]),
+        ("qwen2", [151_936, 4096, 22_016, 32, 32, 128, 32_768]),
+        ("qwen3", [151_936, 4096, 22_016, 32, 32, 128, 32_768]),
+        ("gpt2", [50_257, 768, 3072, 12, 12, 64, 1024]),
+    ] {
+        let found = read(model_type, "");
+        assert_eq!(sizes(&found), expected, "{model_type}");
+        let tied = found.language_head.map(|head| head.tied);
+        assert_eq!(tied, Some(model_type == "gpt2"), "{model_type}");
+        assert!(found.block.attention.shape.causal, "{model_type}");
+        let biases: Vec<bool> = found.block.linears().map(|linear| linear.bias).collect();
+        let expected: &[bool] = match model_type {
+            "gpt2" => &[true; 4],
+            "qwen2" => &[true, true, true, false, false, false, false],
+            _ => &[false; 7],
+        };
+        assert_eq!(biases, expected, "{model_type}");
+        let normed = found.block.attention.head_norms.is_some();
+        assert_eq!(normed, model_type == "qwen3", "{model_type}");
+    }
+    assert_eq!(
+        read("mistral", r#", "sliding_window": null"#).max_length,
+        131_072
+    );
+    let window = r#", "use_sliding_window": true, "sliding_window": 100"#;
+    assert_eq!(read("qwen2", window).max_length, 100);
+    let heads = r#", "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16"#;
+    assert_eq!(sizes(&read("llama", heads))[3..6], [6, 2, 16]);
+}
+
+#[test]
+fn rotary_positions_are_scaled_as_the_file_says() {
+    let of = |rest: &str| {
+        let json = format!(
+            r#"{{"model_type": "llama", "hidden_size": 8, "num_attention_heads": 1, {rest}}}"#
+        );
+        let Rotary { frequencies } = architecture(&json).unwrap().block.attention.rotary.unwrap();
+        frequencies
+    };
+    let close = |found: Vec<f64>, expected: [f64; 4]| {
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(
+                (found - expected).abs() < 1e-9 * expected,
+                "{found}, not {expected}"
+            );
+        }
+    };
+    close(of(r#""rope_theta": 10000"#), [1.0, 0.1, 0.01, 0.001]);
+    // The table that Transformers 5 writes, and the two keys of those before it.
+    close(
+        of(r#""rope_parameters": {"rope_type": "default", "rope_theta": 16.0}"#),
+        [1.0, 0.5, 0.25, 0.125],
+    );
+    let linear = r#""rope_theta": 16, "rope_scaling": {"type": "linear", "factor": 4.0}"#;
+    close(of(linear), [0.25, 0.125, 0.0625, 0.03125]);
+    // 100 positions: 15.9, 1.59, 0.159 and 0.0159 turns. The first is kept, the last two are slowed by 8, the second
+    // is 0.197 of the way between.
+    let llama3 = r#""rope_theta": 10000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 100}"#;
+    let turns = 100.0 * 0.1 / (2.0 * std::f64::consts::PI);
+    let kept = (turns - 1.0) / 3.0;
+    close(
+        of(llama3),
+        [
+            1.0,
+            0.1 * (kept + (1.0 - kept) / 8.0),
+            0.01 / 8.0,
+            0.001 / 8.0,
+        ],
+    );
+}
+
+#[test]
+fn decoders_that_are_computed_otherwise_are_refused_by_name() {
+    for (model_type, key, words) in [
+        (
+            "llama",
+            r#""rope_scaling": {"rope_type": "yarn", "factor": 2.0}"#,
+            "rope_scaling.rope_type",
+        ),
+        (
+            "llama",
+            r#""rope_scaling": {"rope_type": "linear"}"#,
+            "rope_scaling.factor",
+        ),
+        (
+            "llama",
+            r#""rope_parameters": {"partial_rotary_factor": 0.5}"#,
+            "partial_rotary_factor",
+        ),
+        ("llama", r#""rope_parameters": 3"#, "rope_parameters"),
+        ("llama", r#""head_dim": 5"#, "head_dim"),
+        (
+            "llama",
+            r#""num_key_value_heads": 5"#,
+            "num_attention_heads",
+        ),
+        ("llama", r#""hidden_act": "mish""#, "hidden_act"),
+        (
+            "qwen2",
+            r#""sliding_window": 0, "use_sliding_window": true"#,
+            "sliding_window",
+        ),
+        (
+            "gpt2",
+            r#""scale_attn_by_inverse_layer_idx": true"#,
+            "scale_attn_by_inverse_layer_idx",
+        ),
+        ("gpt2", r#""n_embd": 770"#, "n_embd"),
+        (
+            "gpt2",
+            r#""add_cross_attention": true"#,
+            "add_cross_attention",
+        ),
+    ] {
+        let error = refused(&format!(r#"{{"model_type": "{model_type}", {key}}}"#));
+        assert!(error.contains(words), "{key}: {error}");
     }
 }

@@ -1,0 +1,211 @@
+//! The base model: embeddings, transformer layers and the norm behind them, all frozen.
+
+use burn::tensor::{Int, Tensor, TensorData};
+
+use super::architecture::{Architecture, NormPart, Reads, Table};
+use super::block::{Around, Block, Picked};
+use super::linear::Source;
+use super::norm::load_norm;
+use crate::adapter::{Pass, Site};
+use crate::error::Result;
+use crate::kernel::{Ad, Angles, Kernels, Norm, Sequences};
+
+/// Packed token ids of a batch, on the device.
+#[derive(Clone, Debug)]
+pub struct Input<B: Kernels> {
+    /// Vocabulary indices, `[tokens]`.
+    pub ids: Tensor<B, 1, Int>,
+    /// Token types, `[tokens]`.
+    pub types: Tensor<B, 1, Int>,
+    /// Position of each token in its sequence, from 0, `[tokens]`.
+    pub positions: Tensor<B, 1, Int>,
+    /// Where each sequence lies.
+    pub sequences: Sequences,
+}
+
+/// Embeddings, layers and norms; what trains comes in with the [`Pass`].
+#[derive(Clone, Debug)]
+pub struct Base<B: Kernels> {
+    architecture: Architecture,
+    words: Tensor<B, 2>,
+    positions: Option<Tensor<B, 2>>,
+    types: Option<Tensor<B, 2>>,
+    embedding_norm: Option<Norm<B>>,
+    blocks: Vec<Block<B>>,
+    final_norm: Option<Norm<B>>,
+}
+
+impl<B: Kernels> Base<B> {
+    /// Loads the model. `module_of` tells which linears, in forward order, are adapted modules.
+    pub(super) fn load(
+        architecture: &Architecture,
+        source: Source<'_>,
+        module_of: &[Option<usize>],
+        device: &B::Device,
+    ) -> Result<Self> {
+        let hidden = architecture.hidden;
+        let table = |table: &Table| {
+            let name = format!("{}{}.weight", source.prefix, table.name);
+            let shape = [table.entries, hidden];
+            source.weights.rows::<B>(&name, shape, device)
+        };
+        let norm = |part: &NormPart| load_norm(source, part.name, part, hidden, device);
+        let width = architecture.block.linears().count();
+        let blocks = module_of
+            .chunks(width)
+            .take(architecture.layers)
+            .enumerate()
+            .map(|(index, modules)| Block::load(architecture, source, index, modules, device));
+        let embeddings = &architecture.embeddings;
+        Ok(Base {
+            words: table(&embeddings.words)?,
+            positions: embeddings.positions.as_ref().map(table).transpose()?,
+            types: embeddings.types.as_ref().map(table).transpose()?,
+            embedding_norm: embeddings.norm.as_ref().map(norm).transpose()?,
+            blocks: blocks.collect::<Result<_>>()?,
+            final_norm: architecture.final_norm.as_ref().map(norm).transpose()?,
+            architecture: architecture.clone(),
+        })
+    }
+
+    /// Number of layers.
+    pub fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// The hidden states of all tokens after the first `depth` layers, `[tokens, hidden]`.
+    pub fn prefix(&self, input: &Input<B>, depth: usize, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
+        let x = self.embed(input, pass);
+        self.run(x, 0..depth, &input.sequences, pass)
+    }
+
+    /// The last hidden states of all tokens, `[tokens, hidden]`, from those after the first `depth` layers.
+    pub fn all(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        depth: usize,
+        sequences: &Sequences,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        self.run(x, depth..self.depth(), sequences, pass)
+    }
+
+    /// The last hidden states of the one token of each sequence that the head reads, `[sequences, hidden]`, from all
+    /// tokens' after the first `depth` layers: nothing else is computed.
+    pub fn picked(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        depth: usize,
+        sequences: &Sequences,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let device = x.device();
+        let tokens = picked_tokens(self.architecture.head.reads, sequences);
+        let rows: Vec<i64> = tokens.iter().map(|token| *token as i64).collect();
+        let rows = Tensor::from_data(TensorData::new(rows, [tokens.len()]), &device);
+        let x = match self.blocks.split_last() {
+            Some((last, below)) if depth <= below.len() => {
+                let x = self.run(x, depth..below.len(), sequences, pass);
+                let angles = self.angles(sequences, &device);
+                let around = Around {
+                    architecture: &self.architecture,
+                    sequences,
+                    angles: angles.as_ref(),
+                };
+                let starts = sequences.firsts();
+                let positions = tokens.iter().zip(starts).map(|(at, start)| at - start);
+                let of_picked = self.angles_of(positions, &device);
+                let picked = Picked {
+                    rows: &rows,
+                    angles: of_picked.as_ref(),
+                };
+                last.picked(x, &picked, &around, pass)
+            }
+            _ => x.select(0, rows),
+        };
+        self.normed(x)
+    }
+
+    /// The norm behind the last layer, where there is one.
+    pub fn normed(&self, x: Tensor<Ad<B>, 2>) -> Tensor<Ad<B>, 2> {
+        match &self.final_norm {
+            Some(norm) => B::add_norm(x, None, norm),
+            None => x,
+        }
+    }
+
+    fn run(
+        &self,
+        mut x: Tensor<Ad<B>, 2>,
+        layers: std::ops::Range<usize>,
+        sequences: &Sequences,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let angles = match layers.is_empty() {
+            true => None,
+            false => self.angles(sequences, &x.device()),
+        };
+        let around = Around {
+            architecture: &self.architecture,
+            sequences,
+            angles: angles.as_ref(),
+        };
+        for block in &self.blocks[layers] {
+            x = block.forward(x, &around, pass);
+        }
+        x
+    }
+
+    /// By how much the heads of all tokens are turned.
+    fn angles(&self, sequences: &Sequences, device: &B::Device) -> Option<Angles<B>> {
+        let positions = (0..sequences.count()).flat_map(|i| 0..sequences.range(i).len());
+        self.angles_of(positions, device)
+    }
+
+    fn angles_of(
+        &self,
+        positions: impl Iterator<Item = usize>,
+        device: &B::Device,
+    ) -> Option<Angles<B>> {
+        let rotary = self.architecture.block.attention.rotary.as_ref()?;
+        let positions: Vec<u32> = positions.map(|position| position as u32).collect();
+        Some(Angles::new(&positions, &rotary.frequencies, device))
+    }
+
+    /// The sum of the embeddings, normalised where the family does, `[tokens, hidden]`.
+    fn embed(&self, input: &Input<B>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
+        let Architecture {
+            embeddings,
+            dropout,
+            ..
+        } = &self.architecture;
+        let words = self.words.clone().select(0, input.ids.clone());
+        let first = embeddings.first_position as i64;
+        let positions = self.positions.as_ref();
+        let positions = positions.map(|table| {
+            let rows = input.positions.clone() + first;
+            table.clone().select(0, rows)
+        });
+        let types = self.types.as_ref();
+        let types = types.map(|table| table.clone().select(0, input.types.clone()));
+        let rest = [positions, types].into_iter().flatten();
+        let rest = rest.reduce(|a, b| a + b).map(Tensor::from_inner);
+        let words = Tensor::from_inner(words);
+        let x = match (&self.embedding_norm, rest) {
+            (Some(norm), rest) => B::add_norm(words, rest, norm),
+            (None, Some(rest)) => words + rest,
+            (None, None) => words,
+        };
+        B::dropout(x, pass.dropout(Site::Embeddings, dropout.embeddings))
+    }
+}
+
+/// The token of each sequence that a head reads.
+fn picked_tokens(reads: Reads, sequences: &Sequences) -> Vec<usize> {
+    match reads {
+        Reads::First => sequences.firsts().to_vec(),
+        Reads::Last => (0..sequences.count())
+            .map(|i| sequences.range(i).end - 1)
+            .collect(),
+    }
+}

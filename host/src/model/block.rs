@@ -1,0 +1,327 @@
+//! A transformer layer, of whichever family.
+
+use burn::tensor::{Int, Tensor};
+
+use super::architecture::{Architecture, NormPart, Order};
+use super::linear::{Linear, Source};
+use super::norm::load_norm;
+use crate::adapter::{Pass, Site};
+use crate::error::Result;
+use crate::kernel::{Ad, Angles, AttentionLayout, Kernels, Norm, Projected, Sequences};
+
+/// A layer, frozen; what trains comes in with the [`Pass`].
+#[derive(Clone, Debug)]
+pub(super) struct Block<B: Kernels> {
+    /// Its number, from 0.
+    index: u32,
+    /// Query, key and value, or one layer that gives them side by side.
+    projections: Vec<Linear<B>>,
+    head_norms: Option<[Norm<B>; 2]>,
+    output: Linear<B>,
+    /// One layer, or the gate and what it lets through.
+    inner: Vec<Linear<B>>,
+    down: Linear<B>,
+    norms: [Norm<B>; 2],
+}
+
+/// What a layer runs on beside the hidden states.
+pub(super) struct Around<'a, B: Kernels> {
+    pub architecture: &'a Architecture,
+    /// Where the tokens' sequences lie.
+    pub sequences: &'a Sequences,
+    /// By how much each token's heads are turned, where they are.
+    pub angles: Option<&'a Angles<B>>,
+}
+
+/// One token of each sequence.
+pub(super) struct Picked<'a, B: Kernels> {
+    /// Where they lie, `[sequences]`.
+    pub rows: &'a Tensor<Ad<B>, 1, Int>,
+    /// By how much their heads are turned.
+    pub angles: Option<&'a Angles<B>>,
+}
+
+impl<B: Kernels> Block<B> {
+    /// Loads layer `index`, whose linears are these modules.
+    pub fn load(
+        architecture: &Architecture,
+        source: Source<'_>,
+        index: usize,
+        modules: &[Option<usize>],
+        device: &B::Device,
+    ) -> Result<Self> {
+        let parts = &architecture.block;
+        let of_layer = architecture.linears_of(index).zip(parts.linears());
+        let linears = of_layer
+            .zip(modules)
+            .map(|((info, part), module)| Linear::load(source, &info, part.bias, *module, device));
+        let mut linears = linears.collect::<Result<Vec<_>>>()?.into_iter();
+        let mut take = |count: usize| linears.by_ref().take(count).collect::<Vec<_>>();
+        let projections = take(parts.attention.projections.len());
+        let output = take(1);
+        let inner = take(parts.feed_forward.inner.len());
+        let down = take(1);
+        let norm = |part: &NormPart| {
+            let name = format!("{}.{index}.{}", architecture.layer_path, part.name);
+            let features = match part.name {
+                name if is_of_head(architecture, name) => parts.attention.shape.head_size,
+                _ => architecture.hidden,
+            };
+            load_norm(source, &name, part, features, device)
+        };
+        let both = |[first, second]: &[NormPart; 2]| Ok([norm(first)?, norm(second)?]);
+        let one = |mut linears: Vec<Linear<B>>| linears.pop().expect("one was taken");
+        Ok(Block {
+            index: index as u32,
+            projections,
+            head_norms: parts.attention.head_norms.as_ref().map(both).transpose()?,
+            output: one(output),
+            inner,
+            down: one(down),
+            norms: both(&parts.norms)?,
+        })
+    }
+
+    /// All tokens' hidden states from all tokens'.
+    pub fn forward(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        around: &Around<'_, B>,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let read = self.read(x.clone(), around);
+        let projected = pass.linear(read, &parts(&self.projections));
+        let projected = self.placed(projected, Holds::All, around.angles, around);
+        let queries = around.sequences.clone();
+        self.finish(Projected::Joint(projected), x, queries, around, pass)
+    }
+
+    /// The picked tokens' hidden states, `[sequences, hidden]`, from all tokens': queries, output and feed-forward of
+    /// the others are nowhere read, except by a scorer.
+    pub fn picked(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        picked: &Picked<'_, B>,
+        around: &Around<'_, B>,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let read = self.read(x.clone(), around);
+        let residual = x.clone().select(0, picked.rows.clone());
+        let queries = Sequences::single(around.sequences.count());
+        match &self.projections[..] {
+            [query, pairs @ ..] if !pairs.is_empty() => {
+                let pairs = pass.linear(read.clone(), &parts(pairs));
+                let pairs = self.placed(pairs, Holds::Pairs, around.angles, around);
+                if pass.observes() {
+                    self.measure(&x, &read, Some(query), &pairs, around, pass);
+                }
+                let read = read.select(0, picked.rows.clone());
+                pass.unobserved(|pass| {
+                    let queries_of = pass.linear(read, &[query.parts()]);
+                    let queries_of = self.placed(queries_of, Holds::Queries, picked.angles, around);
+                    let projected = Projected::Split {
+                        queries: queries_of,
+                        pairs,
+                    };
+                    self.finish(projected, residual, queries, around, pass)
+                })
+            }
+            joint => {
+                // One layer gives all three: it is run for all tokens.
+                let all = pass.linear(read.clone(), &parts(joint));
+                let all = self.placed(all, Holds::All, around.angles, around);
+                if pass.observes() {
+                    self.measure(&x, &read, None, &all, around, pass);
+                }
+                let (width, columns) = (around.architecture.block.attention.shape, all.dims()[1]);
+                let width = width.query_width();
+                let queries_of = all.clone().select(0, picked.rows.clone());
+                let projected = Projected::Split {
+                    queries: queries_of.slice_dim(1, 0..width),
+                    pairs: all.slice_dim(1, width..columns),
+                };
+                pass.unobserved(|pass| self.finish(projected, residual, queries, around, pass))
+            }
+        }
+    }
+
+    /// What the attention reads of the hidden states.
+    fn read(&self, x: Tensor<Ad<B>, 2>, around: &Around<'_, B>) -> Tensor<Ad<B>, 2> {
+        match around.architecture.block.order {
+            Order::PostNorm => x,
+            Order::PreNorm => B::add_norm(x, None, &self.norms[0]),
+        }
+    }
+
+    /// Measures the modules that [`picked`](Self::picked) runs for one token a sequence, for all tokens: beside the
+    /// graph, so that gradients and dropout are those of a pass that measures nothing. `projected` is what was run for
+    /// all tokens already: keys and values where there is a `query` of its own, else all three.
+    fn measure(
+        &self,
+        x: &Tensor<Ad<B>, 2>,
+        read: &Tensor<Ad<B>, 2>,
+        query: Option<&Linear<B>>,
+        projected: &Tensor<Ad<B>, 2>,
+        around: &Around<'_, B>,
+        pass: &mut Pass<B>,
+    ) {
+        let detached = |tensor: &Tensor<Ad<B>, 2>| Tensor::from_inner(tensor.clone().inner());
+        let is_module = |linear: &Linear<B>| linear.module.is_some();
+        let mut rest = [&self.output, &self.down].into_iter().chain(&self.inner);
+        let of_rest = rest.any(is_module);
+        if !of_rest && !query.is_some_and(is_module) {
+            return;
+        }
+        let (x, read, projected) = (detached(x), detached(read), detached(projected));
+        let outputs = pass.observes_outputs();
+        pass.beside(|pass| {
+            let projected = match query {
+                Some(query) if !outputs && !of_rest => {
+                    return pass.inputs(&read, &[query.parts()]);
+                }
+                Some(query) => {
+                    let queries = pass.linear(read, &[query.parts()]);
+                    Projected::Split {
+                        queries: self.placed(queries, Holds::Queries, around.angles, around),
+                        pairs: projected,
+                    }
+                }
+                None => Projected::Joint(projected),
+            };
+            if of_rest {
+                let queries = around.sequences.clone();
+                let (inner, _) = self.inner(projected, x, queries, around, pass);
+                // Nobody reads what comes after.
+                match outputs {
+                    true => drop(pass.linear(inner, &[self.down.parts()])),
+                    false => pass.inputs(&inner, &[self.down.parts()]),
+                }
+            }
+        });
+    }
+
+    /// Normalises the heads of queries and keys and turns them by their positions, where the family does.
+    fn placed(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        holds: Holds,
+        angles: Option<&Angles<B>>,
+        around: &Around<'_, B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let shape = around.architecture.block.attention.shape;
+        let [queries, keys] = match holds {
+            Holds::All => [shape.query_width(), shape.pair_width()],
+            Holds::Queries => [shape.query_width(), 0],
+            Holds::Pairs => [0, shape.pair_width()],
+        };
+        let x = match &self.head_norms {
+            None => x,
+            Some([of_queries, of_keys]) => {
+                let columns = x.dims()[1];
+                let part = |from: usize, to: usize| x.clone().slice_dim(1, from..to);
+                let mut normed = Vec::new();
+                if queries > 0 {
+                    normed.push(norm_heads(part(0, queries), of_queries, shape.head_size));
+                }
+                if keys > 0 {
+                    let part = part(queries, queries + keys);
+                    normed.push(norm_heads(part, of_keys, shape.head_size));
+                }
+                if queries + keys < columns {
+                    normed.push(part(queries + keys, columns));
+                }
+                Tensor::cat(normed, 1)
+            }
+        };
+        match angles {
+            None => x,
+            Some(angles) => B::rotate(x, queries + keys, angles),
+        }
+    }
+
+    /// From queries, keys and values to the hidden states of the queries' tokens, whose own are `residual`.
+    fn finish(
+        &self,
+        projected: Projected<B>,
+        residual: Tensor<Ad<B>, 2>,
+        queries: Sequences,
+        around: &Around<'_, B>,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let (inner, x) = self.inner(projected, residual, queries, around, pass);
+        let inner = pass.linear(inner, &[self.down.parts()]);
+        let dropout = around.architecture.dropout.hidden;
+        let inner = B::dropout(inner, pass.dropout(Site::FeedForward(self.index), dropout));
+        match around.architecture.block.order {
+            Order::PostNorm => B::add_norm(inner, Some(x), &self.norms[1]),
+            Order::PreNorm => inner + x,
+        }
+    }
+
+    /// The same up to the input of the feed-forward's second half, and what is added to its output.
+    fn inner(
+        &self,
+        projected: Projected<B>,
+        residual: Tensor<Ad<B>, 2>,
+        queries: Sequences,
+        around: &Around<'_, B>,
+        pass: &mut Pass<B>,
+    ) -> (Tensor<Ad<B>, 2>, Tensor<Ad<B>, 2>) {
+        let Architecture { block, dropout, .. } = around.architecture;
+        let layout = AttentionLayout {
+            queries,
+            pairs: around.sequences.clone(),
+            shape: block.attention.shape,
+        };
+        let at_weights = pass.dropout(Site::Attention(self.index), dropout.attention);
+        let attended = B::packed_attention(projected, &layout, at_weights);
+        let attended = pass.linear(attended, &[self.output.parts()]);
+        let at_output = pass.dropout(Site::AttentionOutput(self.index), dropout.hidden);
+        let attended = B::dropout(attended, at_output);
+        let (x, read) = match block.order {
+            Order::PostNorm => {
+                let x = B::add_norm(attended, Some(residual), &self.norms[0]);
+                (x.clone(), x)
+            }
+            Order::PreNorm => {
+                let x = attended + residual;
+                (x.clone(), B::add_norm(x, None, &self.norms[1]))
+            }
+        };
+        let inner = pass.linear(read, &parts(&self.inner));
+        let activation = block.feed_forward.activation;
+        let inner = match self.inner.len() {
+            1 => B::activation(inner, activation),
+            _ => B::gated(inner, activation),
+        };
+        (inner, x)
+    }
+}
+
+/// What the columns of a projection are.
+#[derive(Clone, Copy)]
+enum Holds {
+    /// `[q | k | v]`
+    All,
+    /// `q`
+    Queries,
+    /// `[k | v]`
+    Pairs,
+}
+
+fn parts<B: Kernels>(linears: &[Linear<B>]) -> Vec<(&crate::kernel::Frozen<B>, Option<usize>)> {
+    linears.iter().map(Linear::parts).collect()
+}
+
+/// Whether a norm of the block is one of each head.
+pub(super) fn is_of_head(architecture: &Architecture, name: &str) -> bool {
+    let norms = architecture.block.attention.head_norms.iter().flatten();
+    norms.into_iter().any(|norm| norm.name == name)
+}
+
+/// Normalises each head of `x`, `[tokens, heads · size]`.
+fn norm_heads<B: Kernels>(x: Tensor<Ad<B>, 2>, norm: &Norm<B>, size: usize) -> Tensor<Ad<B>, 2> {
+    let [tokens, width] = x.dims();
+    let heads = x.reshape([tokens * width / size, size]);
+    B::add_norm(heads, None, norm).reshape([tokens, width])
+}

@@ -1,0 +1,99 @@
+//! DistilBERT (Sanh et al. 2019): BERT's layers without token types and pooler, under names of its own.
+
+use super::Family;
+use super::json::Json;
+use crate::error::Result;
+use crate::kernel::{AttentionShape, NormKind};
+use crate::model::architecture::{
+    Architecture, Attention, Block, DensePart, Dropouts, Embeddings, FeedForward, HeadFunction,
+    HeadPart, LinearPart, NormPart, Order, Reads, Table, WeightLayout,
+};
+
+pub(super) const FAMILY: Family = Family {
+    model_types: &["distilbert"],
+    classes: &["DistilBert"],
+    read,
+};
+
+fn read(json: &Json, family: &'static str) -> Result<Architecture> {
+    let hidden = json.size(&["dim", "hidden_size"], 768)?;
+    let heads = json.size(&["n_heads", "num_attention_heads"], 12)?;
+    let heads = json.divides("n_heads", heads, "dim", hidden)?;
+    let intermediate = json.size(&["hidden_dim"], 3072)?;
+    let positions = json.size(&["max_position_embeddings"], 512)?;
+    let dropout = json.dropout("dropout", 0.1)?;
+    let norm = |name| NormPart {
+        name,
+        kind: NormKind::Layer,
+        // Fixed in its layers.
+        epsilon: 1e-12,
+    };
+    let linear = |name, inputs, outputs| LinearPart {
+        name,
+        inputs,
+        outputs,
+        bias: true,
+    };
+    Ok(Architecture {
+        family,
+        prefix: "distilbert",
+        hidden,
+        max_length: positions,
+        embeddings: Embeddings {
+            words: Table {
+                name: "embeddings.word_embeddings",
+                entries: json.size(&["vocab_size"], 30_522)?,
+            },
+            positions: Some(Table {
+                name: "embeddings.position_embeddings",
+                entries: positions,
+            }),
+            first_position: 0,
+            types: None,
+            norm: Some(norm("embeddings.LayerNorm")),
+        },
+        layers: json.size(&["n_layers", "num_hidden_layers"], 6)?,
+        layer_path: "transformer.layer",
+        block: Block {
+            order: Order::PostNorm,
+            norms: [norm("sa_layer_norm"), norm("output_layer_norm")],
+            attention: Attention {
+                projections: vec![
+                    linear("attention.q_lin", hidden, hidden),
+                    linear("attention.k_lin", hidden, hidden),
+                    linear("attention.v_lin", hidden, hidden),
+                ],
+                output: linear("attention.out_lin", hidden, hidden),
+                shape: AttentionShape::full(heads, hidden / heads),
+                head_norms: None,
+                rotary: None,
+            },
+            feed_forward: FeedForward {
+                inner: vec![linear("ffn.lin1", hidden, intermediate)],
+                down: linear("ffn.lin2", intermediate, hidden),
+                activation: json.activation("activation", "gelu")?,
+            },
+        },
+        final_norm: None,
+        head: HeadPart {
+            reads: Reads::First,
+            input_dropout: false,
+            dense: Some(DensePart {
+                name: "pre_classifier",
+                pooler: false,
+                function: HeadFunction::Relu,
+            }),
+            last: "classifier",
+            bias: true,
+            module: None,
+        },
+        language_head: None,
+        weights: WeightLayout::OutIn,
+        dropout: Dropouts {
+            embeddings: dropout,
+            hidden: dropout,
+            attention: json.dropout("attention_dropout", 0.1)?,
+            classifier: json.dropout("seq_classif_dropout", 0.2)?,
+        },
+    })
+}

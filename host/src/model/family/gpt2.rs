@@ -1,0 +1,104 @@
+//! GPT-2 (Radford et al. 2019).
+
+use serde_json::Value;
+
+use super::Family;
+use super::json::Json;
+use crate::error::Result;
+use crate::kernel::{AttentionShape, NormKind};
+use crate::model::architecture::{
+    Architecture, Attention, Block, Dropouts, Embeddings, FeedForward, HeadPart, LanguageHead,
+    LinearPart, NormPart, Order, Reads, Table, WeightLayout,
+};
+
+pub(super) const FAMILY: Family = Family {
+    model_types: &["gpt2"],
+    classes: &["GPT2"],
+    read,
+};
+
+fn read(json: &Json, family: &'static str) -> Result<Architecture> {
+    let plain = "only GPT-2's own attention is supported";
+    json.only("scale_attn_weights", Value::from(true), plain)?;
+    json.only("scale_attn_by_inverse_layer_idx", Value::from(false), plain)?;
+    let hidden = json.size(&["n_embd", "hidden_size"], 768)?;
+    let heads = json.size(&["n_head", "num_attention_heads"], 12)?;
+    let heads = json.divides("n_head", heads, "n_embd", hidden)?;
+    let intermediate = match json.value("n_inner") {
+        Some(_) => json.size(&["n_inner"], 4 * hidden)?,
+        None => 4 * hidden,
+    };
+    let positions = json.size(&["n_positions", "max_position_embeddings"], 1024)?;
+    let epsilon = json.epsilon("layer_norm_epsilon", 1e-5)?;
+    let norm = |name| NormPart {
+        name,
+        kind: NormKind::Layer,
+        epsilon,
+    };
+    let linear = |name, inputs, outputs| LinearPart {
+        name,
+        inputs,
+        outputs,
+        bias: true,
+    };
+    Ok(Architecture {
+        family,
+        prefix: "transformer",
+        hidden,
+        max_length: positions,
+        embeddings: Embeddings {
+            words: Table {
+                name: "wte",
+                entries: json.size(&["vocab_size"], 50_257)?,
+            },
+            positions: Some(Table {
+                name: "wpe",
+                entries: positions,
+            }),
+            first_position: 0,
+            types: None,
+            norm: None,
+        },
+        layers: json.size(&["n_layer", "num_hidden_layers"], 12)?,
+        layer_path: "h",
+        block: Block {
+            order: Order::PreNorm,
+            norms: [norm("ln_1"), norm("ln_2")],
+            attention: Attention {
+                projections: vec![linear("attn.c_attn", hidden, 3 * hidden)],
+                output: linear("attn.c_proj", hidden, hidden),
+                shape: AttentionShape {
+                    causal: true,
+                    ..AttentionShape::full(heads, hidden / heads)
+                },
+                head_norms: None,
+                rotary: None,
+            },
+            feed_forward: FeedForward {
+                inner: vec![linear("mlp.c_fc", hidden, intermediate)],
+                down: linear("mlp.c_proj", intermediate, hidden),
+                activation: json.activation("activation_function", "gelu_new")?,
+            },
+        },
+        final_norm: Some(norm("ln_f")),
+        head: HeadPart {
+            reads: Reads::Last,
+            input_dropout: false,
+            dense: None,
+            last: "score",
+            bias: false,
+            module: None,
+        },
+        language_head: Some(LanguageHead {
+            name: "lm_head",
+            tied: json.get(&["tie_word_embeddings"], "true or false", true)?,
+        }),
+        weights: WeightLayout::InOut,
+        dropout: Dropouts {
+            embeddings: json.dropout("embd_pdrop", 0.1)?,
+            hidden: json.dropout("resid_pdrop", 0.1)?,
+            attention: json.dropout("attn_pdrop", 0.1)?,
+            classifier: 0.0,
+        },
+    })
+}

@@ -1,0 +1,49 @@
+//! RoBERTa (Liu et al. 2019), XLM-RoBERTa and CamemBERT: BERT's layers, positions that start behind the padding index,
+//! and a head of two layers.
+
+use super::Family;
+use super::bert::encoder;
+use super::json::Json;
+use crate::error::Result;
+use crate::model::architecture::{Architecture, DensePart, HeadFunction, HeadPart, Reads};
+
+pub(super) const FAMILY: Family = Family {
+    model_types: &["roberta", "xlm-roberta", "camembert"],
+    classes: &["Roberta", "XLMRoberta", "Camembert"],
+    read,
+};
+
+fn read(json: &Json, family: &'static str) -> Result<Architecture> {
+    // The two others' classes have BERT's number.
+    let vocabulary = match family {
+        "roberta" => 50_265,
+        _ => 30_522,
+    };
+    let mut architecture = encoder(json, family, vocabulary)?;
+    architecture.prefix = "roberta";
+    let padding: usize = json.get(
+        &["pad_token_id"],
+        "a token's number: positions count from it",
+        1,
+    )?;
+    let (first, positions) = (padding.saturating_add(1), architecture.max_length);
+    if positions <= first {
+        let help = format!("there is no room for a single token: positions count from {first}");
+        return json.refuse("max_position_embeddings", positions, &help);
+    }
+    architecture.embeddings.first_position = first;
+    architecture.max_length = positions - first;
+    architecture.head = HeadPart {
+        reads: Reads::First,
+        input_dropout: true,
+        dense: Some(DensePart {
+            name: "classifier.dense",
+            pooler: false,
+            function: HeadFunction::Tanh,
+        }),
+        last: "classifier.out_proj",
+        bias: true,
+        module: Some("classifier"),
+    };
+    Ok(architecture)
+}
