@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Result};
 pub use crate::recipe::Metric;
+use crate::recipe::Problem;
 
 /// What a model answered beside what was right: slices of equal length, one item per example.
 #[derive(Clone, Copy, Debug)]
@@ -22,19 +23,22 @@ pub enum Answers<'a> {
         /// The data's.
         expected: &'a [f32],
     },
+    /// Tokens that were predicted.
+    Tokens {
+        /// The sum of their losses, in nats.
+        loss: f64,
+        /// How many they are.
+        count: usize,
+    },
 }
 
-/// Refuses a metric that a problem of so many `classes`, or of values where there are none, does not have, before
-/// anything is trained or evaluated.
-pub fn check(metrics: &[Metric], classes: Option<usize>) -> Result<()> {
-    let for_classes = classes.is_some();
+/// Refuses a metric that a problem, one of so many `classes`, does not have, before anything is trained or evaluated.
+pub fn check(metrics: &[Metric], problem: Problem, classes: usize) -> Result<()> {
     for metric in metrics {
-        if metric.is_for_classes() != for_classes {
-            return Err(other_kind(*metric));
+        if metric.problem() != problem {
+            return Err(other_kind(*metric, problem));
         }
-        if let (Metric::F1, Some(classes)) = (metric, classes)
-            && classes != 2
-        {
+        if *metric == Metric::F1 && classes != 2 {
             return Err(Error::user(format!(
                 "`data.metrics` names `f1`, which is for two classes, but there are {classes}"
             ))
@@ -44,13 +48,16 @@ pub fn check(metrics: &[Metric], classes: Option<usize>) -> Result<()> {
     Ok(())
 }
 
-fn other_kind(metric: Metric) -> Error {
-    match metric.is_for_classes() {
-        false => Error::user(format!("the metric `{metric}` needs a regression task"))
-            .help("for classes there are accuracy, f1, macro_f1 and matthews"),
-        true => Error::user(format!("the metric `{metric}` needs a classification task"))
-            .help("for values there are pearson and spearman"),
-    }
+fn other_kind(metric: Metric, problem: Problem) -> Error {
+    let needs = match metric.problem() {
+        Problem::Classification => "a classification task",
+        Problem::Regression => "a regression task",
+        Problem::CausalLm => "causal language modelling",
+    };
+    Error::user(format!("the metric `{metric}` needs {needs}")).help(format!(
+        "for {problem} there are: {}",
+        Metric::names_for(problem)
+    ))
 }
 
 /// Each of `metrics` over `answers`, in the order asked for.
@@ -67,6 +74,7 @@ pub fn compute(metrics: &[Metric], answers: Answers<'_>) -> Result<Vec<(Metric, 
             predicted,
             expected,
         } => (predicted.len(), expected.len()),
+        Answers::Tokens { count, .. } => (count, count),
     };
     if predicted != expected {
         return Err(Error::failure(format!(
@@ -133,7 +141,10 @@ fn one(metric: Metric, answers: Answers<'_>) -> Result<f64> {
                 expected,
             },
         ) => Ok(spearman(&wide(predicted), &wide(expected))),
-        (metric, _) => Err(other_kind(metric)),
+        (Metric::Perplexity, Answers::Tokens { loss, count }) => Ok((loss / count as f64).exp()),
+        (metric, Answers::Classes { .. }) => Err(other_kind(metric, Problem::Classification)),
+        (metric, Answers::Values { .. }) => Err(other_kind(metric, Problem::Regression)),
+        (metric, Answers::Tokens { .. }) => Err(other_kind(metric, Problem::CausalLm)),
     }
 }
 
@@ -397,14 +408,18 @@ mod tests {
 
     #[test]
     fn a_metric_must_fit_the_classes_before_anything_is_trained() {
-        assert!(check(&[Metric::F1], Some(2)).is_ok());
-        assert!(check(&[Metric::MacroF1], Some(3)).is_ok());
-        for (metric, classes) in [
-            (Metric::F1, Some(3)),
-            (Metric::Pearson, Some(2)),
-            (Metric::Accuracy, None),
+        let classification = Problem::Classification;
+        assert!(check(&[Metric::F1], classification, 2).is_ok());
+        assert!(check(&[Metric::MacroF1], classification, 3).is_ok());
+        assert!(check(&[Metric::Perplexity], Problem::CausalLm, 0).is_ok());
+        for (metric, problem, classes) in [
+            (Metric::F1, classification, 3),
+            (Metric::Pearson, classification, 2),
+            (Metric::Accuracy, Problem::Regression, 0),
+            (Metric::Perplexity, classification, 2),
+            (Metric::Spearman, Problem::CausalLm, 0),
         ] {
-            let error = check(&[metric], classes).unwrap_err();
+            let error = check(&[metric], problem, classes).unwrap_err();
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(metric.name()), "{error}");
         }

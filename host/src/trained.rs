@@ -129,8 +129,7 @@ impl Trained {
             Some(metrics) => metrics.clone(),
             None => self.learnt.metrics.clone(),
         };
-        let values = self.learnt.labels.is_empty();
-        metrics::check(&metrics, (!values).then_some(self.learnt.labels.len()))?;
+        metrics::check(&metrics, self.learnt.problem, self.learnt.labels.len())?;
         Ok(metrics)
     }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 SEED = 20240
@@ -19,6 +19,9 @@ DROPOUTS = (
     "dropout",
     "attention_dropout",
     "seq_classif_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
 )
 
 
@@ -69,18 +72,26 @@ class Encoder:
         return int32(torch.cat(ids)), int32(torch.cat(types)), torch.tensor(offsets, dtype=torch.int32)
 
 
+def load(kind, folder, **settings):
+    """The folder's model of this kind, in f32, without any dropout."""
+    config = AutoConfig.from_pretrained(folder, **settings)
+    for name in DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    return kind.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager")
+
+
+def language_model(folder):
+    """The folder's model that predicts the next token."""
+    return load(AutoModelForCausalLM, folder).eval()
+
+
 def classifier(folder, labels=2, head=None):
     """The folder's model with a sequence-classification head, in f32, without any dropout.
 
     `head` maps parameter names to values; without it the head stays as Transformers drew it.
     """
-    config = AutoConfig.from_pretrained(folder, num_labels=labels)
-    for name in DROPOUTS:
-        if hasattr(config, name):
-            setattr(config, name, 0.0)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="eager"
-    )
+    model = load(AutoModelForSequenceClassification, folder, num_labels=labels)
     if head is not None:
         parameters = dict(model.named_parameters())
         with torch.no_grad():

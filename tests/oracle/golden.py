@@ -54,6 +54,7 @@ def write_minilm(out, folder):
 
 def write_tiny(out):
     tiny.write_all(out)
+    tiny.write_decoders(out)
     short = dict(steps=20, rank=4, alpha=8)
     worst = 0.0
     for name, max_length, targets, head_modules in (
@@ -103,6 +104,30 @@ def write_tiny(out):
             for suffix in ("-f16", "-bf16"):
                 half = out / (name + suffix)
                 forward.write_tiny(half / "golden", half, encoder, head)
+    return max(worst, write_decoders(out, short))
+
+
+def write_decoders(out, short):
+    worst = 0.0
+    for name in tiny.DECODERS:
+        folder = out / name
+        golden = folder / "golden"
+        encoder = Encoder(folder, tiny.SHAPE["positions"])
+        head = draw_head(folder, labels=2, scale=0.2)
+        forward.write_tokens(golden / "tokens.safetensors", folder, encoder)
+        worst = max(worst, forward.write_tiny(golden, folder, encoder, head))
+        indices = forward.short_sentences(encoder)
+        setup = training.Setup(folder, encoder, head, name, targets="all-linear", head_modules=("score",), **short)
+        if name in ("tiny-llama", "tiny-gpt2"):
+            training.write_tiny(setup, golden / "all-linear", indices)
+            signals.write(setup, golden / "all-linear" / "signals.json")
+        language = dataclasses.replace(setup, labels=0, head_modules=())
+        training.write_tiny(language, golden / "causal-lm", indices)
+        if name == "tiny-llama":
+            # Of a prompt of so many tokens nothing is predicted.
+            masked = dataclasses.replace(language, ignored=5)
+            training.write_tiny(masked, golden / "causal-lm-response", indices)
+            signals.write(masked, golden / "causal-lm-response" / "signals.json")
     return worst
 
 

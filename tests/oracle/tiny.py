@@ -1,4 +1,4 @@
-"""Three tiny random models as complete Hugging Face folders, and the variants of their storage."""
+"""Tiny random models as complete Hugging Face folders, and the variants of their storage."""
 
 import shutil
 from collections import Counter
@@ -11,6 +11,16 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForMaskedLM,
 )
@@ -91,7 +101,7 @@ def randomise(model):
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            norm_weight = "norm" in name.lower() and name.endswith("weight")
+            norm_weight = ("norm" in name.lower() or ".ln_" in name) and name.endswith("weight")
             scale = 0.1 if parameter.ndim == 1 else 0.2
             noise = torch.randn(parameter.shape, generator=generator) * scale
             parameter.copy_(noise + 1.0 if norm_weight else noise)
@@ -203,3 +213,84 @@ def write_all(out):
     write_bert_variants(out / "tiny-bert", write_bert(out / "tiny-bert"))
     write_roberta(out / "tiny-roberta")
     write_distilbert(out / "tiny-distilbert")
+
+
+# Grouped heads, heads wider than their share, tied and own heads, biases, norms of heads, scaled positions: each
+# somewhere.
+DECODERS = {
+    "tiny-llama": lambda common: LlamaForCausalLM(
+        LlamaConfig(
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            # Within so few positions the scaling has to be felt.
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+            **common,
+        )
+    ),
+    "tiny-mistral": lambda common: MistralForCausalLM(
+        MistralConfig(
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=None, rms_norm_eps=1e-5, **common
+        )
+    ),
+    "tiny-qwen2": lambda common: Qwen2ForCausalLM(
+        Qwen2Config(
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+            **common,
+        )
+    ),
+    "tiny-qwen3": lambda common: Qwen3ForCausalLM(
+        Qwen3Config(num_attention_heads=4, num_key_value_heads=2, head_dim=8, **common)
+    ),
+    "tiny-gpt2": lambda common: GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=common["vocab_size"],
+            n_embd=48,
+            n_layer=SHAPE["layers"],
+            n_head=4,
+            n_inner=80,
+            n_positions=SHAPE["positions"],
+            **{key: common[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        )
+    ),
+}
+
+
+def write_decoders(out):
+    for name, make in DECODERS.items():
+        tokenizer = byte_level_bpe()
+        # Of these families some put a token before a text, and some nothing.
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A" if name in ("tiny-llama", "tiny-mistral") else "$A",
+            pair="<s> $A $B" if name in ("tiny-llama", "tiny-mistral") else "$A $B",
+            special_tokens=[("<s>", tokenizer.token_to_id("<s>"))],
+        )
+        common = dict(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=48,
+            intermediate_size=72,
+            num_hidden_layers=SHAPE["layers"],
+            max_position_embeddings=SHAPE["positions"],
+            bos_token_id=0,
+            pad_token_id=1,
+            eos_token_id=2,
+        )
+        tokenizer_config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": SHAPE["positions"],
+            "model_input_names": ["input_ids", "attention_mask"],
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "pad_token": "<pad>",
+        }
+        write_folder(out / name, make(common), tokenizer, tokenizer_config)

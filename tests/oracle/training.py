@@ -9,7 +9,7 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.vera.layer import VeraLayer
 from transformers import get_linear_schedule_with_warmup
 
-from common import SEED, classifier, sentences, write_json, write_tensors
+from common import SEED, classifier, language_model, sentences, write_json, write_tensors
 
 SIGNAL_STEPS = 5
 
@@ -25,7 +25,9 @@ class Setup:
     name: str
     targets: object = field(default_factory=lambda: ["query", "value"])
     head_modules: tuple = ("classifier",)
+    # 0 where the next token is predicted, from the one after `ignored` tokens on.
     labels: int = 2
+    ignored: int = 1
     # "lora" or "vera"
     method: str = "lora"
     rank: int = 8
@@ -62,9 +64,18 @@ class Setup:
 
     def encode(self, batch):
         texts, targets = sentences(), self.targets_of_sentences()
+        if self.labels == 0:
+            return self.encode_language([texts[index] for index in batch])
         dtype = torch.float32 if self.labels == 1 else torch.int64
         labels = torch.tensor([targets[index] for index in batch], dtype=dtype)
         return {**self.encoder([texts[index] for index in batch]), "labels": labels}
+
+    def encode_language(self, texts):
+        inputs = self.encoder(texts)
+        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+        # Transformers never predicts the first.
+        labels[:, : self.ignored] = -100
+        return {**inputs, "labels": labels}
 
     def describe(self):
         return {
@@ -73,6 +84,7 @@ class Setup:
             "target_modules": self.targets,
             "head_modules": list(self.head_modules),
             "num_labels": self.labels,
+            **({"ignored": self.ignored} if self.labels == 0 else {}),
             "rank": self.rank,
             **({"alpha": self.alpha} if self.method == "lora" else {"d_initial": self.d_initial}),
             "dropout": 0.0,
@@ -91,13 +103,14 @@ class Setup:
 def build(setup, random_b):
     """The adapted model. LoRA's A, or VeRA's A and B, are drawn by PEFT itself; LoRA's B is PEFT's zeros, or
     small noise so that A has a gradient; VeRA's vectors are PEFT's, or noise so that both have one."""
-    model = classifier(setup.folder, setup.labels, setup.head)
+    language = setup.labels == 0
+    model = language_model(setup.folder) if language else classifier(setup.folder, setup.labels, setup.head)
     torch.manual_seed(SEED)
     common = dict(
-        task_type=TaskType.SEQ_CLS,
+        task_type=TaskType.CAUSAL_LM if language else TaskType.SEQ_CLS,
         r=setup.rank,
         target_modules=setup.targets,
-        modules_to_save=list(setup.head_modules),
+        modules_to_save=list(setup.head_modules) or None,
     )
     if setup.method == "lora":
         patterns = dict(rank_pattern=setup.rank_pattern, alpha_pattern=setup.alpha_pattern)
@@ -129,7 +142,7 @@ def save_adapter(setup, model, folder):
     peft_config.base_model_name_or_path = setup.name
     chosen = peft_config.target_modules
     peft_config.target_modules = sorted(chosen) if isinstance(chosen, (set, list)) else chosen
-    peft_config.modules_to_save = list(setup.head_modules)
+    peft_config.modules_to_save = list(setup.head_modules) or None
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 
@@ -284,7 +297,18 @@ def trained_logits(setup, model, indices):
     return torch.stack([model(**setup.encoder([texts[index]])).logits[0] for index in indices])
 
 
+@torch.no_grad()
+def write_losses(setup, model, out, indices):
+    model.eval()
+    texts = sentences()
+    losses = torch.stack([model(**setup.encode_language([texts[index]])).loss for index in indices])
+    chosen = torch.tensor(indices, dtype=torch.int32)
+    write_tensors(out / "losses.safetensors", {"sentences": chosen, "losses": losses})
+
+
 def write_logits(setup, model, out, indices):
+    if setup.labels == 0:
+        return write_losses(setup, model, out, indices)
     logits = trained_logits(setup, model, indices)
     write_tensors(
         out / "logits.safetensors",

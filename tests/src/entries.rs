@@ -241,6 +241,7 @@ impl Entry {
                     columns: Some(Columns {
                         text: Column::Name("sentence".to_owned()),
                         text_pair: None,
+                        response: None,
                         label: Column::Name("label".to_owned()),
                     }),
                     problem: Some(Problem::Classification),

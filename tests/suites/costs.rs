@@ -150,6 +150,7 @@ targets = ["q_lin", "lin1", "lin2"]"#,
             linears: &linears,
             modules: &trainee.adapters.modules,
             trains_a: trainee.adapters.config.trains_a(),
+            language: false,
         }
         .model(LastLayer::AsRead { outputs: false });
         let batch = batch(100, 40);
@@ -202,6 +203,7 @@ targets = ["query", "value", "dense"]"#;
             linears: &linears,
             modules: &fresh.adapters.modules,
             trains_a: true,
+            language: false,
         }
         .model(LastLayer::AsRead { outputs: false });
         let said = model.at(&mask, Sizes::default(), ..).weights as f64;

@@ -147,6 +147,11 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
         ("tiny-bert-bf16", "tiny-bert-bf16"),
         ("tiny-roberta", "tiny-roberta"),
         ("tiny-distilbert", "tiny-distilbert"),
+        ("tiny-llama", "tiny-llama"),
+        ("tiny-mistral", "tiny-mistral"),
+        ("tiny-qwen2", "tiny-qwen2"),
+        ("tiny-qwen3", "tiny-qwen3"),
+        ("tiny-gpt2", "tiny-gpt2"),
     ] {
         let tokens_of = if golden.starts_with("tiny-bert") {
             "tiny-bert"
@@ -259,11 +264,17 @@ impl Case {
     fn batch(&self, step: usize) -> Batch {
         let indices = &self.training.batches[step];
         let label = |index: &usize| match self.outputs {
+            0 => Label::Tokens(self.ignored()),
             1 => Label::Value(self.training.targets[*index] as f32),
             _ => Label::Class(self.training.targets[*index] as u32),
         };
         self.tokens
             .batch(indices, indices.iter().map(label).collect())
+    }
+
+    /// How many tokens of a sentence are not predicted.
+    fn ignored(&self) -> u32 {
+        self.training.config["ignored"].as_u64().expect("a number") as u32
     }
 
     fn trainee(&self, run: &str) -> Trainee<Flex> {
@@ -510,10 +521,55 @@ fn tiny_models_train_as_peft_does() {
         ("tiny-bert", "regression"),
         ("tiny-roberta", "query-value"),
         ("tiny-distilbert", "query-value"),
+        ("tiny-llama", "all-linear"),
+        ("tiny-gpt2", "all-linear"),
     ] {
         let tokens = format!("{model}/golden/tokens.safetensors");
         Case::open(&fixture(model), &format!("{model}/golden/{task}"), &tokens)
             .check_run("random_b", 1e-3);
+    }
+}
+
+/// The mean loss of each sentence's predicted tokens.
+fn losses(trainee: &Trainee<Flex>, batches: &[Batch]) -> Vec<f32> {
+    let losses = batches.iter().map(|batch| {
+        let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+        let input = upload::<Flex>(batch, &DEVICE);
+        let x = trainee.model.base.prefix(&input, 0, &mut pass);
+        let tokens = batch.next_tokens().expect("tokens are predicted");
+        let sequences = &input.sequences;
+        let loss = trainee
+            .model
+            .next_tokens(x, 0, sequences, &tokens, &mut pass);
+        read(loss.inner()).expect("f32 values")[0]
+    });
+    losses.collect()
+}
+
+#[test]
+fn decoders_learn_to_predict_tokens_as_with_peft() {
+    for (model, task) in [
+        ("tiny-llama", "causal-lm"),
+        ("tiny-llama", "causal-lm-response"),
+        ("tiny-mistral", "causal-lm"),
+        ("tiny-qwen2", "causal-lm"),
+        ("tiny-qwen3", "causal-lm"),
+        ("tiny-gpt2", "causal-lm"),
+    ] {
+        let tokens = format!("{model}/golden/tokens.safetensors");
+        let goldens = format!("{model}/golden/{task}");
+        let case = Case::open(&fixture(model), &goldens, &tokens);
+        case.check_run("random_b", 1e-3);
+
+        let trained = fixture(&goldens).join("trained");
+        let trainee = adapted(&case.pretrained, &trained, 0);
+        let golden = Golden::open(&trained.join("losses.safetensors"));
+        let label = Label::Tokens(case.ignored());
+        let sentences = golden.integers("sentences").into_iter();
+        let batch = |index: u32| case.tokens.batch(&[index as usize], vec![label]);
+        let batches: Vec<Batch> = sentences.map(batch).collect();
+        let ours = losses(&trainee, &batches);
+        assert_close(&goldens, &ours, &golden.floats("losses"), 1e-4);
     }
 }
 
@@ -540,6 +596,8 @@ fn an_adapter_that_peft_trained_gives_its_logits_here() {
         ("tiny-bert", "vera", 2),
         ("tiny-roberta", "query-value", 2),
         ("tiny-distilbert", "query-value", 2),
+        ("tiny-llama", "all-linear", 2),
+        ("tiny-gpt2", "all-linear", 2),
     ] {
         let trained = fixture(&format!("{model}/golden/{task}/trained"));
         let trainee = adapted(&pretrained(&fixture(model)), &trained, outputs);

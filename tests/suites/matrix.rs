@@ -565,6 +565,7 @@ impl Runs<'_> {
             linears: &linears,
             modules: &modules,
             trains_a: drawn.get("adapter.kind").is_none(),
+            language: false,
         };
         let allocations = records(&run, "allocations.jsonl", &[]);
         let masks: Vec<(u64, Vec<bool>)> = allocations

@@ -138,6 +138,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
                 count(plan.head_parameters),
                 match plan.problem {
                     Problem::Regression => "one value".to_owned(),
+                    Problem::CausalLm => "the next token".to_owned(),
                     Problem::Classification => format!("{} classes", plan.outputs),
                 }
             ),
@@ -208,10 +209,7 @@ fn plan(
     let adapter = Config::from(&recipe.adapter);
     let linears = pretrained.linears();
     let (labels, problem) = labels_of(&recipe.data)?;
-    let outputs = match problem {
-        Problem::Regression => 1,
-        Problem::Classification => labels.len(),
-    };
+    let outputs = problem.outputs(&labels);
     let steps = steps(recipe, (folder, pretrained), held_back, arguments)?;
     let model = costs(recipe, pretrained, &modules, steps, outputs);
     let active = active(recipe, &modules, &model, arguments.active)?;
@@ -244,6 +242,7 @@ fn plan(
         linears: &linears,
         modules: &modules,
         trains_a: adapter.trains_a(),
+        language: recipe.data.predicts_tokens(),
     };
     let cost = cost(shape, &active, longest, 0, LastLayer::Whole);
 

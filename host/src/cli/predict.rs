@@ -64,6 +64,13 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         &arguments.set,
         Purpose::Predict,
     )?;
+    if trained.learnt.problem == Problem::CausalLm {
+        return Err(Error::user(format!(
+            "{} was trained to predict tokens: it gives texts no labels",
+            arguments.target.display()
+        ))
+        .help("measure it with `dynalora evaluate`"));
+    }
     session::use_threads(arguments.threads.or(trained.recipe.threads))?;
     let (texts, places) = if arguments.texts.is_empty() {
         let places = Places::numbered("standard input", "line");
@@ -86,6 +93,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     for (example, logits) in examples.into_iter().zip(logits) {
         let answer = match trained.learnt.problem {
             Problem::Regression => Answer::Value { value: logits[0] },
+            Problem::CausalLm => unreachable!("refused above"),
             Problem::Classification => Answer::Class {
                 label: labels[evaluate::class(&logits) as usize].clone(),
                 probabilities: labels.iter().cloned().zip(softmax(&logits)).collect(),

@@ -23,6 +23,15 @@ pub struct Batch {
     pub indices: Vec<usize>,
 }
 
+/// Tokens of a batch that are predicted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NextTokens {
+    /// The token before each, from which it is predicted: where it lies in the batch.
+    pub rows: Vec<usize>,
+    /// Which they are.
+    pub ids: Vec<u32>,
+}
+
 impl Encoded {
     /// The examples at `indices`, packed.
     pub fn batch(&self, indices: &[usize]) -> Batch {
@@ -58,6 +67,26 @@ impl Batch {
         self.type_ids.extend(type_ids);
         self.positions.extend(0..ids.len() as u32);
         self.offsets.push(self.ids.len());
+    }
+
+    /// How much the batch weighs in its step: as many as it has examples, or tokens that are predicted.
+    pub fn weight(&self) -> usize {
+        self.next_tokens()
+            .map_or(self.labels.len(), |tokens| tokens.ids.len())
+    }
+
+    /// The tokens that are predicted; none where the examples have other labels.
+    pub fn next_tokens(&self) -> Option<NextTokens> {
+        let mut tokens = NextTokens::default();
+        for (range, label) in self.offsets.windows(2).zip(&self.labels) {
+            let Label::Tokens(from) = *label else {
+                return None;
+            };
+            let predicted = range[0] + from as usize..range[1];
+            tokens.rows.extend(predicted.clone().map(|at| at - 1));
+            tokens.ids.extend(&self.ids[predicted]);
+        }
+        (!self.labels.is_empty()).then_some(tokens)
     }
 
     /// The examples at these positions of the batch, without their labels.

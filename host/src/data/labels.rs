@@ -138,7 +138,9 @@ impl Reader<'_> {
             Problem::Classification => {
                 "Correct the rows, or the label column and `labels` in [data]."
             }
-            Problem::Regression => "Correct the rows, or `problem` and the label column in [data].",
+            Problem::Regression | Problem::CausalLm => {
+                "Correct the rows, or `problem` and the label column in [data]."
+            }
         })?;
         Ok(examples)
     }
@@ -146,12 +148,15 @@ impl Reader<'_> {
     fn label(&self, label: Option<&str>) -> Result<Option<Label>, String> {
         let label = label.map(str::trim).filter(|label| !label.is_empty());
         match label {
+            // Its own tokens.
+            None if self.problem == Problem::CausalLm => Ok(Some(Label::Tokens(1))),
             None if self.part == Part::Test => Ok(None),
             None => Err("the label is missing".into()),
             Some(label) if self.hidden == Some(label) => Ok(None),
             Some(label) => match self.problem {
                 Problem::Regression => value(label),
                 Problem::Classification => self.class(label),
+                Problem::CausalLm => Ok(Label::Tokens(1)),
             }
             .map(Some),
         }

@@ -41,10 +41,7 @@ pub struct Learnt {
 impl Learnt {
     /// Outputs of the head.
     pub fn outputs(&self) -> usize {
-        match self.problem {
-            Problem::Regression => 1,
-            Problem::Classification => self.labels.len(),
-        }
+        self.problem.outputs(&self.labels)
     }
 
     /// Writes it into an adapter's folder.
@@ -72,7 +69,7 @@ impl Learnt {
         let learnt: Learnt =
             serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
         let right = match learnt.problem {
-            Problem::Regression => learnt.labels.is_empty(),
+            Problem::Regression | Problem::CausalLm => learnt.labels.is_empty(),
             Problem::Classification => learnt.labels.len() > 1,
         };
         if !right || learnt.max_length == 0 || learnt.metrics.is_empty() {
@@ -86,7 +83,8 @@ impl Learnt {
     pub fn from_recipe(recipe: &Recipe, adapter: &Path) -> Result<Self> {
         let data = &recipe.data;
         let (labels, problem) = labels_of(data)?;
-        let told = data.task.is_some() || data.labels.is_some() || problem == Problem::Regression;
+        let told =
+            data.task.is_some() || data.labels.is_some() || problem != Problem::Classification;
         if !told {
             tracing::warn!(
                 "{} has no {FILE}: that its classes are, in this order, {} is a guess from the training data; \
@@ -125,10 +123,7 @@ impl Learnt {
         };
         match (problem, labels) {
             (Some(problem), _) if problem != self.problem => {
-                let name = |problem| match problem {
-                    Problem::Classification => "\"classification\"".to_owned(),
-                    Problem::Regression => "\"regression\"".to_owned(),
-                };
+                let name = |problem: Problem| format!("\"{problem}\"");
                 refuse("data.problem", name(self.problem), name(problem))
             }
             (_, Some(labels)) if labels != self.labels => refuse(

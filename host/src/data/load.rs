@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::encode::{self, Limits, encode_cached};
 use super::labels::{Reader, distinct, is_whole};
+use super::language;
 use super::learnt::Learnt;
 use super::minimal_pairs::{self, Sizes};
 use super::places::Places;
@@ -15,7 +16,9 @@ use crate::cache;
 use crate::error::{Error, Result};
 use crate::metrics;
 use crate::model::ModelFolder;
-use crate::recipe::{Columns, DataConfig, Metric, ModelConfig, Problem, Recipe, Task, TrainConfig};
+use crate::recipe::{
+    Column, Columns, DataConfig, Metric, ModelConfig, Problem, Recipe, Task, TrainConfig,
+};
 
 /// Everything a run learns from and is judged by.
 #[derive(Clone, Debug)]
@@ -43,10 +46,7 @@ pub struct Data {
 impl Data {
     /// Outputs of the head.
     pub fn outputs(&self) -> usize {
-        match self.problem {
-            Problem::Regression => 1,
-            Problem::Classification => self.labels.len(),
-        }
+        self.problem.outputs(&self.labels)
     }
 
     /// Optimiser steps of one epoch.
@@ -134,10 +134,10 @@ pub fn load(recipe: &Recipe, folder: &ModelFolder, limits: &Limits) -> Result<Da
     let validation = found.validation.into_iter();
     Ok(Data {
         held_back: Encoded::default(),
-        train: tokenized(&encoder, limits, &found.train)?,
+        train: tokenized(&encoder, limits, &found.train, found.problem)?,
         validation: validation
             .map(|split| {
-                let encoded = tokenized(&encoder, limits, &split)?;
+                let encoded = tokenized(&encoder, limits, &split, found.problem)?;
                 Ok((split.name, encoded))
             })
             .collect::<Result<_>>()?,
@@ -161,9 +161,19 @@ pub fn encoder(recipe: &Recipe, folder: &ModelFolder, limits: &Limits) -> Result
     Encoder::open(&folder.tokenizer, wanted.min(longest))
 }
 
-fn tokenized(encoder: &Encoder, limits: &Limits, split: &Split) -> Result<Encoded> {
-    let cache = cache::dir()?.join("tokens");
-    let encoded = encode_cached(&cache, encoder, &split.examples, &split.places)?;
+fn tokenized(
+    encoder: &Encoder,
+    limits: &Limits,
+    split: &Split,
+    problem: Problem,
+) -> Result<Encoded> {
+    let encoded = match problem {
+        Problem::CausalLm => language::encode(encoder, &split.examples, &split.places)?,
+        _ => {
+            let cache = cache::dir()?.join("tokens");
+            encode_cached(&cache, encoder, &split.examples, &split.places)?
+        }
+    };
     encode::check(&encoded, limits, encoder)?;
     Ok(encoded)
 }
@@ -218,7 +228,7 @@ pub fn load_split(
             ))
             .help("evaluate on a labelled split, or label the texts with `dynalora predict`"));
         }
-        let encoded = tokenized(encoder, limits, &split)?;
+        let encoded = tokenized(encoder, limits, &split, learnt.problem)?;
         Ok((split.name, encoded))
     });
     encoded.collect()
@@ -279,7 +289,7 @@ fn read_part(
                 Part::Test => &config.test,
                 _ => &config.validation,
             };
-            own_part(config, columns, path, part, labels, problem)
+            own_part(config, &columns, path, part, labels, problem)
         }
     }
 }
@@ -289,12 +299,14 @@ fn read_part(
 pub fn labels_of(config: &DataConfig) -> Result<(Vec<String>, Problem)> {
     let (labels, problem) = match (config.task, config.problem, &config.labels) {
         (Some(task), ..) => (task.labels(), task.problem()),
-        (None, Some(Problem::Regression), _) => (Vec::new(), Problem::Regression),
+        (None, Some(problem @ (Problem::Regression | Problem::CausalLm)), _) => {
+            (Vec::new(), problem)
+        }
         (None, _, Some(labels)) => (labels.clone(), Problem::Classification),
         (None, told, None) => {
             config.validate()?;
             let (train, columns) = own_files(config)?;
-            let rows = own_rows(config, columns, train, Part::Train)?;
+            let rows = own_rows(config, &columns, train, Part::Train)?;
             let labels = distinct(train, &rows, told.is_some())?;
             (labels, Problem::Classification)
         }
@@ -305,8 +317,7 @@ pub fn labels_of(config: &DataConfig) -> Result<(Vec<String>, Problem)> {
 
 /// Refuses metrics that cannot be computed for these classes.
 pub(super) fn check_metrics(metrics: &[Metric], problem: Problem, labels: &[String]) -> Result<()> {
-    let classes = (problem == Problem::Classification).then_some(labels.len());
-    metrics::check(metrics, classes)
+    metrics::check(metrics, problem, labels.len())
 }
 
 /// The size of the embedded corpus, and the seed it is always made with: runs of different seeds learn
@@ -388,15 +399,15 @@ fn published(task: Task, config: &DataConfig) -> Result<Found> {
 
 fn own(config: &DataConfig) -> Result<Found> {
     let (train, columns) = own_files(config)?;
-    let rows = own_rows(config, columns, train, Part::Train)?;
+    let rows = own_rows(config, &columns, train, Part::Train)?;
     let problem = config.problem.unwrap_or(Problem::Classification);
     let labels = match (problem, &config.labels) {
-        (Problem::Regression, _) => Vec::new(),
+        (Problem::Regression | Problem::CausalLm, _) => Vec::new(),
         (Problem::Classification, Some(labels)) => labels.clone(),
         (Problem::Classification, None) => distinct(train, &rows, config.problem.is_some())?,
     };
     let other = |path: &Option<PathBuf>, part: Part| {
-        own_part(config, columns, path, part, &labels, problem)
+        own_part(config, &columns, path, part, &labels, problem)
     };
     Ok(Found {
         validation: other(&config.validation, Part::Validation)?,
@@ -437,6 +448,7 @@ fn own_split(
         && match problem {
             Problem::Classification => !labels.iter().any(|label| label == "-1"),
             Problem::Regression => rows.len() > 1 && rows.iter().all(secret),
+            Problem::CausalLm => false,
         };
     if hidden && rows.iter().any(secret) {
         tracing::warn!(
@@ -467,9 +479,13 @@ fn own_split(
 }
 
 /// The training file and the columns of a recipe with files of its own, which `validate` has made sure of.
-fn own_files(config: &DataConfig) -> Result<(&Path, &Columns)> {
+fn own_files(config: &DataConfig) -> Result<(&Path, Columns)> {
     match (&config.train, &config.columns) {
-        (Some(train), Some(columns)) => Ok((train, columns)),
+        (Some(train), Some(columns)) => Ok((train, columns.clone())),
+        // Files that are all text.
+        (Some(train), None) if config.problem == Some(Problem::CausalLm) => {
+            Ok((train, Columns::of(Column::Index(0))))
+        }
         _ => Err(Error::user("[data] does not say what to learn")
             .help("Give `task` and `dir`, or `train` and [data.columns].")),
     }
@@ -477,7 +493,15 @@ fn own_files(config: &DataConfig) -> Result<(&Path, &Columns)> {
 
 fn own_rows(config: &DataConfig, columns: &Columns, path: &Path, part: Part) -> Result<Vec<Row>> {
     let format = format(config, path)?;
+    if format == Format::Txt && config.problem != Some(Problem::CausalLm) {
+        return Err(Error::user(format!(
+            "{}: plain text has no columns, so that nothing says what its labels are",
+            path.display()
+        ))
+        .help("Give CSV, TSV, JSON lines or Parquet; or set `problem = \"causal-lm\"` in [data] to predict its tokens."));
+    }
     let usual = if format == Format::Tsv { '\t' } else { ',' };
+    let language = config.problem == Some(Problem::CausalLm);
     let layout = Layout {
         format,
         delimiter: config.delimiter.unwrap_or(usual) as u8,
@@ -489,9 +513,17 @@ fn own_rows(config: &DataConfig, columns: &Columns, path: &Path, part: Part) -> 
             Header::No
         },
         text: vec![columns.text.clone()],
-        text_pair: columns.text_pair.iter().cloned().collect(),
-        label: vec![columns.label.clone()],
-        needs_label: part != Part::Test,
+        text_pair: columns
+            .text_pair
+            .iter()
+            .chain(&columns.response)
+            .cloned()
+            .collect(),
+        label: match language {
+            true => Vec::new(),
+            false => vec![columns.label.clone()],
+        },
+        needs_label: part != Part::Test && !language,
         skip_short: false,
         allow_empty: false,
     };

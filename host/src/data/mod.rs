@@ -4,6 +4,7 @@ mod batch;
 mod encode;
 mod files;
 mod labels;
+mod language;
 mod learnt;
 mod load;
 pub mod minimal_pairs;
@@ -14,7 +15,7 @@ mod table;
 mod task;
 mod tokenizer;
 
-pub use batch::{Batch, EpochPlan, drawn, evaluation_batches};
+pub use batch::{Batch, EpochPlan, NextTokens, drawn, evaluation_batches};
 pub use encode::{Encoded, Limits, check, encode, tokenize};
 pub use files::files;
 pub use learnt::{FILE as LEARNT_FILE, Learnt};
@@ -43,6 +44,8 @@ pub enum Label {
     Class(u32),
     /// A value.
     Value(f32),
+    /// The example's own tokens from this one on, each predicted from those before it: at least the second.
+    Tokens(u32),
 }
 
 impl Label {
@@ -53,7 +56,7 @@ impl Label {
         }
         let classes = labels.iter().map(|label| match label {
             Label::Class(class) => Some(*class),
-            Label::Value(_) => None,
+            Label::Value(_) | Label::Tokens(_) => None,
         });
         classes.collect()
     }
@@ -65,7 +68,7 @@ impl Label {
         }
         let values = labels.iter().map(|label| match label {
             Label::Value(value) => Some(*value),
-            Label::Class(_) => None,
+            Label::Class(_) | Label::Tokens(_) => None,
         });
         values.collect()
     }

@@ -152,6 +152,8 @@ pub struct Encoder {
     side: TruncationDirection,
     /// Whether a space always divides words, so that a long text may be read in part.
     by_words: bool,
+    /// The token that ends a text.
+    end: Option<u32>,
     identity: String,
 }
 
@@ -195,6 +197,7 @@ impl Encoder {
         Ok(Encoder {
             path: path.to_owned(),
             by_words: raw.get_pre_tokenizer().is_some_and(divides_words),
+            end: end(&config, &raw),
             raw,
             framing,
             max_length,
@@ -356,15 +359,7 @@ impl Encoder {
     fn count(&self, text: &str) -> Result<usize, String> {
         let (mut rest, mut tokens) = (text, 0);
         while !rest.is_empty() {
-            let piece = match self.by_words && rest.len() > SHORT {
-                true => part(rest, SHORT, TruncationDirection::Right),
-                false => rest,
-            };
-            if piece.len() > MOST {
-                return Err(format!(
-                    "the text has a word of more than {MOST} bytes, which is not tokenised"
-                ));
-            }
+            let piece = self.piece(rest)?;
             tokens += self.tokens(piece)?.len();
             rest = &rest[piece.len()..];
         }
@@ -376,10 +371,100 @@ impl Encoder {
         encoding.map_err(|error| format!("it cannot be tokenised: {error}"))
     }
 
+    /// All tokens of a document, special ones and the one that ends a text included.
+    pub(super) fn document(&self, text: &str) -> Result<Vec<u32>, String> {
+        self.guarded(|| {
+            let [before, after] = self.around()?;
+            let mut ids = [before, self.whole(text)?, after].concat();
+            ids.extend(self.end.filter(|end| ids.last() != Some(end)));
+            Ok(ids)
+        })
+    }
+
+    /// All tokens of a prompt, with the special ones that stand before a text.
+    pub(super) fn prompt(&self, text: &str) -> Result<Vec<u32>, String> {
+        self.guarded(|| {
+            let [before, _] = self.around()?;
+            Ok([before, self.whole(text)?].concat())
+        })
+    }
+
+    /// All tokens of a response, and the one that ends a text.
+    pub(super) fn response(&self, text: &str) -> Result<Vec<u32>, String> {
+        self.guarded(|| {
+            let mut ids = self.whole(text)?;
+            ids.extend(self.end);
+            Ok(ids)
+        })
+    }
+
+    /// Whether there is a token that ends a text.
+    pub(super) fn ends_texts(&self) -> bool {
+        self.end.is_some()
+    }
+
+    fn guarded<T>(&self, run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+        without_panic(run).ok_or_else(|| {
+            format!(
+                "the tokenizer panics over it; {} may be damaged",
+                self.path.display()
+            )
+        })?
+    }
+
+    /// The special tokens before a text and behind it.
+    fn around(&self) -> Result<[Vec<u32>; 2], String> {
+        let inner = self.tokens("a")?;
+        let ids = inner.get_ids().to_vec();
+        let framed = self.framing.post_process(inner, None, true);
+        let framed = framed.map_err(|error| format!("it cannot be tokenised: {error}"))?;
+        let framed = framed.get_ids();
+        let at = framed
+            .windows(ids.len().max(1))
+            .position(|part| part == ids);
+        match at.filter(|_| !ids.is_empty()) {
+            Some(at) => Ok([framed[..at].to_vec(), framed[at + ids.len()..].to_vec()]),
+            None => Err("the tokenizer's special tokens cannot be told from a text's".to_owned()),
+        }
+    }
+
+    /// All tokens of a text, special ones aside; a long one is read in pieces.
+    fn whole(&self, text: &str) -> Result<Vec<u32>, String> {
+        let (mut rest, mut ids) = (text, Vec::new());
+        while !rest.is_empty() {
+            let piece = self.piece(rest)?;
+            ids.extend_from_slice(self.tokens(piece)?.get_ids());
+            rest = &rest[piece.len()..];
+        }
+        Ok(ids)
+    }
+
+    /// The start of a text that is tokenised at once.
+    fn piece<'t>(&self, rest: &'t str) -> Result<&'t str, String> {
+        let piece = match self.by_words && rest.len() > SHORT {
+            true => part(rest, SHORT, TruncationDirection::Right),
+            false => rest,
+        };
+        match piece.len() > MOST {
+            true => Err(format!(
+                "the text has a word of more than {MOST} bytes, which is not tokenised"
+            )),
+            false => Ok(piece),
+        }
+    }
+
     /// The token of an id, for a message.
     pub(super) fn token(&self, id: u32) -> String {
         self.raw.id_to_token(id).unwrap_or_default()
     }
+}
+
+/// The token that ends a text, as `tokenizer_config.json` names it.
+fn end(config: &Config, tokenizer: &Tokenizer) -> Option<u32> {
+    let content = match config.eos_token.as_ref()? {
+        Token::Content(content) | Token::Added { content, .. } => content,
+    };
+    tokenizer.token_to_id(content)
 }
 
 /// At least `size` bytes of `text`, from the end where reading begins to just before a space that a word's end or

@@ -130,7 +130,10 @@ pub fn write<B: Kernels>(
         }),
     };
     let common = json!({
-        "task_type": "SEQ_CLS",
+        "task_type": match head {
+            [] => "CAUSAL_LM",
+            _ => "SEQ_CLS",
+        },
         "base_model_name_or_path": base,
         "target_modules": target_modules(&modules, linears, prefix),
         "modules_to_save": modules_to_save,

@@ -73,6 +73,11 @@ impl<B: Kernels> Base<B> {
         self.blocks.len()
     }
 
+    /// The table of word embeddings, `[vocabulary, hidden]`.
+    pub(super) fn words(&self) -> Tensor<B, 2> {
+        self.words.clone()
+    }
+
     /// The hidden states of all tokens after the first `depth` layers, `[tokens, hidden]`.
     pub fn prefix(&self, input: &Input<B>, depth: usize, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
         let x = self.embed(input, pass);

@@ -10,12 +10,13 @@ mod linear;
 mod norm;
 mod weights;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use dynalora_plugin_api::ModuleInfo;
 
 use crate::adapter::{LinearInfo, Pass, select};
+use crate::data::NextTokens;
 use crate::error::{Error, Result};
-use crate::kernel::{Ad, Kernels, Sequences};
+use crate::kernel::{Ad, Frozen, Kernels, Sequences};
 use crate::recipe::{AdapterConfig, ModelConfig};
 
 pub use architecture::Architecture;
@@ -191,6 +192,38 @@ impl Pretrained {
         self.source().weight(&module.path, sizes, device)
     }
 
+    /// Refuses a model that predicts no tokens.
+    pub fn require_language_head(&self) -> Result<()> {
+        let Some(head) = self.config.language_head else {
+            return Err(Error::user(format!(
+                "data.problem is \"causal-lm\", but the model is a {}, which predicts no next token",
+                self.config.family
+            ))
+            .help("take a decoder (llama, mistral, qwen2, qwen3, gpt2), or another problem"));
+        };
+        let name = format!("{}.weight", head.name);
+        let shape = [self.config.embeddings.words.entries, self.config.hidden];
+        match head.tied {
+            true => Ok(()),
+            false => self.weights.require(&name, &shape),
+        }
+    }
+
+    /// The head that predicts tokens: a matrix of its own, or the table of word embeddings.
+    fn language_head<B: Kernels>(&self, base: &Base<B>, device: &B::Device) -> Result<Frozen<B>> {
+        self.require_language_head()?;
+        let own = self.config.language_head.filter(|head| !head.tied);
+        let weight = match own {
+            Some(head) => {
+                let shape = [self.config.embeddings.words.entries, self.config.hidden];
+                let name = format!("{}.weight", head.name);
+                self.weights.tensor(&name, shape, device)?
+            }
+            None => base.words(),
+        };
+        Ok(Frozen::lean(weight, None))
+    }
+
     /// The modules that a recipe's `[adapter]` selects and what each carries.
     pub fn modules(&self, recipe: &AdapterConfig) -> Result<Vec<ModuleInfo>> {
         let (linears, config) = (self.linears(), recipe.into());
@@ -221,10 +254,12 @@ pub struct Model<B: Kernels> {
     pub base: Base<B>,
     /// The head, whose values come with each [`Pass`].
     pub head: Head<B>,
+    /// The frozen head that predicts tokens, where that is what is asked.
+    language_head: Option<Frozen<B>>,
 }
 
 impl<B: Kernels> Model<B> {
-    /// Puts a pretrained model on a device, with `modules` adapted and `outputs` logits.
+    /// Puts a pretrained model on a device, with `modules` adapted and `outputs` logits; with none, it predicts tokens.
     pub fn load(
         pretrained: &Pretrained,
         modules: &[ModuleInfo],
@@ -250,7 +285,9 @@ impl<B: Kernels> Model<B> {
                 )
             })
             .transpose()?;
+        let language_head = (outputs == 0).then(|| pretrained.language_head(&base, device));
         Ok(Model {
+            language_head: language_head.transpose()?,
             base,
             head: Head::load(pretrained, pooler, outputs, device)?,
         })
@@ -272,5 +309,24 @@ impl<B: Kernels> Model<B> {
     ) -> Tensor<Ad<B>, 2> {
         let picked = self.base.picked(x, depth, sequences, pass);
         self.head.forward(picked, pass)
+    }
+
+    /// The mean loss, in nats, of the predicted `tokens`, from the hidden states of all tokens after the first `depth`
+    /// layers. The others never reach the head.
+    pub fn next_tokens(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        depth: usize,
+        sequences: &Sequences,
+        tokens: &NextTokens,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 1> {
+        let device = x.device();
+        let x = self.base.all(x, depth, sequences, pass);
+        let rows: Vec<i64> = tokens.rows.iter().map(|row| *row as i64).collect();
+        let rows = Tensor::from_data(TensorData::new(rows, [tokens.rows.len()]), &device);
+        let x = self.base.normed(x.select(0, rows));
+        let head = self.language_head.as_ref();
+        B::linear_cross_entropy(x, head.expect("loaded to predict tokens"), &tokens.ids)
     }
 }

@@ -68,14 +68,29 @@ pub struct DataConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Columns {
-    /// The text, or the first text of a pair.
+    /// The text, or the first text of a pair; under `causal-lm` a document, or a prompt.
     pub text: Column,
+    /// Under `causal-lm`: what answers the prompt. It alone is predicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response: Option<Column>,
     /// The second text of a pair.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_pair: Option<Column>,
     /// The class or value to learn.
     #[serde(default = "label_column")]
     pub label: Column,
+}
+
+impl Columns {
+    /// A text's column alone.
+    pub fn of(text: Column) -> Self {
+        Columns {
+            text,
+            response: None,
+            text_pair: None,
+            label: label_column(),
+        }
+    }
 }
 
 fn label_column() -> Column {
@@ -101,8 +116,14 @@ impl DataConfig {
             (Some(metrics), ..) => metrics.clone(),
             (None, Some(task), _) => task.metrics().to_vec(),
             (None, None, Some(Problem::Regression)) => vec![Metric::Pearson, Metric::Spearman],
+            (None, None, Some(Problem::CausalLm)) => vec![Metric::Perplexity],
             (None, None, _) => vec![Metric::Accuracy],
         }
+    }
+
+    /// Whether tokens are predicted.
+    pub fn predicts_tokens(&self) -> bool {
+        self.task.is_none() && self.problem == Some(Problem::CausalLm)
     }
 
     /// Whether the examples are pairs of texts.
@@ -112,7 +133,7 @@ impl DataConfig {
             None => self
                 .columns
                 .as_ref()
-                .is_some_and(|columns| columns.text_pair.is_some()),
+                .is_some_and(|columns| columns.text_pair.is_some() || columns.response.is_some()),
         }
     }
 
@@ -186,14 +207,20 @@ impl DataConfig {
                 .help("Take `dir` out: `train`, `validation` and `test` are paths of their own."));
         }
         let Some(columns) = &self.columns else {
+            if self.problem == Some(Problem::CausalLm) && self.is_all_text() {
+                return Ok(());
+            }
             return Err(Error::user("[data.columns] is missing: which column is the text?").help(
                 "Add [data.columns] with `text = \"sentence\"` and `label = \"label\"`, and `text_pair` for pairs.",
             ));
         };
+        self.validate_kind(columns)?;
+        let language = self.problem == Some(Problem::CausalLm);
         let named = [
             Some(&columns.text),
             columns.text_pair.as_ref(),
-            Some(&columns.label),
+            columns.response.as_ref(),
+            Some(&columns.label).filter(|_| !language),
         ];
         if self.header == Some(false)
             && let Some(Column::Name(name)) = named
@@ -227,11 +254,44 @@ impl DataConfig {
         Ok(())
     }
 
+    /// Whether all files are plain text.
+    fn is_all_text(&self) -> bool {
+        let files = [&self.train, &self.validation, &self.test];
+        let text = |path: &PathBuf| {
+            let format = self.format.or_else(|| Format::of(path).ok());
+            format == Some(Format::Txt)
+        };
+        files.into_iter().flatten().all(text)
+    }
+
+    /// Refuses columns that mean nothing for the problem, and plain text where there should be columns.
+    fn validate_kind(&self, columns: &Columns) -> Result<()> {
+        let language = self.problem == Some(Problem::CausalLm);
+        let stray = match language {
+            true if columns.text_pair.is_some() => Some("text_pair"),
+            true if columns.label != label_column() => Some("label"),
+            false if columns.response.is_some() => Some("response"),
+            _ => None,
+        };
+        if let Some(key) = stray {
+            let problem = self.problem.unwrap_or(Problem::Classification);
+            return Err(Error::user(format!(
+                "`data.columns.{key}` means nothing for `data.problem = \"{problem}\"`"
+            ))
+            .help("Under \"causal-lm\" there are `text` and `response`, else `text`, `text_pair` and `label`."));
+        }
+        if self.is_all_text() {
+            return Err(Error::user("[data.columns] is given, but plain text has no columns")
+                .help("Take the table out, with `problem = \"causal-lm\"`; or give CSV, TSV, JSON lines or Parquet."));
+        }
+        Ok(())
+    }
+
     fn validate_labels(&self, labels: &[String]) -> Result<()> {
-        if self.problem == Some(Problem::Regression) {
-            return Err(Error::user(
-                "`data.labels` names classes, but `data.problem = \"regression\"` has none",
-            )
+        if let Some(problem @ (Problem::Regression | Problem::CausalLm)) = self.problem {
+            return Err(Error::user(format!(
+                "`data.labels` names classes, but `data.problem = \"{problem}\"` has none"
+            ))
             .help("Take one of the two out."));
         }
         let twice = (1..labels.len()).find(|&i| labels[..i].contains(&labels[i]));
@@ -260,22 +320,20 @@ impl DataConfig {
                 "Name at least one, the deciding one first, or leave it out for the task's own.",
             ));
         }
-        let classes = match self.task {
-            Some(task) => task.problem() == Problem::Classification,
-            None => self.problem != Some(Problem::Regression),
+        let problem = match self.task {
+            Some(task) => task.problem(),
+            None => self.problem.unwrap_or(Problem::Classification),
         };
-        if let Some(metric) = metrics
-            .iter()
-            .find(|metric| metric.is_for_classes() != classes)
-        {
-            let (kind, fitting) = match classes {
-                true => ("classes", "accuracy, f1, macro_f1, matthews"),
-                false => ("values", "pearson, spearman"),
+        if let Some(metric) = metrics.iter().find(|metric| metric.problem() != problem) {
+            let measured = match problem {
+                Problem::Classification => "classes",
+                Problem::Regression => "values",
+                Problem::CausalLm => "predicted tokens",
             };
             return Err(Error::user(format!(
-                "`data.metrics` names `{metric}`, which does not measure {kind}"
+                "`data.metrics` names `{metric}`, which does not measure {measured}"
             ))
-            .help(format!("For {kind}: {fitting}.")));
+            .help(format!("For {measured}: {}.", Metric::names_for(problem))));
         }
         Ok(())
     }

@@ -38,6 +38,8 @@ pub enum Format {
     Jsonl,
     /// Apache Parquet.
     Parquet,
+    /// Plain text, the whole file one document: for causal language modelling.
+    Txt,
 }
 
 impl Format {
@@ -52,11 +54,12 @@ impl Format {
             "tsv" | "tab" => Ok(Format::Tsv),
             "jsonl" | "ndjson" | "json" => Ok(Format::Jsonl),
             "parquet" | "pq" => Ok(Format::Parquet),
+            "txt" | "text" | "md" => Ok(Format::Txt),
             _ => Err(Error::user(format!(
                 "{}: the extension does not say how the file is written",
                 path.display()
             ))
-            .help("Known extensions: csv, tsv, jsonl, parquet. Or name the format in the recipe: `data.format = \"csv\"`.")),
+            .help("Known extensions: csv, tsv, jsonl, parquet, txt. Or name the format in the recipe: `data.format = \"csv\"`.")),
         }
     }
 
@@ -65,6 +68,7 @@ impl Format {
         match self {
             Format::Csv | Format::Tsv | Format::Jsonl => "line",
             Format::Parquet => "row",
+            Format::Txt => "text",
         }
     }
 }

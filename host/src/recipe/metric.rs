@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A metric, under its recipe name. Larger is better for every one of them.
+use super::task::Problem;
+
+/// A metric, under its recipe name.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -21,6 +23,8 @@ pub enum Metric {
     Pearson,
     /// Spearman's rank correlation of values.
     Spearman,
+    /// The exponential of the mean loss of a predicted token, in nats. Smaller is better.
+    Perplexity,
 }
 
 impl Metric {
@@ -33,12 +37,36 @@ impl Metric {
             Metric::Matthews => "matthews",
             Metric::Pearson => "pearson",
             Metric::Spearman => "spearman",
+            Metric::Perplexity => "perplexity",
         }
     }
 
-    /// Whether it judges classes; if not, it judges values.
-    pub fn is_for_classes(self) -> bool {
-        !matches!(self, Metric::Pearson | Metric::Spearman)
+    /// What it judges.
+    pub fn problem(self) -> Problem {
+        match self {
+            Metric::Pearson | Metric::Spearman => Problem::Regression,
+            Metric::Perplexity => Problem::CausalLm,
+            Metric::Accuracy | Metric::F1 | Metric::MacroF1 | Metric::Matthews => {
+                Problem::Classification
+            }
+        }
+    }
+
+    /// Whether `value` is better than `other`.
+    pub fn is_better(self, value: f64, other: f64) -> bool {
+        match self {
+            Metric::Perplexity => value < other,
+            _ => value > other,
+        }
+    }
+
+    /// What judges such a problem, for messages: `pearson, spearman`.
+    pub fn names_for(problem: Problem) -> &'static str {
+        match problem {
+            Problem::Classification => "accuracy, f1, macro_f1, matthews",
+            Problem::Regression => "pearson, spearman",
+            Problem::CausalLm => "perplexity",
+        }
     }
 }
 

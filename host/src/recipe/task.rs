@@ -36,12 +36,35 @@ pub enum Task {
 
 /// What the head predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Problem {
     /// One of several classes.
     Classification,
     /// One real number.
     Regression,
+    /// The token after each: causal language modelling, PEFT's `CAUSAL_LM`. The head is the model's own, and frozen.
+    CausalLm,
+}
+
+impl Problem {
+    /// Logits of a sequence, with these names of classes; none where tokens are predicted.
+    pub fn outputs(self, labels: &[String]) -> usize {
+        match self {
+            Problem::Regression => 1,
+            Problem::Classification => labels.len(),
+            Problem::CausalLm => 0,
+        }
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Problem::Classification => "classification",
+            Problem::Regression => "regression",
+            Problem::CausalLm => "causal-lm",
+        })
+    }
 }
 
 /// What is fixed about a task, whatever its files look like.

@@ -39,6 +39,8 @@ pub struct Shape<'a> {
     pub modules: &'a [ModuleInfo],
     /// Whether an active module's A has a gradient, as LoRA's has.
     pub trains_a: bool,
+    /// Whether tokens are predicted: every layer is then run for all of them, and so is the head.
+    pub language: bool,
 }
 
 /// What steps of a run compute on.
@@ -107,6 +109,10 @@ impl Shape<'_> {
             .collect();
         costs.gradient_bytes = BYTES;
         costs.moment_bytes = 2 * BYTES;
+        let last = match self.language {
+            true => LastLayer::Whole,
+            false => last,
+        };
         let per_layer = self.config.block.linears().count();
         let (layers, rest) = self.linears.split_at(per_layer * self.config.layers);
         // The embeddings, of which nothing trains.
@@ -129,6 +135,15 @@ impl Shape<'_> {
         }
         for pooler in rest {
             x = builder.linear(None, x, &[pooler], Amount::per_sequence);
+        }
+        if self.language {
+            let head = LinearInfo {
+                path: String::new(),
+                layer: None,
+                inputs: self.config.hidden,
+                outputs: self.config.embeddings.words.entries,
+            };
+            builder.linear(None, x, &[&head], Amount::per_token);
         }
         builder.costs
     }
@@ -497,6 +512,7 @@ mod tests {
             linears: &linears,
             modules: &modules,
             trains_a: true,
+            language: false,
         };
         // Two sequences of 3 and 5 tokens.
         let mut sizes = Sizes::default();

@@ -35,8 +35,75 @@ pub fn trial_loss<B: Kernels>(
     batch_tokens: usize,
     device: &B::Device,
 ) -> Result<f64> {
-    let logits = logits_until(&|| false, trial, trainee, data, batch_tokens, device)?;
-    score(data, &[], &logits.expect("nobody asks")).map(|(loss, _)| loss)
+    let found = changed_until(&|| false, trial, trainee, data, &[], batch_tokens, device)?;
+    found
+        .map(|(loss, _)| loss)
+        .ok_or_else(|| Error::failure("nobody asked to stop"))
+}
+
+/// Mean loss and `metrics` with the adapters changed as a `trial` says, or nothing where somebody `asked` to stop.
+fn changed_until<B: Kernels>(
+    asked: &dyn Fn() -> bool,
+    trial: &Trial,
+    trainee: &Trainee<B>,
+    data: &Encoded,
+    metrics: &[Metric],
+    batch_tokens: usize,
+    device: &B::Device,
+) -> Result<Option<Evaluated>> {
+    if let Some(Label::Tokens(_)) = data.labels.first() {
+        return tokens_until(asked, trial, trainee, data, metrics, batch_tokens, device);
+    }
+    let logits = logits_until(asked, trial, trainee, data, batch_tokens, device)?;
+    match logits {
+        Some(logits) => score(data, metrics, &logits).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The mean loss of a predicted token, and `metrics`.
+fn tokens_until<B: Kernels>(
+    asked: &dyn Fn() -> bool,
+    trial: &Trial,
+    trainee: &Trainee<B>,
+    data: &Encoded,
+    metrics: &[Metric],
+    batch_tokens: usize,
+    device: &B::Device,
+) -> Result<Option<Evaluated>> {
+    let (mut sum, mut count) = (0.0, 0);
+    for batch in evaluation_batches(data, batch_tokens) {
+        if asked() {
+            return Ok(None);
+        }
+        let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+        pass.change(trial);
+        let input = upload::<B>(&batch, device);
+        let model = &trainee.model;
+        let x = model.base.prefix(&input, 0, &mut pass);
+        let tokens = batch
+            .next_tokens()
+            .ok_or_else(|| Error::failure("a batch mixes tokens with other labels"))?;
+        let loss = model.next_tokens(x, 0, &input.sequences, &tokens, &mut pass);
+        let loss = f64::from(read(loss.inner())?[0]);
+        if !loss.is_finite() {
+            let index = batch.indices[0];
+            return Err(not_finite(&data.places.name(index), loss as f32));
+        }
+        sum += loss * tokens.ids.len() as f64;
+        count += tokens.ids.len();
+    }
+    let answers = Answers::Tokens { loss: sum, count };
+    let metrics = metrics::compute(metrics, answers)?;
+    Ok(Some((sum / count.max(1) as f64, metrics)))
+}
+
+/// Neither a label nor a metric could be had from it.
+fn not_finite(place: &str, value: f32) -> Error {
+    Error::failure(format!("{place}: the model answers with {value}")).help(
+        "the adapter's or the base model's weights are not finite, or so large that sums overflow: take another \
+         checkpoint, or train again with a lower rate",
+    )
 }
 
 /// [`logits`], or none where somebody `asked` to stop before all were there.
@@ -60,16 +127,8 @@ fn logits_until<B: Kernels>(
         let width = output.dims()[1];
         let values = read(output)?;
         for (index, row) in batch.indices.iter().zip(values.chunks_exact(width)) {
-            // Neither a label nor a metric could be had from it.
             if let Some(value) = row.iter().find(|value| !value.is_finite()) {
-                return Err(Error::failure(format!(
-                    "{}: the model answers with {value}",
-                    data.places.name(*index)
-                ))
-                .help(
-                    "the adapter's or the base model's weights are not finite, or so large that sums overflow: \
-                     take another checkpoint, or train again with a lower rate",
-                ));
+                return Err(not_finite(&data.places.name(*index), *value));
             }
             logits[*index] = row.to_vec();
         }
@@ -109,18 +168,8 @@ pub fn until<B: Kernels>(
     batch_tokens: usize,
     device: &B::Device,
 ) -> Result<Option<Evaluated>> {
-    let logits = logits_until(
-        asked,
-        &Trial::default(),
-        trainee,
-        data,
-        batch_tokens,
-        device,
-    )?;
-    let Some(logits) = logits else {
-        return Ok(None);
-    };
-    score(data, metrics, &logits).map(Some)
+    let trial = Trial::default();
+    changed_until(asked, &trial, trainee, data, metrics, batch_tokens, device)
 }
 
 /// Mean loss and metrics.

@@ -150,6 +150,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 linears: &linears,
                 modules: &modules,
                 trains_a: Config::from(&recipe.adapter).trains_a(),
+                language: recipe.data.predicts_tokens(),
             }),
             linears,
             total_steps,
@@ -271,14 +272,25 @@ impl<'a, B: Kernels> Training<'a, B> {
     /// Says where the first steps would be spent on learning the labels' mean, with the encoder as its means.
     fn warn_of_a_far_mean(&self) {
         let fresh = self.trainee.model.head.last_is_fresh();
-        let zero = fresh && self.recipe.model.head_bias == HeadBias::Zero;
+        let biased = self.trainee.model.head.has_bias();
+        let zero = fresh && !(biased && self.recipe.model.head_bias == HeadBias::Labels);
         let Some(mean) = self.constant.as_ref().filter(|_| zero) else {
             return;
         };
         if let Some(mean) = mean.far_mean() {
+            let (start, way) = match biased {
+                true => (
+                    "model.head_bias = \"zero\" starts the head",
+                    "\"labels\" starts there",
+                ),
+                false => (
+                    "the head starts, which has no bias in this family",
+                    "Take the mean out of the labels",
+                ),
+            };
             tracing::warn!(
-                "the labels' mean, {mean:.4}, is far from 0, where model.head_bias = \"zero\" starts the head: the first \
-                 steps learn it by moving the encoder, from which some runs do not recover. \"labels\" starts there"
+                "the labels' mean, {mean:.4}, is far from 0, where {start}: the first steps learn it by moving the base \
+                 model, from which some runs do not recover. {way}"
             );
         }
     }

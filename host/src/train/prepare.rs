@@ -11,6 +11,7 @@ use crate::data::{self, Data, Limits};
 use crate::error::{Error, Result};
 use crate::model::{ModelFolder, Pretrained, fetch, head_parameters};
 use crate::plugin::{self, PluginPath};
+use crate::recipe::Problem;
 use crate::recipe::{AdapterKind, BatchLimit, Length, Recipe};
 
 /// A run before its first step, not yet on a device.
@@ -45,6 +46,7 @@ impl Prepared {
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
         let pretrained = Pretrained::open(&folder, &recipe.model)?;
         refuse_dropout_under_a_cache(&recipe, &pretrained)?;
+        refuse_tokens_without_a_head(&recipe, &pretrained)?;
         let modules = pretrained.modules(&recipe.adapter)?;
         // Before the data, which can take long: a misspelt plugin is found out at once.
         let plugins = Plugins::load(&recipe, &modules, plugin_dirs)?;
@@ -89,12 +91,15 @@ pub fn check(
     plugin_dirs: &[PathBuf],
 ) -> Result<u64> {
     refuse_dropout_under_a_cache(recipe, pretrained)?;
+    refuse_tokens_without_a_head(recipe, pretrained)?;
     let plugins = Plugins::load(recipe, modules, plugin_dirs)?;
     let held_back = plugins.held_back();
     match recipe.train.length() {
         Length::Steps(total) => {
             let steps = longest_step(recipe, pretrained);
-            let outputs = recipe.data.labels.as_ref().map_or(1, Vec::len);
+            let labels = recipe.data.labels.as_deref().unwrap_or_default();
+            let problem = recipe.data.problem.unwrap_or(Problem::Regression);
+            let outputs = problem.outputs(labels);
             let costs = costs(recipe, pretrained, modules, steps, outputs);
             plugins.controller(recipe, total, costs)?;
         }
@@ -117,6 +122,7 @@ pub fn costs(
         linears: &pretrained.linears(),
         modules,
         trains_a: Config::from(&recipe.adapter).trains_a(),
+        language: recipe.data.predicts_tokens(),
     };
     let head = head_parameters(&pretrained.config, pretrained.frozen_pooler(), outputs);
     shape.costs(steps, head)
@@ -130,6 +136,13 @@ pub fn longest_step(recipe: &Recipe, pretrained: &Pretrained) -> Steps {
         BatchLimit::Examples(examples) => examples * length,
     };
     Steps::longest(tokens, length, recipe.train.gradient_accumulation)
+}
+
+fn refuse_tokens_without_a_head(recipe: &Recipe, pretrained: &Pretrained) -> Result<()> {
+    match recipe.data.predicts_tokens() {
+        true => pretrained.require_language_head(),
+        false => Ok(()),
+    }
 }
 
 /// A cached prefix would repeat the first epoch's dropout for ever.

@@ -88,8 +88,8 @@ pub(super) struct Places {
     updates: Vec<Option<usize>>,
     /// `‖ΔW‖²` of each module; empty where nobody asks.
     weights: Vec<usize>,
-    /// Examples of the step.
-    examples: f64,
+    /// What the step's loss is the mean over: examples, or predicted tokens.
+    weight: f64,
     sensitivities: Vec<Option<Range<usize>>>,
 }
 
@@ -177,7 +177,7 @@ impl Places {
             products,
             updates,
             weights,
-            examples: passes.examples as f64,
+            weight: passes.weight as f64,
             sensitivities: sensitivities.collect(),
         }
     }
@@ -235,9 +235,10 @@ impl Places {
             Signal::OutputGradientL2 => returned(|at| at.output, 1).map(root),
             Signal::GradientDotWeight => both(&self.products, 0),
             Signal::GradientDotWeightAbs => both(&self.products, 1),
-            // What came back is of the mean over the step's examples, an example's own gradient so many times that.
+            // What came back is of the mean over the step's examples, an example's own gradient so many times that; of
+            // predicted tokens an example's gradient is that of the sum of their losses.
             Signal::Fisher => {
-                returned(|at| at.fisher, 0).map(|sum| sum * self.examples * self.examples)
+                returned(|at| at.fisher, 0).map(|sum| sum * self.weight * self.weight)
             }
             Signal::UpdateL2 => self.updates.get(module)?.map(|at| root(value(at))),
             Signal::WeightL2 => self.weights.get(module).map(|at| root(value(*at))),

@@ -88,7 +88,7 @@ impl<B: Kernels> Training<'_, B> {
         Made {
             loss: result.loss,
             constant_loss: self.constant.as_ref().map_or(0.0, constant),
-            examples: result.examples,
+            examples: result.weight,
             gradient_norm: result.gradient_norm,
             rate: self.optimizer.rate(self.progress.step),
             active: active.count(),
@@ -217,7 +217,10 @@ impl<B: Kernels> Training<'_, B> {
         // The first split decides; MNLI has a second.
         let best = records.first().and_then(|record| {
             let value = *record.metrics.get(deciding.name())?;
-            let better = self.progress.best.is_none_or(|(_, best)| value > best);
+            let better = self
+                .progress
+                .best
+                .is_none_or(|(_, best)| deciding.is_better(value, best));
             (value.is_finite() && better).then(|| (deciding.name().to_owned(), value))
         });
         if let Some((_, value)) = best {

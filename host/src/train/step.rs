@@ -100,10 +100,10 @@ pub type Gradients<B> = Vec<Option<[Tensor<B, 2>; 2]>>;
 
 /// What came out of a step.
 pub struct StepResult<B: Kernels> {
-    /// Mean loss per example.
+    /// Mean loss per example, or per predicted token.
     pub loss: f64,
-    /// Examples it was computed on.
-    pub examples: u64,
+    /// How many of them it is the mean over.
+    pub weight: u64,
     /// Euclidean norm of the gradients of all that trains, before clipping.
     pub gradient_norm: f64,
     /// That of each module's own; none for a module without gradient.
@@ -116,8 +116,8 @@ pub struct StepResult<B: Kernels> {
     pub observation: Observation,
 }
 
-/// Runs the micro-batches of one step. Loss and gradients are means over their examples, each of which weighs
-/// the same whichever micro-batch it is in: those of one batch with all of them. With a `prefix` the layers in
+/// Runs the micro-batches of one step. Loss and gradients are means over their examples, or predicted tokens, each of
+/// which weighs the same whichever micro-batch it is in: those of one batch with all of them. With a `prefix` the layers in
 /// it are not run, and nothing is measured of their modules' outputs. Of the `optimizer`, if there is one, its last
 /// updates are measured.
 pub fn run<B: Kernels>(
@@ -171,7 +171,7 @@ pub fn run<B: Kernels>(
         + places.head_squares(&values);
     Ok(StepResult {
         loss: observation.loss,
-        examples: batches.iter().map(|batch| batch.labels.len() as u64).sum(),
+        weight: passes.weight as u64,
         gradient_norm: squares.sqrt(),
         gradient_norms,
         observation,
@@ -194,6 +194,8 @@ pub(super) struct Passes<B: Kernels> {
     pub sensed: Vec<Vec<Sensed<B>>>,
     /// Examples of all micro-batches.
     pub examples: usize,
+    /// What their loss is the mean over: the examples, or the tokens that are predicted.
+    pub weight: usize,
     /// Tokens of each micro-batch.
     pub tokens: Vec<usize>,
 }
@@ -209,7 +211,7 @@ fn passes<B: Kernels>(
     let mut gradients: Gradients<B> = vec![None; trainee.adapters.modules.len()];
     let mut head_gradients: Vec<Option<Tensor<B, 2>>> = vec![None; trainee.head.len()];
     let (mut losses, mut observed, mut sensed) = (Vec::new(), Vec::new(), Vec::new());
-    let examples: usize = batches.iter().map(|batch| batch.labels.len()).sum();
+    let weight: usize = batches.iter().map(Batch::weight).sum();
     for (micro, batch) in batches.iter().enumerate() {
         let seed = mixed(plan.seed, micro as u64);
         let mut pass = Pass::train(
@@ -222,20 +224,25 @@ fn passes<B: Kernels>(
         if let Some(sense) = plan.sense(trainee, batch) {
             pass = pass.sensing(sense);
         }
-        let logits = match &mut prefix {
+        let model = &trainee.model;
+        let (x, depth) = match &mut prefix {
             Some(Prefix { cache, depth }) => {
-                let x = cache.states(trainee, batch, *depth, device)?;
-                let sequences = Sequences::new(&batch.offsets);
-                let model = &trainee.model;
-                model.forward_from(x, *depth, &sequences, &mut pass)
+                (cache.states(trainee, batch, *depth, device)?, *depth)
             }
             None => {
                 let input = upload::<B>(batch, device);
-                trainee.model.forward(&input, &mut pass)
+                (model.base.prefix(&input, 0, &mut pass), 0)
             }
         };
-        let share = batch.labels.len() as f32 / examples as f32;
-        let loss = loss(logits, &batch.labels, device)? * share;
+        let sequences = Sequences::new(&batch.offsets);
+        let loss = match batch.next_tokens() {
+            Some(tokens) => model.next_tokens(x, depth, &sequences, &tokens, &mut pass),
+            None => {
+                let logits = model.forward_from(x, depth, &sequences, &mut pass);
+                loss(logits, &batch.labels, device)?
+            }
+        };
+        let loss = loss * (batch.weight() as f32 / weight as f32);
         losses.push(loss.clone().inner());
         let mut found = loss.backward();
         for (module, (sum, pair)) in gradients.iter_mut().zip(&pass.pairs).enumerate() {
@@ -269,7 +276,8 @@ fn passes<B: Kernels>(
             .ok_or_else(|| Error::failure("a tensor of the head received no gradient"))?,
         observed,
         sensed,
-        examples,
+        weight,
+        examples: batches.iter().map(|batch| batch.labels.len()).sum(),
         tokens: batches.iter().map(|batch| batch.ids.len()).collect(),
     })
 }

@@ -86,6 +86,7 @@ pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
         Format::Csv | Format::Tsv => delimited::read(path, layout),
         Format::Jsonl => json_lines::read(path, layout),
         Format::Parquet => parquet::read(path, layout),
+        Format::Txt => text(path),
     }?;
     if rows.is_empty() {
         return Err(
@@ -94,6 +95,37 @@ pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
         );
     }
     Ok(rows)
+}
+
+/// A file that is one text.
+fn text(path: &Path) -> Result<Vec<Row>> {
+    let text = String::from_utf8(read_bytes(path)?).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Error::user(format!(
+            "{}: the file is not UTF-8: byte {at} cannot be read",
+            path.display()
+        ))
+        .help("Convert it: iconv -f LATIN1 -t UTF-8 FILE.")
+    })?;
+    if text.len() > LONGEST {
+        return Err(Error::user(format!(
+            "{}: the file has {} bytes, a text may have {LONGEST}",
+            path.display(),
+            text.len()
+        ))
+        .help("Divide it: a JSON-lines file has a document a line."));
+    }
+    let row = Row {
+        line: 1,
+        text,
+        text_pair: None,
+        label: None,
+    };
+    Ok(if row.text.trim().is_empty() {
+        Vec::new()
+    } else {
+        vec![row]
+    })
 }
 
 /// The file's bytes, a leading byte-order mark taken off.
