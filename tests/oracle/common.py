@@ -6,7 +6,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 SEED = 20240
@@ -86,12 +92,12 @@ def language_model(folder):
     return load(AutoModelForCausalLM, folder).eval()
 
 
-def classifier(folder, labels=2, head=None):
-    """The folder's model with a sequence-classification head, in f32, without any dropout.
+def classifier(folder, labels=2, head=None, kind=AutoModelForSequenceClassification):
+    """The folder's model with a classification head, in f32, without any dropout.
 
     `head` maps parameter names to values; without it the head stays as Transformers drew it.
     """
-    model = load(AutoModelForSequenceClassification, folder, num_labels=labels)
+    model = load(kind, folder, num_labels=labels)
     if head is not None:
         parameters = dict(model.named_parameters())
         with torch.no_grad():
@@ -100,9 +106,13 @@ def classifier(folder, labels=2, head=None):
     return model.eval()
 
 
-def draw_head(folder, labels, scale):
+def image_classifier(folder, labels, head=None):
+    return classifier(folder, labels, head, AutoModelForImageClassification)
+
+
+def draw_head(folder, labels, scale, make=classifier):
     """A head drawn from a normal distribution: every parameter outside the base model."""
-    model = classifier(folder, labels)
+    model = make(folder, labels)
     generator = torch.Generator().manual_seed(SEED + labels)
     base = model.base_model_prefix + "."
     return {

@@ -25,6 +25,7 @@ import transformers
 from safetensors.torch import load_file
 
 import forward
+import images
 import scores
 import signals
 import tiny
@@ -104,7 +105,8 @@ def write_tiny(out):
             for suffix in ("-f16", "-bf16"):
                 half = out / (name + suffix)
                 forward.write_tiny(half / "golden", half, encoder, head)
-    return max(worst, write_decoders(out, short))
+    tiny.write_vit(out / "tiny-vit")
+    return max(worst, write_decoders(out, short), images.write(out / "tiny-vit", "tiny-vit", **short))
 
 
 def write_decoders(out, short):
@@ -127,7 +129,6 @@ def write_decoders(out, short):
             # Of a prompt of so many tokens nothing is predicted.
             masked = dataclasses.replace(language, ignored=5)
             training.write_tiny(masked, golden / "causal-lm-response", indices)
-            signals.write(masked, golden / "causal-lm-response" / "signals.json")
     return worst
 
 

@@ -174,7 +174,7 @@ def write(setup, path, k):
     header = {
         "config": setup.describe(),
         "k": k,
-        "targets": setup.targets_of_sentences(),
+        "targets": setup.targets_of_examples(),
         "batches": setup.batches(),
         "modules": list(modules(build(setup, random_b=True))),
     }

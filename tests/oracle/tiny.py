@@ -23,6 +23,9 @@ from transformers import (
     Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForMaskedLM,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
 )
 
 from common import SEED, sentences, write_json
@@ -294,3 +297,22 @@ def write_decoders(out):
             "pad_token": "<pad>",
         }
         write_folder(out / name, make(common), tokenizer, tokenizer_config)
+
+
+def write_vit(folder):
+    """A base model without a pooler, whose patches are 4 by 4 of an image of 16 by 16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = ViTConfig(
+        image_size=16,
+        patch_size=4,
+        num_channels=3,
+        hidden_size=SHAPE["hidden"],
+        num_hidden_layers=SHAPE["layers"],
+        num_attention_heads=SHAPE["heads"],
+        intermediate_size=SHAPE["intermediate"],
+        qkv_bias=True,
+    )
+    model = ViTModel(config, add_pooling_layer=False)
+    randomise(model)
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)

@@ -49,21 +49,23 @@ class Setup:
     weight_decay: float = 0.01
     warmup_steps: int = 5
     max_grad_norm: float = 1.0
+    # What it is trained on, in the names of tensors.
+    examples: str = "sentences"
 
-    def targets_of_sentences(self):
-        """What each of the sentences is trained towards: a class, or a number where `labels` is 1."""
+    def targets_of_examples(self):
+        """What each of the examples is trained towards: a class, or a number where `labels` is 1."""
         count = len(sentences())
         return [index % 11 / 2 for index in range(count)] if self.labels == 1 else [i % 2 for i in range(count)]
 
     def batches(self):
-        """One shuffle of all sentences, cut into batches and repeated for as many steps as there are."""
+        """One shuffle of all examples, cut into batches and repeated for as many steps as there are."""
         generator = torch.Generator().manual_seed(SEED)
-        order = torch.randperm(len(sentences()), generator=generator).tolist()
+        order = torch.randperm(len(self.targets_of_examples()), generator=generator).tolist()
         epoch = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         return [epoch[step % len(epoch)] for step in range(self.steps)]
 
     def encode(self, batch):
-        texts, targets = sentences(), self.targets_of_sentences()
+        texts, targets = sentences(), self.targets_of_examples()
         if self.labels == 0:
             return self.encode_language([texts[index] for index in batch])
         dtype = torch.float32 if self.labels == 1 else torch.int64
@@ -77,10 +79,24 @@ class Setup:
         labels[:, : self.ignored] = -100
         return {**inputs, "labels": labels}
 
+    def alone(self, index):
+        """What the model is given of one sentence by itself."""
+        return self.encoder([sentences()[index]])
+
+    def model(self):
+        return language_model(self.folder) if self.labels == 0 else classifier(self.folder, self.labels, self.head)
+
+    def task_type(self):
+        return TaskType.CAUSAL_LM if self.labels == 0 else TaskType.SEQ_CLS
+
+    def real_tokens(self, inputs):
+        """1 where there is a token, 0 where there is padding."""
+        return inputs["attention_mask"]
+
     def describe(self):
         return {
             "base_model": self.name,
-            "max_length": self.encoder.max_length,
+            **({} if self.encoder is None else {"max_length": self.encoder.max_length}),
             "target_modules": self.targets,
             "head_modules": list(self.head_modules),
             "num_labels": self.labels,
@@ -103,11 +119,10 @@ class Setup:
 def build(setup, random_b):
     """The adapted model. LoRA's A, or VeRA's A and B, are drawn by PEFT itself; LoRA's B is PEFT's zeros, or
     small noise so that A has a gradient; VeRA's vectors are PEFT's, or noise so that both have one."""
-    language = setup.labels == 0
-    model = language_model(setup.folder) if language else classifier(setup.folder, setup.labels, setup.head)
+    model = setup.model()
     torch.manual_seed(SEED)
     common = dict(
-        task_type=TaskType.CAUSAL_LM if language else TaskType.SEQ_CLS,
+        task_type=setup.task_type(),
         r=setup.rank,
         target_modules=setup.targets,
         modules_to_save=list(setup.head_modules) or None,
@@ -266,7 +281,7 @@ def train(setup, random_b, active_layers=None):
         loss = model(**inputs).loss
         loss.backward()
         if measured is not None:
-            signals.append(measured.read(step, inputs["attention_mask"]))
+            signals.append(measured.read(step, setup.real_tokens(inputs)))
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), setup.max_grad_norm, foreach=False)
         log["losses"].append(loss.item())
         log["learning_rates"].append(optimiser.param_groups[0]["lr"])
@@ -293,8 +308,7 @@ def gradients(setup, random_b, micro_batches=1):
 @torch.no_grad()
 def trained_logits(setup, model, indices):
     model.eval()
-    texts = sentences()
-    return torch.stack([model(**setup.encoder([texts[index]])).logits[0] for index in indices])
+    return torch.stack([model(**setup.alone(index)).logits[0] for index in indices])
 
 
 @torch.no_grad()
@@ -312,7 +326,7 @@ def write_logits(setup, model, out, indices):
     logits = trained_logits(setup, model, indices)
     write_tensors(
         out / "logits.safetensors",
-        {"sentences": torch.tensor(indices, dtype=torch.int32), "logits": logits},
+        {setup.examples: torch.tensor(indices, dtype=torch.int32), "logits": logits},
     )
 
 
@@ -333,7 +347,7 @@ def header(setup):
     model = build(setup, random_b=False)
     return {
         "config": setup.describe(),
-        "targets": setup.targets_of_sentences(),
+        "targets": setup.targets_of_examples(),
         "batches": setup.batches(),
         "modules": list(modules(model)),
         "module_parameters": sum(p.numel() for n, p in trainable(model).items() if ".lora_" in n or ".vera_" in n),

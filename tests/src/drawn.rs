@@ -138,7 +138,15 @@ impl Drawn {
     }
 
     fn model(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
-        let family = c.of(&["tiny-bert", "deep-bert", "tiny-roberta", "tiny-distilbert"]);
+        let family = c.of(&[
+            "tiny-bert",
+            "deep-bert",
+            "tiny-roberta",
+            "tiny-distilbert",
+            "tiny-llama",
+            "tiny-qwen3",
+            "tiny-gpt2",
+        ]);
         let path = match family {
             "deep-bert" => folder.join(family),
             _ => fixture(family),
@@ -165,7 +173,14 @@ impl Drawn {
     }
 
     fn data(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
-        let problem = c.of(&["comma", "comma", "value", "pairs"]);
+        let decoder = self.decoder().is_some();
+        let problem = match decoder && c.once_in(2) {
+            true => "language",
+            false => c.of(&["comma", "comma", "value", "pairs"]),
+        };
+        if problem == "language" {
+            return self.language(c, folder);
+        }
         for part in ["train", "validation"] {
             let file = folder.join(format!("{problem}-{part}.csv"));
             self.set(
@@ -185,6 +200,39 @@ impl Drawn {
             self.set("data.limit", c.between(13, 40));
         }
         self
+    }
+
+    /// Documents of which all is predicted, or answers to short prompts.
+    fn language(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
+        for part in ["train", "validation"] {
+            let file = folder.join(format!("comma-{part}.csv"));
+            self.set(
+                &format!("data.{part}"),
+                format!("{:?}", file.display().to_string()),
+            );
+        }
+        self.set("data.problem", "\"causal-lm\"");
+        if c.once_in(2) {
+            self.set("data.columns.text", "\"label\"");
+            self.set("data.columns.response", "\"sentence\"");
+        } else {
+            self.set("data.columns.text", "\"sentence\"");
+        }
+        if c.once_in(3) {
+            self.set("data.limit", c.between(13, 40));
+        }
+        self
+    }
+
+    /// The roles of the model's linear layers, if it is a decoder.
+    fn decoder(&self) -> Option<&'static [&'static str]> {
+        let name = self.get("model.name")?;
+        let is = |family: &str| name.contains(family);
+        match () {
+            () if is("tiny-llama") || is("tiny-qwen3") => Some(&["q_proj", "down_proj", "up_proj"]),
+            () if is("tiny-gpt2") => Some(&["c_attn", "c_proj", "c_fc"]),
+            () => None,
+        }
     }
 
     fn adapter(&mut self, c: &mut Choice) -> &mut Self {
@@ -211,6 +259,13 @@ impl Drawn {
         let distil = self
             .get("model.name")
             .is_some_and(|name| name.contains("distil"));
+        if let Some(roles) = self.decoder() {
+            let targets = match c.between(0, 3) {
+                0 => "\"all-linear\"".to_owned(),
+                count => format!("{:?}", &roles[..count as usize]),
+            };
+            return self.set("adapter.targets", targets);
+        }
         let targets = match (c.between(0, 4), distil) {
             (0, _) => "\"all-linear\"",
             (1, false) => "[\"query\"]",

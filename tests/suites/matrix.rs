@@ -551,6 +551,9 @@ impl Runs<'_> {
         if let Some("\"trial\"" | "\"fisher\"") = drawn.get("scorer.plugin") {
             return Err(Outcome::Beside("a scorer that computes".to_owned()));
         }
+        if drawn.get("data.problem") == Some("\"causal-lm\"") {
+            return Err(Outcome::Beside("documents of all lengths".to_owned()));
+        }
         drawn.drop("allocation.calibration_steps");
         let run = self.train("run", &drawn)?;
         let recipe =
@@ -565,7 +568,7 @@ impl Runs<'_> {
             linears: &linears,
             modules: &modules,
             trains_a: drawn.get("adapter.kind").is_none(),
-            language: false,
+            language: recipe.data.predicts_tokens(),
         };
         let allocations = records(&run, "allocations.jsonl", &[]);
         let masks: Vec<(u64, Vec<bool>)> = allocations

@@ -103,6 +103,12 @@ impl Subject {
         Subject::open(&fixture("tiny-bert"), &goldens, tokens, dropout)
     }
 
+    fn of(model: &str, goldens: &str) -> Self {
+        let tokens = format!("{model}/golden/tokens.safetensors");
+        let goldens = format!("{model}/golden/{goldens}");
+        Subject::open(&fixture(model), &goldens, &tokens, 0.0)
+    }
+
     fn number(&self, key: &str) -> f64 {
         self.training.config[key].as_f64().expect("a number")
     }
@@ -329,6 +335,9 @@ fn check_step(case: &str, observation: &Observation, golden: &Step) -> f64 {
 fn tiny_models_signals_are_pytorchs() {
     for goldens in ["all-linear", "regression", "vera"] {
         Subject::tiny(goldens, 0.0).check();
+    }
+    for model in ["tiny-llama", "tiny-gpt2"] {
+        Subject::of(model, "all-linear").check();
     }
 }
 

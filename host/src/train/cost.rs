@@ -502,6 +502,48 @@ mod tests {
     }
 
     #[test]
+    fn a_decoder_that_predicts_tokens_runs_all_layers_and_its_head_for_all_of_them() {
+        let folder =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-llama");
+        let recipe: ModelConfig = toml::from_str("name = \"tiny-llama\"").expect("a model");
+        let folder = ModelFolder::local(&folder).expect("a fixture");
+        let model = Pretrained::open(&folder, &recipe).expect("a whole model");
+        let adapter = "rank = 4\ntargets = [\"v_proj\"]";
+        let adapter: AdapterConfig = toml::from_str(adapter).expect("an adapter");
+        let modules = model.modules(&adapter).expect("modules");
+        let linears = model.linears();
+        let shape = |language| Shape {
+            config: &model.config,
+            linears: &linears,
+            modules: &modules,
+            trains_a: true,
+            language,
+        };
+        let mut sizes = Sizes::default();
+        sizes.add(&[0, 3, 8]);
+        // Heads of 8, six of queries and two of keys and values; 48 features, 72 inside, 320 tokens.
+        let pair = 2 * 4 * (48 + 16);
+        let weights = 2 * (48 * 48 + 2 * 48 * 16 + 48 * 48 + 3 * 48 * 72);
+        // Of 3² + 5² pairs 6 + 15 are seen.
+        let attention = 4 * 48 * (6 + 15);
+        let layer = 8 * (weights + pair) + attention;
+        let head = 8 * 2 * 48 * 320;
+        let read = LastLayer::AsRead { outputs: false };
+        let upper = [false, true];
+        let found = cost(shape(true), &upper, sizes, 0, read);
+        assert_eq!(found.forward, 2 * layer + head);
+        // From the head down to the upper layer's values: what lies beside and below them has no gradient.
+        let above = 8 * 2 * (48 * 48 + 3 * 48 * 72);
+        let own = 8 * (pair + 2 * 4 * 16);
+        assert_eq!(found.backward, head + above + 2 * attention + own);
+        // Under a sequence's head the last layer runs for one token of each.
+        let found = cost(shape(false), &upper, sizes, 1, read);
+        let one = 2 * 2 * (48 * 48 + 48 * 48 + 3 * 48 * 72);
+        let of_all = 8 * (2 * 2 * 48 * 16 + pair);
+        assert_eq!(found.forward, of_all + one + 4 * 48 * 8);
+    }
+
+    #[test]
     fn the_last_layer_and_what_lies_below_the_lowest_active_module_are_spared() {
         let model = tiny();
         let adapter: AdapterConfig = toml::from_str("rank = 4").expect("an adapter");
