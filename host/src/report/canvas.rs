@@ -50,19 +50,6 @@ pub(super) fn drawn(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Resul
     Ok(svg)
 }
 
-/// A name for a file of these parts.
-pub(super) fn file_name(parts: &[&str]) -> String {
-    let mut name = String::new();
-    for letter in parts.join("-").chars() {
-        match letter {
-            letter if letter.is_alphanumeric() || "._=+%".contains(letter) => name.push(letter),
-            _ if name.ends_with('-') => {}
-            _ => name.push('-'),
-        }
-    }
-    name.trim_matches('-').chars().take(120).collect()
-}
-
 /// The library's errors are of many types that all say one thing.
 pub(super) type Drawn<T = ()> = std::result::Result<T, String>;
 

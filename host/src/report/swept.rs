@@ -3,10 +3,11 @@
 use plotters::prelude::*;
 
 use super::canvas::{
-    Area, Drawn, HEIGHT, LINE, Plot, around, axes, colour, drawn, file_name, marker, text, tick,
+    Area, Drawn, HEIGHT, LINE, Plot, around, axes, colour, drawn, marker, text, tick,
 };
 use super::{Arm, Figure, Report, Spread};
 use crate::error::{Error, Result};
+use crate::file::plain_name;
 use crate::recipe::nearest;
 
 /// Arms that differ in nothing but the key, by its value.
@@ -178,7 +179,7 @@ fn draw(
         legend(&below, names.chain(levels.iter().map(|(name, _)| *name)))
     })?;
     Ok(Plot {
-        name: file_name(&["swept", key]),
+        name: plain_name(&format!("swept-{key}")),
         title: format!(
             "{heading} by {key}: mean and one standard deviation over seeds; dashed: arms without it"
         ),

@@ -8,6 +8,7 @@ use super::file::{File, Sweep};
 use super::points::{Point, Settings, at_random, of_grid};
 use super::seeds::Seeds;
 use crate::error::{Error, Result};
+use crate::file::plain_name;
 use crate::recipe::Recipe;
 
 /// One run of a sweep.
@@ -235,7 +236,10 @@ fn planned(
     (output, more): (&Path, &[String]),
 ) -> Result<Planned> {
     let name = name_of(arm, point);
-    let folder = format!("{}-s{seed}", as_a_folder(&name));
+    let folder = match plain_name(&name) {
+        plain if plain.is_empty() => format!("run-s{seed}"),
+        plain => format!("{plain}-s{seed}"),
+    };
     let mut sets: Vec<String> = [&file.sweep.set, &arm.set, &point.set]
         .into_iter()
         .flatten()
@@ -260,22 +264,4 @@ fn planned(
         resolved,
         name: folder,
     })
-}
-
-/// What every system takes as the name of a folder, and no shell has to quote.
-fn as_a_folder(name: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "._=+%-".contains(c);
-    let mut folder: String = name
-        .chars()
-        .map(|c| if plain(c) { c } else { '-' })
-        .collect();
-    while folder.contains("--") {
-        folder = folder.replace("--", "-");
-    }
-    // Not hidden, not a flag, not too long for a file system.
-    let folder: String = folder.trim_matches(['-', '.']).chars().take(120).collect();
-    match folder.is_empty() {
-        true => "run".to_owned(),
-        false => folder,
-    }
 }
