@@ -30,9 +30,10 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 0, 0),
 ];
 pub(super) const WIDTH: u32 = 800;
-pub(super) const HEIGHT: u32 = 420;
+/// Without a legend.
+const HEIGHT: u32 = 420;
 /// Height of a line of the legend.
-pub(super) const LINE: u32 = 20;
+const LINE: u32 = 20;
 
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
@@ -80,6 +81,32 @@ pub(super) fn marker<'a, At: Clone + 'static>(
         true => TriangleMarker::new(at, 5, style).into_dyn(),
         false => Circle::new(at, 4, style).into_dyn(),
     }
+}
+
+pub(super) fn height_with_legend(names: usize) -> u32 {
+    HEIGHT + names as u32 * LINE
+}
+
+/// Cuts a legend off the foot of an area and returns the rest: a line in its colour for each name, `marked` with the marker
+/// of its points.
+pub(super) fn legend<'a, 'n>(
+    root: &Area<'a>,
+    names: impl Iterator<Item = &'n str>,
+    marked: bool,
+) -> Drawn<Area<'a>> {
+    let (above, below) = root.split_vertically(HEIGHT - LINE / 2);
+    for (nth, name) in names.enumerate() {
+        let y = (nth as u32 * LINE + LINE / 2) as i32;
+        let line = PathElement::new([(56, y), (84, y)], colour(nth).stroke_width(2));
+        below.draw(&line).map_err(text)?;
+        if marked {
+            below.draw(&marker(nth, (70, y), true)).map_err(text)?;
+        }
+        let style = ("sans-serif", 15).into_font().color(&BLACK);
+        let name = Text::new(name.to_owned(), (94, y - 7), style);
+        below.draw(&name).map_err(text)?;
+    }
+    Ok(above)
 }
 
 /// A range with some room at its ends.

@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 
 use super::canvas::{
-    Area, Drawn, HEIGHT, LINE, Plot, around, axes, colour, drawn, marker, text, tick,
+    Plot, around, axes, colour, drawn, height_with_legend, legend, marker, text, tick,
 };
 use super::{Arm, Figure, Report, Spread};
 use crate::error::{Error, Result};
@@ -128,11 +128,12 @@ fn draw(
     let (Some(x), Some(y)) = (around(values().map(across)), y) else {
         return Err(Error::failure("there is nothing to draw"));
     };
-    let entries = (lines.len() + levels.len()) as u32;
     let ends = (x.start, x.end);
     let heading = figure.heading(&report.metric);
-    let svg = drawn(HEIGHT + entries * LINE, |root| {
-        let (above, below) = root.split_vertically(HEIGHT - LINE / 2);
+    let svg = drawn(height_with_legend(lines.len() + levels.len()), |root| {
+        let names = lines.iter().map(|line| line.name.as_str());
+        let names = names.chain(levels.iter().map(|(name, _)| *name));
+        let above = legend(root, names, false)?;
         let x_tick = |at: &f64| {
             if by_magnitude {
                 tick(&10f64.powf(*at))
@@ -175,8 +176,7 @@ fn draw(
                 ))
                 .map_err(text)?;
         }
-        let names = lines.iter().map(|line| line.name.as_str());
-        legend(&below, names.chain(levels.iter().map(|(name, _)| *name)))
+        Ok(())
     })?;
     Ok(Plot {
         name: plain_name(&format!("swept-{key}")),
@@ -185,16 +185,4 @@ fn draw(
         ),
         svg,
     })
-}
-
-fn legend<'n>(area: &Area<'_>, names: impl Iterator<Item = &'n str>) -> Drawn {
-    for (nth, name) in names.enumerate() {
-        let y = (nth as u32 * LINE + LINE / 2) as i32;
-        let line = PathElement::new([(56, y), (84, y)], colour(nth).stroke_width(2));
-        area.draw(&line).map_err(text)?;
-        let style = ("sans-serif", 15).into_font().color(&BLACK);
-        area.draw(&Text::new(name.to_owned(), (94, y - 7), style))
-            .map_err(text)?;
-    }
-    Ok(())
 }
