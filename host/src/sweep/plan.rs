@@ -44,14 +44,15 @@ pub struct Asked {
 /// The runs, seed by seed, so that what is there when a sweep is stopped compares. An error if one of the recipes is not
 /// right.
 pub fn runs(file: &File, asked: &Asked) -> Result<Vec<Planned>> {
-    let arms = chosen(file, arms(file)?, &asked.arms)?;
+    let arms = arms(file)?;
     let points = match &file.sweep.random {
         Some(random) => at_random(random),
         None => of_grid(&file.sweep.grid),
     };
     if let Some(baseline) = &file.sweep.baseline {
-        check_baseline(file, baseline, &points)?;
+        check_baseline(file, baseline, &arms, &points)?;
     }
+    let arms = chosen(file, arms, &asked.arms)?;
     let seeds = asked.seeds.as_ref().unwrap_or(&file.sweep.seeds);
     let output = asked.output.as_ref().unwrap_or(&file.sweep.output);
     let mut runs: Vec<Planned> = Vec::new();
@@ -194,8 +195,7 @@ fn chosen(file: &File, arms: Vec<Arm>, names: &[String]) -> Result<Vec<Arm>> {
 }
 
 /// Refuses a baseline that is no arm of the whole sweep.
-fn check_baseline(file: &File, baseline: &str, points: &[Point]) -> Result<()> {
-    let arms = arms(file)?;
+fn check_baseline(file: &File, baseline: &str, arms: &[Arm], points: &[Point]) -> Result<()> {
     let names: Vec<String> = arms
         .iter()
         .flat_map(|arm| points.iter().map(|point| name_of(arm, point)))
