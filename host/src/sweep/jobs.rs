@@ -264,12 +264,11 @@ impl<'a> Sweep<'a> {
             self.outcomes[ended.nth] = Outcome::Finished;
             return;
         }
-        if status.code().is_some_and(|code| code > 128) {
+        let by_signal = status.code().is_some_and(|code| code > 128);
+        if by_signal && self.board.stopping() {
             // It was told to stop, and is saved.
             self.outcomes[ended.nth] = Outcome::Stopped;
-            if self.board.stopping() {
-                return;
-            }
+            return;
         }
         let how = match status.code() {
             Some(0) => "ended without a closing account".to_owned(),
