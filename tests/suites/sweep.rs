@@ -256,6 +256,29 @@ fn a_sweep_that_is_stopped_goes_on_where_it_was() {
     }
 }
 
+#[test]
+fn a_run_that_fails_while_the_sweep_stops_is_not_waited_for() {
+    let scene = scene("set = { \"train.steps\" = 150 }");
+    let mut sweep = start(&scene);
+    wait_for(&scene, &mut sweep);
+    // Held still, it cannot end before it is killed.
+    let run = child_of(sweep.id()).expect("a run at work");
+    kill("STOP", run);
+    kill("TERM", sweep.id());
+    std::thread::sleep(Duration::from_millis(300));
+    kill("KILL", run);
+    let since = Instant::now();
+    while sweep.try_wait().expect("it can be asked").is_none() {
+        if since.elapsed() > Duration::from_secs(20) {
+            kill("KILL", sweep.id());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = sweep.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(143), "{}", said(&output));
+    contains(&output, &["SIGKILL", "stopped by SIGTERM"]);
+}
+
 fn start(scene: &Scene) -> Child {
     let mut command = scene.command(&["sweep", "sweep.toml"]);
     command.stdout(Stdio::null()).stderr(Stdio::piped());

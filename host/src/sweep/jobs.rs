@@ -275,8 +275,9 @@ impl<'a> Sweep<'a> {
             Some(code) => format!("ended with exit code {code}"),
             None => format!("was ended: {status}"),
         };
-        // The user's own mistake does not go away by itself.
-        let again = status.code() != Some(2) && ended.tries <= self.jobs.retries;
+        // The user's own mistake does not go away by itself, and a sweep that stops starts nothing.
+        let may = status.code() != Some(2) && !self.board.stopping();
+        let again = may && ended.tries <= self.jobs.retries;
         let what = if again { "; it is tried again" } else { "" };
         self.board
             .failed(&format!("{} {how} after {took}{what}", run.name));
