@@ -448,6 +448,24 @@ fn mistakes_are_named_before_anything_is_trained() {
         "output = \"runs\"\nseeds = [0]\nrecipe = \"gone.toml\"\n",
         &["cannot read the recipe", "gone.toml"],
     );
+    // What is counted is what is asked for: each file of a pattern is an arm, and the seeds are the command line's.
+    scene.write("other-recipe.toml", &scene.recipe_text());
+    scene.write(
+        "sweep.toml",
+        "output = \"runs\"\nseeds = [0]\nrecipes = [\"*recipe.toml\"]\n",
+    );
+    let many = |more: &[&str]| {
+        let sweep = ["sweep", "sweep.toml", "--dry-run", "--seeds"];
+        scene.run(&[&sweep[..], more].concat())
+    };
+    let refused = many(&["0..5000"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    contains(
+        &refused,
+        &["sweep.toml has 10002 runs, more than 10000", "--seeds"],
+    );
+    let fewer = many(&["0..1", "--arms", "recipe"]);
+    assert!(fewer.status.success(), "{}", said(&fewer));
     let unknown = scene.run(&["sweep", "none.toml"]);
     assert_eq!(unknown.status.code(), Some(2));
     contains(&unknown, &["cannot read the sweep none.toml"]);

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::points::{Choices, RandomConfig, Settings};
-use super::seeds::{MOST_RUNS, Seeds};
+use super::seeds::Seeds;
 use crate::error::{Error, Result};
 use crate::recipe::Document;
 use crate::report::Figure;
@@ -170,27 +170,6 @@ impl File {
                     "what all runs have belongs into [set]",
                 );
             }
-        }
-        let points = match random {
-            Some(random) => random.draws as usize,
-            None => grid
-                .values()
-                .filter_map(toml::Value::as_array)
-                .fold(1, |points: usize, values| {
-                    points.saturating_mul(values.len())
-                }),
-        };
-        let count = points
-            .saturating_mul(seeds.list().len())
-            .saturating_mul(arm.len().max(1));
-        if count > MOST_RUNS {
-            let key = if random.is_some() { "random" } else { "grid" };
-            return refuse(
-                key,
-                format!("the sweep has {count} runs, more than {MOST_RUNS}"),
-                "too many points",
-                "give fewer values, draws or seeds; or make several sweeps of it",
-            );
         }
         let Some(random) = random else {
             return Ok(());
