@@ -57,6 +57,22 @@ pub(crate) fn cannot_read(path: &Path, error: std::io::Error) -> Error {
         .help("check that the file is there and that you may read it")
 }
 
+/// `text` as the name of a file or folder that every system takes and no shell has to quote; empty where nothing of it
+/// is left.
+pub(crate) fn plain_name(text: &str) -> String {
+    let mut name = String::new();
+    for letter in text.chars() {
+        match letter {
+            letter if letter.is_alphanumeric() || "._=+%".contains(letter) => name.push(letter),
+            _ if name.ends_with('-') => {}
+            _ => name.push('-'),
+        }
+    }
+    // Not hidden, not a flag, not too long for a file system.
+    let name = name.trim_matches(['-', '.']);
+    name.chars().take(120).collect()
+}
+
 /// The text of a file; none if there is no such file.
 pub(crate) fn read(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
@@ -376,6 +392,21 @@ mod tests {
             read_lines::<Value>(&path).unwrap(),
             [json!({"step": 1}), json!({"step": 2})]
         );
+    }
+
+    #[test]
+    fn a_plain_name_is_no_path_no_flag_and_not_hidden() {
+        for (text, name) in [
+            ("uniform every=10", "uniform-every=10"),
+            ("a/b -- c", "a-b-c"),
+            ("../--force", "force"),
+            ("k=50% [query]", "k=50%-query"),
+            ("über", "über"),
+            ("./-", ""),
+        ] {
+            assert_eq!(plain_name(text), name, "{text}");
+        }
+        assert_eq!(plain_name(&"x".repeat(300)).len(), 120);
     }
 
     #[test]

@@ -134,6 +134,23 @@ impl Drawn {
         if c.once_in(4) && many {
             self.set("adapter.exclude_modules", "[\"value\"]");
         }
+        // No count that is drawn is above two: so many modules, or layers where these are chosen, are always left. The
+        // pooler, which is in no layer, is not.
+        let deep = (self.get("model.name")).is_some_and(|name| name.contains("deep-bert"));
+        let one_of_a_layer = matches!(
+            self.get("adapter.targets"),
+            Some("[\"query\"]" | "[\"q_lin\"]")
+        );
+        let two_layers = one_of_a_layer || self.get("allocation.unit").is_some();
+        if c.once_in(4) {
+            let layers = match (deep, two_layers) {
+                (true, true) => c.of(&["[0, 3]", "[1, 2]", "[1, 2, 3]"]),
+                (true, false) => c.of(&["[0, 3]", "[1, 2]", "3"]),
+                (false, true) => "[0, 1]",
+                (false, false) => c.of(&["0", "1", "[1]"]),
+            };
+            self.set("adapter.layers_to_transform", layers);
+        }
         self
     }
 

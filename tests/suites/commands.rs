@@ -88,7 +88,19 @@ fn a_new_recipe_is_right_and_trains() {
         &new(&["csv.toml", "--train", "train.csv"]),
         &["--validation"],
     );
-    for name in ["sst2.toml", "csv.toml"] {
+    // Columns of files that are not there.
+    for (flag, more) in [
+        ("--text", &[][..]),
+        ("--text-pair", &["--task", "minimal-pairs"]),
+        ("--label", &["--task", "cola", "--data", "glue/cola"]),
+    ] {
+        refused(
+            &scene,
+            &new(&[&["columns.toml", flag, "sentence"], more].concat()),
+            &[&format!("{flag} sentence names a column of --train")],
+        );
+    }
+    for name in ["sst2.toml", "csv.toml", "columns.toml"] {
         assert!(!scene.path(name).exists(), "{name}");
     }
 }

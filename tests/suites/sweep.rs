@@ -256,6 +256,29 @@ fn a_sweep_that_is_stopped_goes_on_where_it_was() {
     }
 }
 
+#[test]
+fn a_run_that_fails_while_the_sweep_stops_is_not_waited_for() {
+    let scene = scene("set = { \"train.steps\" = 150 }");
+    let mut sweep = start(&scene);
+    wait_for(&scene, &mut sweep);
+    // Held still, it cannot end before it is killed.
+    let run = child_of(sweep.id()).expect("a run at work");
+    kill("STOP", run);
+    kill("TERM", sweep.id());
+    std::thread::sleep(Duration::from_millis(300));
+    kill("KILL", run);
+    let since = Instant::now();
+    while sweep.try_wait().expect("it can be asked").is_none() {
+        if since.elapsed() > Duration::from_secs(20) {
+            kill("KILL", sweep.id());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = sweep.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(143), "{}", said(&output));
+    contains(&output, &["SIGKILL", "stopped by SIGTERM"]);
+}
+
 fn start(scene: &Scene) -> Child {
     let mut command = scene.command(&["sweep", "sweep.toml"]);
     command.stdout(Stdio::null()).stderr(Stdio::piped());
@@ -425,6 +448,24 @@ fn mistakes_are_named_before_anything_is_trained() {
         "output = \"runs\"\nseeds = [0]\nrecipe = \"gone.toml\"\n",
         &["cannot read the recipe", "gone.toml"],
     );
+    // What is counted is what is asked for: each file of a pattern is an arm, and the seeds are the command line's.
+    scene.write("other-recipe.toml", &scene.recipe_text());
+    scene.write(
+        "sweep.toml",
+        "output = \"runs\"\nseeds = [0]\nrecipes = [\"*recipe.toml\"]\n",
+    );
+    let many = |more: &[&str]| {
+        let sweep = ["sweep", "sweep.toml", "--dry-run", "--seeds"];
+        scene.run(&[&sweep[..], more].concat())
+    };
+    let refused = many(&["0..5000"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    contains(
+        &refused,
+        &["sweep.toml has 10002 runs, more than 10000", "--seeds"],
+    );
+    let fewer = many(&["0..1", "--arms", "recipe"]);
+    assert!(fewer.status.success(), "{}", said(&fewer));
     let unknown = scene.run(&["sweep", "none.toml"]);
     assert_eq!(unknown.status.code(), Some(2));
     contains(&unknown, &["cannot read the sweep none.toml"]);

@@ -48,15 +48,15 @@ struct New {
     /// And one to evaluate on
     #[arg(long, value_name = "FILE", requires = "train")]
     validation: Option<PathBuf>,
-    /// Their column of texts
-    #[arg(long, value_name = "COLUMN", default_value = "text")]
-    text: String,
+    /// Their column of texts; by default `text`
+    #[arg(long, value_name = "COLUMN")]
+    text: Option<String>,
     /// Their column of second texts, where they hold pairs
     #[arg(long, value_name = "COLUMN")]
     text_pair: Option<String>,
-    /// Their column of labels
-    #[arg(long, value_name = "COLUMN", default_value = "label")]
-    label: String,
+    /// Their column of labels; by default `label`
+    #[arg(long, value_name = "COLUMN")]
+    label: Option<String>,
     /// What scores modules
     #[arg(long, value_name = "PLUGIN", default_value = "activation")]
     scorer: String,
@@ -116,6 +116,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
 
 /// Writes the recipe, once it is seen to be right.
 fn write(new: &New, common: &Common) -> Result<()> {
+    check_columns(new)?;
     let text = text(new)?;
     let (recipe, _) = Recipe::parse(&new.file, &text, &[])?;
     let mut options = std::fs::File::options();
@@ -142,6 +143,26 @@ fn write(new: &New, common: &Common) -> Result<()> {
             "{file} trains into {}. Next:\n  dynalora plan {file}\n  dynalora train {file}",
             recipe.output.display()
         ));
+    }
+    Ok(())
+}
+
+/// Refuses columns of no file.
+fn check_columns(new: &New) -> Result<()> {
+    let columns = [
+        ("--text", &new.text),
+        ("--text-pair", &new.text_pair),
+        ("--label", &new.label),
+    ];
+    for (flag, column) in columns {
+        if let (Some(column), None) = (column, &new.train) {
+            return Err(Error::user(format!(
+                "{flag} {column} names a column of --train, which is not given"
+            ))
+            .help(format!(
+                "give --train and --validation, the files that have it; or leave {flag} out: the tasks have columns of their own"
+            )));
+        }
     }
     Ok(())
 }
@@ -176,8 +197,8 @@ fn text(new: &New) -> Result<String> {
                 "train = {}\nvalidation = {}\n\n[data.columns]\ntext = {}\n{pair}label = {}\n",
                 path(train)?,
                 path(validation)?,
-                quoted(&new.text),
-                quoted(&new.label)
+                quoted(new.text.as_deref().unwrap_or("text")),
+                quoted(new.label.as_deref().unwrap_or("label"))
             )
         }
         _ => "# A small task that is part of the program: name your own files with `train` and `validation`.\n\

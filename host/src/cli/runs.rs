@@ -132,11 +132,7 @@ fn row(folder: &Path) -> Result<Row> {
             MetricRecord::Evaluation(record) => evaluation = Some(record),
         }
     }
-    let deciding = recipe
-        .evaluation
-        .metric
-        .unwrap_or_else(|| recipe.data.metrics()[0])
-        .name();
+    let deciding = recipe.deciding_metric().name();
     let metric = evaluation.and_then(|record| {
         let value = record.metrics.get(deciding)?;
         Some((deciding.to_owned(), *value))

@@ -71,11 +71,12 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         return dry_run(&runs, &states, &jobs);
     }
     if arguments.report {
-        return report(arguments, &file, &finished(&runs)?);
+        let trained = finished(&runs, states.iter().map(|state| *state == State::Finished));
+        return report(arguments, &file, &trained);
     }
     warn(&runs);
     let outcomes = train(&runs, states, &jobs)?;
-    let trained = finished(&runs)?;
+    let trained = finished(&runs, outcomes.iter().map(Outcome::is_finished));
     if !trained.is_empty() {
         report(arguments, &file, &trained)?;
     }
@@ -85,7 +86,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
 /// The commands that would be run.
 fn dry_run(runs: &[Planned], states: &[State], jobs: &Jobs) -> Result<()> {
     for (run, state) in runs.iter().zip(states) {
-        if matches!(state, State::Finished(_)) {
+        if *state == State::Finished {
             continue;
         }
         let command = command("dynalora".as_ref(), run, state, jobs);
@@ -115,15 +116,11 @@ fn warn(runs: &[Planned]) {
     }
 }
 
-/// The runs that are finished.
-fn finished(runs: &[Planned]) -> Result<Vec<&Planned>> {
-    let mut trained = Vec::new();
-    for run in runs {
-        if let State::Finished(_) = state(run)? {
-            trained.push(run);
-        }
-    }
-    Ok(trained)
+/// The runs that are finished, by what is known of each.
+fn finished(runs: &[Planned], known: impl Iterator<Item = bool>) -> Vec<&Planned> {
+    let runs = runs.iter().zip(known);
+    runs.filter_map(|(run, finished)| finished.then_some(run))
+        .collect()
 }
 
 fn report(arguments: &Arguments, file: &File, runs: &[&Planned]) -> Result<()> {

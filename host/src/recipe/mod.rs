@@ -126,6 +126,11 @@ impl Recipe {
             .map_err(|error| Error::failure("the resolved recipe cannot be written").because(error))
     }
 
+    /// The metric that picks the best checkpoint: the recipe's choice, or else the first that is measured.
+    pub fn deciding_metric(&self) -> Metric {
+        (self.evaluation.metric).unwrap_or_else(|| self.data.metrics()[0])
+    }
+
     /// The JSON Schema of a recipe, for editors.
     pub fn schema() -> serde_json::Value {
         schemars::schema_for!(Recipe).to_value()

@@ -30,9 +30,10 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 0, 0),
 ];
 pub(super) const WIDTH: u32 = 800;
-pub(super) const HEIGHT: u32 = 420;
+/// Without a legend.
+const HEIGHT: u32 = 420;
 /// Height of a line of the legend.
-pub(super) const LINE: u32 = 20;
+const LINE: u32 = 20;
 
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
@@ -48,19 +49,6 @@ pub(super) fn drawn(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Resul
         done.map_err(|error| Error::failure(format!("cannot draw a plot: {error}")))?;
     }
     Ok(svg)
-}
-
-/// A name for a file of these parts.
-pub(super) fn file_name(parts: &[&str]) -> String {
-    let mut name = String::new();
-    for letter in parts.join("-").chars() {
-        match letter {
-            letter if letter.is_alphanumeric() || "._=+%".contains(letter) => name.push(letter),
-            _ if name.ends_with('-') => {}
-            _ => name.push('-'),
-        }
-    }
-    name.trim_matches('-').chars().take(120).collect()
 }
 
 /// The library's errors are of many types that all say one thing.
@@ -93,6 +81,32 @@ pub(super) fn marker<'a, At: Clone + 'static>(
         true => TriangleMarker::new(at, 5, style).into_dyn(),
         false => Circle::new(at, 4, style).into_dyn(),
     }
+}
+
+pub(super) fn height_with_legend(names: usize) -> u32 {
+    HEIGHT + names as u32 * LINE
+}
+
+/// Cuts a legend off the foot of an area and returns the rest: a line in its colour for each name, `marked` with the marker
+/// of its points.
+pub(super) fn legend<'a, 'n>(
+    root: &Area<'a>,
+    names: impl Iterator<Item = &'n str>,
+    marked: bool,
+) -> Drawn<Area<'a>> {
+    let (above, below) = root.split_vertically(HEIGHT - LINE / 2);
+    for (nth, name) in names.enumerate() {
+        let y = (nth as u32 * LINE + LINE / 2) as i32;
+        let line = PathElement::new([(56, y), (84, y)], colour(nth).stroke_width(2));
+        below.draw(&line).map_err(text)?;
+        if marked {
+            below.draw(&marker(nth, (70, y), true)).map_err(text)?;
+        }
+        let style = ("sans-serif", 15).into_font().color(&BLACK);
+        let name = Text::new(name.to_owned(), (94, y - 7), style);
+        below.draw(&name).map_err(text)?;
+    }
+    Ok(above)
 }
 
 /// A range with some room at its ends.

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::canvas::{Area, Drawn, Plot, WIDTH, drawn, file_name, text, tick};
+use super::canvas::{Area, Drawn, Plot, WIDTH, drawn, text, tick};
 use super::reading::{Choice, layer};
 use super::{Arm, Reading};
 use crate::error::Result;
+use crate::file::plain_name;
 
 /// Shares of modules in stretches of steps.
 struct Map<'a> {
@@ -39,7 +40,7 @@ pub fn heatmaps(arm: &Arm) -> Result<Vec<Plot>> {
         runs => format!("{}, {} seeds", arm.name, runs.len()),
     };
     let plot = |kind: &str, title: String, svg: String| Plot {
-        name: file_name(&[kind, &of]),
+        name: plain_name(&format!("{kind}-{of}")),
         title,
         svg,
     };

@@ -6,7 +6,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::canvas::{
-    Area, Drawn, HEIGHT, LINE, Plot, around, axes, colour, drawn, marker, text, tick,
+    Area, Drawn, Plot, around, axes, colour, drawn, height_with_legend, legend, marker, text, tick,
 };
 use super::heatmap::heatmaps;
 use super::{Arm, Figure, Reading, Report, Spread};
@@ -38,25 +38,14 @@ fn tell_apart(plots: &mut [Plot]) {
     }
 }
 
-/// Cuts a legend of all arms off the foot of an area and returns the rest.
-fn legend<'a>(root: &Area<'a>, report: &Report) -> Drawn<Area<'a>> {
-    let rows = report.arms.len() as u32 * LINE;
-    let height = root.dim_in_pixel().1;
-    let (above, below) = root.split_vertically(height - rows - LINE / 2);
-    for (index, arm) in report.arms.iter().enumerate() {
-        let y = (index as u32 * LINE + LINE / 2) as i32;
-        let line = PathElement::new([(56, y), (84, y)], colour(index).stroke_width(2));
-        below.draw(&line).map_err(text)?;
-        below.draw(&marker(index, (70, y), true)).map_err(text)?;
-        let style = ("sans-serif", 15).into_font().color(&BLACK);
-        let name = Text::new(arm.name.clone(), (94, y - 7), style);
-        below.draw(&name).map_err(text)?;
-    }
-    Ok(above)
+/// The area above a legend of all arms, which stands at the foot.
+fn above_legend<'a>(root: &Area<'a>, report: &Report) -> Drawn<Area<'a>> {
+    let names = report.arms.iter().map(|arm| arm.name.as_str());
+    legend(root, names, true)
 }
 
-fn height_with_legend(report: &Report) -> u32 {
-    HEIGHT + report.arms.len() as u32 * LINE
+fn height(report: &Report) -> u32 {
+    height_with_legend(report.arms.len())
 }
 
 /// Mean and standard deviation at each step that all counted runs of an arm were evaluated after.
@@ -115,8 +104,8 @@ fn curves(report: &Report) -> Result<Option<Plot>> {
     let (Some(x), Some(y)) = (around(steps), around(edges)) else {
         return Ok(None);
     };
-    let svg = drawn(height_with_legend(report), |root| {
-        let area = legend(root, report)?;
+    let svg = drawn(height(report), |root| {
+        let area = above_legend(root, report)?;
         let mut chart = axes!(&area, x, y, "optimiser step", report.metric.as_str());
         for (index, points) in bands.iter().enumerate() {
             let edge = |sign: f64| {
@@ -186,8 +175,8 @@ fn numbers(report: &Report) -> Result<Vec<Plot>> {
         let (Some(x), Some(y)) = (x, y) else {
             continue;
         };
-        let svg = drawn(height_with_legend(report), |root| {
-            let area = legend(root, report)?;
+        let svg = drawn(height(report), |root| {
+            let area = above_legend(root, report)?;
             let mut chart = axes!(&area, x, y, "optimiser step", name.as_str());
             for (arm, points) in &lines {
                 let style = colour(*arm).stroke_width(1);
@@ -223,8 +212,8 @@ fn scatter(report: &Report, x: Figure, y: Figure) -> Result<Option<Plot>> {
     };
     let names = [x, y].map(|figure| figure.heading(&report.metric));
     let middle = (across.start + across.end) / 2.0;
-    let svg = drawn(height_with_legend(report), |root| {
-        let area = legend(root, report)?;
+    let svg = drawn(height(report), |root| {
+        let area = above_legend(root, report)?;
         let [x_name, y_name] = &names;
         let mut chart = axes!(&area, across, up, x_name.as_str(), y_name.as_str());
         let points = points

@@ -95,8 +95,7 @@ impl Reading {
     pub fn open(folder: &Path, metric: Option<&str>) -> Result<Reading> {
         let run = Run::open(folder)?;
         let recipe = recipe(&run)?;
-        let deciding = (recipe.evaluation.metric).unwrap_or_else(|| recipe.data.metrics()[0]);
-        let metric = metric.unwrap_or(deciding.name()).to_owned();
+        let metric = metric.unwrap_or(recipe.deciding_metric().name()).to_owned();
         let summary = run.summary()?;
         let provenance = run.provenance()?;
         let inputs = provenance.as_ref().map(Provenance::identity);

@@ -3,10 +3,11 @@
 use plotters::prelude::*;
 
 use super::canvas::{
-    Area, Drawn, HEIGHT, LINE, Plot, around, axes, colour, drawn, file_name, marker, text, tick,
+    Plot, around, axes, colour, drawn, height_with_legend, legend, marker, text, tick,
 };
 use super::{Arm, Figure, Report, Spread};
 use crate::error::{Error, Result};
+use crate::file::plain_name;
 use crate::recipe::nearest;
 
 /// Arms that differ in nothing but the key, by its value.
@@ -127,11 +128,12 @@ fn draw(
     let (Some(x), Some(y)) = (around(values().map(across)), y) else {
         return Err(Error::failure("there is nothing to draw"));
     };
-    let entries = (lines.len() + levels.len()) as u32;
     let ends = (x.start, x.end);
     let heading = figure.heading(&report.metric);
-    let svg = drawn(HEIGHT + entries * LINE, |root| {
-        let (above, below) = root.split_vertically(HEIGHT - LINE / 2);
+    let svg = drawn(height_with_legend(lines.len() + levels.len()), |root| {
+        let names = lines.iter().map(|line| line.name.as_str());
+        let names = names.chain(levels.iter().map(|(name, _)| *name));
+        let above = legend(root, names, false)?;
         let x_tick = |at: &f64| {
             if by_magnitude {
                 tick(&10f64.powf(*at))
@@ -174,26 +176,13 @@ fn draw(
                 ))
                 .map_err(text)?;
         }
-        let names = lines.iter().map(|line| line.name.as_str());
-        legend(&below, names.chain(levels.iter().map(|(name, _)| *name)))
+        Ok(())
     })?;
     Ok(Plot {
-        name: file_name(&["swept", key]),
+        name: plain_name(&format!("swept-{key}")),
         title: format!(
             "{heading} by {key}: mean and one standard deviation over seeds; dashed: arms without it"
         ),
         svg,
     })
-}
-
-fn legend<'n>(area: &Area<'_>, names: impl Iterator<Item = &'n str>) -> Drawn {
-    for (nth, name) in names.enumerate() {
-        let y = (nth as u32 * LINE + LINE / 2) as i32;
-        let line = PathElement::new([(56, y), (84, y)], colour(nth).stroke_width(2));
-        area.draw(&line).map_err(text)?;
-        let style = ("sans-serif", 15).into_font().color(&BLACK);
-        area.draw(&Text::new(name.to_owned(), (94, y - 7), style))
-            .map_err(text)?;
-    }
-    Ok(())
 }

@@ -194,17 +194,7 @@ fn mean_and_spread(figure: Figure, spread: &Spread, runs: usize) -> String {
 
 fn comparison(report: &Report) -> Option<Table> {
     let baseline = report.baseline.as_ref()?;
-    let interval = format!("{:.0} % interval", 100.0 * CONFIDENCE);
-    let metric = &report.metric;
-    let header = [
-        "arm",
-        "seeds",
-        &format!("best {metric}"),
-        &interval,
-        &format!("final {metric}"),
-        &interval,
-        "step time",
-    ];
+    let once = evaluated_once(report);
     let mut few = false;
     let mut rows = Vec::new();
     for arm in &report.arms {
@@ -213,7 +203,7 @@ fn comparison(report: &Report) -> Option<Table> {
         };
         let mut row = |name: String, seeds: usize, paired: [&Option<Paired>; 2], too_few, time| {
             let mut row = vec![name, seeds.to_string()];
-            for paired in paired {
+            for paired in paired.into_iter().skip(usize::from(once)) {
                 let [difference, mut interval] = difference_and_interval(paired.as_ref());
                 if too_few && interval != NONE {
                     interval.push_str(MARK);
@@ -241,7 +231,7 @@ fn comparison(report: &Report) -> Option<Table> {
     }
     Some(Table {
         title: format!("Difference from {baseline}, seed by seed, with the paired t interval"),
-        header: header.map(str::to_owned).to_vec(),
+        header: comparison_header(&report.metric, once),
         rows,
         note: few.then(|| {
             format!(
@@ -251,6 +241,32 @@ fn comparison(report: &Report) -> Option<Table> {
             )
         }),
     })
+}
+
+/// Whether best and final are the same, in every run that counts.
+fn evaluated_once(report: &Report) -> bool {
+    let arms = report.arms.iter();
+    let mut runs = arms.flat_map(|arm| arm.counted(report.unfinished_count));
+    runs.all(|run| run.curve.len() == 1)
+}
+
+fn comparison_header(metric: &str, once: bool) -> Vec<String> {
+    let metrics = match once {
+        true => vec![metric.to_owned()],
+        false => vec![
+            Figure::Metric.heading(metric),
+            Figure::Final.heading(metric),
+        ],
+    };
+    let interval = format!("{:.0} % interval", 100.0 * CONFIDENCE);
+    let metrics = metrics
+        .into_iter()
+        .flat_map(|name| [name, interval.clone()]);
+    let fixed = ["arm", "seeds"].map(str::to_owned).into_iter();
+    fixed
+        .chain(metrics)
+        .chain(["step time".to_owned()])
+        .collect()
 }
 
 /// Beside an interval that rests on too few seeds.

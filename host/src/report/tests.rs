@@ -179,6 +179,41 @@ fn the_tables_say_what_the_runs_recorded() {
 }
 
 #[test]
+fn runs_of_one_evaluation_are_compared_in_one_column() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut runs = arm(folder.path(), "lora", PLAIN, 2, 0.8);
+    runs.extend(arm(folder.path(), "uniform", UNIFORM, 2, 0.7));
+    let comparison = || {
+        let report = Report::new(&runs, &Options::default()).unwrap();
+        tables(&report, &[]).swap_remove(1)
+    };
+    let once = |run: &Path| {
+        let path = run.join("metrics.jsonl");
+        let text = fs::read_to_string(&path).unwrap();
+        let first = |line: &&str| line.contains("evaluation") && line.contains("\"step\":20,");
+        let lines = text.lines().filter(|line| !first(line));
+        fs::write(
+            path,
+            lines.map(|line| line.to_owned() + "\n").collect::<String>(),
+        )
+        .unwrap();
+    };
+    // One that was evaluated twice keeps the two apart.
+    runs[1..].iter().for_each(|run| once(run));
+    assert_eq!(comparison().header.len(), 7);
+    once(&runs[0]);
+    insta::assert_snapshot!(markdown(&[comparison()]), @r"
+    Difference from LoRA, seed by seed, with the paired t interval:
+
+    | arm                   | seeds | accuracy         | 95 % interval            | step time |
+    |-----------------------|-------|------------------|--------------------------|-----------|
+    | allocator=uniform k=2 | 2     | -0.1000 ± 0.0000 | -0.1000 to -0.1000 (few) | × 0.56    |
+
+    (few): an interval of too few seeds to be trusted. It takes 10 where an arm draws modules by chance, 5 where none does.
+    ");
+}
+
+#[test]
 fn arms_are_named_by_what_a_reader_looks_for() {
     let folder = tempfile::tempdir().unwrap();
     let runs = runs(folder.path());

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::points::{Choices, RandomConfig, Settings};
-use super::seeds::{MOST_RUNS, Seeds};
+use super::seeds::Seeds;
 use crate::error::{Error, Result};
 use crate::recipe::Document;
 use crate::report::Figure;
@@ -107,28 +107,16 @@ impl File {
     }
 
     fn validate(&self) -> Result<()> {
-        let Sweep {
-            recipe,
-            recipes,
-            arm,
-            grid,
-            random,
-            set,
-            seeds,
-            ..
-        } = &self.sweep;
-        let refuse = |key: &str, message: String, label: &str, help: &str| {
-            Err(self.document.error(key, message, label).help(help))
-        };
-        if seeds.list().is_empty() {
-            return refuse(
+        let sweep = &self.sweep;
+        if sweep.seeds.list().is_empty() {
+            return self.refuse(
                 "seeds",
                 "`seeds` names no seed".to_owned(),
                 "empty",
                 "give a list such as [0, 1, 2], or first and last as in \"0..9\"",
             );
         }
-        if recipe.is_none() && recipes.is_empty() && arm.is_empty() {
+        if sweep.recipe.is_none() && sweep.recipes.is_empty() && sweep.arm.is_empty() {
             let error = Error::user(format!(
                 "{}: there is nothing to train",
                 self.path.display()
@@ -137,33 +125,45 @@ impl File {
                 "name a `recipe`, several in `recipes`, or [[arm]]s with a name and a recipe each",
             ));
         }
-        for (number, arm) in arm.iter().enumerate() {
-            if arm.recipe.is_none() && recipe.is_none() {
-                return refuse(
+        self.check_arms()?;
+        self.check_keys("set", &sweep.set)?;
+        self.check_grid()?;
+        match &sweep.random {
+            Some(random) => self.check_random(random),
+            None => Ok(()),
+        }
+    }
+
+    fn check_arms(&self) -> Result<()> {
+        let Sweep { recipe, arm, .. } = &self.sweep;
+        for (number, own) in arm.iter().enumerate() {
+            let ArmConfig { name, .. } = own;
+            if own.recipe.is_none() && recipe.is_none() {
+                return self.refuse(
                     &format!("arm[{number}].name"),
-                    format!("the arm `{}` has no recipe", arm.name),
+                    format!("the arm `{name}` has no recipe"),
                     "this arm",
                     "give it one, or one for all arms that have none: `recipe` at the top of the sweep",
                 );
             }
-            if self.sweep.arm[..number]
-                .iter()
-                .any(|other| other.name == arm.name)
-            {
-                return refuse(
+            if arm[..number].iter().any(|other| other.name == *name) {
+                return self.refuse(
                     &format!("arm[{number}].name"),
-                    format!("two arms are called `{}`", arm.name),
+                    format!("two arms are called `{name}`"),
                     "the second",
                     "give each a name of its own",
                 );
             }
-            self.check_keys(&format!("arm[{number}].set"), &arm.set)?;
+            self.check_keys(&format!("arm[{number}].set"), &own.set)?;
         }
-        self.check_keys("set", set)?;
-        self.check_keys("grid", grid)?;
-        for (key, values) in grid {
+        Ok(())
+    }
+
+    fn check_grid(&self) -> Result<()> {
+        self.check_keys("grid", &self.sweep.grid)?;
+        for (key, values) in &self.sweep.grid {
             if values.as_array().is_none_or(Vec::is_empty) {
-                return refuse(
+                return self.refuse(
                     &format!("grid.{key}"),
                     format!("`{key}` in [grid] is {values}"),
                     "expected a list of values",
@@ -171,32 +171,12 @@ impl File {
                 );
             }
         }
-        let points = match random {
-            Some(random) => random.draws as usize,
-            None => grid
-                .values()
-                .filter_map(toml::Value::as_array)
-                .fold(1, |points: usize, values| {
-                    points.saturating_mul(values.len())
-                }),
-        };
-        let count = points
-            .saturating_mul(seeds.list().len())
-            .saturating_mul(arm.len().max(1));
-        if count > MOST_RUNS {
-            let key = if random.is_some() { "random" } else { "grid" };
-            return refuse(
-                key,
-                format!("the sweep has {count} runs, more than {MOST_RUNS}"),
-                "too many points",
-                "give fewer values, draws or seeds; or make several sweeps of it",
-            );
-        }
-        let Some(random) = random else {
-            return Ok(());
-        };
-        if !grid.is_empty() {
-            return refuse(
+        Ok(())
+    }
+
+    fn check_random(&self, random: &RandomConfig) -> Result<()> {
+        if !self.sweep.grid.is_empty() {
+            return self.refuse(
                 "random",
                 "[grid] and [random] are both given".to_owned(),
                 "one of the two is too many",
@@ -204,7 +184,7 @@ impl File {
             );
         }
         if random.draws == 0 || random.keys.is_empty() {
-            return refuse(
+            return self.refuse(
                 "random",
                 "[random] draws nothing".to_owned(),
                 "without `draws` or without `keys`",
@@ -214,7 +194,7 @@ impl File {
         self.check_keys("random.keys", &random.keys)?;
         for (key, values) in &random.keys {
             if let Err(why) = Choices::of(values) {
-                return refuse(
+                return self.refuse(
                     &format!("random.keys.{key}"),
                     format!("`{key}` in [random.keys]: {why}"),
                     "nothing to draw from",
@@ -249,6 +229,11 @@ impl File {
             }
         }
         Ok(())
+    }
+
+    /// An error that points at a key.
+    fn refuse(&self, key: &str, message: String, label: &str, help: &str) -> Result<()> {
+        Err(self.document.error(key, message, label).help(help))
     }
 }
 

@@ -10,7 +10,7 @@ use super::plan::Planned;
 use crate::error::{Error, Result};
 use crate::file::cannot_write;
 use crate::number::duration;
-use crate::run::{Run, Summary};
+use crate::run::Run;
 use crate::train::Stop;
 
 /// How they are run.
@@ -27,14 +27,14 @@ pub struct Jobs {
 }
 
 /// What there is of a run before it is started.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Nothing.
     New,
     /// It goes on.
     Begun,
     /// All of it.
-    Finished(Box<Summary>),
+    Finished,
 }
 
 /// What became of a run.
@@ -53,6 +53,13 @@ pub enum Outcome {
     },
     /// It was not started, or was stopped, since a signal came.
     Stopped,
+}
+
+impl Outcome {
+    /// Whether the run is finished, now or before.
+    pub fn is_finished(&self) -> bool {
+        matches!(self, Outcome::Finished | Outcome::Skipped)
+    }
 }
 
 /// What there is of `run`. An error where its folder holds something else, or a run of another recipe.
@@ -76,7 +83,7 @@ pub fn state(run: &Planned) -> Result<State> {
             ))
         })?;
     Ok(match there.finished() {
-        Some(summary) => State::Finished(Box::new(summary)),
+        Some(_) => State::Finished,
         None => State::Begun,
     })
 }
@@ -125,8 +132,11 @@ pub fn train(runs: &[Planned], states: Vec<State>, jobs: &Jobs) -> Result<Vec<Ou
     }
     sweep.board.end();
     if let Some(signal) = asked {
-        let done = |outcome: &&Outcome| matches!(outcome, Outcome::Finished | Outcome::Skipped);
-        let finished = sweep.outcomes.iter().filter(done).count();
+        let finished = sweep
+            .outcomes
+            .iter()
+            .filter(|outcome| outcome.is_finished());
+        let finished = finished.count();
         return Err(Error::interrupted(
             signal.0,
             format!(
@@ -164,7 +174,7 @@ impl<'a> Sweep<'a> {
         let mut outcomes = Vec::new();
         for (nth, state) in states.into_iter().enumerate() {
             outcomes.push(match state {
-                State::Finished(_) => Outcome::Skipped,
+                State::Finished => Outcome::Skipped,
                 state => {
                     waiting.push_back((nth, state, 0));
                     Outcome::Stopped
@@ -254,20 +264,20 @@ impl<'a> Sweep<'a> {
             self.outcomes[ended.nth] = Outcome::Finished;
             return;
         }
-        if status.code().is_some_and(|code| code > 128) {
+        let by_signal = status.code().is_some_and(|code| code > 128);
+        if by_signal && self.board.stopping() {
             // It was told to stop, and is saved.
             self.outcomes[ended.nth] = Outcome::Stopped;
-            if self.board.stopping() {
-                return;
-            }
+            return;
         }
         let how = match status.code() {
             Some(0) => "ended without a closing account".to_owned(),
             Some(code) => format!("ended with exit code {code}"),
             None => format!("was ended: {status}"),
         };
-        // The user's own mistake does not go away by itself.
-        let again = status.code() != Some(2) && ended.tries <= self.jobs.retries;
+        // The user's own mistake does not go away by itself, and a sweep that stops starts nothing.
+        let may = status.code() != Some(2) && !self.board.stopping();
+        let again = may && ended.tries <= self.jobs.retries;
         let what = if again { "; it is tried again" } else { "" };
         self.board
             .failed(&format!("{} {how} after {took}{what}", run.name));

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use globset::Glob;
 
 use super::file::{File, Sweep};
-use super::points::{Point, Settings, at_random, of_grid};
-use super::seeds::Seeds;
+use super::points::{Point, Settings, at_random, of_grid, points_of_grid};
+use super::seeds::{MOST_RUNS, Seeds};
 use crate::error::{Error, Result};
+use crate::file::plain_name;
 use crate::recipe::Recipe;
 
 /// One run of a sweep.
@@ -43,15 +44,17 @@ pub struct Asked {
 /// The runs, seed by seed, so that what is there when a sweep is stopped compares. An error if one of the recipes is not
 /// right.
 pub fn runs(file: &File, asked: &Asked) -> Result<Vec<Planned>> {
-    let arms = chosen(file, arms(file)?, &asked.arms)?;
+    let all = arms(file)?;
+    let arms = chosen(file, &all, &asked.arms)?;
+    let seeds = asked.seeds.as_ref().unwrap_or(&file.sweep.seeds);
+    check_count(file, arms.len(), seeds.list().len())?;
     let points = match &file.sweep.random {
         Some(random) => at_random(random),
         None => of_grid(&file.sweep.grid),
     };
     if let Some(baseline) = &file.sweep.baseline {
-        check_baseline(file, baseline, &points)?;
+        check_baseline(file, baseline, &all, &points)?;
     }
-    let seeds = asked.seeds.as_ref().unwrap_or(&file.sweep.seeds);
     let output = asked.output.as_ref().unwrap_or(&file.sweep.output);
     let mut runs: Vec<Planned> = Vec::new();
     for &seed in seeds.list() {
@@ -175,7 +178,7 @@ fn matching(file: &File, pattern: &str) -> Result<Vec<PathBuf>> {
 }
 
 /// Those that are asked for by name; all where none is.
-fn chosen(file: &File, arms: Vec<Arm>, names: &[String]) -> Result<Vec<Arm>> {
+fn chosen<'a>(file: &File, arms: &'a [Arm], names: &[String]) -> Result<Vec<&'a Arm>> {
     if let Some(unknown) = names
         .iter()
         .find(|name| arms.iter().all(|arm| arm.name != **name))
@@ -188,13 +191,29 @@ fn chosen(file: &File, arms: Vec<Arm>, names: &[String]) -> Result<Vec<Arm>> {
                 .help(format!("{near}The arms are {}", known.join(", "))),
         );
     }
-    let wanted = |arm: &Arm| names.is_empty() || names.contains(&arm.name);
-    Ok(arms.into_iter().filter(wanted).collect())
+    let wanted = |arm: &&Arm| names.is_empty() || names.contains(&arm.name);
+    Ok(arms.iter().filter(wanted).collect())
+}
+
+/// Refuses more runs than anybody trains, before there is a list of them.
+fn check_count(file: &File, arms: usize, seeds: usize) -> Result<()> {
+    let points = match &file.sweep.random {
+        Some(random) => random.draws as usize,
+        None => points_of_grid(&file.sweep.grid),
+    };
+    let count = arms.saturating_mul(points).saturating_mul(seeds);
+    if count <= MOST_RUNS {
+        return Ok(());
+    }
+    Err(Error::user(format!(
+        "{} has {count} runs, more than {MOST_RUNS}: arms {arms}, points {points}, seeds {seeds}",
+        file.path.display()
+    ))
+    .help("give fewer values, draws or seeds; or train a part at a time, with --arms or --seeds"))
 }
 
 /// Refuses a baseline that is no arm of the whole sweep.
-fn check_baseline(file: &File, baseline: &str, points: &[Point]) -> Result<()> {
-    let arms = arms(file)?;
+fn check_baseline(file: &File, baseline: &str, arms: &[Arm], points: &[Point]) -> Result<()> {
     let names: Vec<String> = arms
         .iter()
         .flat_map(|arm| points.iter().map(|point| name_of(arm, point)))
@@ -235,7 +254,10 @@ fn planned(
     (output, more): (&Path, &[String]),
 ) -> Result<Planned> {
     let name = name_of(arm, point);
-    let folder = format!("{}-s{seed}", as_a_folder(&name));
+    let folder = match plain_name(&name) {
+        plain if plain.is_empty() => format!("run-s{seed}"),
+        plain => format!("{plain}-s{seed}"),
+    };
     let mut sets: Vec<String> = [&file.sweep.set, &arm.set, &point.set]
         .into_iter()
         .flatten()
@@ -260,22 +282,4 @@ fn planned(
         resolved,
         name: folder,
     })
-}
-
-/// What every system takes as the name of a folder, and no shell has to quote.
-fn as_a_folder(name: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "._=+%-".contains(c);
-    let mut folder: String = name
-        .chars()
-        .map(|c| if plain(c) { c } else { '-' })
-        .collect();
-    while folder.contains("--") {
-        folder = folder.replace("--", "-");
-    }
-    // Not hidden, not a flag, not too long for a file system.
-    let folder: String = folder.trim_matches(['-', '.']).chars().take(120).collect();
-    match folder.is_empty() {
-        true => "run".to_owned(),
-        false => folder,
-    }
 }

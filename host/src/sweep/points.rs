@@ -80,6 +80,12 @@ pub fn of_grid(grid: &Settings) -> Vec<Point> {
     points
 }
 
+/// How many points [`of_grid`] makes.
+pub fn points_of_grid(grid: &Settings) -> usize {
+    let counts = grid.values().filter_map(Value::as_array).map(Vec::len);
+    counts.fold(1, usize::saturating_mul)
+}
+
 /// Points drawn independently of each other: the nth is the same however many there are.
 pub fn at_random(random: &RandomConfig) -> Vec<Point> {
     let width = (random.draws.saturating_sub(1)).to_string().len();
@@ -218,6 +224,8 @@ mod tests {
             Value::Integer(3)
         );
         assert_eq!(of_grid(&Settings::new()), [Point::default()]);
+        assert_eq!(points_of_grid(&grid), 4);
+        assert_eq!(points_of_grid(&Settings::new()), 1);
         // Two keys that end alike are told apart.
         let alike =
             table("\"scorer.plugin\" = [\"a\"]\n\"allocator.plugin\" = [\"b\"]\nthreads = [1]");
