@@ -165,6 +165,13 @@ impl Trained {
         }
     }
 
+    /// Writes the base model with the adapter merged into it, and its head, into an empty folder.
+    pub fn merge(&self, to: &Path, device: &burn_flex::FlexDevice) -> Result<()> {
+        let trainee = self.load::<burn_flex::Flex>(device)?;
+        let base = (&self.folder, &self.pretrained);
+        export::merge(to, base, &trainee, &self.learnt)
+    }
+
     /// Model, adapter and head on a device.
     pub fn load<B: Kernels>(&self, device: &B::Device) -> Result<Trainee<B>> {
         let modules = self.adapter.modules(&self.pretrained.linears())?;

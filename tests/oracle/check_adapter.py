@@ -2,8 +2,9 @@
 
     python tests/oracle/check_adapter.py --base DIR --adapter RUN/adapter --sentences FILE --out logits.json
 
-With --expect it also compares: exit code 1 where the logits are further apart than --tolerance, or where
-PEFT did not take every tensor of the adapter's file as it stands.
+With --expect it also compares, with --merged with those of the folder that `dynalora merge` wrote: exit code 1 where the
+logits are further apart than --tolerance, or where PEFT did not take every tensor of the adapter's file as it stands.
+Of a model that predicts tokens, the logits are those after a sentence's last.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from common import be_deterministic, write_json
 
@@ -47,7 +48,8 @@ def logits(model, tokenizer, lines, with_pairs, max_length):
     for line in lines:
         texts = line.split("\t") if with_pairs else [line]
         inputs = tokenizer(*texts, truncation="longest_first", max_length=max_length, return_tensors="pt")
-        result.append(model(**inputs).logits[0].tolist())
+        found = model(**inputs).logits[0]
+        result.append((found if found.ndim == 1 else found[-1]).tolist())
     return result
 
 
@@ -70,6 +72,7 @@ def main():
     parser.add_argument("--max-length", type=int, default=128, help="tokens a sentence is cut at (128)")
     parser.add_argument("--out", type=Path, help='where to write {"logits": [[..], ..]}')
     parser.add_argument("--expect", type=Path, help="a JSON file of the same form to compare with")
+    parser.add_argument("--merged", type=Path, help="a folder to compare with, which needs no adapter")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest absolute difference (1e-4)")
     arguments = parser.parse_args()
 
@@ -77,9 +80,14 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     saved = load_file(arguments.adapter / "adapter_model.safetensors")
-    base = AutoModelForSequenceClassification.from_pretrained(
-        arguments.base, num_labels=count_labels(saved), dtype=torch.float32, attn_implementation="eager"
-    )
+    task = json.loads((arguments.adapter / "adapter_config.json").read_text())["task_type"]
+    kind, settings = AutoModelForSequenceClassification, {}
+    if task == "CAUSAL_LM":
+        kind = AutoModelForCausalLM
+    else:
+        settings["num_labels"] = count_labels(saved)
+    common = dict(dtype=torch.float32, attn_implementation="eager")
+    base = kind.from_pretrained(arguments.base, **settings, **common)
     model = PeftModel.from_pretrained(base, arguments.adapter).eval()
     complaints = untaken(saved, model)
     for complaint in complaints:
@@ -91,6 +99,15 @@ def main():
     if arguments.out is not None:
         write_json(arguments.out, {"logits": found})
     agree = True
+    if arguments.merged is not None:
+        merged, told = kind.from_pretrained(arguments.merged, output_loading_info=True, **common)
+        complaints += [f"{what}: {names}" for what, names in told.items() if names]
+        for what, names in told.items():
+            if names:
+                print(f"{what}: {names}", file=sys.stderr)
+        tokenizer = AutoTokenizer.from_pretrained(arguments.merged)
+        of_merged = logits(merged.eval(), tokenizer, lines, arguments.pairs, arguments.max_length)
+        agree = compare(of_merged, found, arguments.tolerance)
     if arguments.expect is not None:
         agree = compare(found, json.loads(arguments.expect.read_text())["logits"], arguments.tolerance)
     return 0 if agree and not complaints else 1

@@ -3,6 +3,7 @@
 mod completions;
 mod devices;
 mod evaluate;
+mod merge;
 mod plan;
 mod plugins;
 mod predict;
@@ -56,6 +57,8 @@ enum Command {
     Evaluate(evaluate::Arguments),
     /// Label texts with a trained run or a PEFT adapter
     Predict(predict::Arguments),
+    /// Merge a trained run or a PEFT adapter into its base model, as a folder for Transformers
+    Merge(merge::Arguments),
     /// Show what a recipe would train: modules, parameters, FLOPs and memory
     Plan(plan::Arguments),
     /// Write, check and show recipes
@@ -88,6 +91,7 @@ pub fn run() -> Result<()> {
         Command::Train(arguments) => train::run(&arguments, &common),
         Command::Evaluate(arguments) => evaluate::run(&arguments, &common),
         Command::Predict(arguments) => predict::run(&arguments, &common),
+        Command::Merge(arguments) => merge::run(&arguments, &common),
         Command::Plan(arguments) => plan::run(&arguments, &common),
         Command::Recipe(arguments) => recipe::run(&arguments, &common),
         Command::Runs(arguments) => runs::run(&arguments, &common),

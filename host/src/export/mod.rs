@@ -1,7 +1,9 @@
 //! Trained adapters as files that other tools read.
 
+mod merge;
 mod pattern;
 mod peft;
 mod settings;
 
+pub use merge::merge;
 pub use peft::{Peft, read, write};

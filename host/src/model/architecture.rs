@@ -9,6 +9,8 @@ use crate::kernel::{Activation, AttentionShape, NormKind};
 pub struct Architecture {
     /// The `model_type` it goes by: `bert`.
     pub family: &'static str,
+    /// What its classes in Transformers begin with: `Bert`.
+    pub class: &'static str,
     /// What checkpoints with a head put before every tensor of the body: `bert`.
     pub prefix: &'static str,
     /// Features of a token.

@@ -83,6 +83,26 @@ impl Pretrained {
         pretrained.freeze_pooler(frozen)
     }
 
+    /// What the checkpoint's names of the base model's tensors begin with; nothing in one of a bare model.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Whether a tensor of a bare checkpoint is of the base model.
+    pub fn is_of_base(&self, name: &str) -> bool {
+        let config = &self.config;
+        let tables = &config.embeddings;
+        let tables = [Some(tables.words), tables.positions, tables.types];
+        let tables = tables.into_iter().flatten().map(|table| table.name);
+        let norms = config.embeddings.norm.iter().chain(&config.final_norm);
+        let norms = norms.map(|norm| norm.name);
+        let parts = tables.chain(norms).chain([config.layer_path]);
+        parts.chain(config.pooler()).any(|part| {
+            let rest = name.strip_prefix(part);
+            rest.is_some_and(|rest| rest.starts_with('.'))
+        })
+    }
+
     /// Where the base model's linear layers lie.
     fn source(&self) -> Source<'_> {
         Source {

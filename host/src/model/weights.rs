@@ -210,6 +210,19 @@ impl Weights {
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
+    /// The tensor `name` under a new one, to be written again in f32; none where it is not of floats.
+    pub fn saved(&self, name: &str, new: String) -> Result<Option<Saved>> {
+        let entry = self.entries.get(name).ok_or_else(|| self.missing(name))?;
+        if !is_float(entry.dtype) {
+            return Ok(None);
+        }
+        Ok(Some(Saved {
+            name: new,
+            shape: entry.shape.clone(),
+            values: self.values(entry)?,
+        }))
+    }
+
     /// As [`tensor`](Self::tensor), for a matrix of which rows are looked up here and there: an f32 one is copied
     /// into a temporary file that has no name, whose pages are in memory once they are touched.
     pub fn rows<B: Backend>(

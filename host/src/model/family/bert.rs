@@ -46,6 +46,7 @@ pub(super) fn encoder(
     };
     Ok(Architecture {
         family,
+        class: "Bert",
         prefix: "bert",
         hidden,
         max_length: positions,

@@ -36,6 +36,7 @@ fn read(json: &Json, family: &'static str) -> Result<Architecture> {
     };
     Ok(Architecture {
         family,
+        class: "DistilBert",
         prefix: "distilbert",
         hidden,
         max_length: positions,

@@ -43,6 +43,7 @@ fn read(json: &Json, family: &'static str) -> Result<Architecture> {
     };
     Ok(Architecture {
         family,
+        class: "GPT2",
         prefix: "transformer",
         hidden,
         max_length: positions,

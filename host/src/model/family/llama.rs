@@ -94,6 +94,7 @@ fn read(json: &Json, family: &'static str) -> Result<Architecture> {
     let [queries, pairs] = [shape.heads, shape.pair_heads].map(|heads| heads * shape.head_size);
     Ok(Architecture {
         family,
+        class: "Llama",
         prefix: "model",
         hidden,
         max_length: longest(json, family, &defaults)?,

@@ -46,7 +46,13 @@ fn parse(text: &str, path: &Path) -> Result<Architecture> {
     let json = Json::new(text, path)?;
     let (family, model_type) = of(&json)?;
     json.refuse_variants()?;
-    (family.read)(&json, model_type)
+    let mut architecture = (family.read)(&json, model_type)?;
+    let at = family
+        .model_types
+        .iter()
+        .position(|name| *name == model_type);
+    architecture.class = family.classes[at.unwrap_or(0)];
+    Ok(architecture)
 }
 
 /// The family of a file, and which of its types it is.

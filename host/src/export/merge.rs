@@ -1,0 +1,176 @@
+//! An adapter merged into its base model: a folder that Transformers opens without PEFT.
+
+use std::path::Path;
+
+use burn_flex::Flex;
+use serde_json::{Map, Value, json};
+
+use crate::adapter::Adapters;
+use crate::data::{Learnt, Problem};
+use crate::error::{Error, Result};
+use crate::model::architecture::WeightLayout;
+use crate::model::{HeadTensor, ModelFolder, Pretrained, Saved, save};
+use crate::train::trainee::{Trainee, read};
+
+/// What a model's folder has beside its weights and its `config.json`.
+const BESIDE: [&str; 12] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+];
+
+/// Writes the base model with `W + s·BA` in place of each module's W, and the head, into the empty folder `to`, in f32.
+/// As `merge_and_unload` of PEFT and `save_pretrained` of Transformers.
+pub fn merge(
+    to: &Path,
+    (folder, pretrained): (&ModelFolder, &Pretrained),
+    trained: &Trainee<Flex>,
+    learnt: &Learnt,
+) -> Result<()> {
+    let heads = trained.model.head.tensors();
+    let tensors = tensors(pretrained, &trained.adapters, &heads)?;
+    let head = heads.iter().zip(&trained.head);
+    let head = head.map(|(info, tensor)| Saved::new(info.name.clone(), info.shape.clone(), tensor));
+    let mut tensors = tensors;
+    tensors.extend(head.collect::<Result<Vec<_>>>()?);
+    save(&to.join("model.safetensors"), &tensors, &[("format", "pt")])?;
+
+    let cannot = |path: &Path, error: std::io::Error| {
+        Error::failure(format!("cannot write {}: {error}", path.display()))
+    };
+    let path = to.join("config.json");
+    let text = serde_json::to_string_pretty(&config(folder, pretrained, learnt)?)
+        .map_err(|error| Error::failure(format!("{}: {error}", path.display())))?;
+    std::fs::write(&path, text + "\n").map_err(|error| cannot(&path, error))?;
+    for name in BESIDE {
+        let (from, to) = (folder.dir.join(name), to.join(name));
+        if from.is_file() {
+            std::fs::copy(&from, &to).map_err(|error| cannot(&to, error))?;
+        }
+    }
+    Ok(())
+}
+
+/// The base model's tensors under the names that they have with a head on top, those of modules merged. What belongs to
+/// other heads is left out.
+fn tensors(
+    pretrained: &Pretrained,
+    adapters: &Adapters<Flex>,
+    heads: &[HeadTensor],
+) -> Result<Vec<Saved>> {
+    let own = pretrained.prefix();
+    let prefix = format!("{}.", pretrained.config.prefix);
+    let language = pretrained.config.language_head.filter(|_| heads.is_empty());
+    let language = language.map(|head| format!("{}.", head.name));
+    let mut found = Vec::new();
+    let mut left = Vec::new();
+    for name in pretrained.weights.names() {
+        let of_base = match own {
+            "" => pretrained.is_of_base(name),
+            own => name.starts_with(own),
+        };
+        let new = match (of_base, &language) {
+            (true, _) => format!("{prefix}{}", &name[own.len()..]),
+            (false, Some(language)) if name.starts_with(language.as_str()) => name.to_owned(),
+            _ => {
+                left.push(name);
+                continue;
+            }
+        };
+        // A pooler that trains is written with the head.
+        if heads.iter().any(|head| head.name == new) {
+            continue;
+        }
+        match pretrained.weights.saved(name, new)? {
+            Some(saved) => found.push(saved),
+            // Numbers of positions, which Transformers makes by itself.
+            None => left.push(name),
+        }
+    }
+    if !left.is_empty() {
+        tracing::info!(
+            "{} tensors are no part of the merged model, such as {}",
+            left.len(),
+            left[0]
+        );
+    }
+    for (index, module) in adapters.modules.iter().enumerate() {
+        let name = format!("{prefix}{}.weight", module.path);
+        let weight = found.iter_mut().find(|saved| saved.name == name);
+        let weight = weight.ok_or_else(|| Error::failure(format!("no tensor {name}")))?;
+        add(weight, adapters, index, pretrained.config.weights)?;
+    }
+    Ok(found)
+}
+
+/// Adds a module's `s·BA` to its weight.
+fn add(
+    weight: &mut Saved,
+    adapters: &Adapters<Flex>,
+    module: usize,
+    layout: WeightLayout,
+) -> Result<()> {
+    let [a, b] = adapters.factors(module);
+    let share = b.matmul(a) * adapters.scale(module);
+    let share = match layout {
+        WeightLayout::OutIn => share,
+        WeightLayout::InOut => share.transpose(),
+    };
+    for (value, share) in weight.values.iter_mut().zip(read(share)?) {
+        *value += share;
+    }
+    Ok(())
+}
+
+/// The base model's `config.json`, with the class of the merged model and what its head answers.
+fn config(
+    folder: &ModelFolder,
+    pretrained: &Pretrained,
+    learnt: &Learnt,
+) -> Result<Map<String, Value>> {
+    let text = std::fs::read_to_string(&folder.config).map_err(|error| {
+        Error::failure(format!("cannot read {}: {error}", folder.config.display()))
+    })?;
+    let mut config: Map<String, Value> = serde_json::from_str(&text)
+        .map_err(|error| Error::failure(format!("{}: {error}", folder.config.display())))?;
+    let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
+    let class = pretrained.config.class;
+    set("model_type", json!(pretrained.config.family));
+    set("torch_dtype", json!("float32"));
+    set("dtype", json!("float32"));
+    let kind = match learnt.problem {
+        Problem::CausalLm if class == "GPT2" => "LMHeadModel",
+        Problem::CausalLm => "ForCausalLM",
+        Problem::Classification | Problem::Regression => "ForSequenceClassification",
+    };
+    set("architectures", json!([format!("{class}{kind}")]));
+    let labels = match learnt.problem {
+        Problem::CausalLm => return Ok(config),
+        Problem::Regression => {
+            set("problem_type", json!("regression"));
+            vec!["LABEL_0".to_owned()]
+        }
+        Problem::Classification => {
+            set("problem_type", json!("single_label_classification"));
+            learnt.labels.clone()
+        }
+    };
+    let names = labels.iter().enumerate();
+    let ids: Map<String, Value> = names
+        .clone()
+        .map(|(id, label)| (label.clone(), json!(id)))
+        .collect();
+    set("label2id", Value::Object(ids));
+    let names = names.map(|(id, label)| (id.to_string(), json!(label)));
+    set("id2label", Value::Object(names.collect()));
+    Ok(config)
+}
