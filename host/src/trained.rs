@@ -46,6 +46,8 @@ pub enum Purpose {
     Evaluate,
     /// Labelling texts.
     Predict,
+    /// Going on with texts, and merging, which read no data either.
+    Generate,
 }
 
 /// A run or an adapter folder, opened but not yet on a device.
@@ -147,8 +149,13 @@ impl Trained {
         Ok(encoded)
     }
 
+    /// The most tokens of a text that the model has positions for.
+    pub fn longest(&self) -> usize {
+        self.pretrained.config.max_length
+    }
+
     /// The tokenizer, which must be that of the training.
-    fn encoder(&self) -> Result<Encoder> {
+    pub fn encoder(&self) -> Result<Encoder> {
         let limits = Limits::of(&self.pretrained.config);
         let encoder = data::encoder(&self.recipe, &self.folder, &limits)?;
         match &self.learnt.tokenizer {
@@ -169,7 +176,10 @@ impl Trained {
     pub fn merge(&self, to: &Path, device: &burn_flex::FlexDevice) -> Result<()> {
         let trainee = self.load::<burn_flex::Flex>(device)?;
         let base = (&self.folder, &self.pretrained);
-        export::merge(to, base, &trainee, &self.learnt)
+        let heads = trainee.model.head.tensors().into_iter();
+        let head: Vec<_> = heads.zip(trainee.head).collect();
+        let learnt = (self.learnt.problem, &self.learnt.labels[..]);
+        export::merge(to, base, &trainee.adapters, &head, learnt)
     }
 
     /// Model, adapter and head on a device.
@@ -192,9 +202,9 @@ fn check_sets(sets: &[String], purpose: Purpose, told: bool) -> Result<()> {
     match (purpose, told) {
         (Purpose::Evaluate, true) => allowed.extend(SCORED),
         (Purpose::Evaluate, false) => allowed.extend(SCORED.iter().chain(CLASSES)),
-        (Purpose::Predict, true) => {}
+        (Purpose::Predict | Purpose::Generate, true) => {}
         // The classes may have to be read from the training data, as the table says.
-        (Purpose::Predict, false) => {
+        (Purpose::Predict | Purpose::Generate, false) => {
             let split = |key: &&&str| {
                 !matches!(
                     **key,
@@ -219,6 +229,7 @@ fn check_sets(sets: &[String], purpose: Purpose, told: bool) -> Result<()> {
         let (what, rest) = match purpose {
             Purpose::Evaluate => ("evaluation", "the adapter is trained"),
             Purpose::Predict => ("prediction", "the adapter is trained, and no data is read"),
+            Purpose::Generate => ("this", "the adapter is trained, and no data is read"),
         };
         return Err(
             Error::user(format!("--set {key} cannot act on {what}: {rest}")).help(format!(

@@ -221,6 +221,47 @@ fn minilm_matches_transformers_on_64_sentences() {
     assert_close("pairs", &ours, &golden.floats("pairs.logits"), 1e-4);
 }
 
+#[test]
+fn a_text_that_grows_token_by_token_is_the_one_that_is_read_at_once() {
+    for name in [
+        "tiny-llama",
+        "tiny-mistral",
+        "tiny-qwen2",
+        "tiny-qwen3",
+        "tiny-gpt2",
+    ] {
+        let pretrained = pretrained(&fixture(name));
+        let trained = fixture(&format!("{name}/golden/causal-lm/trained"));
+        let trainee = adapted(&pretrained, &trained, 0);
+        let tokens = fixture(&format!("{name}/golden/tokens.safetensors"));
+        let texts = Tokens::open(&tokens, "sentences");
+        let batch = texts.batch(&[3], vec![Label::Tokens(1)]);
+        let ids = &batch.ids;
+        let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+        let (base, model) = (&trainee.model.base, &trainee.model);
+        // The first five at once, then one by one.
+        let (mut past, mut sum) = (base.past(), 0.0);
+        for end in 1..ids.len() {
+            let start = if end == 5 { 0 } else { end - 1 };
+            let mut fresh = base.past();
+            let past = if end < 5 { &mut fresh } else { &mut past };
+            let start = if end < 5 { 0 } else { start };
+            let logits = model.continued(&ids[start..end], past, &DEVICE, &mut pass);
+            let logits = read(logits).expect("f32 values");
+            let exps = logits.iter().map(|logit| f64::from(*logit).exp());
+            sum += exps.sum::<f64>().ln() - f64::from(logits[ids[end] as usize]);
+        }
+        let loss = sum / (ids.len() - 1) as f64;
+        let [whole] = losses(&trainee, &[batch])[..] else {
+            panic!("one text");
+        };
+        assert!(
+            (loss - f64::from(whole)).abs() < 1e-5 * loss,
+            "{name}: {loss}, at once {whole}"
+        );
+    }
+}
+
 /// A model with the adapter and the head that PEFT saved.
 fn adapted(pretrained: &Pretrained, adapter: &Path, outputs: usize) -> Trainee<Flex> {
     let peft = export::read(adapter, &pretrained.config).expect("an adapter that PEFT wrote");

@@ -142,6 +142,67 @@ fn a_document_longer_than_the_model_reads_is_read_whole() {
 }
 
 #[test]
+fn a_trained_model_goes_on_with_texts() {
+    let scene = scene("tiny-llama", DOCUMENTS);
+    scene.train("run", &["train.steps=4"]);
+    let run = scene.path("run").display().to_string();
+    let generate = |arguments: &[&str]| {
+        let mut all = vec!["generate", &run, "A text", "--max-new-tokens", "12"];
+        all.extend(arguments);
+        scene.ok(&all)
+    };
+    let greedy = generate(&[]);
+    assert!(greedy.starts_with("A text"), "{greedy:?}");
+    assert_eq!(generate(&[]), greedy);
+    let line: Value = serde_json::from_str(&generate(&["--json"])).expect("JSON");
+    assert_eq!(line["prompt"], "A text");
+    let text = line["text"].as_str().expect("a text");
+    assert_eq!(greedy.trim_end_matches('\n'), format!("A text{text}"));
+    let tokens = line["tokens"].as_array().expect("numbers");
+    assert!(tokens.len() == 12 || line["ended"] == true);
+
+    let drawn = |seed: &str| generate(&["--temperature", "1.5", "--top-k", "200", "--seed", seed]);
+    assert_eq!(drawn("1"), drawn("1"));
+    assert_ne!(drawn("1"), drawn("2"));
+    assert_ne!(generate(&["--base", "--json"]), generate(&["--json"]));
+    // As far as there are positions: of 64 the prompt has some.
+    let long = scene.ok(&[
+        "generate",
+        &run,
+        "A text",
+        "--max-new-tokens",
+        "999",
+        "--json",
+    ]);
+    let long: Value = serde_json::from_str(&long).expect("JSON");
+    let tokens = long["tokens"].as_array().expect("numbers").len();
+    assert!(
+        (40..64).contains(&tokens) || long["ended"] == true,
+        "{tokens}"
+    );
+
+    for (arguments, parts) in [
+        (&["--top-k", "3"][..], &["--temperature 0"][..]),
+        (&["--set", "train.steps=3"], &["train.steps", "cannot act"]),
+    ] {
+        let mut all = vec!["generate", &run, "A text"];
+        all.extend(arguments);
+        let output = scene.run(&all);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        contains(&output, parts);
+    }
+    let classes = Scene::new();
+    classes.train("run", &["train.steps=1"]);
+    let run = classes.path("run").display().to_string();
+    let output = classes.run(&["generate", &run, "A text"]);
+    assert_eq!(output.status.code(), Some(2));
+    contains(
+        &output,
+        &["classification", "predicts no tokens", "causal-lm"],
+    );
+}
+
+#[test]
 fn what_cannot_be_meant_is_refused_by_name() {
     let bert = scene("tiny-bert", DOCUMENTS);
     let output = bert.run(&["train", "recipe.toml"]);

@@ -3,6 +3,7 @@
 mod completions;
 mod devices;
 mod evaluate;
+mod generate;
 mod merge;
 mod plan;
 mod plugins;
@@ -57,6 +58,8 @@ enum Command {
     Evaluate(evaluate::Arguments),
     /// Label texts with a trained run or a PEFT adapter
     Predict(predict::Arguments),
+    /// Go on with texts, token by token, with a trained run or a PEFT adapter
+    Generate(generate::Arguments),
     /// Merge a trained run or a PEFT adapter into its base model, as a folder for Transformers
     Merge(merge::Arguments),
     /// Show what a recipe would train: modules, parameters, FLOPs and memory
@@ -91,6 +94,7 @@ pub fn run() -> Result<()> {
         Command::Train(arguments) => train::run(&arguments, &common),
         Command::Evaluate(arguments) => evaluate::run(&arguments, &common),
         Command::Predict(arguments) => predict::run(&arguments, &common),
+        Command::Generate(arguments) => generate::run(&arguments, &common),
         Command::Merge(arguments) => merge::run(&arguments, &common),
         Command::Plan(arguments) => plan::run(&arguments, &common),
         Command::Recipe(arguments) => recipe::run(&arguments, &common),

@@ -4,6 +4,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::{Encoded, Label};
+use crate::model::NextTokens;
 use crate::recipe::{BatchLimit, Order, TrainConfig};
 
 /// Examples end to end, without padding.
@@ -21,15 +22,6 @@ pub struct Batch {
     pub labels: Vec<Label>,
     /// Which examples these are.
     pub indices: Vec<usize>,
-}
-
-/// Tokens of a batch that are predicted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NextTokens {
-    /// The token before each, from which it is predicted: where it lies in the batch.
-    pub rows: Vec<usize>,
-    /// Which they are.
-    pub ids: Vec<u32>,
 }
 
 impl Encoded {

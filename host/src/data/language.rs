@@ -17,7 +17,7 @@ type Block = (Vec<u32>, u32);
 /// of the one before, so that every token but a document's first is predicted once. Of a prompt with its response what
 /// is longer is cut off; a prompt that leaves no room for a response is an error.
 pub fn encode(encoder: &Encoder, examples: &[Example], places: &Places) -> Result<Encoded> {
-    if !encoder.ends_texts() {
+    if encoder.end().is_none() {
         tracing::warn!("tokenizer_config.json names no eos_token: nothing tells where a text ends");
     }
     let blocks = examples

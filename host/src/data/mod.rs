@@ -15,7 +15,7 @@ mod table;
 mod task;
 mod tokenizer;
 
-pub use batch::{Batch, EpochPlan, NextTokens, drawn, evaluation_batches};
+pub use batch::{Batch, EpochPlan, drawn, evaluation_batches};
 pub use encode::{Encoded, Limits, check, encode, tokenize};
 pub use files::files;
 pub use learnt::{FILE as LEARNT_FILE, Learnt};

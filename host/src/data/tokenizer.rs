@@ -382,7 +382,7 @@ impl Encoder {
     }
 
     /// All tokens of a prompt, with the special ones that stand before a text.
-    pub(super) fn prompt(&self, text: &str) -> Result<Vec<u32>, String> {
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>, String> {
         self.guarded(|| {
             let [before, _] = self.around()?;
             Ok([before, self.whole(text)?].concat())
@@ -398,9 +398,17 @@ impl Encoder {
         })
     }
 
-    /// Whether there is a token that ends a text.
-    pub(super) fn ends_texts(&self) -> bool {
-        self.end.is_some()
+    /// The token that ends a text, if there is one.
+    pub fn end(&self) -> Option<u32> {
+        self.end
+    }
+
+    /// The text of tokens, special ones left out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, String> {
+        self.guarded(|| {
+            let text = self.raw.decode(ids, true);
+            text.map_err(|error| format!("the tokens have no text: {error}"))
+        })
     }
 
     fn guarded<T>(&self, run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {

@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
+use burn::tensor::Tensor;
 use burn_flex::Flex;
 use serde_json::{Map, Value, json};
 
 use crate::adapter::Adapters;
-use crate::data::{Learnt, Problem};
 use crate::error::{Error, Result};
 use crate::model::architecture::WeightLayout;
 use crate::model::{HeadTensor, ModelFolder, Pretrained, Saved, save};
-use crate::train::trainee::{Trainee, read};
+use crate::recipe::Problem;
 
 /// What a model's folder has beside its weights and its `config.json`.
 const BESIDE: [&str; 12] = [
@@ -33,22 +33,22 @@ const BESIDE: [&str; 12] = [
 pub fn merge(
     to: &Path,
     (folder, pretrained): (&ModelFolder, &Pretrained),
-    trained: &Trainee<Flex>,
-    learnt: &Learnt,
+    adapters: &Adapters<Flex>,
+    head: &[(HeadTensor, Tensor<Flex, 2>)],
+    (problem, labels): (Problem, &[String]),
 ) -> Result<()> {
-    let heads = trained.model.head.tensors();
-    let tensors = tensors(pretrained, &trained.adapters, &heads)?;
-    let head = heads.iter().zip(&trained.head);
-    let head = head.map(|(info, tensor)| Saved::new(info.name.clone(), info.shape.clone(), tensor));
-    let mut tensors = tensors;
-    tensors.extend(head.collect::<Result<Vec<_>>>()?);
+    let heads: Vec<&HeadTensor> = head.iter().map(|(info, _)| info).collect();
+    let mut tensors = tensors(pretrained, adapters, &heads)?;
+    for (info, tensor) in head {
+        tensors.push(Saved::new(info.name.clone(), info.shape.clone(), tensor)?);
+    }
     save(&to.join("model.safetensors"), &tensors, &[("format", "pt")])?;
 
     let cannot = |path: &Path, error: std::io::Error| {
         Error::failure(format!("cannot write {}: {error}", path.display()))
     };
     let path = to.join("config.json");
-    let text = serde_json::to_string_pretty(&config(folder, pretrained, learnt)?)
+    let text = serde_json::to_string_pretty(&config(folder, pretrained, problem, labels)?)
         .map_err(|error| Error::failure(format!("{}: {error}", path.display())))?;
     std::fs::write(&path, text + "\n").map_err(|error| cannot(&path, error))?;
     for name in BESIDE {
@@ -65,7 +65,7 @@ pub fn merge(
 fn tensors(
     pretrained: &Pretrained,
     adapters: &Adapters<Flex>,
-    heads: &[HeadTensor],
+    heads: &[&HeadTensor],
 ) -> Result<Vec<Saved>> {
     let own = pretrained.prefix();
     let prefix = format!("{}.", pretrained.config.prefix);
@@ -125,7 +125,8 @@ fn add(
         WeightLayout::OutIn => share,
         WeightLayout::InOut => share.transpose(),
     };
-    for (value, share) in weight.values.iter_mut().zip(read(share)?) {
+    let share = Saved::new(weight.name.clone(), weight.shape.clone(), &share)?;
+    for (value, share) in weight.values.iter_mut().zip(share.values) {
         *value += share;
     }
     Ok(())
@@ -135,7 +136,8 @@ fn add(
 fn config(
     folder: &ModelFolder,
     pretrained: &Pretrained,
-    learnt: &Learnt,
+    problem: Problem,
+    labels: &[String],
 ) -> Result<Map<String, Value>> {
     let text = std::fs::read_to_string(&folder.config).map_err(|error| {
         Error::failure(format!("cannot read {}: {error}", folder.config.display()))
@@ -147,13 +149,13 @@ fn config(
     set("model_type", json!(pretrained.config.family));
     set("torch_dtype", json!("float32"));
     set("dtype", json!("float32"));
-    let kind = match learnt.problem {
+    let kind = match problem {
         Problem::CausalLm if class == "GPT2" => "LMHeadModel",
         Problem::CausalLm => "ForCausalLM",
         Problem::Classification | Problem::Regression => "ForSequenceClassification",
     };
     set("architectures", json!([format!("{class}{kind}")]));
-    let labels = match learnt.problem {
+    let labels = match problem {
         Problem::CausalLm => return Ok(config),
         Problem::Regression => {
             set("problem_type", json!("regression"));
@@ -161,7 +163,7 @@ fn config(
         }
         Problem::Classification => {
             set("problem_type", json!("single_label_classification"));
-            learnt.labels.clone()
+            labels.to_vec()
         }
     };
     let names = labels.iter().enumerate();

@@ -23,6 +23,14 @@ pub struct Input<B: Kernels> {
     pub sequences: Sequences,
 }
 
+/// Keys and values of a text's tokens so far, so that each is computed once.
+#[derive(Clone, Debug)]
+pub struct Past<B: Kernels> {
+    /// Of each layer, `[tokens, k | v]`.
+    pairs: Vec<Option<Tensor<Ad<B>, 2>>>,
+    tokens: usize,
+}
+
 /// Embeddings, layers and norms; what trains comes in with the [`Pass`].
 #[derive(Clone, Debug)]
 pub struct Base<B: Kernels> {
@@ -128,6 +136,49 @@ impl<B: Kernels> Base<B> {
             }
             _ => x.select(0, rows),
         };
+        self.normed(x)
+    }
+
+    /// The state before a text's first token.
+    pub fn past(&self) -> Past<B> {
+        Past {
+            pairs: vec![None; self.depth()],
+            tokens: 0,
+        }
+    }
+
+    /// The last hidden states, `[tokens, hidden]`, of a text's next tokens, which are added to its `past`. For models in
+    /// which a token sees those before it alone.
+    pub fn extend(
+        &self,
+        ids: &[u32],
+        past: &mut Past<B>,
+        device: &B::Device,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let positions = past.tokens..past.tokens + ids.len();
+        let ints = |values: Vec<i64>| {
+            let len = values.len();
+            Tensor::<B, 1, Int>::from_data(TensorData::new(values, [len]), device)
+        };
+        past.tokens = positions.end;
+        let sequences = Sequences::new(&[0, past.tokens]);
+        let input = Input {
+            ids: ints(ids.iter().map(|id| i64::from(*id)).collect()),
+            types: ints(vec![0; ids.len()]),
+            positions: ints(positions.clone().map(|position| position as i64).collect()),
+            sequences: Sequences::new(&[0, ids.len()]),
+        };
+        let angles = self.angles_of(positions, device);
+        let around = Around {
+            architecture: &self.architecture,
+            sequences: &sequences,
+            angles: angles.as_ref(),
+        };
+        let mut x = self.embed(&input, pass);
+        for (block, pairs) in self.blocks.iter().zip(&mut past.pairs) {
+            x = block.extend(x, pairs, &around, pass);
+        }
         self.normed(x)
     }
 

@@ -145,6 +145,33 @@ impl<B: Kernels> Block<B> {
         }
     }
 
+    /// The hidden states of tokens that follow those whose keys and values are `before`; theirs are added to them.
+    /// `around` has all of their sequence, and by how much the new tokens are turned.
+    pub fn extend(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        before: &mut Option<Tensor<Ad<B>, 2>>,
+        around: &Around<'_, B>,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let read = self.read(x.clone(), around);
+        let projected = pass.linear(read, &parts(&self.projections));
+        let projected = self.placed(projected, Holds::All, around.angles, around);
+        let shape = around.architecture.block.attention.shape;
+        let ([tokens, columns], width) = (projected.dims(), shape.query_width());
+        let pairs = projected.clone().slice_dim(1, width..columns);
+        let pairs = match before.take() {
+            Some(before) => Tensor::cat(vec![before, pairs], 0),
+            None => pairs,
+        };
+        *before = Some(pairs.clone());
+        let projected = Projected::Split {
+            queries: projected.slice_dim(1, 0..width),
+            pairs,
+        };
+        self.finish(projected, x, Sequences::new(&[0, tokens]), around, pass)
+    }
+
     /// What the attention reads of the hidden states.
     fn read(&self, x: Tensor<Ad<B>, 2>, around: &Around<'_, B>) -> Tensor<Ad<B>, 2> {
         match around.architecture.block.order {

@@ -14,13 +14,12 @@ use burn::tensor::{Tensor, TensorData};
 use dynalora_plugin_api::ModuleInfo;
 
 use crate::adapter::{LinearInfo, Pass, select};
-use crate::data::NextTokens;
 use crate::error::{Error, Result};
-use crate::kernel::{Ad, Frozen, Kernels, Sequences};
+use crate::kernel::{Ad, Branch, Frozen, Kernels, Sequences};
 use crate::recipe::{AdapterConfig, ModelConfig};
 
 pub use architecture::Architecture;
-pub use base::{Base, Input};
+pub use base::{Base, Input, Past};
 pub use fetch::ModelFolder;
 pub use head::{Head, HeadStart, HeadTensor, head_parameters};
 pub use linear::Linear;
@@ -267,6 +266,15 @@ fn replace_dropout(config: &mut Architecture, recipe: &ModelConfig) {
     }
 }
 
+/// Tokens of a batch that are predicted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NextTokens {
+    /// The token before each, from which it is predicted: where it lies in the batch.
+    pub rows: Vec<usize>,
+    /// Which they are.
+    pub ids: Vec<u32>,
+}
+
 /// A model and its head on a device.
 #[derive(Clone, Debug)]
 pub struct Model<B: Kernels> {
@@ -329,6 +337,25 @@ impl<B: Kernels> Model<B> {
     ) -> Tensor<Ad<B>, 2> {
         let picked = self.base.picked(x, depth, sequences, pass);
         self.head.forward(picked, pass)
+    }
+
+    /// The logits of what follows the last of a text's next tokens, `[1, vocabulary]`; the tokens are added to its
+    /// `past`.
+    pub fn continued(
+        &self,
+        ids: &[u32],
+        past: &mut Past<B>,
+        device: &B::Device,
+        pass: &mut Pass<B>,
+    ) -> Tensor<B, 2> {
+        let x = self.base.extend(ids, past, device, pass);
+        let x = x.slice_dim(0, ids.len() - 1..ids.len());
+        let head = self.language_head.as_ref();
+        let branch = Branch {
+            frozen: head.expect("loaded to predict tokens"),
+            lora: None,
+        };
+        B::linears(x, vec![branch]).y.inner()
     }
 
     /// The mean loss, in nats, of the predicted `tokens`, from the hidden states of all tokens after the first `depth`
