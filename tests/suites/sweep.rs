@@ -464,6 +464,12 @@ fn mistakes_are_named_before_anything_is_trained() {
         &refused,
         &["sweep.toml has 10002 runs, more than 10000", "--seeds"],
     );
+    for (set, flag) in [("output=elsewhere", "--output"), ("seed = 3", "--seeds")] {
+        let refused = scene.run(&["sweep", "sweep.toml", "--dry-run", "--set", set]);
+        assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+        contains(&refused, &["cannot act", flag]);
+    }
+
     let fewer = many(&["0..1", "--arms", "recipe"]);
     assert!(fewer.status.success(), "{}", said(&fewer));
     let unknown = scene.run(&["sweep", "none.toml"]);

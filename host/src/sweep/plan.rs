@@ -41,9 +41,30 @@ pub struct Asked {
     pub output: Option<PathBuf>,
 }
 
+/// Refuses to set in every run what a sweep gives each of its own.
+fn check_sets(sets: &[String]) -> Result<()> {
+    for set in sets {
+        let key = set.split('=').next().unwrap_or(set).trim();
+        let flag = match key {
+            "output" => "--output",
+            "seed" => "--seeds",
+            _ => continue,
+        };
+        return Err(Error::user(format!(
+            "--set {key} cannot act: each run has its own {key}"
+        ))
+        .help(format!(
+            "give {flag}, or the sweep's own `{}`",
+            flag.trim_start_matches('-')
+        )));
+    }
+    Ok(())
+}
+
 /// The runs, seed by seed, so that what is there when a sweep is stopped compares. An error if one of the recipes is not
 /// right.
 pub fn runs(file: &File, asked: &Asked) -> Result<Vec<Planned>> {
+    check_sets(&asked.sets)?;
     let all = arms(file)?;
     let arms = chosen(file, &all, &asked.arms)?;
     let seeds = asked.seeds.as_ref().unwrap_or(&file.sweep.seeds);
