@@ -139,7 +139,7 @@ impl Drawn {
         let deep = (self.get("model.name")).is_some_and(|name| name.contains("deep-bert"));
         let one_of_a_layer = matches!(
             self.get("adapter.targets"),
-            Some("[\"query\"]" | "[\"q_lin\"]")
+            Some("[\"query\"]" | "[\"q_lin\"]" | "[\"q_proj\"]" | "[\"c_attn\"]")
         );
         let two_layers = one_of_a_layer || self.get("allocation.unit").is_some();
         if c.once_in(4) {
