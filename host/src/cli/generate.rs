@@ -208,7 +208,7 @@ impl Generate<'_> {
             // A character of several bytes can take several tokens.
             let all = self.encoder.decode(&tokens).map_err(Error::failure)?;
             if !all.ends_with('\u{fffd}') && all.len() > shown.len() {
-                show(all.strip_prefix(&shown).unwrap_or(&all[shown.len()..]))?;
+                show(all.get(shown.len()..).unwrap_or_default())?;
                 shown = all;
             }
         }

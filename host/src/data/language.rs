@@ -59,6 +59,11 @@ pub fn encode(encoder: &Encoder, examples: &[Example], places: &Places) -> Resul
 /// The examples that a document or a prompt becomes, and whether anything of it is cut off.
 fn blocks(encoder: &Encoder, example: &Example) -> Result<(Vec<Block>, bool), String> {
     let length = encoder.max_length();
+    if length < 2 {
+        return Err(format!(
+            "model and tokenizer take {length} token(s) of a text: there is none to predict"
+        ));
+    }
     match &example.text_pair {
         None => {
             let ids = encoder.document(&example.text)?;
@@ -87,6 +92,9 @@ fn blocks(encoder: &Encoder, example: &Example) -> Result<(Vec<Block>, bool), St
                 );
             }
             ids.extend(encoder.response(response)?);
+            if ids.len() == from {
+                return Err("the response comes to no tokens".to_owned());
+            }
             let cut = ids.len() > length;
             ids.truncate(length);
             Ok((vec![(ids, from as u32)], cut))
