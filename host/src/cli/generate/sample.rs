@@ -98,11 +98,11 @@ mod tests {
         let logits = [0.25f32, 0.5, 0.1, 0.15].map(f32::ln);
         let sampler = Sampler::new(temperature, top_k, top_p).expect("valid");
         let mut random = sampler.start(3, 0);
-        let mut counts = [0.0; 4];
+        let mut counts = [0u32; 4];
         for _ in 0..4000 {
-            counts[sampler.next(&logits, &mut random) as usize] += 1.0 / 4000.0;
+            counts[sampler.next(&logits, &mut random) as usize] += 1;
         }
-        counts
+        counts.map(|count| f64::from(count) / 4000.0)
     }
 
     fn close(found: [f64; 4], expected: [f64; 4]) {
