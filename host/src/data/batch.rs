@@ -63,8 +63,12 @@ impl Batch {
 
     /// How much the batch weighs in its step: as many as it has examples, or tokens that are predicted.
     pub fn weight(&self) -> usize {
-        self.next_tokens()
-            .map_or(self.labels.len(), |tokens| tokens.ids.len())
+        let examples = self.offsets.windows(2).zip(&self.labels);
+        let weights = examples.map(|(range, label)| match label {
+            Label::Tokens(from) => range[1] - range[0] - *from as usize,
+            Label::Class(_) | Label::Value(_) => 1,
+        });
+        weights.sum()
     }
 
     /// The tokens that are predicted; none where the examples have other labels.

@@ -483,7 +483,7 @@ fn own_files(config: &DataConfig) -> Result<(&Path, Columns)> {
     match (&config.train, &config.columns) {
         (Some(train), Some(columns)) => Ok((train, columns.clone())),
         // Files that are all text.
-        (Some(train), None) if config.problem == Some(Problem::CausalLm) => {
+        (Some(train), None) if config.predicts_tokens() => {
             Ok((train, Columns::of(Column::Index(0))))
         }
         _ => Err(Error::user("[data] does not say what to learn")
@@ -493,7 +493,8 @@ fn own_files(config: &DataConfig) -> Result<(&Path, Columns)> {
 
 fn own_rows(config: &DataConfig, columns: &Columns, path: &Path, part: Part) -> Result<Vec<Row>> {
     let format = format(config, path)?;
-    if format == Format::Txt && config.problem != Some(Problem::CausalLm) {
+    let language = config.predicts_tokens();
+    if format == Format::Txt && !language {
         return Err(Error::user(format!(
             "{}: plain text has no columns, so that nothing says what its labels are",
             path.display()
@@ -501,7 +502,6 @@ fn own_rows(config: &DataConfig, columns: &Columns, path: &Path, part: Part) -> 
         .help("Give CSV, TSV, JSON lines or Parquet; or set `problem = \"causal-lm\"` in [data] to predict its tokens."));
     }
     let usual = if format == Format::Tsv { '\t' } else { ',' };
-    let language = config.problem == Some(Problem::CausalLm);
     let layout = Layout {
         format,
         delimiter: config.delimiter.unwrap_or(usual) as u8,

@@ -207,7 +207,7 @@ impl DataConfig {
                 .help("Take `dir` out: `train`, `validation` and `test` are paths of their own."));
         }
         let Some(columns) = &self.columns else {
-            if self.problem == Some(Problem::CausalLm) && self.is_all_text() {
+            if self.predicts_tokens() && self.is_all_text() {
                 return Ok(());
             }
             return Err(Error::user("[data.columns] is missing: which column is the text?").help(
@@ -215,7 +215,7 @@ impl DataConfig {
             ));
         };
         self.validate_kind(columns)?;
-        let language = self.problem == Some(Problem::CausalLm);
+        let language = self.predicts_tokens();
         let named = [
             Some(&columns.text),
             columns.text_pair.as_ref(),
@@ -266,7 +266,7 @@ impl DataConfig {
 
     /// Refuses columns that mean nothing for the problem, and plain text where there should be columns.
     fn validate_kind(&self, columns: &Columns) -> Result<()> {
-        let language = self.problem == Some(Problem::CausalLm);
+        let language = self.predicts_tokens();
         let stray = match language {
             true if columns.text_pair.is_some() => Some("text_pair"),
             true if columns.label != label_column() => Some("label"),

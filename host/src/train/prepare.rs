@@ -11,7 +11,6 @@ use crate::data::{self, Data, Limits};
 use crate::error::{Error, Result};
 use crate::model::{ModelFolder, Pretrained, fetch, head_parameters};
 use crate::plugin::{self, PluginPath};
-use crate::recipe::Problem;
 use crate::recipe::{AdapterKind, BatchLimit, Length, Recipe};
 
 /// A run before its first step, not yet on a device.
@@ -97,9 +96,10 @@ pub fn check(
     match recipe.train.length() {
         Length::Steps(total) => {
             let steps = longest_step(recipe, pretrained);
-            let labels = recipe.data.labels.as_deref().unwrap_or_default();
-            let problem = recipe.data.problem.unwrap_or(Problem::Regression);
-            let outputs = problem.outputs(labels);
+            let outputs = match recipe.data.predicts_tokens() {
+                true => 0,
+                false => recipe.data.labels.as_ref().map_or(1, Vec::len),
+            };
             let costs = costs(recipe, pretrained, modules, steps, outputs);
             plugins.controller(recipe, total, costs)?;
         }
