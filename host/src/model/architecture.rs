@@ -217,6 +217,26 @@ pub struct LanguageHead {
     pub tied: bool,
 }
 
+impl Embeddings {
+    /// The tables that there are.
+    pub fn tables(&self) -> impl Iterator<Item = Table> {
+        let tables = [Some(self.words), self.positions, self.types];
+        tables.into_iter().flatten()
+    }
+}
+
+impl HeadPart {
+    /// What a decoder's `…ForSequenceClassification` has: one layer without a bias, over the last token.
+    pub const SCORE: HeadPart = HeadPart {
+        reads: Reads::Last,
+        input_dropout: false,
+        dense: None,
+        last: "score",
+        bias: false,
+        module: None,
+    };
+}
+
 impl Block {
     /// Its linear layers in forward order.
     pub fn linears(&self) -> impl Iterator<Item = &LinearPart> {

@@ -1,5 +1,6 @@
 //! The base model: embeddings, transformer layers and the norm behind them, all frozen.
 
+use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::architecture::{Architecture, NormPart, Reads, Table};
@@ -21,6 +22,16 @@ pub struct Input<B: Kernels> {
     pub positions: Tensor<B, 1, Int>,
     /// Where each sequence lies.
     pub sequences: Sequences,
+}
+
+/// Whole numbers on a device, `[values]`.
+pub fn whole_numbers<B: Backend>(
+    values: impl Iterator<Item = usize>,
+    device: &B::Device,
+) -> Tensor<B, 1, Int> {
+    let values: Vec<i64> = values.map(|value| value as i64).collect();
+    let len = values.len();
+    Tensor::from_data(TensorData::new(values, [len]), device)
 }
 
 /// Keys and values of a text's tokens so far, so that each is computed once.
@@ -89,7 +100,11 @@ impl<B: Kernels> Base<B> {
     /// The hidden states of all tokens after the first `depth` layers, `[tokens, hidden]`.
     pub fn prefix(&self, input: &Input<B>, depth: usize, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
         let x = self.embed(input, pass);
-        self.run(x, 0..depth, &input.sequences, pass)
+        if depth == 0 {
+            return x;
+        }
+        let angles = self.angles(&input.sequences, &x.device());
+        self.run(x, 0..depth, &self.around(&input.sequences, &angles), pass)
     }
 
     /// The last hidden states of all tokens, `[tokens, hidden]`, from those after the first `depth` layers.
@@ -100,7 +115,9 @@ impl<B: Kernels> Base<B> {
         sequences: &Sequences,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
-        self.run(x, depth..self.depth(), sequences, pass)
+        let angles = self.angles(sequences, &x.device());
+        let around = self.around(sequences, &angles);
+        self.run(x, depth..self.depth(), &around, pass)
     }
 
     /// The last hidden states of the one token of each sequence that the head reads, `[sequences, hidden]`, from all
@@ -114,17 +131,12 @@ impl<B: Kernels> Base<B> {
     ) -> Tensor<Ad<B>, 2> {
         let device = x.device();
         let tokens = picked_tokens(self.architecture.head.reads, sequences);
-        let rows: Vec<i64> = tokens.iter().map(|token| *token as i64).collect();
-        let rows = Tensor::from_data(TensorData::new(rows, [tokens.len()]), &device);
+        let rows = whole_numbers(tokens.iter().copied(), &device);
         let x = match self.blocks.split_last() {
             Some((last, below)) if depth <= below.len() => {
-                let x = self.run(x, depth..below.len(), sequences, pass);
                 let angles = self.angles(sequences, &device);
-                let around = Around {
-                    architecture: &self.architecture,
-                    sequences,
-                    angles: angles.as_ref(),
-                };
+                let around = self.around(sequences, &angles);
+                let x = self.run(x, depth..below.len(), &around, pass);
                 let starts = sequences.firsts();
                 let positions = tokens.iter().zip(starts).map(|(at, start)| at - start);
                 let of_picked = self.angles_of(positions, &device);
@@ -157,24 +169,16 @@ impl<B: Kernels> Base<B> {
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
         let positions = past.tokens..past.tokens + ids.len();
-        let ints = |values: Vec<i64>| {
-            let len = values.len();
-            Tensor::<B, 1, Int>::from_data(TensorData::new(values, [len]), device)
-        };
         past.tokens = positions.end;
         let sequences = Sequences::new(&[0, past.tokens]);
         let input = Input {
-            ids: ints(ids.iter().map(|id| i64::from(*id)).collect()),
-            types: ints(vec![0; ids.len()]),
-            positions: ints(positions.clone().map(|position| position as i64).collect()),
+            ids: whole_numbers(ids.iter().map(|id| *id as usize), device),
+            types: whole_numbers(ids.iter().map(|_| 0), device),
+            positions: whole_numbers(positions.clone(), device),
             sequences: Sequences::new(&[0, ids.len()]),
         };
         let angles = self.angles_of(positions, device);
-        let around = Around {
-            architecture: &self.architecture,
-            sequences: &sequences,
-            angles: angles.as_ref(),
-        };
+        let around = self.around(&sequences, &angles);
         let mut x = self.embed(&input, pass);
         for (block, pairs) in self.blocks.iter().zip(&mut past.pairs) {
             x = block.extend(x, pairs, &around, pass);
@@ -194,22 +198,25 @@ impl<B: Kernels> Base<B> {
         &self,
         mut x: Tensor<Ad<B>, 2>,
         layers: std::ops::Range<usize>,
-        sequences: &Sequences,
+        around: &Around<'_, B>,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
-        let angles = match layers.is_empty() {
-            true => None,
-            false => self.angles(sequences, &x.device()),
-        };
-        let around = Around {
+        for block in &self.blocks[layers] {
+            x = block.forward(x, around, pass);
+        }
+        x
+    }
+
+    fn around<'a>(
+        &'a self,
+        sequences: &'a Sequences,
+        angles: &'a Option<Angles<B>>,
+    ) -> Around<'a, B> {
+        Around {
             architecture: &self.architecture,
             sequences,
             angles: angles.as_ref(),
-        };
-        for block in &self.blocks[layers] {
-            x = block.forward(x, &around, pass);
         }
-        x
     }
 
     /// By how much the heads of all tokens are turned.

@@ -61,24 +61,25 @@ impl<B: Kernels> Block<B> {
         let output = take(1);
         let inner = take(parts.feed_forward.inner.len());
         let down = take(1);
-        let norm = |part: &NormPart| {
+        let norm = |part: &NormPart, features: usize| {
             let name = format!("{}.{index}.{}", architecture.layer_path, part.name);
-            let features = match part.name {
-                name if is_of_head(architecture, name) => parts.attention.shape.head_size,
-                _ => architecture.hidden,
-            };
             load_norm(source, &name, part, features, device)
         };
-        let both = |[first, second]: &[NormPart; 2]| Ok([norm(first)?, norm(second)?]);
+        let both = |[first, second]: &[NormPart; 2], features: usize| {
+            Ok([norm(first, features)?, norm(second, features)?])
+        };
+        let attention = &parts.attention;
+        let of_heads = attention.head_norms.as_ref();
+        let of_heads = of_heads.map(|norms| both(norms, attention.shape.head_size));
         let one = |mut linears: Vec<Linear<B>>| linears.pop().expect("one was taken");
         Ok(Block {
             index: index as u32,
             projections,
-            head_norms: parts.attention.head_norms.as_ref().map(both).transpose()?,
+            head_norms: of_heads.transpose()?,
             output: one(output),
             inner,
             down: one(down),
-            norms: both(&parts.norms)?,
+            norms: both(&parts.norms, architecture.hidden)?,
         })
     }
 
@@ -338,12 +339,6 @@ enum Holds {
 
 fn parts<B: Kernels>(linears: &[Linear<B>]) -> Vec<(&crate::kernel::Frozen<B>, Option<usize>)> {
     linears.iter().map(Linear::parts).collect()
-}
-
-/// Whether a norm of the block is one of each head.
-pub(super) fn is_of_head(architecture: &Architecture, name: &str) -> bool {
-    let norms = architecture.block.attention.head_norms.iter().flatten();
-    norms.into_iter().any(|norm| norm.name == name)
 }
 
 /// Normalises each head of `x`, `[tokens, heads · size]`.

@@ -10,7 +10,7 @@ mod linear;
 mod norm;
 mod weights;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use dynalora_plugin_api::ModuleInfo;
 
 use crate::adapter::{LinearInfo, Pass, select};
@@ -19,7 +19,7 @@ use crate::kernel::{Ad, Branch, Frozen, Kernels, Sequences};
 use crate::recipe::{AdapterConfig, ModelConfig};
 
 pub use architecture::Architecture;
-pub use base::{Base, Input, Past};
+pub use base::{Base, Input, Past, whole_numbers};
 pub use fetch::ModelFolder;
 pub use head::{Head, HeadStart, HeadTensor, head_parameters};
 pub use linear::Linear;
@@ -90,9 +90,7 @@ impl Pretrained {
     /// Whether a tensor of a bare checkpoint is of the base model.
     pub fn is_of_base(&self, name: &str) -> bool {
         let config = &self.config;
-        let tables = &config.embeddings;
-        let tables = [Some(tables.words), tables.positions, tables.types];
-        let tables = tables.into_iter().flatten().map(|table| table.name);
+        let tables = config.embeddings.tables().map(|table| table.name);
         let norms = config.embeddings.norm.iter().chain(&config.final_norm);
         let norms = norms.map(|norm| norm.name);
         let parts = tables.chain(norms).chain([config.layer_path]);
@@ -149,12 +147,7 @@ impl Pretrained {
         } = self;
         let (source, hidden) = (self.source(), config.hidden);
         let embeddings = &config.embeddings;
-        let tables = [
-            Some(embeddings.words),
-            embeddings.positions,
-            embeddings.types,
-        ];
-        for table in tables.into_iter().flatten() {
+        for table in embeddings.tables() {
             let name = format!("{prefix}{}.weight", table.name);
             weights.require(&name, &[table.entries, hidden])?;
         }
@@ -162,14 +155,10 @@ impl Pretrained {
             require_norm(source, norm.name, norm.kind, hidden)?;
         }
         let block = &config.block;
-        let head_norms = block.attention.head_norms.iter().flatten();
-        let size = block.attention.shape.head_size;
-        let norms: Vec<_> = block
-            .norms
-            .iter()
-            .map(|norm| (norm, hidden))
-            .chain(head_norms.map(|norm| (norm, size)))
-            .collect();
+        let of_heads = block.attention.head_norms.iter().flatten();
+        let of_heads = of_heads.map(|norm| (norm, block.attention.shape.head_size));
+        let of_block = block.norms.iter().map(|norm| (norm, hidden));
+        let norms: Vec<_> = of_block.chain(of_heads).collect();
         for layer in 0..config.layers {
             for (linear, part) in config.linears_of(layer).zip(block.linears()) {
                 source.require(&linear, part.bias)?;
@@ -211,8 +200,9 @@ impl Pretrained {
         self.source().weight(&module.path, sizes, device)
     }
 
-    /// Refuses a model that predicts no tokens.
-    pub fn require_language_head(&self) -> Result<()> {
+    /// Name and shape of the head that predicts tokens, unless it is the table of word embeddings; an error for a model
+    /// that predicts none.
+    fn own_language_head(&self) -> Result<Option<(String, [usize; 2])>> {
         let Some(head) = self.config.language_head else {
             return Err(Error::user(format!(
                 "data.problem is \"causal-lm\", but the model is a {}, which predicts no next token",
@@ -220,24 +210,22 @@ impl Pretrained {
             ))
             .help("take a decoder (llama, mistral, qwen2, qwen3, gpt2), or another problem"));
         };
-        let name = format!("{}.weight", head.name);
         let shape = [self.config.embeddings.words.entries, self.config.hidden];
-        match head.tied {
-            true => Ok(()),
-            false => self.weights.require(&name, &shape),
+        Ok((!head.tied).then(|| (format!("{}.weight", head.name), shape)))
+    }
+
+    /// Refuses a model that predicts no tokens.
+    pub fn require_language_head(&self) -> Result<()> {
+        match self.own_language_head()? {
+            Some((name, shape)) => self.weights.require(&name, &shape),
+            None => Ok(()),
         }
     }
 
     /// The head that predicts tokens: a matrix of its own, or the table of word embeddings.
     fn language_head<B: Kernels>(&self, base: &Base<B>, device: &B::Device) -> Result<Frozen<B>> {
-        self.require_language_head()?;
-        let own = self.config.language_head.filter(|head| !head.tied);
-        let weight = match own {
-            Some(head) => {
-                let shape = [self.config.embeddings.words.entries, self.config.hidden];
-                let name = format!("{}.weight", head.name);
-                self.weights.tensor(&name, shape, device)?
-            }
+        let weight = match self.own_language_head()? {
+            Some((name, shape)) => self.weights.tensor(&name, shape, device)?,
             None => base.words(),
         };
         Ok(Frozen::lean(weight, None))
@@ -370,8 +358,7 @@ impl<B: Kernels> Model<B> {
     ) -> Tensor<Ad<B>, 1> {
         let device = x.device();
         let x = self.base.all(x, depth, sequences, pass);
-        let rows: Vec<i64> = tokens.rows.iter().map(|row| *row as i64).collect();
-        let rows = Tensor::from_data(TensorData::new(rows, [tokens.rows.len()]), &device);
+        let rows = whole_numbers(tokens.rows.iter().copied(), &device);
         let x = self.base.normed(x.select(0, rows));
         let head = self.language_head.as_ref();
         B::linear_cross_entropy(x, head.expect("loaded to predict tokens"), &tokens.ids)

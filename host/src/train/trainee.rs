@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use crate::adapter::Adapters;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel::{Kernels, Sequences};
-use crate::model::{Input, Model};
+use crate::model::{Input, Model, whole_numbers};
 
 /// The model with everything in it that trains.
 #[derive(Clone, Debug)]
@@ -23,11 +23,7 @@ pub struct Trainee<B: Kernels> {
 
 /// A packed batch on the device.
 pub fn upload<B: Kernels>(batch: &Batch, device: &B::Device) -> Input<B> {
-    let ints = |values: &[u32]| {
-        let values: Vec<i64> = values.iter().map(|value| i64::from(*value)).collect();
-        let len = values.len();
-        Tensor::<B, 1, Int>::from_data(TensorData::new(values, [len]), device)
-    };
+    let ints = |values: &[u32]| whole_numbers(values.iter().map(|value| *value as usize), device);
     Input {
         ids: ints(&batch.ids),
         types: ints(&batch.type_ids),

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::kernel::{AttentionShape, NormKind};
 use crate::model::architecture::{
     Architecture, Attention, Block, Dropouts, Embeddings, FeedForward, HeadPart, LanguageHead,
-    LinearPart, NormPart, Order, Reads, Rotary, Table, WeightLayout,
+    LinearPart, NormPart, Order, Rotary, Table, WeightLayout,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -136,14 +136,7 @@ fn read(json: &Json, family: &'static str) -> Result<Architecture> {
             },
         },
         final_norm: Some(norm("norm")),
-        head: HeadPart {
-            reads: Reads::Last,
-            input_dropout: false,
-            dense: None,
-            last: "score",
-            bias: false,
-            module: None,
-        },
+        head: HeadPart::SCORE,
         language_head: Some(LanguageHead {
             name: "lm_head",
             tied: json.get(&["tie_word_embeddings"], "true or false", false)?,
