@@ -1,7 +1,7 @@
 //! BERT (Devlin et al. 2019) and its re-trainings.
 
-use super::Family;
 use super::json::Json;
+use super::{Family, Name, name};
 use crate::error::Result;
 use crate::kernel::{AttentionShape, NormKind};
 use crate::model::architecture::{
@@ -10,22 +10,17 @@ use crate::model::architecture::{
 };
 
 pub(super) const FAMILY: Family = Family {
-    model_types: &["bert"],
-    classes: &["Bert"],
+    names: &[name("bert", "Bert")],
     read,
 };
 
-fn read(json: &Json, family: &'static str) -> Result<Architecture> {
-    encoder(json, family, 30_522)
+fn read(json: &Json, name: Name) -> Result<Architecture> {
+    encoder(json, name, 30_522)
 }
 
 /// An encoder of BERT's layers and names, with its pooler. `vocabulary` is what its configuration class has where the
 /// file says nothing.
-pub(super) fn encoder(
-    json: &Json,
-    family: &'static str,
-    vocabulary: usize,
-) -> Result<Architecture> {
+pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Architecture> {
     let hidden = json.size(&["hidden_size"], 768)?;
     let heads = json.size(&["num_attention_heads"], 12)?;
     let heads = json.divides("num_attention_heads", heads, "hidden_size", hidden)?;
@@ -33,20 +28,20 @@ pub(super) fn encoder(
     let positions = json.size(&["max_position_embeddings"], 512)?;
     let epsilon = json.epsilon("layer_norm_eps", 1e-12)?;
     let dropout = json.dropout("hidden_dropout_prob", 0.1)?;
-    let norm = |name| NormPart {
-        name,
+    let norm = |path| NormPart {
+        name: path,
         kind: NormKind::Layer,
         epsilon,
     };
-    let linear = |name, inputs, outputs| LinearPart {
-        name,
+    let linear = |path, inputs, outputs| LinearPart {
+        name: path,
         inputs,
         outputs,
         bias: true,
     };
     Ok(Architecture {
-        family,
-        class: "Bert",
+        family: name.model_type,
+        class: name.class,
         prefix: "bert",
         hidden,
         max_length: positions,

@@ -1,7 +1,7 @@
 //! DistilBERT (Sanh et al. 2019): BERT's layers without token types and pooler, under names of its own.
 
-use super::Family;
 use super::json::Json;
+use super::{Family, Name, name};
 use crate::error::Result;
 use crate::kernel::{AttentionShape, NormKind};
 use crate::model::architecture::{
@@ -10,33 +10,32 @@ use crate::model::architecture::{
 };
 
 pub(super) const FAMILY: Family = Family {
-    model_types: &["distilbert"],
-    classes: &["DistilBert"],
+    names: &[name("distilbert", "DistilBert")],
     read,
 };
 
-fn read(json: &Json, family: &'static str) -> Result<Architecture> {
+fn read(json: &Json, name: Name) -> Result<Architecture> {
     let hidden = json.size(&["dim", "hidden_size"], 768)?;
     let heads = json.size(&["n_heads", "num_attention_heads"], 12)?;
     let heads = json.divides("n_heads", heads, "dim", hidden)?;
     let intermediate = json.size(&["hidden_dim"], 3072)?;
     let positions = json.size(&["max_position_embeddings"], 512)?;
     let dropout = json.dropout("dropout", 0.1)?;
-    let norm = |name| NormPart {
-        name,
+    let norm = |path| NormPart {
+        name: path,
         kind: NormKind::Layer,
         // Fixed in its layers.
         epsilon: 1e-12,
     };
-    let linear = |name, inputs, outputs| LinearPart {
-        name,
+    let linear = |path, inputs, outputs| LinearPart {
+        name: path,
         inputs,
         outputs,
         bias: true,
     };
     Ok(Architecture {
-        family,
-        class: "DistilBert",
+        family: name.model_type,
+        class: name.class,
         prefix: "distilbert",
         hidden,
         max_length: positions,

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::Family;
 use super::json::Json;
+use super::{Family, Name, name};
 use crate::error::Result;
 use crate::kernel::{AttentionShape, NormKind};
 use crate::model::architecture::{
@@ -12,12 +12,11 @@ use crate::model::architecture::{
 };
 
 pub(super) const FAMILY: Family = Family {
-    model_types: &["gpt2"],
-    classes: &["GPT2"],
+    names: &[name("gpt2", "GPT2")],
     read,
 };
 
-fn read(json: &Json, family: &'static str) -> Result<Architecture> {
+fn read(json: &Json, name: Name) -> Result<Architecture> {
     let plain = "only GPT-2's own attention is supported";
     json.only("scale_attn_weights", Value::from(true), plain)?;
     json.only("scale_attn_by_inverse_layer_idx", Value::from(false), plain)?;
@@ -30,20 +29,20 @@ fn read(json: &Json, family: &'static str) -> Result<Architecture> {
     };
     let positions = json.size(&["n_positions", "max_position_embeddings"], 1024)?;
     let epsilon = json.epsilon("layer_norm_epsilon", 1e-5)?;
-    let norm = |name| NormPart {
-        name,
+    let norm = |path| NormPart {
+        name: path,
         kind: NormKind::Layer,
         epsilon,
     };
-    let linear = |name, inputs, outputs| LinearPart {
-        name,
+    let linear = |path, inputs, outputs| LinearPart {
+        name: path,
         inputs,
         outputs,
         bias: true,
     };
     Ok(Architecture {
-        family,
-        class: "GPT2",
+        family: name.model_type,
+        class: name.class,
         prefix: "transformer",
         hidden,
         max_length: positions,

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::Family;
 use super::json::Json;
+use super::{Family, Name, name};
 use crate::error::Result;
 use crate::kernel::{AttentionShape, NormKind};
 use crate::model::architecture::{
@@ -12,8 +12,12 @@ use crate::model::architecture::{
 };
 
 pub(super) const FAMILY: Family = Family {
-    model_types: &["llama", "mistral", "qwen2", "qwen3"],
-    classes: &["Llama", "Mistral", "Qwen2", "Qwen3"],
+    names: &[
+        name("llama", "Llama"),
+        name("mistral", "Mistral"),
+        name("qwen2", "Qwen2"),
+        name("qwen3", "Qwen3"),
+    ],
     read,
 };
 
@@ -62,13 +66,14 @@ fn defaults(family: &str) -> Defaults {
     }
 }
 
-fn read(json: &Json, family: &'static str) -> Result<Architecture> {
+fn read(json: &Json, name: Name) -> Result<Architecture> {
+    let family = name.model_type;
     let defaults = defaults(family);
     let hidden = json.size(&["hidden_size"], 4096)?;
     let intermediate = json.size(&["intermediate_size"], defaults.intermediate)?;
     let epsilon = json.epsilon("rms_norm_eps", 1e-6)?;
-    let norm = |name| NormPart {
-        name,
+    let norm = |path| NormPart {
+        name: path,
         kind: NormKind::RootMeanSquare,
         epsilon,
     };
@@ -84,8 +89,8 @@ fn read(json: &Json, family: &'static str) -> Result<Architecture> {
         "llama" => json.get(&["mlp_bias"], "true or false", false)?,
         _ => false,
     };
-    let linear = |name, inputs, outputs, bias| LinearPart {
-        name,
+    let linear = |path, inputs, outputs, bias| LinearPart {
+        name: path,
         inputs,
         outputs,
         bias,
@@ -94,7 +99,7 @@ fn read(json: &Json, family: &'static str) -> Result<Architecture> {
     let [queries, pairs] = [shape.heads, shape.pair_heads].map(|heads| heads * shape.head_size);
     Ok(Architecture {
         family,
-        class: "Llama",
+        class: name.class,
         prefix: "model",
         hidden,
         max_length: longest(json, family, &defaults)?,

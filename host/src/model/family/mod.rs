@@ -16,12 +16,23 @@ use json::Json;
 
 /// A family of models.
 struct Family {
-    /// What `model_type` calls it.
-    model_types: &'static [&'static str],
-    /// What its classes in Transformers begin with, in the order of `model_types`.
-    classes: &'static [&'static str],
-    /// Makes an architecture of a file of one of these types.
-    read: fn(&Json, &'static str) -> Result<Architecture>,
+    /// The names it goes by.
+    names: &'static [Name],
+    /// Makes an architecture of a file under one of these names.
+    read: fn(&Json, Name) -> Result<Architecture>,
+}
+
+/// A name of a family.
+#[derive(Clone, Copy)]
+struct Name {
+    /// In `model_type`: `bert`.
+    model_type: &'static str,
+    /// What its classes in Transformers begin with: `Bert`.
+    class: &'static str,
+}
+
+const fn name(model_type: &'static str, class: &'static str) -> Name {
+    Name { model_type, class }
 }
 
 /// All of them.
@@ -44,36 +55,30 @@ pub fn read(path: &Path) -> Result<Architecture> {
 
 fn parse(text: &str, path: &Path) -> Result<Architecture> {
     let json = Json::new(text, path)?;
-    let (family, model_type) = of(&json)?;
+    let (family, name) = of(&json)?;
     json.refuse_variants()?;
-    let mut architecture = (family.read)(&json, model_type)?;
-    let at = family
-        .model_types
-        .iter()
-        .position(|name| *name == model_type);
-    architecture.class = family.classes[at.unwrap_or(0)];
-    Ok(architecture)
+    (family.read)(&json, name)
 }
 
-/// The family of a file, and which of its types it is.
-fn of(json: &Json) -> Result<(&'static Family, &'static str)> {
+/// Every name with its family.
+fn names() -> impl Iterator<Item = (&'static Family, Name)> {
+    let families = FAMILIES.iter();
+    families.flat_map(|family| family.names.iter().map(|name| (*family, *name)))
+}
+
+/// The family of a file, and by which of its names.
+fn of(json: &Json) -> Result<(&'static Family, Name)> {
     let Some(found) = json.value("model_type") else {
         return of_architectures(json);
     };
-    let is = |name: &&'static str| found.as_str() == Some(name);
-    let types = FAMILIES.iter().flat_map(|family| {
-        let types = family.model_types.iter();
-        types.map(move |name| (*family, *name))
-    });
-    let mut types = types.filter(|(_, name)| is(name));
-    match types.next() {
+    match names().find(|(_, name)| found.as_str() == Some(name.model_type)) {
         Some(found) => Ok(found),
         None => json.refuse("model_type", found, &supported()),
     }
 }
 
 /// The family by the class that the model was saved as, for files that lack `model_type`.
-fn of_architectures(json: &Json) -> Result<(&'static Family, &'static str)> {
+fn of_architectures(json: &Json) -> Result<(&'static Family, Name)> {
     let classes: Vec<String> = json.get(&["architectures"], "a list of classes", Vec::new())?;
     let is = |class: &str, start: &str| {
         let rest = class.strip_prefix(start);
@@ -81,12 +86,7 @@ fn of_architectures(json: &Json) -> Result<(&'static Family, &'static str)> {
             rest.starts_with("For") || rest == "Model" || rest.ends_with("HeadModel")
         })
     };
-    let of = |class: &str| {
-        FAMILIES.iter().find_map(|family| {
-            let at = family.classes.iter().position(|start| is(class, start))?;
-            Some((*family, family.model_types[at]))
-        })
-    };
+    let of = |class: &str| names().find(|(_, name)| is(class, name.class));
     let missing = |what: String| {
         Err(
             Error::user(format!("{}: model_type is missing, and {what}", json.at)).help(format!(
@@ -105,8 +105,7 @@ fn of_architectures(json: &Json) -> Result<(&'static Family, &'static str)> {
 }
 
 fn supported() -> String {
-    let types = FAMILIES.iter().flat_map(|family| family.model_types);
-    let types: Vec<&str> = types.copied().collect();
+    let types: Vec<&str> = names().map(|(_, name)| name.model_type).collect();
     format!("the supported families are {}", types.join(", "))
 }
 

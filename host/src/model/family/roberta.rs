@@ -1,25 +1,28 @@
 //! RoBERTa (Liu et al. 2019), XLM-RoBERTa and CamemBERT: BERT's layers, positions that start behind the padding index,
 //! and a head of two layers.
 
-use super::Family;
 use super::bert::encoder;
 use super::json::Json;
+use super::{Family, Name, name};
 use crate::error::Result;
 use crate::model::architecture::{Architecture, DensePart, HeadFunction, HeadPart, Reads};
 
 pub(super) const FAMILY: Family = Family {
-    model_types: &["roberta", "xlm-roberta", "camembert"],
-    classes: &["Roberta", "XLMRoberta", "Camembert"],
+    names: &[
+        name("roberta", "Roberta"),
+        name("xlm-roberta", "XLMRoberta"),
+        name("camembert", "Camembert"),
+    ],
     read,
 };
 
-fn read(json: &Json, family: &'static str) -> Result<Architecture> {
+fn read(json: &Json, name: Name) -> Result<Architecture> {
     // The two others' classes have BERT's number.
-    let vocabulary = match family {
+    let vocabulary = match name.model_type {
         "roberta" => 50_265,
         _ => 30_522,
     };
-    let mut architecture = encoder(json, family, vocabulary)?;
+    let mut architecture = encoder(json, name, vocabulary)?;
     architecture.prefix = "roberta";
     let padding: usize = json.get(
         &["pad_token_id"],
