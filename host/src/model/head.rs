@@ -285,14 +285,13 @@ impl<B: Kernels> Head<B> {
         if self.input_dropout {
             x = B::dropout(x, pass.dropout(Site::Head(0), self.dropout));
         }
-        let (below, last) = match self.layers.len() {
-            2 => (true, 2),
-            _ => (false, 0),
-        };
         let hidden = match &self.pooler {
             Some(pooler) => Some(pass.linear(x.clone(), &[pooler.parts()])),
-            None => below
-                .then(|| x.clone().matmul(pass.head[0].clone().transpose()) + pass.head[1].clone()),
+            None if self.layers.len() == 2 => {
+                let [weight, bias] = [0, 1].map(|tensor| pass.head[tensor].clone());
+                Some(x.clone().matmul(weight.transpose()) + bias)
+            }
+            None => None,
         };
         if let (Some(hidden), Some(function)) = (hidden, self.function) {
             x = match function {
@@ -301,10 +300,11 @@ impl<B: Kernels> Head<B> {
             };
         }
         x = B::dropout(x, pass.dropout(Site::Head(1), self.dropout));
-        x = x.matmul(pass.head[last].clone().transpose());
-        match self.has_bias() {
-            true => x + pass.head[last + 1].clone(),
-            false => x,
+        let last = &pass.head[pass.head.len() - 1 - usize::from(self.has_bias())..];
+        x = x.matmul(last[0].clone().transpose());
+        match last.get(1) {
+            Some(bias) => x + bias.clone(),
+            None => x,
         }
     }
 }

@@ -4,7 +4,7 @@ use dynalora_plugin_api::Trial;
 
 use super::trainee::{Trainee, read, upload};
 use crate::adapter::Pass;
-use crate::data::{Encoded, Label, evaluation_batches};
+use crate::data::{Batch, Encoded, Label, evaluation_batches};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::metrics::{self, Answers, Metric};
@@ -36,9 +36,7 @@ pub fn trial_loss<B: Kernels>(
     device: &B::Device,
 ) -> Result<f64> {
     let found = changed_until(&|| false, trial, trainee, data, &[], batch_tokens, device)?;
-    found
-        .map(|(loss, _)| loss)
-        .ok_or_else(|| Error::failure("nobody asked to stop"))
+    Ok(found.expect("nobody asks").0)
 }
 
 /// Mean loss and `metrics` with the adapters changed as a `trial` says, or nothing where somebody `asked` to stop.
@@ -72,34 +70,53 @@ fn tokens_until<B: Kernels>(
     device: &B::Device,
 ) -> Result<Option<Evaluated>> {
     let (mut sum, mut count) = (0.0, 0);
-    for batch in evaluation_batches(data, batch_tokens) {
-        if asked() {
-            return Ok(None);
-        }
-        let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
-        pass.change(trial);
-        let input = upload::<B>(&batch, device);
-        let model = &trainee.model;
+    let model = &trainee.model;
+    let one = |batch: &Batch, mut pass: Pass<B>| {
+        let input = upload::<B>(batch, device);
         let x = model.base.prefix(&input, 0, &mut pass);
         let tokens = batch
             .next_tokens()
             .ok_or_else(|| Error::failure("a batch mixes tokens with other labels"))?;
         let loss = model.next_tokens(x, 0, &input.sequences, &tokens, &mut pass);
-        let loss = f64::from(read(loss.inner())?[0]);
+        let loss = read(loss.inner())?[0];
         if !loss.is_finite() {
-            let index = batch.indices[0];
-            return Err(not_finite(&data.places.name(index), loss as f32));
+            return Err(not_finite(&data.places.name(batch.indices[0]), loss));
         }
-        sum += loss * tokens.ids.len() as f64;
+        sum += f64::from(loss) * tokens.ids.len() as f64;
         count += tokens.ids.len();
+        Ok(())
+    };
+    if !each_batch(asked, trial, trainee, data, batch_tokens, one)? {
+        return Ok(None);
     }
     let answers = Answers::Tokens { loss: sum, count };
     let metrics = metrics::compute(metrics, answers)?;
     Ok(Some((sum / count.max(1) as f64, metrics)))
 }
 
-/// Neither a label nor a metric could be had from it.
-fn not_finite(place: &str, value: f32) -> Error {
+/// Hands each batch of `data` to `run`, with a pass for adapters changed as a `trial` says; whether all were run before
+/// somebody `asked` to stop.
+fn each_batch<B: Kernels>(
+    asked: &dyn Fn() -> bool,
+    trial: &Trial,
+    trainee: &Trainee<B>,
+    data: &Encoded,
+    batch_tokens: usize,
+    mut run: impl FnMut(&Batch, Pass<B>) -> Result<()>,
+) -> Result<bool> {
+    for batch in evaluation_batches(data, batch_tokens) {
+        if asked() {
+            return Ok(false);
+        }
+        let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+        pass.change(trial);
+        run(&batch, pass)?;
+    }
+    Ok(true)
+}
+
+/// Neither a label nor a metric, nor a token, could be had from it.
+pub fn not_finite(place: &str, value: f32) -> Error {
     Error::failure(format!("{place}: the model answers with {value}")).help(
         "the adapter's or the base model's weights are not finite, or so large that sums overflow: take another \
          checkpoint, or train again with a lower rate",
@@ -116,13 +133,8 @@ fn logits_until<B: Kernels>(
     device: &B::Device,
 ) -> Result<Option<Vec<Vec<f32>>>> {
     let mut logits = vec![Vec::new(); data.len()];
-    for batch in evaluation_batches(data, batch_tokens) {
-        if asked() {
-            return Ok(None);
-        }
-        let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
-        pass.change(trial);
-        let input = upload::<B>(&batch, device);
+    let one = |batch: &Batch, mut pass: Pass<B>| {
+        let input = upload::<B>(batch, device);
         let output = trainee.model.forward(&input, &mut pass).inner();
         let width = output.dims()[1];
         let values = read(output)?;
@@ -132,8 +144,10 @@ fn logits_until<B: Kernels>(
             }
             logits[*index] = row.to_vec();
         }
-    }
-    Ok(Some(logits))
+        Ok(())
+    };
+    let whole = each_batch(asked, trial, trainee, data, batch_tokens, one)?;
+    Ok(whole.then_some(logits))
 }
 
 /// The class with the largest logit; the first of equals.
