@@ -44,10 +44,8 @@ const CLASSES: &[&str] = &["data.labels", "data.problem", "data.train"];
 pub enum Purpose {
     /// Scoring data.
     Evaluate,
-    /// Labelling texts.
+    /// Labelling texts, going on with them, or merging, which read no data.
     Predict,
-    /// Going on with texts, and merging, which read no data either.
-    Generate,
 }
 
 /// A run or an adapter folder, opened but not yet on a device.
@@ -202,9 +200,9 @@ fn check_sets(sets: &[String], purpose: Purpose, told: bool) -> Result<()> {
     match (purpose, told) {
         (Purpose::Evaluate, true) => allowed.extend(SCORED),
         (Purpose::Evaluate, false) => allowed.extend(SCORED.iter().chain(CLASSES)),
-        (Purpose::Predict | Purpose::Generate, true) => {}
+        (Purpose::Predict, true) => {}
         // The classes may have to be read from the training data, as the table says.
-        (Purpose::Predict | Purpose::Generate, false) => {
+        (Purpose::Predict, false) => {
             let split = |key: &&&str| {
                 !matches!(
                     **key,
@@ -229,7 +227,6 @@ fn check_sets(sets: &[String], purpose: Purpose, told: bool) -> Result<()> {
         let (what, rest) = match purpose {
             Purpose::Evaluate => ("evaluation", "the adapter is trained"),
             Purpose::Predict => ("prediction", "the adapter is trained, and no data is read"),
-            Purpose::Generate => ("this", "the adapter is trained, and no data is read"),
         };
         return Err(
             Error::user(format!("--set {key} cannot act on {what}: {rest}")).help(format!(

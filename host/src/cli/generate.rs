@@ -2,19 +2,21 @@
 
 mod sample;
 
-use std::io::{BufRead, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use dynalora_plugin_api::Trial;
 use serde::Serialize;
 
+use super::predict::texts;
 use super::session::{self, OnDevice, Session};
-use super::{Common, print};
+use super::{Common, print, printed};
 use crate::adapter::Pass;
-use crate::data::{Encoder, Problem};
+use crate::data::{Encoder, Places, Problem};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::plugin::guard;
+use crate::train::evaluate;
 use crate::train::trainee::{Trainee, read};
 use crate::trained::{Purpose, Trained};
 use sample::Sampler;
@@ -62,7 +64,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let sampler = Sampler::new(arguments.temperature, arguments.top_k, arguments.top_p)?;
     let recipe = arguments.recipe.as_deref();
-    let trained = Trained::open(&arguments.target, recipe, &arguments.set, Purpose::Generate)?;
+    let trained = Trained::open(&arguments.target, recipe, &arguments.set, Purpose::Predict)?;
     if trained.learnt.problem != Problem::CausalLm {
         return Err(Error::user(format!(
             "{} was trained for {}: it predicts no tokens",
@@ -75,42 +77,27 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     }
     session::use_threads(arguments.threads.or(trained.recipe.threads))?;
     let encoder = trained.encoder()?;
-    let prompts = match arguments.prompts.is_empty() {
-        true => lines()?,
-        false => arguments.prompts.clone(),
-    };
+    let (prompts, places) = texts(&arguments.prompts)?;
     let mut encoded = Vec::new();
     for (index, prompt) in prompts.into_iter().enumerate() {
-        encoded.push((tokens(&encoder, &prompt, index, &trained)?, prompt));
+        let ids = tokens(&encoder, &prompt, &places.name(index), &trained)?;
+        encoded.push((ids, prompt));
     }
     let session = Session::start(trained.recipe.device, common)?;
     session.on_device(Generate {
         trained: &trained,
         encoder: &encoder,
         prompts: &encoded,
+        places: &places,
         arguments,
         sampler,
     })
 }
 
-fn lines() -> Result<Vec<String>> {
-    let lines = std::io::stdin().lock().lines().enumerate();
-    let lines = lines.map(|(index, line)| {
-        line.map_err(|error| {
-            let line = index + 1;
-            Error::user(format!(
-                "standard input, line {line} cannot be read: {error}"
-            ))
-            .help("texts must be UTF-8")
-        })
-    });
-    lines.collect()
-}
-
 /// The tokens of a prompt, which must leave room for one more.
-fn tokens(encoder: &Encoder, prompt: &str, index: usize, trained: &Trained) -> Result<Vec<u32>> {
+fn tokens(encoder: &Encoder, prompt: &str, place: &str, trained: &Trained) -> Result<Vec<u32>> {
     let refuse = |what: String| {
-        Err(Error::user(format!("text {}: {what}", index + 1))
+        Err(Error::user(format!("{place}: {what}"))
             .help("give a shorter text, or one with something in it"))
     };
     let longest = trained.longest();
@@ -139,6 +126,7 @@ struct Generate<'a> {
     trained: &'a Trained,
     encoder: &'a Encoder,
     prompts: &'a [(Vec<u32>, String)],
+    places: &'a Places,
     arguments: &'a Arguments,
     sampler: Sampler,
 }
@@ -195,8 +183,7 @@ impl Generate<'_> {
             let logits = trainee.model.continued(&next, &mut past, device, &mut pass);
             let logits = read(logits)?;
             if let Some(logit) = logits.iter().find(|logit| !logit.is_finite()) {
-                return Err(Error::failure(format!("the model answers with {logit}"))
-                    .help("the adapter's or the base model's weights are not finite: take another checkpoint"));
+                return Err(evaluate::not_finite(&self.places.name(index), *logit));
             }
             let token = self.sampler.next(&logits, &mut random);
             if self.encoder.end() == Some(token) {
@@ -217,14 +204,8 @@ impl Generate<'_> {
     }
 }
 
-/// Prints a part of a line at once. A reader that has gone away is no error.
+/// Prints a part of a line at once.
 fn stream(part: &str) -> Result<()> {
     let mut out = guard::stdout();
-    let written = out.write_all(part.as_bytes()).and_then(|()| out.flush());
-    match written {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::failure(
-            format!("cannot write to standard output: {error}"),
-        )),
-        _ => Ok(()),
-    }
+    printed(out.write_all(part.as_bytes()).and_then(|()| out.flush()))
 }

@@ -29,7 +29,7 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
     let output = &arguments.output;
     refuse_full(output)?;
     let recipe = arguments.recipe.as_deref();
-    let trained = Trained::open(&arguments.target, recipe, &arguments.set, Purpose::Generate)?;
+    let trained = Trained::open(&arguments.target, recipe, &arguments.set, Purpose::Predict)?;
     let parent = match output.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -143,10 +143,15 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(&text)
 }
 
-/// Prints a text on standard output. A reader that has gone away (`| head`) is no error.
+/// Prints a text on standard output.
 fn print(text: &str) -> Result<()> {
     use std::io::Write;
-    match writeln!(guard::stdout(), "{text}") {
+    printed(writeln!(guard::stdout(), "{text}"))
+}
+
+/// What came of printing. A reader that has gone away (`| head`) is no error.
+fn printed(outcome: std::io::Result<()>) -> Result<()> {
+    match outcome {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::failure(
             format!("cannot write to standard output: {error}"),
         )),

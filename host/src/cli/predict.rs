@@ -72,12 +72,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         .help("measure it with `dynalora evaluate`"));
     }
     session::use_threads(arguments.threads.or(trained.recipe.threads))?;
-    let (texts, places) = if arguments.texts.is_empty() {
-        let places = Places::numbered("standard input", "line");
-        (standard_input(&places)?, places)
-    } else {
-        (arguments.texts.clone(), Places::numbered("", "text"))
-    };
+    let (texts, places) = texts(&arguments.texts)?;
     if texts.is_empty() {
         return Err(Error::user("there is no text to label")
             .help("give texts as arguments, or one a line on standard input"));
@@ -182,7 +177,12 @@ fn examples(texts: Vec<String>, pairs: bool, places: &Places) -> Result<Vec<Exam
     texts.collect()
 }
 
-fn standard_input(places: &Places) -> Result<Vec<String>> {
+/// The texts of a command line, or without any the lines of standard input, and what they are called.
+pub fn texts(given: &[String]) -> Result<(Vec<String>, Places)> {
+    if !given.is_empty() {
+        return Ok((given.to_vec(), Places::numbered("", "text")));
+    }
+    let places = Places::numbered("standard input", "line");
     let lines = std::io::stdin().lock().lines().enumerate();
     let lines = lines.map(|(index, line)| {
         line.map_err(|error| {
@@ -190,7 +190,7 @@ fn standard_input(places: &Places) -> Result<Vec<String>> {
                 .help("texts must be UTF-8")
         })
     });
-    lines.collect()
+    Ok((lines.collect::<Result<_>>()?, places))
 }
 
 fn softmax(logits: &[f32]) -> Vec<f64> {
