@@ -3,6 +3,7 @@
 mod batch;
 mod encode;
 mod files;
+pub mod image;
 mod labels;
 mod language;
 mod learnt;

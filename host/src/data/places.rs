@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Where each example of a split stands: a file and a line of it, or a number in something without lines.
+/// Where each example of a split stands: a file and a line of it, a file alone, or a number in something without lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
     /// Each source with the first example it has, in the order of the examples.
@@ -14,6 +14,7 @@ pub struct Places {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Source {
     name: String,
+    /// What its parts are called; empty where it is one example.
     unit: &'static str,
     first: usize,
     /// The lines of its examples; none where they are numbered from 1.
@@ -45,6 +46,11 @@ impl Places {
         });
     }
 
+    /// Adds the one example that the file at `path` is.
+    pub(super) fn add_file(&mut self, path: &Path) {
+        self.add(path, "", vec![1]);
+    }
+
     /// The places of the examples at `indices` alone.
     pub fn select(&self, indices: &[usize]) -> Self {
         let selected = indices.iter().map(|index| self.among_all(*index));
@@ -67,6 +73,7 @@ impl Places {
         let source = self.sources.iter().rfind(|source| source.first <= index);
         match source {
             None => format!("example {}", index + 1),
+            Some(source) if source.unit.is_empty() => source.name.clone(),
             Some(source) => {
                 let at = index - source.first;
                 let line = source.lines.get(at).copied().unwrap_or(at + 1);
@@ -88,12 +95,14 @@ mod tests {
         let mut places = Places::default();
         places.add(Path::new("a.tsv"), "line", vec![2, 5]);
         places.add(Path::new("b.parquet"), "row", vec![1, 2]);
+        places.add_file(Path::new("c.png"));
         // A selection, and one of that.
         let some = places.select(&[1, 3]);
         assert_eq!(some.name(1), "b.parquet, row 2");
         assert_eq!(some.select(&[0]).name(0), "a.tsv, line 5");
         assert_eq!(places.name(1), "a.tsv, line 5");
         assert_eq!(places.name(2), "b.parquet, row 1");
+        assert_eq!(places.name(4), "c.png");
         assert_eq!(Places::default().name(0), "example 1");
         let stdin = Places::numbered("standard input", "line");
         assert_eq!(stdin.name(3), "standard input, line 4");

@@ -301,7 +301,7 @@ impl Task {
 
 /// The files in `folder` under the first of `names` that is there. A `*` stands for anything: the
 /// shards of a Parquet export, which come in the order of their names.
-fn first_match(folder: &Path, names: &[&str]) -> Option<Vec<PathBuf>> {
+pub(super) fn first_match(folder: &Path, names: &[&str]) -> Option<Vec<PathBuf>> {
     names.iter().find_map(|name| match name.split_once('*') {
         None => Some(folder.join(name))
             .filter(|path| path.is_file())
@@ -325,7 +325,7 @@ fn first_match(folder: &Path, names: &[&str]) -> Option<Vec<PathBuf>> {
 }
 
 /// Refuses an export of which shards are missing: `train-00001-of-00003.parquet` without the others.
-fn whole_export(files: &[PathBuf]) -> Result<()> {
+pub(super) fn whole_export(files: &[PathBuf]) -> Result<()> {
     let count = |file: &PathBuf| -> Option<usize> {
         let name = file.file_name()?.to_str()?.strip_suffix(".parquet")?;
         name.rsplit_once("-of-")?.1.parse().ok()
@@ -346,7 +346,7 @@ fn whole_export(files: &[PathBuf]) -> Result<()> {
 }
 
 /// The first names in a folder, for an error.
-fn listing(dir: &Path) -> String {
+pub(super) fn listing(dir: &Path) -> String {
     let mut names: Vec<String> = std::fs::read_dir(dir)
         .into_iter()
         .flatten()

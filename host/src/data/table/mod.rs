@@ -3,7 +3,7 @@
 mod delimited;
 mod json_lines;
 mod named;
-mod parquet;
+pub(super) mod parquet;
 #[cfg(test)]
 mod tests;
 

@@ -1,7 +1,9 @@
 //! Apache Parquet.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
+use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::schema::types::Type;
@@ -25,70 +27,111 @@ pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
     }
 }
 
-fn damaged(path: &Path) -> Error {
+pub(in crate::data) fn damaged(path: &Path) -> Error {
     Error::user(format!("{}: the Parquet file cannot be read", path.display()))
         .help("It may be cut short or damaged, or use a compression other than snappy, gzip and zstd: fetch or write it again.")
+}
+
+/// A file of which the wanted columns can be read.
+pub(in crate::data) struct Opened {
+    pub(in crate::data) reader: SerializedFileReader<File>,
+    /// The wanted columns.
+    pub(in crate::data) projection: Type,
+    /// The names of all columns.
+    available: Vec<String>,
+    room: Room,
+}
+
+/// How much a file may unpack to.
+struct Room {
+    path: PathBuf,
+    size: u64,
+    limit: u64,
+}
+
+impl Room {
+    fn check(&self, bytes: u64) -> Result<()> {
+        if bytes <= self.limit {
+            return Ok(());
+        }
+        Err(Error::user(format!(
+            "{}: the file of {} bytes unpacks to {bytes} or more, beyond the limit of {}",
+            self.path.display(),
+            self.size,
+            self.limit
+        ))
+        .help(format!(
+            "a file may unpack to 1 GiB or {FACTOR} times its size: write it with less repetition, or in several files"
+        )))
+    }
+}
+
+/// Opens a file to read those of its columns that are `wanted`. `missing` gets the names of those that are there, and
+/// says what is lacking. The parquet crate may panic over damage, here and when rows are read.
+pub(in crate::data) fn open(
+    path: &Path,
+    wanted: impl Fn(&str) -> bool,
+    missing: impl Fn(&dyn Fn(&str) -> bool) -> Option<String>,
+) -> Result<Opened> {
+    open_at_most(path, wanted, missing, MOST)
+}
+
+/// `most`: see [`MOST`].
+fn open_at_most(
+    path: &Path,
+    wanted: impl Fn(&str) -> bool,
+    missing: impl Fn(&dyn Fn(&str) -> bool) -> Option<String>,
+    most: u64,
+) -> Result<Opened> {
+    let file = File::open(path).map_err(|error| cannot_open(path, error))?;
+    let damaged = |error: ParquetError| damaged(path).because(error);
+    let size = file.metadata().map_or(0, |file| file.len());
+    let room = Room {
+        path: path.to_owned(),
+        size,
+        limit: most.max(size.saturating_mul(FACTOR)),
+    };
+    let reader = SerializedFileReader::new(file).map_err(damaged)?;
+    let schema = reader.metadata().file_metadata().schema();
+    let names = schema.get_fields().iter().map(|field| field.name());
+    let available: Vec<String> = names.map(str::to_owned).collect();
+    if let Some(missing) = missing(&|name| available.iter().any(|there| there == name)) {
+        return Err(Error::user(format!("{}: {missing}", path.display()))
+            .help(format!("The file's columns: {}.", available.join(", "))));
+    }
+    // Only the wanted columns are decoded.
+    let fields = schema.get_fields().iter();
+    let fields = fields.filter(|field| wanted(field.name())).cloned();
+    let projection = Type::group_type_builder(schema.name()).with_fields(fields.collect());
+    let projection = projection.build().map_err(damaged)?;
+    let columns = reader.metadata().row_groups().iter().flat_map(|group| {
+        let columns = group.columns().iter();
+        columns
+            .filter(|column| wanted(column.column_path().parts().first().map_or("", |part| part)))
+    });
+    let unpacked = columns
+        .map(|column| u64::try_from(column.uncompressed_size()).unwrap_or(0))
+        .fold(0, u64::saturating_add);
+    room.check(unpacked)?;
+    Ok(Opened {
+        reader,
+        projection,
+        available,
+        room,
+    })
 }
 
 /// `most`: see [`MOST`].
 fn decode(path: &Path, layout: &Layout, most: u64) -> Result<Vec<Row>> {
     let wanted = Named::new(path, layout)?;
-    let file = std::fs::File::open(path).map_err(|error| cannot_open(path, error))?;
-    let damaged = |error: parquet::errors::ParquetError| damaged(path).because(error);
-    let size = file.metadata().map_or(0, |file| file.len());
-    let limit = most.max(size.saturating_mul(FACTOR));
-    let too_much = |bytes: u64| {
-        Error::user(format!(
-            "{}: the file of {size} bytes unpacks to {bytes} or more, beyond the limit of {limit}",
-            path.display()
-        ))
-        .help(format!(
-            "a file may unpack to 1 GiB or {FACTOR} times its size: write it with less repetition, or in several files"
-        ))
-    };
-    let reader = SerializedFileReader::new(file).map_err(damaged)?;
-    let schema = reader.metadata().file_metadata().schema();
-    // Only the wanted columns are decoded.
-    let fields: Vec<_> = schema
-        .get_fields()
-        .iter()
-        .filter(|field| wanted.mentions(field.name()))
-        .cloned()
-        .collect();
-    let available = || {
-        schema
-            .get_fields()
-            .iter()
-            .map(|field| field.name().to_owned())
-            .collect::<Vec<_>>()
-    };
-    if let Some(missing) = wanted.missing(|name| fields.iter().any(|field| field.name() == name)) {
-        return Err(Error::user(format!("{}: {missing}", path.display()))
-            .help(format!("The file's columns: {}.", available().join(", "))));
-    }
-    let named = |name: &str| wanted.mentions(name);
-    let columns = reader.metadata().row_groups().iter().flat_map(|group| {
-        let columns = group.columns().iter();
-        columns.filter(|column| named(column.column_path().parts().first().map_or("", |part| part)))
-    });
-    let unpacked = columns
-        .map(|column| u64::try_from(column.uncompressed_size()).unwrap_or(0))
-        .fold(0, u64::saturating_add);
-    if unpacked > limit {
-        return Err(too_much(unpacked));
-    }
-    let projection = Type::group_type_builder(schema.name())
-        .with_fields(fields)
-        .build()
-        .map_err(damaged)?;
+    let missing = |has: &dyn Fn(&str) -> bool| wanted.missing(has);
+    let opened = open_at_most(path, |name| wanted.mentions(name), missing, most)?;
+    let damaged = |error: ParquetError| damaged(path).because(error);
+    let records = opened.reader.get_row_iter(Some(opened.projection));
     let mut problems = Problems::new(path, layout.format.unit());
     let mut rows = Vec::new();
     let mut read = 0;
-    for (index, record) in reader
-        .get_row_iter(Some(projection))
-        .map_err(damaged)?
-        .enumerate()
-    {
+    for (index, record) in records.map_err(damaged)?.enumerate() {
         let columns = record.map_err(damaged)?.into_columns();
         let get = |name: &str| {
             columns
@@ -97,15 +140,13 @@ fn decode(path: &Path, layout: &Layout, most: u64) -> Result<Vec<Row>> {
                 .map(|(_, field)| parquet_text(field))
         };
         match wanted
-            .row(index + 1, get, available)
+            .row(index + 1, get, || opened.available.clone())
             .and_then(|row| check_texts(row, layout))
         {
             Ok(row) => {
                 // A dictionary repeats a long text for a few bits a row.
                 read += row.size();
-                if read > limit {
-                    return Err(too_much(read));
-                }
+                opened.room.check(read)?;
                 rows.push(row);
             }
             Err(what) => problems.push(index + 1, what),
@@ -116,7 +157,7 @@ fn decode(path: &Path, layout: &Layout, most: u64) -> Result<Vec<Row>> {
 }
 
 /// A Parquet value as the text it stands for; none for null.
-fn parquet_text(field: &Field) -> Result<Option<String>, String> {
+pub(in crate::data) fn parquet_text(field: &Field) -> Result<Option<String>, String> {
     match field {
         Field::Null => Ok(None),
         Field::Str(text) => Ok(Some(text.clone())),
