@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::data::{self, Encoded, Encoder, Example, Learnt, Limits, Places, image};
+use crate::data::{self, Encoded, Encoder, Example, Learnt, Limits, Places, Template, image};
 use crate::error::{Error, Result};
 use crate::export::{self, Peft};
 use crate::kernel::Kernels;
@@ -145,7 +145,24 @@ impl Trained {
             return image::load_split(&self.recipe.data, &reader, &self.learnt, name);
         }
         let limits = Limits::of(&self.pretrained.config)?;
-        data::load_split(&self.recipe, &self.encoder()?, &limits, &self.learnt, name)
+        let template = self.recipe.data.is_chat().then(|| self.chat_template());
+        let (encoder, template) = (self.encoder()?, template.transpose()?);
+        let written = (&encoder, template.as_ref());
+        data::load_split(&self.recipe, written, &limits, &self.learnt, name)
+    }
+
+    /// The chat template, which must be that of the training where that was on conversations.
+    pub fn chat_template(&self) -> Result<Template> {
+        let template = Template::open(&self.folder.dir)?;
+        let learnt = self.learnt.chat_template.as_ref();
+        self.same(learnt, template.identity(), || {
+            let path = template.path().display();
+            (
+                format!("{path}: the chat template is not what the adapter was trained with"),
+                "chat_template",
+            )
+        })?;
+        Ok(template)
     }
 
     /// What the model makes of images, which must be what it was in training.

@@ -240,6 +240,7 @@ impl Entry {
                     ))),
                     columns: Some(Columns {
                         text: Some(Column::Name("sentence".to_owned())),
+                        messages: None,
                         image: None,
                         text_pair: None,
                         response: None,

@@ -43,6 +43,9 @@ pub struct Arguments {
     /// The seed of what is drawn
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Take each text for what a user says, and write it as the model's chat template says
+    #[arg(long)]
+    chat: bool,
     /// Leave the adapter out: the base model's own text
     #[arg(long)]
     base: bool,
@@ -77,10 +80,21 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     }
     session::use_threads(arguments.threads.or(trained.recipe.threads))?;
     let encoder = trained.encoder()?;
+    let template = arguments
+        .chat
+        .then(|| trained.chat_template())
+        .transpose()?;
     let (prompts, places) = texts(&arguments.prompts)?;
     let mut encoded = Vec::new();
     for (index, prompt) in prompts.into_iter().enumerate() {
-        let ids = tokens(&encoder, &prompt, &places.name(index), &trained)?;
+        let ids = match &template {
+            Some(template) => {
+                let written = template.question(&prompt);
+                written.and_then(|written| encoder.written(&written))
+            }
+            None => encoder.prompt(&prompt),
+        };
+        let ids = fitting(ids, &places.name(index), &trained)?;
         encoded.push((ids, prompt));
     }
     let session = Session::start(trained.recipe.device, common)?;
@@ -94,14 +108,14 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     })
 }
 
-/// The tokens of a prompt, which must leave room for one more.
-fn tokens(encoder: &Encoder, prompt: &str, place: &str, trained: &Trained) -> Result<Vec<u32>> {
+/// The tokens of a prompt, of which there must be some, and as many as the model has positions for.
+fn fitting(ids: Result<Vec<u32>, String>, place: &str, trained: &Trained) -> Result<Vec<u32>> {
     let refuse = |what: String| {
         Err(Error::user(format!("{place}: {what}"))
             .help("give a shorter text, or one with something in it"))
     };
     let longest = trained.longest();
-    match encoder.prompt(prompt) {
+    match ids {
         Err(what) => refuse(what),
         Ok(ids) if ids.is_empty() => refuse("it comes to no tokens".to_owned()),
         Ok(ids) if ids.len() > longest => refuse(format!(

@@ -11,20 +11,26 @@ use crate::error::{Error, Result};
 /// Tokens, and from which on they are predicted.
 type Block = (Vec<u32>, u32);
 
-/// Tokenises documents, and prompts with their responses, each closed by the token that ends a text.
+/// Tokenises documents, and prompts with their responses, each closed by the token that ends a text; what is `written` has
+/// all special tokens that it is to have.
 ///
 /// A document longer than the encoder's `max_length` becomes several examples, each of which begins with the last token
 /// of the one before, so that every token but a document's first is predicted once. Of a prompt with its response what
 /// is longer is cut off; a prompt that leaves no room for a response is an error.
-pub fn encode(encoder: &Encoder, examples: &[Example], places: &Places) -> Result<Encoded> {
-    if encoder.end().is_none() {
+pub fn encode(
+    encoder: &Encoder,
+    examples: &[Example],
+    places: &Places,
+    written: bool,
+) -> Result<Encoded> {
+    if encoder.end().is_none() && !written {
         tracing::warn!("tokenizer_config.json names no eos_token: nothing tells where a text ends");
     }
     let blocks = examples
         .par_iter()
         .enumerate()
         .map(|(index, example)| {
-            blocks(encoder, example)
+            blocks(encoder, example, written)
                 .map_err(|what| Error::user(format!("{}: {what}", places.name(index))).help(
                     "mend or remove it; model.max_length decides how many tokens of a prompt and its response are read",
                 ))
@@ -57,7 +63,11 @@ pub fn encode(encoder: &Encoder, examples: &[Example], places: &Places) -> Resul
 }
 
 /// The examples that a document or a prompt becomes, and whether anything of it is cut off.
-fn blocks(encoder: &Encoder, example: &Example) -> Result<(Vec<Block>, bool), String> {
+fn blocks(
+    encoder: &Encoder,
+    example: &Example,
+    written: bool,
+) -> Result<(Vec<Block>, bool), String> {
     let length = encoder.max_length();
     if length < 2 {
         return Err(format!(
@@ -79,7 +89,10 @@ fn blocks(encoder: &Encoder, example: &Example) -> Result<(Vec<Block>, bool), St
             Ok((blocks.collect(), false))
         }
         Some(response) => {
-            let mut ids = encoder.prompt(&example.text)?;
+            let mut ids = match written {
+                true => encoder.written(&example.text)?,
+                false => encoder.prompt(&example.text)?,
+            };
             let from = ids.len();
             if from + 1 > length {
                 return Err(format!(
@@ -91,7 +104,10 @@ fn blocks(encoder: &Encoder, example: &Example) -> Result<(Vec<Block>, bool), St
                     "the prompt comes to no tokens: nothing stands before the response".to_owned(),
                 );
             }
-            ids.extend(encoder.response(response)?);
+            ids.extend(match written {
+                true => encoder.written(response)?,
+                false => encoder.response(response)?,
+            });
             if ids.len() == from {
                 return Err("the response comes to no tokens".to_owned());
             }

@@ -32,6 +32,9 @@ pub struct Learnt {
     /// The digest of the tokenizer's files; none where it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
+    /// The digest of the chat template, of conversations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// The digest of what is done to images; none of texts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<String>,
@@ -103,6 +106,7 @@ impl Learnt {
             text_pair: data.pairs(),
             max_length: recipe.model.longest(),
             tokenizer: None,
+            chat_template: None,
             images: None,
             base_model: recipe.model.name.clone(),
             revision: recipe.model.revision.clone(),

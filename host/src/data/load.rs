@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::chat::{self, Template};
 use super::encode::{self, Limits, encode_cached};
 use super::image;
 use super::labels::{Reader, distinct, is_whole};
@@ -42,6 +43,8 @@ pub struct Data {
     pub max_length: usize,
     /// The tokenizer's digest, of texts.
     pub tokenizer: Option<String>,
+    /// The chat template's, of conversations.
+    pub chat_template: Option<String>,
     /// The image processor's, of images.
     pub images: Option<String>,
 }
@@ -90,6 +93,7 @@ impl Data {
             text_pair: self.text_pair,
             max_length: self.max_length,
             tokenizer: self.tokenizer.clone(),
+            chat_template: self.chat_template.clone(),
             images: self.images.clone(),
             base_model: model.name.clone(),
             revision: model.revision.clone(),
@@ -136,6 +140,35 @@ pub fn check_kind(config: &DataConfig, model: &Architecture) -> Result<()> {
     }
 }
 
+impl Found {
+    /// The same, each conversation written by its model's `template`: an example for each answer in it.
+    fn written(self, template: &Template) -> Result<Self> {
+        let all = |splits: Vec<Split>| -> Result<Vec<Split>> {
+            splits
+                .into_iter()
+                .map(|split| split.written(template))
+                .collect()
+        };
+        Ok(Found {
+            train: self.train.written(template)?,
+            validation: all(self.validation)?,
+            test: all(self.test)?,
+            ..self
+        })
+    }
+}
+
+impl Split {
+    fn written(self, template: &Template) -> Result<Self> {
+        let (examples, of) = chat::examples(template, &self.examples, &self.places)?;
+        Ok(Split {
+            examples,
+            places: self.places.select(&of),
+            ..self
+        })
+    }
+}
+
 /// Reads what `recipe` is trained and validated on, and makes of it what the `model` reads. Its test data is read, so
 /// that a mistake in it is found before the training and not after, but nothing more.
 pub fn load(recipe: &Recipe, folder: &ModelFolder, model: &Architecture) -> Result<Data> {
@@ -147,13 +180,20 @@ pub fn load(recipe: &Recipe, folder: &ModelFolder, model: &Architecture) -> Resu
     let metrics = recipe.data.metrics();
     check_metrics(&metrics, found.problem, &found.labels)?;
     let encoder = encoder(recipe, folder, limits)?;
+    let template = recipe.data.is_chat().then(|| Template::open(&folder.dir));
+    let template = template.transpose()?;
+    let found = match &template {
+        Some(template) => found.written(template)?,
+        None => found,
+    };
+    let kind = (found.problem, template.is_some());
     let validation = found.validation.into_iter();
     Ok(Data {
         held_back: Encoded::default(),
-        train: tokenized(&encoder, limits, &found.train, found.problem)?,
+        train: tokenized(&encoder, limits, &found.train, kind)?,
         validation: validation
             .map(|split| {
-                let encoded = tokenized(&encoder, limits, &split, found.problem)?;
+                let encoded = tokenized(&encoder, limits, &split, kind)?;
                 Ok((split.name, encoded))
             })
             .collect::<Result<_>>()?,
@@ -163,6 +203,7 @@ pub fn load(recipe: &Recipe, folder: &ModelFolder, model: &Architecture) -> Resu
         text_pair: recipe.data.pairs(),
         max_length: encoder.max_length(),
         tokenizer: Some(encoder.identity().to_owned()),
+        chat_template: template.map(|template| template.identity().to_owned()),
         images: None,
     })
 }
@@ -178,14 +219,15 @@ pub fn encoder(recipe: &Recipe, folder: &ModelFolder, limits: &Limits) -> Result
     Encoder::open(&folder.tokenizer, wanted.min(longest))
 }
 
+/// `written` says that the texts have their special tokens already.
 fn tokenized(
     encoder: &Encoder,
     limits: &Limits,
     split: &Split,
-    problem: Problem,
+    (problem, written): (Problem, bool),
 ) -> Result<Encoded> {
     let encoded = match problem {
-        Problem::CausalLm => language::encode(encoder, &split.examples, &split.places)?,
+        Problem::CausalLm => language::encode(encoder, &split.examples, &split.places, written)?,
         _ => {
             let cache = cache::dir()?.join("tokens");
             encode_cached(&cache, encoder, &split.examples, &split.places)?
@@ -199,7 +241,7 @@ fn tokenized(
 /// split itself, or those that begin with it (`validation` stands for both of MNLI's). Nothing else is read.
 pub fn load_split(
     recipe: &Recipe,
-    encoder: &Encoder,
+    (encoder, template): (&Encoder, Option<&Template>),
     limits: &Limits,
     learnt: &Learnt,
     name: &str,
@@ -245,7 +287,12 @@ pub fn load_split(
             ))
             .help("evaluate on a labelled split, or label the texts with `dynalora predict`"));
         }
-        let encoded = tokenized(encoder, limits, &split, learnt.problem)?;
+        let split = match template {
+            Some(template) => split.written(template)?,
+            None => split,
+        };
+        let kind = (learnt.problem, template.is_some());
+        let encoded = tokenized(encoder, limits, &split, kind)?;
         Ok((split.name, encoded))
     });
     encoded.collect()
@@ -534,7 +581,12 @@ fn own_rows(config: &DataConfig, columns: &Columns, path: &Path, part: Part) -> 
         } else {
             Header::No
         },
-        text: columns.text.iter().cloned().collect(),
+        text: columns
+            .messages
+            .iter()
+            .chain(&columns.text)
+            .cloned()
+            .collect(),
         text_pair: columns
             .text_pair
             .iter()
@@ -548,6 +600,7 @@ fn own_rows(config: &DataConfig, columns: &Columns, path: &Path, part: Part) -> 
         needs_label: part != Part::Test && !language,
         skip_short: false,
         allow_empty: false,
+        structured: config.is_chat(),
     };
     table::read(path, &layout)
 }

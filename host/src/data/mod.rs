@@ -1,6 +1,7 @@
 //! Tasks, formats, tokenising and batching.
 
 mod batch;
+mod chat;
 mod encode;
 mod files;
 pub mod image;
@@ -17,6 +18,7 @@ mod task;
 mod tokenizer;
 
 pub use batch::{Batch, EpochPlan, drawn, evaluation_batches};
+pub use chat::Template;
 pub use encode::{Encoded, Limits, check, encode, tokenize};
 pub use files::files;
 pub use image::CHANNELS;

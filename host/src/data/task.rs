@@ -165,6 +165,7 @@ impl Task {
             // drops the former and keeps the latter, so that results can be compared.
             skip_short: self == Task::Qqp,
             allow_empty: self == Task::Qqp,
+            structured: false,
         }
     }
 

@@ -398,6 +398,11 @@ impl Encoder {
         })
     }
 
+    /// All tokens of a text that has its special ones written in it.
+    pub fn written(&self, text: &str) -> Result<Vec<u32>, String> {
+        self.guarded(|| self.whole(text))
+    }
+
     /// The token that ends a text, if there is one.
     pub fn end(&self) -> Option<u32> {
         self.end

@@ -72,6 +72,10 @@ pub struct Columns {
     /// The text, or the first text of a pair; under `causal-lm` a document, or a prompt. Of texts it must be given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<Column>,
+    /// Under `causal-lm`, in place of `text`: a conversation, a list of objects with `role` and `content`, written as the
+    /// model's chat template says. What the assistant says is predicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub messages: Option<Column>,
     /// In Parquet files of images: the image, the bytes of a file, alone or as `bytes` of a struct; by default `image`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Column>,
@@ -91,6 +95,7 @@ impl Columns {
     pub fn of(text: Column) -> Self {
         Columns {
             text: Some(text),
+            messages: None,
             image: None,
             response: None,
             text_pair: None,
@@ -132,6 +137,12 @@ impl DataConfig {
         self.task.is_none() && self.format == Some(Format::Images)
     }
 
+    /// Whether the examples are conversations.
+    pub fn is_chat(&self) -> bool {
+        let columns = self.columns.as_ref();
+        self.task.is_none() && columns.is_some_and(|columns| columns.messages.is_some())
+    }
+
     /// Whether tokens are predicted.
     pub fn predicts_tokens(&self) -> bool {
         self.task.is_none() && self.problem == Some(Problem::CausalLm)
@@ -141,10 +152,11 @@ impl DataConfig {
     pub fn pairs(&self) -> bool {
         match self.task {
             Some(task) => task.pairs(),
-            None => self
-                .columns
-                .as_ref()
-                .is_some_and(|columns| columns.text_pair.is_some() || columns.response.is_some()),
+            None => {
+                self.columns.as_ref().is_some_and(|columns| {
+                    columns.text_pair.is_some() || columns.response.is_some()
+                }) || self.is_chat()
+            }
         }
     }
 
@@ -239,6 +251,7 @@ impl DataConfig {
                     ("columns.text", columns.text.is_some()),
                     ("columns.text_pair", columns.text_pair.is_some()),
                     ("columns.response", columns.response.is_some()),
+                    ("columns.messages", columns.messages.is_some()),
                 ]
             }));
         if let Some((key, _)) = of_texts.into_iter().find(|(_, given)| *given) {
@@ -283,7 +296,7 @@ impl DataConfig {
                 "Add [data.columns] with `text = \"sentence\"` and `label = \"label\"`, and `text_pair` for pairs.",
             ));
         };
-        let Some(text) = &columns.text else {
+        let Some(text) = columns.messages.as_ref().or(columns.text.as_ref()) else {
             return Err(Error::user("`data.columns.text` is missing: which column is the text?")
                 .help("Add it to [data.columns]: `text = \"sentence\"`; or set `format = \"images\"` in [data] for images."));
         };
@@ -346,6 +359,7 @@ impl DataConfig {
         let language = self.predicts_tokens();
         let stray = match language {
             true if columns.text_pair.is_some() => Some("text_pair"),
+            false if columns.messages.is_some() => Some("messages"),
             true if columns.label != label_column() => Some("label"),
             false if columns.response.is_some() => Some("response"),
             _ => None,
@@ -355,7 +369,17 @@ impl DataConfig {
             return Err(Error::user(format!(
                 "`data.columns.{key}` means nothing for `data.problem = \"{problem}\"`"
             ))
-            .help("Under \"causal-lm\" there are `text` and `response`, else `text`, `text_pair` and `label`."));
+            .help("Under \"causal-lm\" there are `text` and `response`, or `messages`, else `text`, `text_pair` and `label`."));
+        }
+        let beside = [
+            ("text", columns.text.is_some()),
+            ("response", columns.response.is_some()),
+        ];
+        if let (true, Some((key, _))) = (self.is_chat(), beside.iter().find(|(_, given)| *given)) {
+            return Err(Error::user(format!(
+                "`data.columns.messages` and `data.columns.{key}` are both given"
+            ))
+            .help("A conversation stands in `messages` alone; a prompt and its response in `text` and `response`."));
         }
         if self.is_all_text() {
             return Err(Error::user("[data.columns] is given, but plain text has no columns")

@@ -11,7 +11,8 @@ use crate::error::Result;
 use crate::run::{Input, Machine, Program, Sitting};
 
 /// Files beside `tokenizer.json` that may change what a text becomes.
-const BESIDE: [&str; 3] = [
+const BESIDE: [&str; 4] = [
+    "chat_template.jinja",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -165,6 +165,7 @@ pub fn load(config: &DataConfig, folder: &ModelFolder, model: &Architecture) -> 
         text_pair: false,
         max_length: reader.tokens,
         tokenizer: None,
+        chat_template: None,
         images: Some(reader.processor.identity()),
     })
 }

@@ -41,6 +41,7 @@ pub(super) fn classes(files: &[PathBuf], label: &str) -> Result<Vec<String>> {
         needs_label: true,
         skip_short: false,
         allow_empty: false,
+        structured: false,
     };
     let mut rows = Vec::new();
     for file in files {

@@ -1,6 +1,9 @@
 //! JSON lines: one object a line.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+
+use serde_json::value::RawValue;
 
 use super::named::Named;
 use super::{Layout, Row, check_texts, read_bytes};
@@ -28,7 +31,15 @@ pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
         let row = parsed
             .map_err(|error| not_an_object(&error))
             .and_then(|object| {
-                let get = |name: &str| object.get(name).map(json_text);
+                // As it is written there, the order of its keys included.
+                let raw: BTreeMap<String, &RawValue> = match layout.structured {
+                    true => serde_json::from_slice(line).map_err(|error| not_an_object(&error))?,
+                    false => BTreeMap::new(),
+                };
+                let get = |name: &str| match raw.get(name) {
+                    Some(raw) => Some(Ok(Some(raw.get().to_owned()))),
+                    None => object.get(name).map(json_text),
+                };
                 let row = wanted.row(index + 1, get, || object.keys().cloned().collect())?;
                 check_texts(row, layout)
             });

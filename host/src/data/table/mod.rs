@@ -59,6 +59,8 @@ pub(super) struct Layout {
     pub(super) skip_short: bool,
     /// Whether a text may be empty.
     pub(super) allow_empty: bool,
+    /// Whether texts are JSON: what is no text in a file of JSON then becomes that.
+    pub(super) structured: bool,
 }
 
 /// Whether the first line names the columns.

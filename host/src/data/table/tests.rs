@@ -33,6 +33,7 @@ fn layout(format: Format) -> Layout {
         needs_label: true,
         skip_short: false,
         allow_empty: false,
+        structured: false,
     }
 }
 
