@@ -164,6 +164,7 @@ impl Subject {
     fn optimizer(&self, modules: usize) -> Optimizer<Flex> {
         let config = OptimizerConfig {
             rate: self.number("learning_rate"),
+            loraplus_lr_ratio: 1.0,
             head_rate: self.number("learning_rate"),
             beta1: 0.9,
             beta2: 0.999,
@@ -250,7 +251,7 @@ fn run(
         step: at.step,
         active: &at.active,
         components: None,
-        rate: 0.0,
+        rates: [0.0; 2],
         probing: false,
         wanted: &wanted,
         seed: 0,
@@ -272,7 +273,9 @@ fn update(
             optimizer.update_module(module, step, [1.0; 2], None, pair, gradients, clip);
         }
     }
-    optimizer.update_head(step, &mut trainee.head, result.head_gradients, clip);
+    let vectors = trainee.model.head.vectors();
+    let head = &mut trainee.head;
+    optimizer.update_head(step, head, &vectors, result.head_gradients, clip);
 }
 
 /// The furthest that a value is off, as a part of what it should be.
@@ -365,7 +368,7 @@ fn values(
         step: 1,
         active,
         components,
-        rate: 0.0,
+        rates: [0.0; 2],
         probing,
         wanted: &wanted,
         seed: 7,
@@ -477,7 +480,7 @@ fn measuring_changes_no_bit_of_a_step() {
             step: 1,
             active: &active,
             components: None,
-            rate: 0.0,
+            rates: [0.0; 2],
             probing: false,
             wanted: &wanted,
             seed: 3,
