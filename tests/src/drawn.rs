@@ -596,6 +596,9 @@ impl Drawn {
             }
         }
         if c.once_in(4) {
+            self.set("train.gradient_checkpointing", "true");
+        }
+        if c.once_in(4) {
             self.set("checkpoint.keep", c.between(1, 3));
         }
         if c.once_in(6) {

@@ -400,6 +400,7 @@ impl Case {
             probing: false,
             wanted: &wanted,
             seed: 0,
+            checkpointing: false,
         };
         step::run(
             trainee,
@@ -636,6 +637,71 @@ fn tiny_models_train_as_peft_does() {
     }
 }
 
+/// The bits of everything that a step gives.
+fn bits(result: StepResult<Flex>) -> Vec<u32> {
+    let gradients = result.gradients.into_iter().flatten().flatten();
+    let all = gradients.chain(result.head_gradients);
+    let values = all.flat_map(|gradient| read(gradient).expect("f32 values"));
+    let signals = result.observation.signals.into_iter();
+    let signals = signals.flat_map(|signal| signal.values).flatten();
+    let mut bits: Vec<u32> = values.chain(signals).map(f32::to_bits).collect();
+    bits.extend([result.loss, result.gradient_norm].map(|value| (value as f32).to_bits()));
+    bits
+}
+
+#[test]
+fn running_layers_twice_changes_no_bit() {
+    for (model, task) in [
+        ("tiny-bert", "all-linear"),
+        ("tiny-distilbert", "query-value"),
+        ("tiny-llama", "all-linear"),
+        ("tiny-llama", "causal-lm-response"),
+        ("tiny-qwen3", "causal-lm"),
+        ("tiny-gpt2", "causal-lm"),
+        ("tiny-vit", "all-linear"),
+    ] {
+        let tokens = match model {
+            "tiny-vit" => String::new(),
+            _ => format!("{model}/golden/tokens.safetensors"),
+        };
+        let goldens = format!("{model}/golden/{task}");
+        let mut case = Case::open(&fixture(model), &goldens, &tokens);
+        let dropout = ModelConfig {
+            hidden_dropout: Some(0.2),
+            attention_dropout: Some(0.1),
+            ..no_dropout()
+        };
+        let folder = model_folder(&fixture(model));
+        case.pretrained = Pretrained::open(&folder, &dropout).expect("a whole model");
+        let trainee = case.trainee("random_b");
+        let wanted = Wanted {
+            signals: Signal::ALL.to_vec(),
+            ..Wanted::default()
+        };
+        let modules = &trainee.adapters.modules;
+        let layers = modules.iter().map(|module| module.layer != Some(0));
+        for active in [vec![true; modules.len()], layers.collect()] {
+            let step = |checkpointing| {
+                let plan = StepPlan {
+                    details: &Default::default(),
+                    step: 1,
+                    active: &active,
+                    components: None,
+                    rates: [0.0; 2],
+                    probing: false,
+                    wanted: &wanted,
+                    seed: 5,
+                    checkpointing,
+                };
+                let batches = [case.batch(0), case.batch(1)];
+                bits(step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step"))
+            };
+            let (whole, twice) = (step(false), step(true));
+            assert!(whole.len() > 1000 && whole == twice, "{model}, {task}");
+        }
+    }
+}
+
 /// The mean loss of each sentence's predicted tokens.
 fn losses(trainee: &Trainee<Flex>, batches: &[Batch]) -> Vec<f32> {
     let losses = batches.iter().map(|batch| {
@@ -749,6 +815,7 @@ fn gradients_accumulate_over_micro_batches_as_in_peft() {
         probing: false,
         wanted: &wanted,
         seed: 0,
+        checkpointing: false,
     };
     let batches = [case.batch(0), case.batch(1)];
     let result = step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step");
@@ -834,6 +901,7 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
             probing: false,
             wanted: &wanted,
             seed: 0,
+            checkpointing: false,
         };
         let result =
             step::run(&trainee, &[case.batch(0)], &plan, None, None, &DEVICE).expect("a step");

@@ -256,6 +256,7 @@ fn run(
         probing: false,
         wanted: &wanted,
         seed: 0,
+        checkpointing: false,
     };
     step::run(trainee, batches, &plan, None, optimizer, &DEVICE).expect("a step")
 }
@@ -373,6 +374,7 @@ fn values(
         probing,
         wanted: &wanted,
         seed: 7,
+        checkpointing: false,
     };
     let optimizer = subject.optimizer(trainee.adapters.modules.len());
     let result = step::run(trainee, batches, &plan, None, Some(&optimizer), &DEVICE);
@@ -485,6 +487,7 @@ fn measuring_changes_no_bit_of_a_step() {
             probing: false,
             wanted: &wanted,
             seed: 3,
+            checkpointing: false,
         };
         let result = step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step");
         let tensors = result.gradients.into_iter().flatten().flatten();

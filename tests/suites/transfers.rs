@@ -74,6 +74,7 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
             probing: false,
             wanted: &wanted,
             seed: 0,
+            checkpointing: false,
         };
         let before = (reads(), reductions_taken());
         let batches = [batch(), batch()];

@@ -1,5 +1,7 @@
 //! The base model: embeddings, transformer layers and the norm behind them, all frozen.
 
+use std::ops::Range;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
@@ -89,7 +91,20 @@ impl<B: Kernels> Base<B> {
             return x;
         }
         let angles = self.angles(&input.sequences, &x.device());
-        self.run(x, 0..depth, &self.around(&input.sequences, &angles), pass)
+        self.between(x, 0..depth, &input.sequences, &angles, pass)
+    }
+
+    /// The hidden states of all tokens behind these `layers`, `[tokens, hidden]`, from those in front of them. `angles`
+    /// are those of the sequences.
+    pub fn between(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        layers: Range<usize>,
+        sequences: &Sequences,
+        angles: &Option<Angles<B>>,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        self.run(x, layers, &self.around(sequences, angles), pass)
     }
 
     /// The last hidden states of all tokens, `[tokens, hidden]`, from those after the first `depth` layers.
@@ -101,8 +116,7 @@ impl<B: Kernels> Base<B> {
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
         let angles = self.angles(sequences, &x.device());
-        let around = self.around(sequences, &angles);
-        self.run(x, depth..self.depth(), &around, pass)
+        self.between(x, depth..self.depth(), sequences, &angles, pass)
     }
 
     /// The last hidden states of the one token of each sequence that the head reads, `[sequences, hidden]`, from all
@@ -184,7 +198,7 @@ impl<B: Kernels> Base<B> {
     fn run(
         &self,
         mut x: Tensor<Ad<B>, 2>,
-        layers: std::ops::Range<usize>,
+        layers: Range<usize>,
         around: &Around<'_, B>,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
@@ -206,8 +220,8 @@ impl<B: Kernels> Base<B> {
         }
     }
 
-    /// By how much the heads of all tokens are turned.
-    fn angles(&self, sequences: &Sequences, device: &B::Device) -> Option<Angles<B>> {
+    /// By how much the heads of all tokens are turned, where they are.
+    pub fn angles(&self, sequences: &Sequences, device: &B::Device) -> Option<Angles<B>> {
         let positions = (0..sequences.count()).flat_map(|i| 0..sequences.range(i).len());
         self.angles_of(positions, device)
     }

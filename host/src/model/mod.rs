@@ -204,9 +204,9 @@ impl Pretrained {
         self.source().weight(&module.path, sizes, device)
     }
 
-    /// Name and shape of the head that predicts tokens, unless it is the table of word embeddings; an error for a model
+    /// Name and shape of the head that predicts tokens, which may be the table of word embeddings; an error for a model
     /// that predicts none.
-    fn own_language_head(&self) -> Result<Option<(String, [usize; 2])>> {
+    fn language_head_tensor(&self) -> Result<(String, [usize; 2])> {
         let Some(head) = self.config.language_head else {
             return Err(Error::user(format!(
                 "data.problem is \"causal-lm\", but the model is a {}, which predicts no next token",
@@ -215,24 +215,28 @@ impl Pretrained {
             .help("take a decoder (llama, mistral, qwen2, qwen3, gpt2), or another problem"));
         };
         let shape = [self.config.vocabulary(), self.config.hidden];
-        Ok((!head.tied).then(|| (format!("{}.weight", head.name), shape)))
+        let name = match self.config.words().filter(|_| head.tied) {
+            Some(words) => format!("{}{}.weight", self.prefix, words.words.name),
+            None => format!("{}.weight", head.name),
+        };
+        Ok((name, shape))
     }
 
     /// Refuses a model that predicts no tokens.
     pub fn require_language_head(&self) -> Result<()> {
-        match self.own_language_head()? {
-            Some((name, shape)) => self.weights.require(&name, &shape),
-            None => Ok(()),
-        }
+        let (name, shape) = self.language_head_tensor()?;
+        self.weights.require(&name, &shape)
     }
 
     /// The head that predicts tokens: a matrix of its own, or the table of word embeddings.
     fn language_head<B: Kernels>(&self, base: &Base<B>, device: &B::Device) -> Result<Frozen<B>> {
-        let weight = match self.own_language_head()? {
-            Some((name, shape)) => self.weights.tensor(&name, shape, device)?,
-            None => base
-                .words()
-                .expect("a model that predicts tokens reads them"),
+        let (name, shape) = self.language_head_tensor()?;
+        let tied = self.config.language_head.is_some_and(|head| head.tied);
+        let weight = match base.words().filter(|_| tied && !Frozen::<B>::LAID_OUT) {
+            Some(words) => words,
+            // Also of a table that is there already: it is laid out anew, and rows of it that no text has asked for would
+            // be touched for that, and stay in memory.
+            None => self.weights.tensor(&name, shape, device)?,
         };
         Ok(Frozen::lean(weight, None))
     }

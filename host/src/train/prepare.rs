@@ -134,6 +134,7 @@ pub fn costs(
         modules,
         trains_a: Config::from(&recipe.adapter).trains_a(),
         language: recipe.data.predicts_tokens(),
+        checkpointing: recipe.train.gradient_checkpointing,
     };
     let head = head_parameters(&pretrained.config, pretrained.frozen_pooler(), outputs);
     shape.costs(steps, head)
