@@ -71,7 +71,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
     .expect("the built allocator");
     let settings = Settings {
         costs: None,
-        initial_rank: None,
+        initial_ranks: None,
         schedule: Schedule::Periodic { every: 1 },
         initial_budget: None,
         first_choice: None,

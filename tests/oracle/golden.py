@@ -94,8 +94,13 @@ def write_tiny(out):
                 folder, encoder, head, name, targets="all-linear", rank_pattern=ranks, alpha_pattern=alphas, **short
             )
             training.write_adapter(setup, folder / "golden" / "rank-pattern", indices)
+            training.write_tiny(setup, folder / "golden" / "rank-pattern-trained", indices)
             setup = dataclasses.replace(setup, use_rslora=True)
             training.write_adapter(setup, folder / "golden" / "rank-stabilised", indices)
+            plus = training.Setup(
+                folder, encoder, head, name, targets="all-linear", loraplus_lr_ratio=8.0, weight_decay=0.0, **short
+            )
+            training.write_tiny(plus, folder / "golden" / "loraplus", indices)
             setup = training.Setup(
                 folder, encoder, head, name, head_modules=("classifier", "pooler"), pooler_scale=2.0, **short
             )

@@ -131,7 +131,7 @@ def run(setup, case, k):
     model = build(setup, random_b=True)
     layers = modules(model)
     parameters = trainable(model)
-    optimiser, schedule = optimisation(setup, parameters)
+    optimiser, schedule = optimisation(setup, model, parameters)
     active, measured = [True] * len(layers), [[] for _ in layers]
     losses, reallocations = [], []
     for step, batch in enumerate(setup.batches(), start=1):

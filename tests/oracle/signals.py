@@ -95,7 +95,7 @@ def run(setup, case):
     model = build(setup, random_b=True)
     layers = modules(model)
     parameters = trainable(model)
-    optimiser, schedule = optimisation(setup, parameters)
+    optimiser, schedule = optimisation(setup, model, parameters)
     steps, updates = [], [None] * len(layers)
     for step, batch in enumerate(setup.batches()[:STEPS], start=1):
         active = [case.layers is None or step == 1 or layer_of(path) in case.layers for path in layers]

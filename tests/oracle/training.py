@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, TaskType, VeraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.vera.layer import VeraLayer
 from transformers import get_linear_schedule_with_warmup
@@ -35,6 +36,8 @@ class Setup:
     rank_pattern: dict = field(default_factory=dict)
     alpha_pattern: dict = field(default_factory=dict)
     use_rslora: bool = False
+    # LoRA+'s, whose weight decay is 0 and leaves out vectors where it is not.
+    loraplus_lr_ratio: float = None
     # What a saved pooler is multiplied by, so that it is not the base model's.
     pooler_scale: float = 1.0
     b_scale: float = 0.05
@@ -103,9 +106,12 @@ class Setup:
             **({"ignored": self.ignored} if self.labels == 0 else {}),
             "rank": self.rank,
             **({"alpha": self.alpha} if self.method == "lora" else {"d_initial": self.d_initial}),
+            **({"rank_pattern": self.rank_pattern} if self.rank_pattern else {}),
+            **({"alpha_pattern": self.alpha_pattern} if self.alpha_pattern else {}),
             "dropout": 0.0,
             "optimiser": "torch.optim.AdamW",
             "learning_rate": self.learning_rate,
+            **({"loraplus_lr_ratio": self.loraplus_lr_ratio} if self.loraplus_lr_ratio else {}),
             "betas": list(self.betas),
             "eps": self.eps,
             "weight_decay": self.weight_decay,
@@ -247,16 +253,14 @@ def layer_of(path):
     return int(numbers[0]) if numbers else None
 
 
-def optimisation(setup, parameters):
+def optimisation(setup, model, parameters):
     """AdamW over trainable parameters, and its learning-rate schedule."""
-    optimiser = torch.optim.AdamW(
-        parameters.values(),
-        lr=setup.learning_rate,
-        betas=setup.betas,
-        eps=setup.eps,
-        weight_decay=setup.weight_decay,
-        foreach=False,
-    )
+    common = dict(lr=setup.learning_rate, betas=setup.betas, eps=setup.eps, foreach=False)
+    if setup.loraplus_lr_ratio is not None:
+        ratio = dict(loraplus_lr_ratio=setup.loraplus_lr_ratio, loraplus_weight_decay=setup.weight_decay)
+        optimiser = create_loraplus_optimizer(model, torch.optim.AdamW, **ratio, **common)
+    else:
+        optimiser = torch.optim.AdamW(parameters.values(), weight_decay=setup.weight_decay, **common)
     return optimiser, get_linear_schedule_with_warmup(optimiser, setup.warmup_steps, setup.steps)
 
 
@@ -264,7 +268,7 @@ def train(setup, random_b, active_layers=None):
     """A whole run. `active_layers(step)` gives the layers whose modules are active, None for all of them."""
     model = build(setup, random_b)
     parameters = trainable(model)
-    optimiser, schedule = optimisation(setup, parameters)
+    optimiser, schedule = optimisation(setup, model, parameters)
     log = {"losses": [], "learning_rates": [], "gradient_norms": []}
     signals = []
     for step, batch in enumerate(setup.batches(), start=1):

@@ -131,6 +131,9 @@ impl Drawn {
         if c.once_in(4) && lora {
             self.set("adapter.use_rslora", "true");
         }
+        if c.once_in(4) && lora {
+            self.set("train.loraplus_lr_ratio", c.of(&["4.0", "0.5"]));
+        }
         // Two or three modules of many.
         let many = self
             .get("adapter.targets")
@@ -154,6 +157,19 @@ impl Drawn {
                 (false, false) => c.of(&["0", "1", "[1]"]),
             };
             self.set("adapter.layers_to_transform", layers);
+        }
+        // An expression that matches nothing is refused; which layers are there is seen above.
+        let upper = match self.get("adapter.layers_to_transform") {
+            None => "'.*\\.1\\..*' = 3, ",
+            Some(_) => "",
+        };
+        if c.once_in(3) && lora {
+            let ranks = format!("{{ {upper}'.*' = {} }}", c.between(1, 4));
+            self.set("adapter.rank_pattern", ranks);
+        }
+        if c.once_in(4) && lora {
+            let alphas = format!("{{ {upper}'.*' = {} }}", c.of(&["2.0", "24.0"]));
+            self.set("adapter.alpha_pattern", alphas);
         }
         self
     }

@@ -215,7 +215,7 @@ impl Entry {
                 let recipe = Recipe::parse(Path::new("r"), RECIPE, &[]).map_err(said)?.0;
                 let pretrained =
                     Pretrained::open(&model_folder(folder), &recipe.model).map_err(said)?;
-                let modules = pretrained.modules(&recipe.adapter).map_err(said)?;
+                let modules = pretrained.adapted(&recipe.adapter).map_err(said)?.modules;
                 Model::<Flex>::load(&pretrained, &modules, 2, device)
                     .map(drop)
                     .map_err(said)

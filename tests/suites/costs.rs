@@ -70,7 +70,7 @@ fn batch(sequences: usize, length: usize) -> Batch {
 
 /// A model of the fixtures with these adapters, none of which adds nothing.
 fn trainee(pretrained: &Pretrained, adapter: &AdapterConfig) -> Trainee<Flex> {
-    let modules = pretrained.modules(adapter).expect("modules");
+    let modules = pretrained.adapted(adapter).expect("modules").modules;
     let model = Model::<Flex>::load(pretrained, &modules, 2, &DEVICE).expect("a model");
     let count = modules.len();
     let mut adapters = Adapters::new(Config::from(adapter), modules, 0, &DEVICE);
@@ -234,7 +234,10 @@ impl Prices {
         let recipe = Recipe::load(&run.join("recipe.toml"), &[]).expect("a run's recipe");
         let folder = model_folder(Path::new(&recipe.model.name));
         let pretrained = Pretrained::open(&folder, &recipe.model).expect("a model");
-        let modules = pretrained.modules(&recipe.adapter).expect("modules");
+        let modules = pretrained
+            .adapted(&recipe.adapter)
+            .expect("modules")
+            .modules;
         let mut sizes = Sizes::default();
         (0..48).for_each(|_| sizes.add_sequence(8));
         let steps = Steps {
@@ -443,7 +446,7 @@ fn running_layers_twice_saves_what_the_model_says() {
                 step: 1,
                 active: &active,
                 components: None,
-                rate: 0.0,
+                rates: [0.0; 2],
                 probing: false,
                 wanted: &wanted,
                 seed: 0,

@@ -383,7 +383,7 @@ fn gradients_of_all_who_use_a_pair_add_up() {
     let adapter: AdapterConfig =
         toml::from_str("rank = 4\ntargets = [\"query\", \"value\", \"dense\"]")
             .expect("an adapter");
-    let modules = pretrained.modules(&adapter).expect("modules");
+    let modules = pretrained.adapted(&adapter).expect("modules").modules;
     let model = Model::<Flex>::load(&pretrained, &modules, 2, &FlexDevice).expect("a model");
     let count = modules.len();
     let mut adapters = Adapters::new(Config::from(&adapter), modules, 0, &FlexDevice);
@@ -408,6 +408,7 @@ fn gradients_of_all_who_use_a_pair_add_up() {
         offsets: vec![0, 7, 14, 21],
         labels: vec![Label::Class(0); 3],
         indices: vec![0, 1, 2],
+        images: None,
     };
     let gradients = |trainee: &Trainee<Flex>| {
         let active = vec![true; count];

@@ -396,7 +396,7 @@ impl Case {
             step: number as u64,
             active,
             components: None,
-            rate: 0.0,
+            rates: [0.0; 2],
             probing: false,
             wanted: &wanted,
             seed: 0,
@@ -417,6 +417,9 @@ impl Case {
         let number = |key: &str| self.training.config[key].as_f64().expect("a number");
         let config = OptimizerConfig {
             rate: number("learning_rate"),
+            loraplus_lr_ratio: self.training.config["loraplus_lr_ratio"]
+                .as_f64()
+                .unwrap_or(1.0),
             head_rate: number("learning_rate"),
             beta1: 0.9,
             beta2: 0.999,
@@ -528,7 +531,9 @@ impl Case {
                     optimizer.update_module(module, at, [1.0; 2], None, pair, gradients, clip);
                 }
             }
-            optimizer.update_head(at, &mut trainee.head, result.head_gradients, clip);
+            let vectors = trainee.model.head.vectors();
+            let head = &mut trainee.head;
+            optimizer.update_head(at, head, &vectors, result.head_gradients, clip);
         }
         println!(
             "{} {name}: losses off by {furthest:e} at most",
@@ -619,6 +624,8 @@ fn tiny_models_train_as_peft_does() {
         ("tiny-bert", "query-value"),
         ("tiny-bert", "all-linear"),
         ("tiny-bert", "regression"),
+        ("tiny-bert", "rank-pattern-trained"),
+        ("tiny-bert", "loraplus"),
         ("tiny-roberta", "query-value"),
         ("tiny-distilbert", "query-value"),
         ("tiny-llama", "all-linear"),
@@ -680,7 +687,7 @@ fn running_layers_twice_changes_no_bit() {
                     step: 1,
                     active: &active,
                     components: None,
-                    rate: 0.0,
+                    rates: [0.0; 2],
                     probing: false,
                     wanted: &wanted,
                     seed: 5,
@@ -804,7 +811,7 @@ fn gradients_accumulate_over_micro_batches_as_in_peft() {
         step: 1,
         active: &active,
         components: None,
-        rate: 0.0,
+        rates: [0.0; 2],
         probing: false,
         wanted: &wanted,
         seed: 0,
@@ -890,7 +897,7 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
             step: 1,
             active: &vec![true; modules],
             components: components.as_deref(),
-            rate,
+            rates: [rate; 2],
             probing: false,
             wanted: &wanted,
             seed: 0,
@@ -989,6 +996,42 @@ fn an_adapter_with_ranks_and_alphas_of_its_own_gives_pefts_logits() {
     assert_eq!(ranks("attention.output.dense"), [4, 4]);
     assert_eq!(ranks("intermediate.dense"), [2, 2]);
     assert_logits_of(&trainee, &folder);
+}
+
+/// What a recipe's patterns give each module is what PEFT's give it.
+#[test]
+fn a_recipes_ranks_and_alphas_are_those_of_pefts() {
+    let pretrained = pretrained(&fixture("tiny-bert"));
+    let folder = fixture("tiny-bert/golden/rank-pattern-trained");
+    let training = Training::open(&folder);
+    for use_rslora in [false, true] {
+        let table = |key: &str| {
+            let patterns = training.config[key].as_object().expect("a table");
+            let lines = patterns
+                .iter()
+                .map(|(key, value)| format!("'{key}' = {value}"));
+            format!("{key} = {{ {} }}", lines.collect::<Vec<_>>().join(", "))
+        };
+        let recipe = format!(
+            "rank = 4\nalpha = 8\ntargets = \"all-linear\"\nuse_rslora = {use_rslora}\n{}\n{}",
+            table("rank_pattern"),
+            table("alpha_pattern")
+        );
+        let recipe = toml::from_str(&recipe).expect("an [adapter]");
+        let ours = pretrained.adapted(&recipe).expect("modules");
+        let peft = match use_rslora {
+            false => adapted(&pretrained, &folder.join("random_b"), 2),
+            true => adapted(&pretrained, &fixture("tiny-bert/golden/rank-stabilised"), 2),
+        };
+        assert_eq!(ours.modules, peft.adapters.modules);
+        for (module, config) in ours.configs.iter().enumerate() {
+            let (ours, theirs) = (config.scale(), peft.adapters.scale(module));
+            assert!(
+                (ours - theirs).abs() <= f32::EPSILON * theirs,
+                "{ours}, not {theirs}"
+            );
+        }
+    }
 }
 
 /// Holds a model of the tiny BERT's tokens against an adapter's `logits.safetensors`.

@@ -588,7 +588,10 @@ impl Runs<'_> {
         let folder = dynalora_tests::model_folder(Path::new(&recipe.model.name));
         let pretrained =
             dynalora::model::Pretrained::open(&folder, &recipe.model).expect("a model");
-        let modules = pretrained.modules(&recipe.adapter).expect("modules");
+        let modules = pretrained
+            .adapted(&recipe.adapter)
+            .expect("modules")
+            .modules;
         let linears = pretrained.linears();
         let shape = Shape {
             config: &pretrained.config,

@@ -144,6 +144,7 @@ impl Subject {
                 offsets: vec![0],
                 labels: Vec::new(),
                 indices: indices.to_vec(),
+                images: None,
             };
             for index in indices {
                 let range = offsets[*index] as usize..offsets[index + 1] as usize;
@@ -165,6 +166,7 @@ impl Subject {
     fn optimizer(&self, modules: usize) -> Optimizer<Flex> {
         let config = OptimizerConfig {
             rate: self.number("learning_rate"),
+            loraplus_lr_ratio: 1.0,
             head_rate: self.number("learning_rate"),
             beta1: 0.9,
             beta2: 0.999,
@@ -251,7 +253,7 @@ fn run(
         step: at.step,
         active: &at.active,
         components: None,
-        rate: 0.0,
+        rates: [0.0; 2],
         probing: false,
         wanted: &wanted,
         seed: 0,
@@ -274,7 +276,9 @@ fn update(
             optimizer.update_module(module, step, [1.0; 2], None, pair, gradients, clip);
         }
     }
-    optimizer.update_head(step, &mut trainee.head, result.head_gradients, clip);
+    let vectors = trainee.model.head.vectors();
+    let head = &mut trainee.head;
+    optimizer.update_head(step, head, &vectors, result.head_gradients, clip);
 }
 
 /// The furthest that a value is off, as a part of what it should be.
@@ -367,7 +371,7 @@ fn values(
         step: 1,
         active,
         components,
-        rate: 0.0,
+        rates: [0.0; 2],
         probing,
         wanted: &wanted,
         seed: 7,
@@ -480,7 +484,7 @@ fn measuring_changes_no_bit_of_a_step() {
             step: 1,
             active: &active,
             components: None,
-            rate: 0.0,
+            rates: [0.0; 2],
             probing: false,
             wanted: &wanted,
             seed: 3,

@@ -34,6 +34,7 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
     let mut optimizer = Optimizer::new(
         OptimizerConfig {
             rate: 0.01,
+            loraplus_lr_ratio: 1.0,
             head_rate: 0.01,
             beta1: 0.9,
             beta2: 0.999,
@@ -69,7 +70,7 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
             step: 2,
             active: &active,
             components: None,
-            rate: 0.0,
+            rates: [0.0; 2],
             probing: false,
             wanted: &wanted,
             seed: 0,

@@ -1,5 +1,6 @@
 //! What hangs on a linear layer: the adapters of all adapted modules, LoRA's or VeRA's.
 
+mod adapted;
 pub mod components;
 mod lora;
 mod pass;
@@ -15,10 +16,11 @@ use rand_chacha::ChaCha8Rng;
 use crate::kernel::Kernels;
 use crate::recipe::{AdapterConfig, AdapterKind};
 
+pub use adapted::Adapted;
 pub use lora::LoraConfig;
 pub use pass::{Observe, Observed, Pass, Site, mixed};
 pub use sensed::{Sense, Sensed};
-pub use targets::select;
+use targets::select;
 pub use vera::{Projections, VeraConfig};
 
 /// The method of a run's adapters and their sizes.
@@ -31,29 +33,38 @@ pub enum Config {
 }
 
 impl From<&AdapterConfig> for Config {
+    /// As all modules have them that no pattern names.
     fn from(recipe: &AdapterConfig) -> Self {
-        let (rank, dropout) = (recipe.rank() as u32, recipe.dropout);
+        Config::of(recipe, recipe.rank(), recipe.alpha())
+    }
+}
+
+impl Config {
+    /// The method of a module that starts with this rank and α.
+    fn of(recipe: &AdapterConfig, rank: usize, alpha: f64) -> Self {
+        let dropout = recipe.dropout;
         match recipe.kind {
-            AdapterKind::Lora => Config::Lora(LoraConfig {
-                rank: recipe.r_max() as u32,
-                // The scale goes by the rank that modules start with, however wide they can grow.
-                alpha: match recipe.r_max() as u32 {
-                    most if most == rank && recipe.use_rslora != Some(true) => recipe.alpha(),
-                    most => recipe.scale() * f64::from(most),
-                },
-                dropout,
-            }),
+            AdapterKind::Lora => {
+                let most = recipe.r_max.unwrap_or(rank);
+                Config::Lora(LoraConfig {
+                    rank: most as u32,
+                    // The scale goes by the rank that modules start with, however wide they can grow.
+                    alpha: match most == rank && recipe.use_rslora != Some(true) {
+                        true => alpha,
+                        false => recipe.scale(alpha, rank) * most as f64,
+                    },
+                    dropout,
+                })
+            }
             AdapterKind::Vera => Config::Vera(VeraConfig {
-                rank,
+                rank: rank as u32,
                 d_initial: recipe.d_initial(),
                 dropout,
                 projection_prng_key: recipe.projection_prng_key(),
             }),
         }
     }
-}
 
-impl Config {
     /// Inner width of the side path.
     pub fn rank(&self) -> u32 {
         match self {
@@ -165,15 +176,17 @@ impl LinearInfo {
 /// The values of every module's adapter, active or not.
 #[derive(Clone, Debug)]
 pub struct Adapters<B: Kernels> {
-    /// Method and sizes.
+    /// Method and sizes, as all modules have them that have none of their own.
     pub config: Config,
-    /// The modules in forward order.
+    /// The modules in forward order, each with its rank.
     pub modules: Vec<ModuleInfo>,
     /// VeRA's frozen matrices.
     pub projections: Option<Projections<B>>,
     pairs: Vec<[Tensor<B, 2>; 2]>,
     /// How often each pair was given out to be written to, or came into another use.
     versions: Vec<u64>,
+    /// Method and sizes of each module.
+    own: Vec<Config>,
     /// A factor on each module's scale.
     scales: Vec<f64>,
     /// The module whose pair each module uses.
@@ -206,6 +219,7 @@ impl<B: Kernels> Adapters<B> {
         projections: Option<Projections<B>>,
     ) -> Self {
         Adapters {
+            own: vec![config.clone(); modules.len()],
             config,
             projections,
             versions: vec![0; modules.len()],
@@ -214,6 +228,17 @@ impl<B: Kernels> Adapters<B> {
             modules,
             pairs,
         }
+    }
+
+    /// The same, whose modules have these sizes of their own.
+    pub fn with_own(mut self, configs: Vec<Config>) -> Self {
+        self.own = configs;
+        self
+    }
+
+    /// Method and sizes of a module.
+    pub fn own(&self, module: usize) -> &Config {
+        &self.own[module]
     }
 
     /// Puts factors on the modules' scales, and lets modules use the pair of another of the same shape: a module of
@@ -236,7 +261,7 @@ impl<B: Kernels> Adapters<B> {
 
     /// The scale of a module's side path: the method's times the module's own factor.
     pub fn scale(&self, module: usize) -> f32 {
-        (f64::from(self.config.scale()) * self.scales[module]) as f32
+        (f64::from(self.own[module].scale()) * self.scales[module]) as f32
     }
 
     /// The module whose pair a module uses: itself, where it shares none.

@@ -39,9 +39,9 @@ pub struct Settings {
     pub probe_steps: u64,
     /// Whether the adapters have components that can be pruned, as LoRA's pairs have.
     pub prunable: bool,
-    /// How many of an active module's components train where no allocator has said which; none for all. They can
-    /// then grow.
-    pub initial_rank: Option<u32>,
+    /// How many of each module's components train while it is active and no allocator has said which; none for all.
+    /// They can then grow.
+    pub initial_ranks: Option<Vec<u32>>,
     /// The run's seed.
     pub seed: u64,
     /// Optimiser steps the whole run will take.
@@ -344,6 +344,11 @@ impl Controller {
     /// The history of each module.
     pub fn ledger(&self) -> &[LedgerEntry] {
         self.ledger.entries()
+    }
+
+    /// With how many components each module starts, where any can grow.
+    pub fn initial_ranks(&self) -> Option<&[u32]> {
+        self.settings.initial_ranks.as_deref()
     }
 
     /// What choices of modules cost.
@@ -792,9 +797,10 @@ fn told<'a>(
 /// Which components train where nothing is said of them: none where that is all of them, else of an active module
 /// the first, as many as its initial rank.
 fn unsaid(settings: &Settings, units: &Units, active: &[bool]) -> Option<Vec<Vec<bool>>> {
-    let initial = settings.initial_rank?;
-    let modules = units.modules().iter().zip(active);
-    let first = modules.map(|(module, active)| (0..module.rank).map(|k| *active && k < initial));
+    let initial = settings.initial_ranks.as_ref()?;
+    let modules = units.modules().iter().zip(active).zip(initial);
+    let first = modules
+        .map(|((module, active), initial)| (0..module.rank).map(move |k| *active && k < *initial));
     Some(first.map(Iterator::collect).collect())
 }
 

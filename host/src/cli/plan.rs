@@ -6,7 +6,7 @@ use dynalora_plugin_api::{Cost, CostModel, ModuleInfo};
 use serde::Serialize;
 
 use super::{Common, print, print_json, table};
-use crate::adapter::Config;
+use crate::adapter::{Adapted, Config};
 use crate::allocation::{Units, initial_units};
 use crate::data::{self, Problem, labels_of};
 use crate::error::{Error, Result};
@@ -96,10 +96,10 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
     let pretrained = Pretrained::open(&folder, &recipe.model)?;
-    let modules = pretrained.modules(&recipe.adapter)?;
-    let held_back = check(&recipe, &pretrained, &modules, &common.plugin_dir)?;
+    let adapted = pretrained.adapted(&recipe.adapter)?;
+    let held_back = check(&recipe, &pretrained, &adapted, &common.plugin_dir)?;
     let base = (&folder, &pretrained);
-    let plan = plan(&recipe, base, modules, held_back, arguments)?;
+    let plan = plan(&recipe, base, adapted, held_back, arguments)?;
     for warning in HeadStart::of(&pretrained, plan.outputs).warnings {
         tracing::warn!("{warning}");
     }
@@ -226,7 +226,11 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
 fn plan(
     recipe: &Recipe,
     (folder, pretrained): (&ModelFolder, &Pretrained),
-    modules: Vec<ModuleInfo>,
+    Adapted {
+        modules,
+        initial_ranks,
+        ..
+    }: Adapted,
     held_back: u64,
     arguments: &Arguments,
 ) -> Result<Plan> {
@@ -268,12 +272,13 @@ fn plan(
     let cost = cost(shape, &active, longest, 0, LastLayer::Whole);
 
     let adapter_parameters = modules.iter().map(|module| module.parameters).sum::<u64>();
-    let initial = recipe.adapter.rank() as u64;
-    let trained = |module: &ModuleInfo| {
-        let rank = u64::from(module.rank);
-        module.parameters * initial.min(rank) / rank
+    let initial = initial_ranks.unwrap_or_else(|| modules.iter().map(|it| it.rank).collect());
+    let trained = |(module, initial): (&ModuleInfo, &u32)| {
+        module.parameters * u64::from(*initial) / u64::from(module.rank)
     };
-    let active_parameters = chosen().map(trained).sum::<u64>();
+    let of_active = modules.iter().zip(&initial).zip(&active);
+    let of_active = of_active.filter(|(_, active)| **active);
+    let active_parameters = of_active.map(|(module, _)| trained(module)).sum::<u64>();
     let trainable = active_parameters + head_parameters;
     // A module that was never active, or whose state is dropped, has none.
     let kept = match recipe.allocation.optimizer_state {

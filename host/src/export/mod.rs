@@ -1,7 +1,6 @@
 //! Trained adapters as files that other tools read.
 
 mod merge;
-mod pattern;
 mod peft;
 mod settings;
 

@@ -8,7 +8,7 @@ use dynalora_plugin_api::ModuleInfo;
 use serde_json::{Map, Value, json};
 
 use super::settings::Settings;
-use crate::adapter::{Adapters, Config, LinearInfo, LoraConfig, Projections, components};
+use crate::adapter::{Adapters, Config, LinearInfo, Projections, components};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::architecture::WeightLayout;
@@ -64,16 +64,19 @@ pub fn write<B: Kernels>(
             true => components::extract(pair, remaining),
             false => pair.clone(),
         };
-        if let Config::Lora(LoraConfig { rank, alpha, .. }) = adapters.config {
-            let own = pair[0].dims()[0] as u32;
+        if let (Config::Lora(shared), Config::Lora(own)) = (&adapters.config, adapters.own(index)) {
+            let rank = pair[0].dims()[0] as u32;
             let path = format!("{prefix}.{}", module.path);
-            let factor = adapters.factor(index);
-            if own != rank || factor != 1.0 {
-                let alpha = alpha * f64::from(own) / f64::from(rank);
-                alpha_pattern.insert(path.clone(), number(alpha * factor));
+            let mut alpha = own.alpha;
+            if rank != own.rank {
+                alpha = alpha * f64::from(rank) / f64::from(own.rank);
             }
-            if own != rank {
-                rank_pattern.insert(path, json!(own));
+            alpha *= adapters.factor(index);
+            if alpha != shared.alpha {
+                alpha_pattern.insert(path.clone(), number(alpha));
+            }
+            if rank != shared.rank {
+                rank_pattern.insert(path, json!(rank));
             }
         }
         modules.push(module.clone());
@@ -445,8 +448,7 @@ impl Peft {
         })
     }
 
-    /// The adapter's values on a device. Where patterns give a module a scale of its own, it is multiplied into
-    /// B, for all modules share one scale here.
+    /// The adapter's values on a device.
     pub fn adapters<B: Kernels>(
         &self,
         modules: Vec<ModuleInfo>,
@@ -465,15 +467,7 @@ impl Peft {
         };
         let pairs = modules
             .iter()
-            .map(|module| {
-                let [a, mut b] = [tensor(module, 0)?, tensor(module, 1)?];
-                let own = self.config_of(&module.path).scale();
-                let shared = self.config().scale();
-                if own != shared {
-                    b = b * (own / shared);
-                }
-                Ok([a, b])
-            })
+            .map(|module| Ok([tensor(module, 0)?, tensor(module, 1)?]))
             .collect::<Result<_>>()?;
         let projections = match self.config() {
             Config::Lora(_) => None,
@@ -485,12 +479,10 @@ impl Peft {
                 Some(Projections::new([a, b], &modules))
             }
         };
-        Ok(Adapters::of(
-            self.config().clone(),
-            modules,
-            pairs,
-            projections,
-        ))
+        let own = modules.iter().map(|module| self.config_of(&module.path));
+        let own = own.collect();
+        let config = self.config().clone();
+        Ok(Adapters::of(config, modules, pairs, projections).with_own(own))
     }
 
     /// The head's values on a device: the adapter's, or, for what it did not save, the base model's, as PEFT has

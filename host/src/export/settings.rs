@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::pattern::Pattern;
 use crate::adapter::{Config, LoraConfig, VeraConfig};
 use crate::error::{Error, Result};
+use crate::recipe::Pattern;
 
 /// What `adapter_config.json` says.
 pub struct Settings {

@@ -225,6 +225,12 @@ impl<B: Kernels> Head<B> {
         tensors(&self.layers)
     }
 
+    /// Which of the trained tensors are vectors, biases that is.
+    pub fn vectors(&self) -> Vec<bool> {
+        let tensors = self.tensors().into_iter();
+        tensors.map(|tensor| tensor.shape.len() == 1).collect()
+    }
+
     /// What the base model's checkpoint has of each trained tensor.
     pub fn start(&self) -> &[Option<Tensor<B, 2>>] {
         &self.start

@@ -14,7 +14,7 @@ mod weights;
 use burn::tensor::Tensor;
 use dynalora_plugin_api::ModuleInfo;
 
-use crate::adapter::{LinearInfo, Pass, select};
+use crate::adapter::{Adapted, LinearInfo, Pass};
 use crate::error::{Error, Result};
 use crate::kernel::{Ad, Branch, Frozen, Kernels, Sequences};
 use crate::recipe::{AdapterConfig, ModelConfig};
@@ -242,11 +242,8 @@ impl Pretrained {
     }
 
     /// The modules that a recipe's `[adapter]` selects and what each carries.
-    pub fn modules(&self, recipe: &AdapterConfig) -> Result<Vec<ModuleInfo>> {
-        let (linears, config) = (self.linears(), recipe.into());
-        let chosen = select(recipe, &linears, self.config.prefix)?;
-        let modules = linears.iter().zip(chosen).filter(|(_, chosen)| *chosen);
-        Ok(modules.map(|(linear, _)| linear.module(&config)).collect())
+    pub fn adapted(&self, recipe: &AdapterConfig) -> Result<Adapted> {
+        Adapted::new(recipe, &self.linears(), self.config.prefix)
     }
 }
 

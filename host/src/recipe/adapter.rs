@@ -9,6 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::document::Document;
+use super::pattern::{self, Pattern};
 use crate::error::{Error, Result};
 
 /// The adapter of every target module. PEFT's names for the keys (`r`, `lora_alpha`, `lora_dropout`,
@@ -32,6 +33,18 @@ pub struct AdapterConfig {
     /// LoRA: scaled by `alpha / √rank` instead (rsLoRA, Kalajdzievski 2023); left out: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub use_rslora: Option<bool>,
+    /// LoRA: ranks of some modules, by regular expressions over paths or their last parts: PEFT's `rank_pattern`.
+    #[serde(
+        deserialize_with = "pattern::in_recipe",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub rank_pattern: Option<Pattern<u32>>,
+    /// LoRA: α of some modules, named in the same way: PEFT's `alpha_pattern`.
+    #[serde(
+        deserialize_with = "pattern::in_recipe",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub alpha_pattern: Option<Pattern<f64>>,
     /// Dropout on the adapter's input.
     #[serde(alias = "lora_dropout", alias = "vera_dropout")]
     pub dropout: f64,
@@ -72,6 +85,8 @@ impl Default for AdapterConfig {
             r_max: None,
             alpha: None,
             use_rslora: None,
+            rank_pattern: None,
+            alpha_pattern: None,
             dropout: 0.0,
             d_initial: None,
             projection_prng_key: None,
@@ -99,9 +114,12 @@ impl AdapterConfig {
         self.r_max.unwrap_or(self.rank())
     }
 
-    /// Whether modules start at a smaller rank than they can have.
+    /// Whether a module can start at a smaller rank than it can have.
     pub fn grows(&self) -> bool {
-        self.r_max() > self.rank()
+        let ranks = self.rank_pattern.iter().flat_map(Pattern::values);
+        let least = ranks.map(|rank| *rank as usize).min();
+        self.r_max
+            .is_some_and(|most| most > self.rank().min(least.unwrap_or(most)))
     }
 
     /// LoRA's α.
@@ -109,13 +127,21 @@ impl AdapterConfig {
         self.alpha.unwrap_or(16.0)
     }
 
-    /// What LoRA's share is scaled by: `alpha / rank`, of rsLoRA `alpha / √rank`.
-    pub fn scale(&self) -> f64 {
-        let rank = self.rank() as f64;
+    /// What the share of a pair of this rank is scaled by: `alpha / rank`, of rsLoRA `alpha / √rank`.
+    pub fn scale(&self, alpha: f64, rank: usize) -> f64 {
+        let rank = rank as f64;
         match self.use_rslora.unwrap_or(false) {
-            true => self.alpha() / rank.sqrt(),
-            false => self.alpha() / rank,
+            true => alpha / rank.sqrt(),
+            false => alpha / rank,
         }
+    }
+
+    /// The rank that the module at `path`, family's prefix included, starts with, and its α.
+    pub fn rank_and_alpha_of(&self, path: &str) -> (usize, f64) {
+        let rank = self.rank_pattern.as_ref().and_then(|own| own.of(path));
+        let alpha = self.alpha_pattern.as_ref().and_then(|own| own.of(path));
+        let rank = rank.map_or(self.rank(), |rank| rank as usize);
+        (rank, alpha.unwrap_or(self.alpha()))
     }
 
     /// The start of VeRA's `λ_d`.
@@ -151,7 +177,15 @@ impl AdapterConfig {
             AdapterKind::Vera => (
                 "vera",
                 "lora",
-                &["alpha", "lora_alpha", "lora_dropout", "r_max", "use_rslora"][..],
+                &[
+                    "alpha",
+                    "alpha_pattern",
+                    "lora_alpha",
+                    "lora_dropout",
+                    "r_max",
+                    "rank_pattern",
+                    "use_rslora",
+                ][..],
             ),
         };
         let mut keys = foreign.iter().map(|key| format!("adapter.{key}"));
@@ -183,6 +217,7 @@ impl AdapterConfig {
             r_max,
             "a rank from that of `rank` to 65536",
         )?;
+        self.validate_patterns(at)?;
         let alpha = self.alpha();
         at.check(
             key("adapter.alpha", "adapter.lora_alpha"),
@@ -247,6 +282,31 @@ impl AdapterConfig {
                     "expected at least one",
                 )
                 .help("give their numbers, from 0 at the input: [4, 5]; or drop the key for all"));
+        }
+        Ok(())
+    }
+}
+
+impl AdapterConfig {
+    fn validate_patterns(&self, at: &Document) -> Result<()> {
+        let most = self.r_max.unwrap_or(65_536);
+        let expected = match self.r_max {
+            None => "a rank from 1 to 65536".to_owned(),
+            Some(r_max) => format!("a rank from 1 to `r_max`, {r_max}"),
+        };
+        for (key, rank) in self.rank_pattern.iter().flat_map(Pattern::entries) {
+            let key = format!("adapter.rank_pattern.{key}");
+            at.check(
+                &key,
+                (1..=most).contains(&(*rank as usize)),
+                rank,
+                &expected,
+            )?;
+        }
+        for (key, alpha) in self.alpha_pattern.iter().flat_map(Pattern::entries) {
+            let key = format!("adapter.alpha_pattern.{key}");
+            let right = alpha.is_finite() && *alpha > 0.0;
+            at.check(&key, right, alpha, "a number above 0")?;
         }
         Ok(())
     }

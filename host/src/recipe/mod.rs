@@ -9,6 +9,7 @@ mod initial;
 mod learning_rate;
 mod metric;
 mod model;
+mod pattern;
 mod plugin;
 mod schedule;
 mod task;
@@ -32,6 +33,7 @@ pub use learning_rate::{LearningRateSchedule, Warmup};
 pub use metric::Metric;
 use model::MAX_LENGTH;
 pub use model::{HeadBias, ModelConfig};
+pub use pattern::Pattern;
 pub use plugin::{Isolation, PluginConfig};
 pub use schedule::Schedule;
 pub use task::{Problem, Task};
@@ -251,6 +253,15 @@ impl Recipe {
             false => self.model.max_length.unwrap_or(MAX_LENGTH),
         };
         self.train.validate(max_length, at)?;
+        if self.train.loraplus_lr_ratio.is_some() && self.adapter.kind == AdapterKind::Vera {
+            return Err(at
+                .error(
+                    "train.loraplus_lr_ratio",
+                    "`train.loraplus_lr_ratio` is given for VeRA",
+                    "LoRA+ is a ratio of the rates of LoRA's B and A",
+                )
+                .help("drop the key: VeRA's vectors have one rate, `train.learning_rate`"));
+        }
         self.evaluation.validate(max_length, at)?;
         self.checkpoint.validate(at)?;
         let Some(deciding) = self.evaluation.metric else {

@@ -102,8 +102,9 @@ fn an_unknown_key_is_shown_with_the_nearest() {
     11 │
        ╰────
      help: did you mean `rank`? [adapter] takes `kind`, `r`, `rank`, `r_max`, `alpha`, `lora_alpha`,
-           `use_rslora`, `dropout`, `lora_dropout`, `vera_dropout`, `d_initial`, `projection_prng_key`,
-           `target_modules`, `targets`, `exclude_modules`, `layers_to_transform`
+           `use_rslora`, `rank_pattern`, `alpha_pattern`, `dropout`, `lora_dropout`, `vera_dropout`,
+           `d_initial`, `projection_prng_key`, `target_modules`, `targets`, `exclude_modules`,
+           `layers_to_transform`
     ");
     assert_snapshot!(broken("[train]", "[trian]"), @r"
      × the recipe has no key `trian`
@@ -138,8 +139,9 @@ fn an_unknown_key_is_shown_with_the_nearest() {
     11 │
        ╰────
      help: did you mean `train.learning_rate`? [adapter] takes `kind`, `r`, `rank`, `r_max`, `alpha`,
-           `lora_alpha`, `use_rslora`, `dropout`, `lora_dropout`, `vera_dropout`, `d_initial`,
-           `projection_prng_key`, `target_modules`, `targets`, `exclude_modules`, `layers_to_transform`
+           `lora_alpha`, `use_rslora`, `rank_pattern`, `alpha_pattern`, `dropout`, `lora_dropout`,
+           `vera_dropout`, `d_initial`, `projection_prng_key`, `target_modules`, `targets`, `exclude_modules`,
+           `layers_to_transform`
     ");
 }
 
@@ -459,8 +461,8 @@ fn flags_are_named_in_errors() {
       ·         ╰── unknown key
       ╰────
      help: did you mean `steps`? [train] takes `epochs`, `steps`, `batch_size`, `tokens_per_batch`, `order`,
-           `gradient_accumulation`, `learning_rate`, `head_learning_rate`, `lr_schedule`, `warmup`,
-           `weight_decay`, `beta1`, `beta2`, `epsilon`, `max_grad_norm`, `on_nonfinite`, `log_every`,
+           `gradient_accumulation`, `learning_rate`, `head_learning_rate`, `loraplus_lr_ratio`, `lr_schedule`,
+           `warmup`, `weight_decay`, `beta1`, `beta2`, `epsilon`, `max_grad_norm`, `on_nonfinite`, `log_every`,
            `log_signals`, `gradient_checkpointing`, `cache_frozen_prefix`, `cache_memory_mib`
     ");
     assert_snapshot!(refused("adapter.rank=0"), @r"

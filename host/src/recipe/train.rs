@@ -34,6 +34,10 @@ pub struct TrainConfig {
     /// The learning rate of what trains fully, the head; the same as `learning_rate` if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub head_learning_rate: Option<f64>,
+    /// LoRA+ (Hayou et al. 2024): the learning rate of B as a multiple of A's, which `learning_rate` is; also that of
+    /// the head's biases, as in PEFT's `create_loraplus_optimizer`; left out: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loraplus_lr_ratio: Option<f64>,
     /// How the learning rate falls after warm-up.
     pub lr_schedule: LearningRateSchedule,
     /// Warm-up: a share of all steps (`0.06`) or a number of them (`100`).
@@ -118,6 +122,7 @@ impl Default for TrainConfig {
             gradient_accumulation: 1,
             learning_rate: 5e-4,
             head_learning_rate: None,
+            loraplus_lr_ratio: None,
             lr_schedule: LearningRateSchedule::default(),
             warmup: Warmup::Share(0.06),
             weight_decay: 0.0,
@@ -155,6 +160,11 @@ impl TrainConfig {
     /// The learning rate of what trains fully.
     pub fn head_rate(&self) -> f64 {
         self.head_learning_rate.unwrap_or(self.learning_rate)
+    }
+
+    /// What B's learning rate is a multiple of A's by.
+    pub fn loraplus_lr_ratio(&self) -> f64 {
+        self.loraplus_lr_ratio.unwrap_or(1.0)
     }
 
     /// Writes the defaults that depend on other keys into the keys themselves.
@@ -211,6 +221,13 @@ impl TrainConfig {
                 "a number, 0 or more",
             )?;
         }
+        let ratio = self.loraplus_lr_ratio();
+        at.check(
+            "train.loraplus_lr_ratio",
+            ratio.is_finite() && ratio > 0.0,
+            ratio,
+            "a number above 0; LoRA+ has one above 1, such as 16",
+        )?;
         for (key, beta) in [("train.beta1", self.beta1), ("train.beta2", self.beta2)] {
             at.check(
                 key,

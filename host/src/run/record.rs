@@ -166,6 +166,9 @@ pub enum SignalRecord {
         total_steps: u64,
         /// The modules in forward order.
         modules: Vec<ModuleInfo>,
+        /// With how many components each starts, where any can grow.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        initial_ranks: Option<Vec<u32>>,
         /// What choices of them cost in the run's steps.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         costs: Option<Box<CostModel>>,

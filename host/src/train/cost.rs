@@ -556,7 +556,7 @@ mod tests {
         let model = Pretrained::open(&folder, &recipe).expect("a whole model");
         let adapter = "rank = 4\ntargets = [\"v_proj\"]";
         let adapter: AdapterConfig = toml::from_str(adapter).expect("an adapter");
-        let modules = model.modules(&adapter).expect("modules");
+        let modules = model.adapted(&adapter).expect("modules").modules;
         let linears = model.linears();
         let shape = |language| Shape {
             config: &model.config,
@@ -594,7 +594,7 @@ mod tests {
     fn the_last_layer_and_what_lies_below_the_lowest_active_module_are_spared() {
         let model = tiny();
         let adapter: AdapterConfig = toml::from_str("rank = 4").expect("an adapter");
-        let modules = model.modules(&adapter).expect("modules");
+        let modules = model.adapted(&adapter).expect("modules").modules;
         let linears = model.linears();
         let shape = Shape {
             config: &model.config,

@@ -162,7 +162,8 @@ impl<'a, B: Kernels> Training<'a, B> {
             constant,
             optimizer: Optimizer::new(config, modules.len()),
             trainee: Trainee {
-                adapters: Adapters::new((&recipe.adapter).into(), modules, recipe.seed, device),
+                adapters: Adapters::new((&recipe.adapter).into(), modules, recipe.seed, device)
+                    .with_own(rest.configs.clone()),
                 head: model.head.initial(recipe.seed, answer.as_deref(), device),
                 model,
             },
@@ -210,6 +211,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                         step: 0,
                         total_steps: self.total_steps,
                         modules: self.rest.modules.clone(),
+                        initial_ranks: self.controller.initial_ranks().map(<[u32]>::to_vec),
                         costs: self.controller.costs().cloned().map(Box::new),
                     })?;
                 }
@@ -254,7 +256,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 active: self.controller.active(),
                 components: self.controller.components(),
                 details: self.controller.details(),
-                rate: self.optimizer.rate(0),
+                rates: self.optimizer.rates(0),
                 probing: false,
                 wanted: &measuring.wanted,
                 // No step has it: those count up.
@@ -313,7 +315,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             active: self.controller.active(),
             components: self.controller.components(),
             details: self.controller.details(),
-            rate: self.optimizer.rate(self.progress.step),
+            rates: self.optimizer.rates(self.progress.step),
             probing,
             wanted: &measuring.wanted,
             seed: dropout_seed(self.recipe.seed, number),
@@ -373,9 +375,10 @@ impl<'a, B: Kernels> Training<'a, B> {
                     .update_module(module, step, factors, remaining, pair, gradients, clip);
             }
         }
+        let vectors = self.trainee.model.head.vectors();
         let head = &mut self.trainee.head;
         self.optimizer
-            .update_head(step, head, result.head_gradients, clip);
+            .update_head(step, head, &vectors, result.head_gradients, clip);
         result.observation
     }
 
@@ -502,6 +505,7 @@ fn optimizer_config(recipe: &Recipe, total_steps: u64) -> OptimizerConfig {
     let train = &recipe.train;
     OptimizerConfig {
         rate: train.learning_rate,
+        loraplus_lr_ratio: train.loraplus_lr_ratio(),
         head_rate: train.head_rate(),
         beta1: train.beta1,
         beta2: train.beta2,

@@ -14,6 +14,8 @@ use crate::recipe::{LearningRateSchedule, OptimizerState};
 pub struct OptimizerConfig {
     /// Peak learning rate of the adapters.
     pub rate: f64,
+    /// LoRA+: what the rates of B, and of the head's vectors, are multiplied by (Hayou et al. 2024).
+    pub loraplus_lr_ratio: f64,
     /// Peak learning rate of the head.
     pub head_rate: f64,
     /// Decay of the first moment.
@@ -96,9 +98,15 @@ impl<B: Kernels> Optimizer<B> {
         }
     }
 
-    /// The learning rate of the adapters at the run's step `step`, counted from 0.
+    /// The learning rate of the adapters at the run's step `step`, counted from 0: of LoRA+ that of A.
     pub fn rate(&self, step: u64) -> f64 {
         self.config.rate * self.factor(step)
+    }
+
+    /// The learning rates of A and B at that step.
+    pub fn rates(&self, step: u64) -> [f64; 2] {
+        let rate = self.rate(step);
+        [rate, rate * self.config.loraplus_lr_ratio]
     }
 
     fn factor(&self, step: u64) -> f64 {
@@ -135,7 +143,8 @@ impl<B: Kernels> Optimizer<B> {
             state.components = vec![state.steps; remaining.len()];
         }
         state.steps += 1;
-        let rates = factors.map(|own| self.config.rate * factor * own);
+        let mut rates = factors.map(|own| self.config.rate * factor * own);
+        rates[1] *= self.config.loraplus_lr_ratio;
         let some = remaining.filter(|remaining| remaining.contains(&false));
         state.last = Some(LastUpdate {
             step,
@@ -241,19 +250,25 @@ impl<B: Kernels> Optimizer<B> {
         state.moments = vec![[a1, a2], [b1, b2]];
     }
 
-    /// Updates the head.
+    /// Updates the head, of whose tensors those in `vectors` are vectors: as PEFT's `create_loraplus_optimizer` and the
+    /// authors' code have it, LoRA+'s ratio is theirs too.
     pub fn update_head(
         &mut self,
         step: u64,
         head: &mut [Tensor<B, 2>],
+        vectors: &[bool],
         gradients: Vec<Tensor<B, 2>>,
         gradient_scale: f32,
     ) {
         let rate = self.config.head_rate * self.factor(step);
         let state = self.head.get_or_insert_with(|| GroupState::new(head));
         state.steps += 1;
-        let adamw = adamw_step(&self.config, rate, state.steps, gradient_scale);
         for (i, gradient) in gradients.into_iter().enumerate() {
+            let rate = match vectors[i] {
+                true => rate * self.config.loraplus_lr_ratio,
+                false => rate,
+            };
+            let adamw = adamw_step(&self.config, rate, state.steps, gradient_scale);
             update(&mut head[i], &mut state.moments[i], gradient, adamw);
         }
     }
@@ -335,6 +350,7 @@ mod tests {
     fn optimizer(state: OptimizerState) -> Optimizer<Flex> {
         let config = OptimizerConfig {
             rate: 0.01,
+            loraplus_lr_ratio: 1.0,
             head_rate: 0.01,
             beta1: 0.9,
             beta2: 0.999,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use dynalora_plugin_api::{Budget, CostModel, ModuleInfo};
 
 use super::cost::{Shape, Steps};
-use crate::adapter::Config;
+use crate::adapter::{Adapted, Config};
 use crate::allocation::{Controller, Named, Settings, Units};
 use crate::data::{self, Data};
 use crate::error::{Error, Result};
@@ -33,6 +33,8 @@ pub struct Rest {
     pub data: Data,
     /// The adapted modules in forward order.
     pub modules: Vec<ModuleInfo>,
+    /// Method and sizes of each.
+    pub configs: Vec<Config>,
     /// Where the base model lies.
     pub folder: ModelFolder,
     /// The libraries of the plugins that decide.
@@ -47,9 +49,9 @@ impl Prepared {
         refuse_dropout_under_a_cache(&recipe, &pretrained)?;
         data::check_kind(&recipe.data, &pretrained.config)?;
         refuse_tokens_without_a_head(&recipe, &pretrained)?;
-        let modules = pretrained.modules(&recipe.adapter)?;
+        let adapted = pretrained.adapted(&recipe.adapter)?;
         // Before the data, which can take long: a misspelt plugin is found out at once.
-        let plugins = Plugins::load(&recipe, &modules, plugin_dirs)?;
+        let plugins = Plugins::load(&recipe, &adapted, plugin_dirs)?;
         let mut data = data::load(&recipe, &folder, &pretrained.config)?;
         // What was learnt from the data is a part of what the run was.
         recipe.data.settle(&data.labels, data.problem);
@@ -65,7 +67,13 @@ impl Prepared {
         };
         let libraries = plugins.libraries();
         let steps = Steps::of(&data.train, &recipe.train, recipe.seed);
-        let costs = costs(&recipe, &pretrained, &modules, steps, data.outputs());
+        let costs = costs(
+            &recipe,
+            &pretrained,
+            &adapted.modules,
+            steps,
+            data.outputs(),
+        );
         let controller = plugins.controller(&recipe, total_steps, costs)?;
         Ok(Prepared {
             recipe,
@@ -74,7 +82,8 @@ impl Prepared {
             rest: Rest {
                 pretrained,
                 data,
-                modules,
+                modules: adapted.modules,
+                configs: adapted.configs,
                 folder,
                 plugins: libraries,
             },
@@ -87,13 +96,13 @@ impl Prepared {
 pub fn check(
     recipe: &Recipe,
     pretrained: &Pretrained,
-    modules: &[ModuleInfo],
+    adapted: &Adapted,
     plugin_dirs: &[PathBuf],
 ) -> Result<u64> {
     refuse_dropout_under_a_cache(recipe, pretrained)?;
     data::check_kind(&recipe.data, &pretrained.config)?;
     refuse_tokens_without_a_head(recipe, pretrained)?;
-    let plugins = Plugins::load(recipe, modules, plugin_dirs)?;
+    let plugins = Plugins::load(recipe, adapted, plugin_dirs)?;
     let held_back = plugins.held_back();
     match recipe.train.length() {
         Length::Steps(total) => {
@@ -102,7 +111,7 @@ pub fn check(
                 true => 0,
                 false => recipe.data.labels.as_ref().map_or(1, Vec::len),
             };
-            let costs = costs(recipe, pretrained, modules, steps, outputs);
+            let costs = costs(recipe, pretrained, &adapted.modules, steps, outputs);
             plugins.controller(recipe, total, costs)?;
         }
         // So many steps as there are batches, which only the data can tell.
@@ -180,13 +189,15 @@ struct Plugins {
     scorer: Option<plugin::Loaded<dyn dynalora_plugin_api::Scorer>>,
     allocator: Option<plugin::Loaded<dyn dynalora_plugin_api::Allocator>>,
     initial: Option<Budget>,
+    initial_ranks: Option<Vec<u32>>,
 }
 
 impl Plugins {
     /// Finds and makes them; the parameters of each are held against the modules that it is to choose among.
-    fn load(recipe: &Recipe, modules: &[ModuleInfo], plugin_dirs: &[PathBuf]) -> Result<Self> {
+    fn load(recipe: &Recipe, adapted: &Adapted, plugin_dirs: &[PathBuf]) -> Result<Self> {
         let allocation = &recipe.allocation;
-        let units = Units::new(allocation.unit, modules.to_vec());
+        let units = Units::new(allocation.unit, adapted.modules.clone());
+        let initial_ranks = adapted.initial_ranks.clone();
         let initial = allocation.initial_budget(recipe.allocator.as_ref())?;
         if !allocation.is_dynamic() {
             return Ok(Plugins {
@@ -194,6 +205,7 @@ impl Plugins {
                 scorer: None,
                 allocator: None,
                 initial,
+                initial_ranks,
             });
         }
         let path = PluginPath::new(plugin_dirs, &recipe.plugin_dirs)?;
@@ -221,6 +233,7 @@ impl Plugins {
             scorer,
             allocator,
             initial,
+            initial_ranks,
         })
     }
 
@@ -254,7 +267,7 @@ impl Plugins {
             learning_rate: recipe.train.learning_rate,
             probe_steps: recipe.allocation.probe_steps,
             prunable: recipe.adapter.kind == AdapterKind::Lora,
-            initial_rank: recipe.adapter.grows().then(|| recipe.adapter.rank() as u32),
+            initial_ranks: self.initial_ranks.clone(),
             seed: recipe.seed,
             total_steps,
             costs: Some(costs),

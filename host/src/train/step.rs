@@ -26,8 +26,8 @@ pub struct StepPlan<'a> {
     pub components: Option<&'a [Vec<bool>]>,
     /// What else the allocator has decided.
     pub details: &'a Details,
-    /// The adapters' learning rate at this step, which the sensitivity of pruned components goes by.
-    pub rate: f64,
+    /// The learning rates of the adapters' A and B at this step; by B's the sensitivity of pruned components goes.
+    pub rates: [f64; 2],
     /// Whether the gradients of inactive modules are measured as well.
     pub probing: bool,
     /// What to measure.
@@ -161,7 +161,7 @@ pub fn run<B: Kernels>(
     observation.tokens = passes.tokens.iter().sum::<usize>() as u64;
     observation.examples = passes.examples as u64;
     observation.loss = places.loss(&values);
-    observation.learning_rate = plan.rate;
+    observation.learning_rate = plan.rates[0];
     observation.probing = plan.probing;
     observation.active = plan.active.to_vec();
     observation.signals = places.signals(&values, plan);
@@ -319,7 +319,7 @@ fn sensitivities<B: Kernels>(
     let of_module = pairs.map(|(module, (pair, gradient))| {
         let remaining = plan.remaining(module);
         let gradient = gradient.as_ref()?;
-        let rate = plan.rate * plan.details.rate(module)[1];
+        let rate = plan.rates[1] * plan.details.rate(module)[1];
         Some(components::sensitivity(pair, gradient, remaining, rate))
     });
     of_module.collect()

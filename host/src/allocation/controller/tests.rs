@@ -86,7 +86,7 @@ type Asked = Arc<Mutex<Vec<AllocationRequest>>>;
 fn settings(schedule: Schedule) -> Settings {
     Settings {
         costs: None,
-        initial_rank: None,
+        initial_ranks: None,
         schedule,
         initial_budget: None,
         first_choice: None,

@@ -9,6 +9,7 @@ use dynalora_plugin_api::{
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::adapter::Adapted;
 use crate::allocation::{Controller, InForce, Named, Settings, Units};
 use crate::cli::{Common, print, print_json, table};
 use crate::error::{Error, Result};
@@ -80,6 +81,8 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
 struct Recorded {
     recipe: Recipe,
     modules: Vec<ModuleInfo>,
+    /// With how many components each starts, where any can grow.
+    initial_ranks: Option<Vec<u32>>,
     total_steps: u64,
     /// What choices cost in its steps; recorded with the signals.
     costs: Option<CostModel>,
@@ -114,10 +117,14 @@ impl Recorded {
             match record {
                 SignalRecord::Modules {
                     modules,
+                    initial_ranks,
                     total_steps,
                     costs,
                     ..
-                } => header = Some((modules, total_steps, costs.map(|costs| *costs))),
+                } => {
+                    let costs = costs.map(|costs| *costs);
+                    header = Some((modules, initial_ranks, total_steps, costs));
+                }
                 SignalRecord::Observed(step) => {
                     observed.get_or_insert_with(Vec::new).push(step);
                 }
@@ -126,9 +133,13 @@ impl Recorded {
         if header.is_some() {
             observed.get_or_insert_default();
         }
-        let (modules, total_steps, costs) = match header {
+        let (modules, initial_ranks, total_steps, costs) = match header {
             Some(header) => header,
-            None => (modules_of(&recipe)?, total_steps(&recipe, &run)?, None),
+            None => {
+                let adapted = adapted(&recipe)?;
+                let total_steps = total_steps(&recipe, &run)?;
+                (adapted.modules, adapted.initial_ranks, total_steps, None)
+            }
         };
         let paths: Vec<&String> = modules.iter().map(|module| &module.path).collect();
         let fits = |record: &AllocationRecord| {
@@ -148,6 +159,7 @@ impl Recorded {
         Ok(Recorded {
             recipe,
             modules,
+            initial_ranks,
             total_steps,
             costs,
             first,
@@ -158,9 +170,9 @@ impl Recorded {
 }
 
 /// The adapted modules, from the base model.
-fn modules_of(recipe: &Recipe) -> Result<Vec<ModuleInfo>> {
+fn adapted(recipe: &Recipe) -> Result<Adapted> {
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
-    Pretrained::open(&folder, &recipe.model)?.modules(&recipe.adapter)
+    Pretrained::open(&folder, &recipe.model)?.adapted(&recipe.adapter)
 }
 
 fn total_steps(recipe: &Recipe, run: &Run) -> Result<u64> {
@@ -249,7 +261,7 @@ fn replay(arguments: &Arguments, common: &Common, record: &Recorded) -> Result<R
     let settings = Settings {
         schedule: recipe.allocation.schedule.clone(),
         initial_budget: None,
-        initial_rank: recipe.adapter.grows().then(|| recipe.adapter.rank() as u32),
+        initial_ranks: record.initial_ranks.clone(),
         first_choice: recipe.allocation.first_choice(),
         probe_steps: recipe.allocation.probe_steps,
         prunable: recipe.adapter.kind == AdapterKind::Lora,

@@ -1,0 +1,148 @@
+//! The modules that a recipe adapts, with what its patterns give some of them.
+
+use dynalora_plugin_api::ModuleInfo;
+
+use super::{Config, LinearInfo, select};
+use crate::error::{Error, Result};
+use crate::recipe::{AdapterConfig, Pattern};
+
+/// The modules that carry an adapter, in forward order.
+#[derive(Clone, Debug)]
+pub struct Adapted {
+    /// What plugins are told of them.
+    pub modules: Vec<ModuleInfo>,
+    /// Method and sizes of each.
+    pub configs: Vec<Config>,
+    /// With how many components each starts, where any can grow.
+    pub initial_ranks: Option<Vec<u32>>,
+}
+
+impl Adapted {
+    /// Those of `linears` that a recipe's `[adapter]` names. A pattern that decides of no module is an error: it is a
+    /// typing mistake, or stands behind another.
+    pub fn new(recipe: &AdapterConfig, linears: &[LinearInfo], prefix: &str) -> Result<Self> {
+        let chosen = select(recipe, linears, prefix)?;
+        let chosen = linears.iter().zip(chosen).filter(|(_, chosen)| *chosen);
+        let chosen: Vec<&LinearInfo> = chosen.map(|(linear, _)| linear).collect();
+        let paths: Vec<String> = chosen
+            .iter()
+            .map(|linear| format!("{prefix}.{}", linear.path))
+            .collect();
+        if let Some(ranks) = &recipe.rank_pattern {
+            refuse_idle("rank_pattern", ranks, &paths)?;
+        }
+        if let Some(alphas) = &recipe.alpha_pattern {
+            refuse_idle("alpha_pattern", alphas, &paths)?;
+        }
+        let sizes: Vec<(usize, f64)> = paths
+            .iter()
+            .map(|path| recipe.rank_and_alpha_of(path))
+            .collect();
+        let configs: Vec<Config> = sizes
+            .iter()
+            .map(|(rank, alpha)| Config::of(recipe, *rank, *alpha))
+            .collect();
+        let initial = sizes.iter().map(|(rank, _)| *rank as u32).collect();
+        Ok(Adapted {
+            modules: chosen
+                .iter()
+                .zip(&configs)
+                .map(|(linear, config)| linear.module(config))
+                .collect(),
+            configs,
+            initial_ranks: recipe.grows().then_some(initial),
+        })
+    }
+}
+
+/// Refuses an expression by which no module goes.
+fn refuse_idle<T>(key: &str, pattern: &Pattern<T>, paths: &[String]) -> Result<()> {
+    for (index, (name, _)) in pattern.entries().enumerate() {
+        let mut decided = paths.iter().map(|path| pattern.matching(path));
+        if decided.any(|mut matching| matching.next() == Some(index)) {
+            continue;
+        }
+        let mut met = paths.iter().map(|path| pattern.matching(path));
+        let shadowed = met.any(|mut matching| matching.any(|at| at == index));
+        let message = format!("`adapter.{key}` has \"{name}\", ");
+        return Err(match shadowed {
+            true => Error::user(format!(
+                "{message}but of every module that it matches an expression before it decides"
+            ))
+            .help("the first that matches counts, as in PEFT: put it before the wider one, or drop it"),
+            false => Error::user(format!("{message}which matches none of the adapted modules"))
+                .help(format!(
+                    "an expression is a module's path or its last parts, or matches them whole, as in PEFT: \"query\", \
+                     or \"layer.0.*\"; the first of the adapted modules is `{}`",
+                    paths.first().map_or("", String::as_str)
+                )),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapted(text: &str) -> Result<Adapted> {
+        let recipe: AdapterConfig = toml::from_str(text).expect("an [adapter]");
+        let linear = |layer: u32, part: &str| LinearInfo {
+            path: format!("encoder.layer.{layer}.{part}"),
+            layer: Some(layer),
+            inputs: 4,
+            outputs: 6,
+        };
+        let linears: Vec<LinearInfo> = (0..2)
+            .flat_map(|layer| ["query", "value"].map(|part| linear(layer, part)))
+            .collect();
+        Adapted::new(&recipe, &linears, "bert")
+    }
+
+    #[test]
+    fn patterns_give_modules_ranks_and_scales_of_their_own() {
+        let found = adapted(
+            "rank = 4\nalpha = 8\nrank_pattern = { 'layer.1.query' = 2, 'query' = 3 }\nalpha_pattern = { '^bert.encoder.layer.0.*' = 12 }",
+        )
+        .unwrap();
+        let ranks: Vec<u32> = found.modules.iter().map(|module| module.rank).collect();
+        let scales: Vec<f32> = found.configs.iter().map(Config::scale).collect();
+        assert_eq!(ranks, [3, 4, 2, 4]);
+        assert_eq!(scales, [4.0, 3.0, 4.0, 2.0]);
+        assert_eq!(found.modules[0].parameters, 3 * 10);
+        assert_eq!(found.initial_ranks, None);
+    }
+
+    #[test]
+    fn modules_grow_from_ranks_of_their_own_and_keep_the_scale_of_these() {
+        let found = adapted(
+            "rank = 4\nalpha = 8\nr_max = 6\nuse_rslora = true\nrank_pattern = { query = 1, 'layer.1.value' = 6 }",
+        )
+        .unwrap();
+        assert!(found.modules.iter().all(|module| module.rank == 6));
+        assert_eq!(found.initial_ranks, Some(vec![1, 4, 1, 6]));
+        let scales: Vec<f32> = found.configs.iter().map(Config::scale).collect();
+        let stabilised = (8.0 / 6.0_f64.sqrt()) as f32;
+        assert_eq!(scales, [8.0, 4.0, 8.0, stabilised]);
+        // The others' rank is that of all of them.
+        let found = adapted("rank = 4\nr_max = 4\nrank_pattern = { query = 2 }").unwrap();
+        assert_eq!(found.initial_ranks, Some(vec![2, 4, 2, 4]));
+    }
+
+    #[test]
+    fn an_expression_that_decides_of_no_module_is_refused() {
+        for (text, words) in [
+            ("rank_pattern = { key = 2 }", "\"key\", which matches none"),
+            ("rank_pattern = { uery = 2 }", "matches none"),
+            ("rank_pattern = { '^encoder.*' = 2 }", "matches none"),
+            (
+                "alpha_pattern = { '.*query' = 2, 'layer.0.query' = 3 }",
+                "an expression before it decides",
+            ),
+        ] {
+            let error = adapted(text).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+}
