@@ -373,7 +373,18 @@ mod tests {
             }
         }
         let pieces = [
-            "*", "**", "encoder", "layer", "[01]", "1?", "{0,11}", "*.self", "{query,value}", "up*", "[!0]", "?",
+            "*",
+            "**",
+            "encoder",
+            "layer",
+            "[01]",
+            "1?",
+            "{0,11}",
+            "*.self",
+            "{query,value}",
+            "up*",
+            "[!0]",
+            "?",
         ];
         for (one, two) in pieces.iter().flat_map(|one| pieces.map(|two| (*one, two))) {
             for pattern in [
