@@ -138,6 +138,9 @@ pub struct Operation {
     /// Those backward where the gradient of something that it reads is wanted; of its modules aside.
     #[serde(skip_serializing_if = "is_default")]
     pub backward: Amount,
+    /// Those that are done once more on the way back where a gradient passes, as under gradient checkpointing.
+    #[serde(skip_serializing_if = "is_default")]
+    pub again: Amount,
     /// The values, by number, that are kept for the backward pass where a gradient passes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keeps: Vec<u32>,
@@ -429,6 +432,7 @@ impl Walk {
             }
         }
         if passes {
+            add(&mut self.cost.backward, operation.again);
             add(&mut self.saved, operation.saved);
             keep(&mut self.kept, &operation.keeps);
             if let Some(written) = operation.writes

@@ -8,6 +8,7 @@ used, and `batches.json` (and `dev.json`) with the same rows tokenised. dynalora
 import csv
 import json
 import random
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +115,11 @@ class Workload:
     pairs: bool
     batch_size: int
     max_length: int
-    # Real tokens of each batch.
+    # Tokens of each batch.
     tokens: list[int]
     dev_examples: int
+    # What is learnt: classes of texts, the next token, or classes of images.
+    kind: str = "classes"
 
     @property
     def examples(self) -> int:
@@ -210,3 +213,42 @@ def dense(
     if any(len(ids) != length for ids, _ in encode(result, length)):
         raise Missing(f"the texts cannot be strung together to {length} tokens each")
     return in_batches(result, batch_size)
+
+
+def language(encode: Encode, examples: list[Example], batches: int, batch_size: int, length: int) -> list[list[Example]]:
+    """Batches of documents of exactly `length` tokens each, which nothing is cut off from."""
+    (short,) = encode([Example("the", None, "")], length)
+    special = len(short[0]) - 1
+    result = []
+    for batch in dense(encode, examples, batches, batch_size, length):
+        for example in batch:
+            words, kept = example.text.split(), []
+            # As many words as surely fit, and then words of one token.
+            room = length - special
+            for word in words:
+                (ids, _), = encode([Example(word, None, "")], length)
+                if len(ids) - special > room:
+                    break
+                kept.append(word)
+                room -= len(ids) - special
+            result.append(Example(" ".join(kept + ["the"] * room), None, example.label))
+    if any(len(ids) != length for ids, _ in encode(result, 2 * length)):
+        raise Missing(f"the texts cannot be made of {length} tokens each")
+    return in_batches(result, batch_size)
+
+
+def write_images(folder: Path, batches: int, batch_size: int, side: int, tokens: int) -> Workload:
+    """Random images of two classes, in turn, as folders of files; each is so many tokens to the model."""
+    folder.mkdir(parents=True)
+    random_bytes = random.Random(SEED)
+    count = batches * batch_size
+    # The file of a square of 24 bits a pixel, whose rows need no padding.
+    size = 54 + 3 * side * side
+    header = b"BM" + struct.pack("<IIIIiiHHIIiiII", size, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+    for number in range(count):
+        place = folder / "train" / str(number % 2)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number:04}.bmp").write_bytes(header + random_bytes.randbytes(3 * side * side))
+    rows = in_batches([{"label": number % 2} for number in range(count)], batch_size)
+    (folder / "batches.json").write_text(json.dumps(rows))
+    return Workload(folder, ["0", "1"], False, batch_size, tokens, [tokens * batch_size] * batches, 0, "images")

@@ -1,7 +1,7 @@
 """What everything is measured on: the model, the data, the machine, and the peer's best settings on it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +27,28 @@ KEYS = {
     "intermediate": "intermediate_size",
 }
 DISTILBERT_KEYS = {"layers": "n_layers", "hidden": "dim", "heads": "n_heads", "intermediate": "hidden_dim"}
+# SmolLM2-135M, and ViT-S/16.
+SMOLLM2 = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "tie_word_embeddings": "true",
+}
+VIT_SMALL = {
+    "model_type": "vit",
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "intermediate_size": 1536,
+}
+LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+VIT_TARGETS = ["q_proj", "v_proj"]
 BERT_BASE = {"layers": 12, "hidden": 768, "heads": 12, "intermediate": 3072}
 
 
@@ -104,6 +126,25 @@ class Lab:
         return short, long
 
     @cached_property
+    def llama(self) -> Path:
+        return random_model(self.model, FOLDER / "smollm2-shape", SMOLLM2, self.threads)
+
+    @cached_property
+    def vit(self) -> Path:
+        return random_model(self.model, FOLDER / "vit-small-shape", VIT_SMALL, self.threads)
+
+    @cached_property
+    def language(self) -> Workload:
+        batches = data.language(self.encode, self.train, batches=WARM_UP + 4, batch_size=4, length=256)
+        return replace(self.workload("language", batches, 256, dev=[]), kind="tokens")
+
+    @cached_property
+    def images(self) -> Workload:
+        # The patches, and the token in front of them.
+        tokens = 1 + (224 // 16) ** 2
+        return data.write_images(self.scratch / "images", batches=WARM_UP + 4, batch_size=16, side=224, tokens=tokens)
+
+    @cached_property
     def base(self) -> Path:
         return self.shaped("bert-base", **BERT_BASE)
 
@@ -118,16 +159,16 @@ class Lab:
         say(f"  the peer's {what}: {choice}")
         return choice
 
-    def attention_times(self, model: Path, workload: Workload, batches: int) -> dict[str, float]:
+    def attention_times(self, model: Path, workload: Workload, batches: int, **settings: object) -> dict[str, float]:
         """Seconds of about so many of the workload's batches under each implementation of attention."""
-        job = self.job(model, workload, attention="sdpa", optimizer="fused")
+        job = self.job(model, workload, attention="sdpa", optimizer="fused", **settings)
         stride = max(1, len(workload.tokens) // batches)
         return self.worker.ask("tune_attention", **job, stride=stride)["seconds"]
 
-    def attention(self, model: Path, workload: Workload) -> str:
+    def attention(self, model: Path, workload: Workload, **settings: object) -> str:
         what = attention_of(model, workload)
         if what not in self.notes:
-            return self.fastest(what, self.attention_times(model, workload, 3))
+            return self.fastest(what, self.attention_times(model, workload, 3, **settings))
         return self.notes[what]["chosen"]
 
     @cached_property
@@ -145,7 +186,8 @@ class Lab:
         """What a peer is told; plain LoRA in f32 unless `settings` say otherwise."""
         return {
             "model": str(model),
-            "labels": len(self.labels),
+            "kind": workload.kind,
+            "labels": len(workload.labels),
             "batches": str(workload.folder / "batches.json"),
             "method": "lora",
             "targets": self.targets,
@@ -156,7 +198,8 @@ class Lab:
         }
 
     def tuned_job(self, model: Path, workload: Workload, **settings: object) -> dict[str, object]:
-        tuned = {"attention": self.attention(model, workload), "optimizer": self.optimizer}
+        of_model = {key: value for key, value in settings.items() if key == "targets"}
+        tuned = {"attention": self.attention(model, workload, **of_model), "optimizer": self.optimizer}
         return self.job(model, workload, **tuned, **settings)
 
     def evaluation_job(self, stride: int) -> dict[str, object]:

@@ -13,7 +13,7 @@ import flops
 import ours
 from data import Workload
 from environment import cpu, has_bf16
-from lab import WARM_UP, Lab
+from lab import LLAMA_TARGETS, VIT_TARGETS, WARM_UP, Lab
 from ours import Unavailable
 from worker import Worker
 
@@ -179,6 +179,38 @@ def base_dense(lab: Lab) -> Sample:
 
 def peft_base_dense(lab: Lab) -> Sample:
     return {"step": statistics.median(lab.run_peer(lab.base, lab.base_dense, count=4))}
+
+
+# A decoder that predicts tokens, all linear layers adapted, and a vision transformer.
+
+
+def llama(lab: Lab) -> Sample:
+    return family(lab.run_ours(lab.llama, lab.language, adapter__targets=LLAMA_TARGETS))
+
+
+def peft_llama(lab: Lab) -> Sample:
+    return peft_family(lab, lab.llama, lab.language, LLAMA_TARGETS)
+
+
+def vit(lab: Lab) -> Sample:
+    return family(lab.run_ours(lab.vit, lab.images, adapter__targets=VIT_TARGETS))
+
+
+def peft_vit(lab: Lab) -> Sample:
+    return peft_family(lab, lab.vit, lab.images, VIT_TARGETS)
+
+
+def family(run: ours.Run) -> Sample:
+    return {"step": step_time(run), "memory": run.peak_memory}
+
+
+def peft_family(lab: Lab, model: Path, workload: Workload, targets: list[str]) -> Sample:
+    """In a process that does nothing else, for its memory."""
+    job = lab.tuned_job(model, workload, targets=targets, count=4)
+    worker = Worker(lab.threads)
+    answer = worker.ask("train", **job)
+    worker.close()
+    return {"step": statistics.median(answer["seconds"]), "memory": answer["peak_memory"]}
 
 
 def peft_memory(lab: Lab) -> Sample:

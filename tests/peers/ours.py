@@ -46,20 +46,32 @@ class Run:
 
 def recipe(model: Path, targets: list[str], workload: Workload, output: Path, threads: int) -> dict[str, object]:
     """Plain LoRA on a workload; its keys are a recipe's, dotted."""
+    data = {
+        "classes": {
+            "model.max_length": workload.max_length,
+            "data.train": str(workload.folder / "train.csv"),
+            "data.labels": workload.labels,
+            "data.columns.text": "text",
+            "data.columns.label": "label",
+        },
+        "tokens": {
+            "model.max_length": workload.max_length,
+            "data.problem": "causal-lm",
+            "data.train": str(workload.folder / "train.csv"),
+            "data.columns.text": "text",
+        },
+        "images": {"data.format": "images", "data.train": str(workload.folder / "train")},
+    }
     return {
         "seed": 42,
         "output": str(output),
         "device": "cpu",
         "threads": threads,
         "model.name": str(model),
-        "model.max_length": workload.max_length,
         "model.hidden_dropout": 0.0,
         "model.attention_dropout": 0.0,
         "model.classifier_dropout": 0.0,
-        "data.train": str(workload.folder / "train.csv"),
-        "data.labels": workload.labels,
-        "data.columns.text": "text",
-        "data.columns.label": "label",
+        **data[workload.kind],
         **({"data.columns.text_pair": "pair"} if workload.pairs else {}),
         **({"data.validation": str(workload.folder / "dev.csv")} if workload.dev_examples else {}),
         "adapter.rank": 8,

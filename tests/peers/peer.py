@@ -19,12 +19,24 @@ import torch
 import transformers
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 
 SEED = 42
 LEARNING_RATE = 1e-3
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 DROPOUTS += ("dropout", "attention_dropout", "seq_classif_dropout")
+
+# What is learnt, and its class and task in Transformers and PEFT.
+KINDS = {
+    "classes": (AutoModelForSequenceClassification, "SEQ_CLS"),
+    "tokens": (AutoModelForCausalLM, "CAUSAL_LM"),
+    "images": (AutoModelForImageClassification, None),
+}
 
 Batch = dict[str, torch.Tensor]
 # A batch's rows as data.py wrote them: ids, types, label.
@@ -34,14 +46,16 @@ Rows = list[dict]
 def build(job: dict, steps: int) -> torch.nn.Module:
     """The model with its adapters, as `method` says."""
     torch.manual_seed(SEED)
+    kind, task = KINDS[job["kind"]]
     config = AutoConfig.from_pretrained(job["model"], num_labels=job["labels"])
     for name in DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, 0.0)
-    base = AutoModelForSequenceClassification.from_pretrained(
+    base = kind.from_pretrained(
         job["model"], config=config, dtype=torch.float32, attn_implementation=job["attention"]
     )
-    common = dict(task_type="SEQ_CLS", lora_alpha=16, lora_dropout=0.0, target_modules=job["targets"])
+    saved = ["classifier"] if job["kind"] == "images" else None
+    common = dict(task_type=task, modules_to_save=saved, lora_alpha=16, lora_dropout=0.0, target_modules=job["targets"])
     if job["method"] == "adalora":
         # A budget that shrinks from rank 12 to 8, over the middle of the run.
         adapter = AdaLoraConfig(
@@ -74,6 +88,19 @@ def pad(rows: Rows, token_types: bool) -> Batch:
     if any(len(row["ids"]) < longest for row in rows):
         batch["attention_mask"] = padded([[1] * len(row["ids"]) for row in rows])
     return batch
+
+
+def prepare(job: dict, model: torch.nn.Module, rows: Rows) -> Batch:
+    """A batch as the model takes it."""
+    labels = torch.tensor([row["label"] for row in rows])
+    if job["kind"] == "images":
+        # What is seen on them changes nothing of the time.
+        side = model.config.image_size
+        return {"pixel_values": torch.randn(len(rows), 3, side, side), "labels": labels}
+    if job["kind"] == "tokens":
+        ids = torch.tensor([row["ids"] for row in rows])
+        return {"input_ids": ids, "labels": ids, "use_cache": False}
+    return pad(rows, takes_types(model))
 
 
 def takes_types(model: torch.nn.Module) -> bool:
@@ -124,7 +151,7 @@ def train(job: dict) -> dict:
     count = job["count"] or len(rows)
     chosen = rows[-job["warm_up"] :] * (job["warm_up"] > 0) + rows[:count]
     model = build(job, len(chosen))
-    batches = [pad(batch, takes_types(model)) for batch in chosen]
+    batches = [prepare(job, model, batch) for batch in chosen]
     seconds = list(steps(job, model, batches))
     return {"seconds": seconds[job["warm_up"] :], "peak_memory": peak_memory()}
 
@@ -167,7 +194,7 @@ def tune_attention(job: dict) -> dict:
     # In turn and twice, so that a moment's noise does not decide.
     for attention in list(found) * 2:
         model = build(job | {"attention": attention}, steps=len(rows))
-        batches = [pad(batch, takes_types(model)) for batch in rows]
+        batches = [prepare(job, model, batch) for batch in rows]
         seconds = sum(list(steps(job, model, batches[:1] + batches))[1:])
         found[attention] = min(found[attention], seconds)
     return {"seconds": found}

@@ -38,7 +38,7 @@ class Worker:
         self.process.wait()
 
 
-def random_model(model: Path, out: Path, changes: dict[str, int], threads: int) -> Path:
+def random_model(model: Path, out: Path, changes: dict[str, object], threads: int) -> Path:
     """A model of another size beside `model`, made where it is not there yet."""
     if not (out / "model.safetensors").is_file():
         arguments = [f"{key}={value}" for key, value in changes.items()]

@@ -8,11 +8,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexDevice};
 use dynalora::adapter::{Adapters, Config, Observe, Pass};
+use dynalora::allocation::Wanted;
 use dynalora::data::{Batch, Label};
 use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::{AdapterConfig, ModelConfig, Recipe};
-use dynalora::train::cost::{LastLayer, Shape, Sizes, Steps};
+use dynalora::train::cost::{LastLayer, Shape, Sizes, Steps, kept_by_a_layer, prefix};
 use dynalora::train::costs;
+use dynalora::train::step::{self, StepPlan};
 use dynalora::train::trainee::{Trainee, upload};
 use dynalora_plugin_api::{Cost, CostModel, ModuleInfo, Random};
 use dynalora_tests::{Scene, fixture, model_folder};
@@ -22,11 +24,14 @@ use serde_json::Value;
 struct Counting;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
+/// The most that were alive since it was last set.
+static PEAK: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: all of it is the system's.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Relaxed);
+        let before = LIVE.fetch_add(layout.size(), Relaxed);
+        PEAK.fetch_max(before + layout.size(), Relaxed);
         // SAFETY: the caller's promises are passed on.
         unsafe { System.alloc(layout) }
     }
@@ -54,6 +59,7 @@ fn batch(sequences: usize, length: usize) -> Batch {
     let tokens = sequences * length;
     Batch {
         ids: (0..tokens).map(|token| token as u32 % 150 + 10).collect(),
+        images: None,
         type_ids: vec![0; tokens],
         positions: (0..tokens).map(|token| (token % length) as u32).collect(),
         offsets: (0..=sequences).map(|end| end * length).collect(),
@@ -151,6 +157,7 @@ targets = ["q_lin", "lin1", "lin2"]"#,
             modules: &trainee.adapters.modules,
             trains_a: trainee.adapters.config.trains_a(),
             language: false,
+            checkpointing: false,
         }
         .model(LastLayer::AsRead { outputs: false });
         let batch = batch(100, 40);
@@ -204,6 +211,7 @@ targets = ["query", "value", "dense"]"#;
             modules: &fresh.adapters.modules,
             trains_a: true,
             language: false,
+            checkpointing: false,
         }
         .model(LastLayer::AsRead { outputs: false });
         let said = model.at(&mask, Sizes::default(), ..).weights as f64;
@@ -398,5 +406,72 @@ fn a_count_by_costs_is_refused() {
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains("takes a share"), "{said}");
         assert!(!scene.path("run").exists());
+    }
+}
+
+#[test]
+fn running_layers_twice_saves_what_the_model_says() {
+    let _alone = alone();
+    let place = tempfile::tempdir().expect("a temporary folder");
+    dynalora_tests::drawn::inputs(place.path());
+    let recipe: ModelConfig = toml::from_str("name = \"fixture\"").expect("a model");
+    let folder = model_folder(&place.path().join("deep-bert"));
+    let pretrained = Pretrained::open(&folder, &recipe).expect("a whole model");
+    let adapter = "rank = 4\ntargets = [\"query\", \"value\", \"dense\"]";
+    let adapter: AdapterConfig = toml::from_str(adapter).expect("an adapter");
+    let trainee = trainee(&pretrained, &adapter);
+    let linears = pretrained.linears();
+    let shape = |checkpointing| Shape {
+        config: &pretrained.config,
+        linears: &linears,
+        modules: &trainee.adapters.modules,
+        trains_a: true,
+        language: false,
+        checkpointing,
+    };
+    let batch = batch(100, 40);
+    let mut sizes = Sizes::default();
+    sizes.add(&batch.offsets);
+    let wanted = Wanted::default();
+    for lowest in [0, 1] {
+        let modules = trainee.adapters.modules.iter();
+        let active = modules.map(|module| module.layer.is_none_or(|layer| layer >= lowest));
+        let active: Vec<bool> = active.collect();
+        let peak = |checkpointing| {
+            let plan = StepPlan {
+                details: &Default::default(),
+                step: 1,
+                active: &active,
+                components: None,
+                rate: 0.0,
+                probing: false,
+                wanted: &wanted,
+                seed: 0,
+                checkpointing,
+            };
+            let batches = std::slice::from_ref(&batch);
+            let step = || step::run(&trainee, batches, &plan, None, None, &DEVICE);
+            // The first makes the threads' working memory.
+            step().expect("a step");
+            let before = LIVE.load(Relaxed);
+            PEAK.store(before, Relaxed);
+            step().expect("a step");
+            PEAK.load(Relaxed) - before
+        };
+        let (without, with) = (peak(false) as f64, peak(true) as f64);
+        let costs = |checkpointing| {
+            let last = LastLayer::AsRead { outputs: false };
+            shape(checkpointing).model(last).at(&active, sizes, ..)
+        };
+        let kept = costs(true).activations + kept_by_a_layer(shape(true), sizes);
+        let said = costs(false).activations as f64 - kept as f64;
+        println!("from layer {lowest}: {without} bytes, {with} with it, {said} less said");
+        assert!(with < without && said > 0.0);
+        assert!((without - with - said).abs() < 0.1 * without);
+        // All layers but the last once more, from the lowest on.
+        let again = costs(true).backward - costs(false).backward;
+        let depth = 3 - u64::from(lowest);
+        assert_eq!(again, depth * prefix(shape(false), sizes, 1));
+        assert_eq!(costs(true).forward, costs(false).forward);
     }
 }

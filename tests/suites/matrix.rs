@@ -20,6 +20,8 @@ use tempfile::TempDir;
 enum Invariant {
     /// The cache of the frozen prefix changes nothing.
     Cache,
+    /// Nor does running layers once more rather than keeping all of them.
+    Checkpointed,
     /// The number of threads changes nothing.
     Threads,
     /// Plugins in processes of their own choose the same.
@@ -42,8 +44,9 @@ enum Invariant {
     Finished,
 }
 
-const INVARIANTS: [Invariant; 11] = [
+const INVARIANTS: [Invariant; 12] = [
     Invariant::Cache,
+    Invariant::Checkpointed,
     Invariant::Threads,
     Invariant::Isolated,
     Invariant::Interrupted,
@@ -331,6 +334,18 @@ impl Runs<'_> {
                 let on = self.again("on", &on)?;
                 self.same(&off, &on, &["flops"])
             }
+            Invariant::Checkpointed => {
+                let (mut on, mut off) = (drawn.clone(), drawn.clone());
+                on.set("train.gradient_checkpointing", "true");
+                off.drop("train.gradient_checkpointing");
+                // What is chosen by its cost may be another choice, as the costs are others.
+                for arm in [&mut on, &mut off] {
+                    arm.drop("allocator.by");
+                }
+                let off = self.train("off", &off)?;
+                let on = self.again("on", &on)?;
+                self.same(&off, &on, &["flops"])
+            }
             Invariant::Threads => {
                 let arm = |threads: u64| drawn.clone().set("threads", threads).clone();
                 let one = self.train("one", &arm(1))?;
@@ -537,10 +552,22 @@ impl Runs<'_> {
         use dynalora::train::cost::{LastLayer, Shape, Sizes, cost};
         let mut drawn = self.drawn.clone();
         // Every text is cut at the same length, so that tokens tell of sequences.
-        let length = 8;
-        drawn
-            .set("model.max_length", length)
-            .set("train.log_every", 1);
+        drawn.set("train.log_every", 1);
+        let length = match drawn.get("data.format") {
+            // As many as an image has.
+            Some(_) => {
+                let name = drawn.get("model.name").expect("a model").trim_matches('"');
+                let folder = dynalora_tests::model_folder(Path::new(name));
+                let config: dynalora::recipe::ModelConfig =
+                    toml::from_str("name = \"it\"").expect("a model");
+                let model = dynalora::model::Pretrained::open(&folder, &config);
+                model.expect("a model").config.max_length
+            }
+            None => {
+                drawn.set("model.max_length", 8);
+                8
+            }
+        };
         drawn
             .drop("train.cache_frozen_prefix")
             .drop("train.cache_memory_mib");
@@ -569,6 +596,7 @@ impl Runs<'_> {
             modules: &modules,
             trains_a: drawn.get("adapter.kind").is_none(),
             language: recipe.data.predicts_tokens(),
+            checkpointing: recipe.train.gradient_checkpointing,
         };
         let allocations = records(&run, "allocations.jsonl", &[]);
         let masks: Vec<(u64, Vec<bool>)> = allocations

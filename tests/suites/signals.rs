@@ -81,7 +81,7 @@ impl Subject {
         let recipe = ModelConfig {
             name: String::new(),
             revision: "main".to_owned(),
-            max_length: 128,
+            max_length: Some(128),
             hidden_dropout: Some(dropout),
             attention_dropout: Some(dropout),
             classifier_dropout: Some(dropout),
@@ -254,6 +254,7 @@ fn run(
         probing: false,
         wanted: &wanted,
         seed: 0,
+        checkpointing: false,
     };
     step::run(trainee, batches, &plan, None, optimizer, &DEVICE).expect("a step")
 }
@@ -369,6 +370,7 @@ fn values(
         probing,
         wanted: &wanted,
         seed: 7,
+        checkpointing: false,
     };
     let optimizer = subject.optimizer(trainee.adapters.modules.len());
     let result = step::run(trainee, batches, &plan, None, Some(&optimizer), &DEVICE);
@@ -481,6 +483,7 @@ fn measuring_changes_no_bit_of_a_step() {
             probing: false,
             wanted: &wanted,
             seed: 3,
+            checkpointing: false,
         };
         let result = step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step");
         let tensors = result.gradients.into_iter().flatten().flatten();

@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::{Common, print, print_json, table};
 use crate::adapter::Config;
 use crate::allocation::{Units, initial_units};
-use crate::data::{self, Limits, Problem, labels_of};
+use crate::data::{self, Problem, labels_of};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, HeadStart, ModelFolder, Pretrained, fetch, head_parameters};
 use crate::number::{count, size};
 use crate::recipe::{OptimizerState, Recipe, Unit};
-use crate::train::cost::{LastLayer, Shape, Sizes, Steps, cost};
+use crate::train::cost::{LastLayer, Shape, Sizes, Steps, cost, kept_by_a_layer};
 use crate::train::{check, costs, longest_step};
 
 /// Arguments of `dynalora plan`.
@@ -62,6 +62,20 @@ struct Plan {
     share_of_memory: f64,
     tokens: usize,
     memory: Memory,
+    checkpointing: Checkpointing,
+}
+
+/// What `train.gradient_checkpointing` comes to.
+#[derive(Debug, Serialize)]
+struct Checkpointing {
+    /// Whether it is on.
+    on: bool,
+    /// Bytes of activations without it.
+    without: u64,
+    /// Bytes of activations with it.
+    with: u64,
+    /// Operations with it, as a share of those without.
+    operations: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -195,6 +209,17 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     for (name, value) in rows {
         totals.add_row([name.to_owned(), value]);
     }
+    let checkpointing = &plan.checkpointing;
+    totals.add_row([
+        "gradient checkpointing".to_owned(),
+        format!(
+            "{}: activations {} with it, {} without, at {:.2} times the operations",
+            if checkpointing.on { "on" } else { "off" },
+            size(checkpointing.with),
+            size(checkpointing.without),
+            checkpointing.operations
+        ),
+    ]);
     print(&format!("{}\n\n{}", modules.trim_fmt(), totals.trim_fmt()))
 }
 
@@ -220,19 +245,13 @@ fn plan(
     let lowest = chosen().filter_map(|module| module.layer).min();
 
     let head_parameters = head_parameters(config, pretrained.frozen_pooler(), outputs);
-    let length = recipe.model.max_length.min(config.max_length);
+    let length = recipe.model.longest().min(config.max_length);
     let tokens = arguments.tokens.unwrap_or_else(|| {
         let longest = longest_step(recipe, pretrained);
         (longest.sizes.tokens / longest.batches) as usize
     });
-    let batch = costs(
-        recipe,
-        pretrained,
-        &modules,
-        Steps::longest(tokens, length, 1),
-        outputs,
-    )
-    .cost(&active);
+    let step = Steps::longest(tokens, length, 1);
+    let batch = costs(recipe, pretrained, &modules, step, outputs).cost(&active);
     // The longest sequence. The last layer is counted for all tokens, so that modules of every layer compare;
     // steps spare all but the first token's queries, projection and feed-forward there.
     let mut longest = Sizes::default();
@@ -243,7 +262,9 @@ fn plan(
         modules: &modules,
         trains_a: adapter.trains_a(),
         language: recipe.data.predicts_tokens(),
+        checkpointing: recipe.train.gradient_checkpointing,
     };
+    let checkpointing = checkpointing(shape, step, &active);
     let cost = cost(shape, &active, longest, 0, LastLayer::Whole);
 
     let adapter_parameters = modules.iter().map(|module| module.parameters).sum::<u64>();
@@ -268,7 +289,10 @@ fn plan(
         adapters: 4 * (adapter_parameters + projection_values + head_parameters),
         gradients: batch.gradients,
         optimizer: 8 * kept,
-        activations: batch.activations + working_set(config, tokens as u64),
+        activations: match checkpointing.on {
+            true => checkpointing.with,
+            false => checkpointing.without,
+        } + working_set(config, tokens as u64),
         backward_weights: batch.weights,
         total: 0,
     };
@@ -302,7 +326,26 @@ fn plan(
         memory,
         active,
         modules,
+        checkpointing,
     })
+}
+
+/// What of a step's activations is kept with and without gradient checkpointing, and what it costs.
+fn checkpointing(shape: Shape<'_>, step: Steps, active: &[bool]) -> Checkpointing {
+    let cost = |checkpointing| {
+        let shape = Shape {
+            checkpointing,
+            ..shape
+        };
+        shape.costs(step, 0).cost(active)
+    };
+    let (without, with) = (cost(false), cost(true));
+    Checkpointing {
+        on: shape.checkpointing,
+        without: without.activations,
+        with: with.activations + kept_by_a_layer(shape, step.sizes),
+        operations: with.flops() as f64 / without.flops().max(1) as f64,
+    }
 }
 
 /// What its steps compute on: as much as they can, unless the run's first choice is one by costs, which go by the
@@ -319,7 +362,7 @@ fn steps(
     if arguments.active.is_some() || !budget.is_some_and(|budget| budget.by.is_cost()) {
         return Ok(longest_step(recipe, pretrained));
     }
-    let mut data = data::load(recipe, folder, &Limits::of(&pretrained.config))?;
+    let mut data = data::load(recipe, folder, &pretrained.config)?;
     data.hold_back(held_back, recipe.seed)?;
     Ok(Steps::of(&data.train, &recipe.train, recipe.seed))
 }

@@ -23,6 +23,9 @@ pub struct Frozen<B: Kernels> {
 }
 
 impl<B: Kernels> Frozen<B> {
+    /// Whether the backend has a layout of its own for weights.
+    pub const LAID_OUT: bool = size_of::<B::Packed>() > 0;
+
     /// Lays the weight out.
     pub fn new(weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Self {
         Frozen {
@@ -36,7 +39,7 @@ impl<B: Kernels> Frozen<B> {
     /// in memory twice. `weight` then has its shape alone, and NaN for whoever reads it all the same.
     pub fn lean(weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Self {
         let mut frozen = Frozen::new(weight, bias);
-        if size_of::<B::Packed>() > 0 {
+        if Self::LAID_OUT {
             let (shape, device) = (frozen.weight.dims(), frozen.weight.device());
             let nothing = Tensor::<B, 2>::full([1, 1], f32::NAN, &device);
             frozen.weight = nothing.expand(shape);

@@ -1,25 +1,24 @@
 //! The base model: embeddings, transformer layers and the norm behind them, all frozen.
 
+use std::ops::Range;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::architecture::{Architecture, NormPart, Reads, Table};
+use super::architecture::{Architecture, NormPart, Reads};
 use super::block::{Around, Block, Picked};
+use super::embeddings::{Embedder, Tokens};
 use super::linear::Source;
 use super::norm::load_norm;
 use crate::adapter::{Pass, Site};
 use crate::error::Result;
 use crate::kernel::{Ad, Angles, Kernels, Norm, Sequences};
 
-/// Packed token ids of a batch, on the device.
+/// A packed batch, on the device.
 #[derive(Clone, Debug)]
 pub struct Input<B: Kernels> {
-    /// Vocabulary indices, `[tokens]`.
-    pub ids: Tensor<B, 1, Int>,
-    /// Token types, `[tokens]`.
-    pub types: Tensor<B, 1, Int>,
-    /// Position of each token in its sequence, from 0, `[tokens]`.
-    pub positions: Tensor<B, 1, Int>,
+    /// What its tokens are made of.
+    pub tokens: Tokens<B>,
     /// Where each sequence lies.
     pub sequences: Sequences,
 }
@@ -46,10 +45,7 @@ pub struct Past<B: Kernels> {
 #[derive(Clone, Debug)]
 pub struct Base<B: Kernels> {
     architecture: Architecture,
-    words: Tensor<B, 2>,
-    positions: Option<Tensor<B, 2>>,
-    types: Option<Tensor<B, 2>>,
-    embedding_norm: Option<Norm<B>>,
+    embedder: Embedder<B>,
     blocks: Vec<Block<B>>,
     final_norm: Option<Norm<B>>,
 }
@@ -63,11 +59,6 @@ impl<B: Kernels> Base<B> {
         device: &B::Device,
     ) -> Result<Self> {
         let hidden = architecture.hidden;
-        let table = |table: &Table| {
-            let name = format!("{}{}.weight", source.prefix, table.name);
-            let shape = [table.entries, hidden];
-            source.weights.rows::<B>(&name, shape, device)
-        };
         let norm = |part: &NormPart| load_norm(source, part.name, part, hidden, device);
         let width = architecture.block.linears().count();
         let blocks = module_of
@@ -75,12 +66,8 @@ impl<B: Kernels> Base<B> {
             .take(architecture.layers)
             .enumerate()
             .map(|(index, modules)| Block::load(architecture, source, index, modules, device));
-        let embeddings = &architecture.embeddings;
         Ok(Base {
-            words: table(&embeddings.words)?,
-            positions: embeddings.positions.as_ref().map(table).transpose()?,
-            types: embeddings.types.as_ref().map(table).transpose()?,
-            embedding_norm: embeddings.norm.as_ref().map(norm).transpose()?,
+            embedder: Embedder::load(&architecture.embeddings, source, hidden, device)?,
             blocks: blocks.collect::<Result<_>>()?,
             final_norm: architecture.final_norm.as_ref().map(norm).transpose()?,
             architecture: architecture.clone(),
@@ -92,9 +79,9 @@ impl<B: Kernels> Base<B> {
         self.blocks.len()
     }
 
-    /// The table of word embeddings, `[vocabulary, hidden]`.
-    pub(super) fn words(&self) -> Tensor<B, 2> {
-        self.words.clone()
+    /// The table of word embeddings, `[vocabulary, hidden]`, of a model that reads texts.
+    pub(super) fn words(&self) -> Option<Tensor<B, 2>> {
+        self.embedder.words()
     }
 
     /// The hidden states of all tokens after the first `depth` layers, `[tokens, hidden]`.
@@ -104,7 +91,20 @@ impl<B: Kernels> Base<B> {
             return x;
         }
         let angles = self.angles(&input.sequences, &x.device());
-        self.run(x, 0..depth, &self.around(&input.sequences, &angles), pass)
+        self.between(x, 0..depth, &input.sequences, &angles, pass)
+    }
+
+    /// The hidden states of all tokens behind these `layers`, `[tokens, hidden]`, from those in front of them. `angles`
+    /// are those of the sequences.
+    pub fn between(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        layers: Range<usize>,
+        sequences: &Sequences,
+        angles: &Option<Angles<B>>,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        self.run(x, layers, &self.around(sequences, angles), pass)
     }
 
     /// The last hidden states of all tokens, `[tokens, hidden]`, from those after the first `depth` layers.
@@ -116,8 +116,7 @@ impl<B: Kernels> Base<B> {
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
         let angles = self.angles(sequences, &x.device());
-        let around = self.around(sequences, &angles);
-        self.run(x, depth..self.depth(), &around, pass)
+        self.between(x, depth..self.depth(), sequences, &angles, pass)
     }
 
     /// The last hidden states of the one token of each sequence that the head reads, `[sequences, hidden]`, from all
@@ -172,9 +171,11 @@ impl<B: Kernels> Base<B> {
         past.tokens = positions.end;
         let sequences = Sequences::new(&[0, past.tokens]);
         let input = Input {
-            ids: whole_numbers(ids.iter().map(|id| *id as usize), device),
-            types: whole_numbers(ids.iter().map(|_| 0), device),
-            positions: whole_numbers(positions.clone(), device),
+            tokens: Tokens::Words {
+                ids: whole_numbers(ids.iter().map(|id| *id as usize), device),
+                types: whole_numbers(ids.iter().map(|_| 0), device),
+                positions: whole_numbers(positions.clone(), device),
+            },
             sequences: Sequences::new(&[0, ids.len()]),
         };
         let angles = self.angles_of(positions, device);
@@ -197,7 +198,7 @@ impl<B: Kernels> Base<B> {
     fn run(
         &self,
         mut x: Tensor<Ad<B>, 2>,
-        layers: std::ops::Range<usize>,
+        layers: Range<usize>,
         around: &Around<'_, B>,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
@@ -219,8 +220,8 @@ impl<B: Kernels> Base<B> {
         }
     }
 
-    /// By how much the heads of all tokens are turned.
-    fn angles(&self, sequences: &Sequences, device: &B::Device) -> Option<Angles<B>> {
+    /// By how much the heads of all tokens are turned, where they are.
+    pub fn angles(&self, sequences: &Sequences, device: &B::Device) -> Option<Angles<B>> {
         let positions = (0..sequences.count()).flat_map(|i| 0..sequences.range(i).len());
         self.angles_of(positions, device)
     }
@@ -235,31 +236,11 @@ impl<B: Kernels> Base<B> {
         Some(Angles::new(&positions, &rotary.frequencies, device))
     }
 
-    /// The sum of the embeddings, normalised where the family does, `[tokens, hidden]`.
+    /// The embeddings of all tokens, `[tokens, hidden]`.
     fn embed(&self, input: &Input<B>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
-        let Architecture {
-            embeddings,
-            dropout,
-            ..
-        } = &self.architecture;
-        let words = self.words.clone().select(0, input.ids.clone());
-        let first = embeddings.first_position as i64;
-        let positions = self.positions.as_ref();
-        let positions = positions.map(|table| {
-            let rows = input.positions.clone() + first;
-            table.clone().select(0, rows)
-        });
-        let types = self.types.as_ref();
-        let types = types.map(|table| table.clone().select(0, input.types.clone()));
-        let rest = [positions, types].into_iter().flatten();
-        let rest = rest.reduce(|a, b| a + b).map(Tensor::from_inner);
-        let words = Tensor::from_inner(words);
-        let x = match (&self.embedding_norm, rest) {
-            (Some(norm), rest) => B::add_norm(words, rest, norm),
-            (None, Some(rest)) => words + rest,
-            (None, None) => words,
-        };
-        B::dropout(x, pass.dropout(Site::Embeddings, dropout.embeddings))
+        let x = self.embedder.embed(&input.tokens);
+        let dropout = self.architecture.dropout.embeddings;
+        B::dropout(x, pass.dropout(Site::Embeddings, dropout))
     }
 }
 

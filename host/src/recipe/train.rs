@@ -55,6 +55,9 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Write what plugins are told of steps to `signals.jsonl`, raw values aside, for `dynalora plugins replay`.
     pub log_signals: bool,
+    /// Keep only what goes into each layer, and run the layer once more on the way back: less memory, more operations,
+    /// the same gradients (Transformers' `gradient_checkpointing`; Chen et al. 2016).
+    pub gradient_checkpointing: bool,
     /// Keep the output of the layers below the lowest active module from one epoch to the next. Exact, and so
     /// refused with dropout there. Steps that measure those layers' modules run them all the same.
     pub cache_frozen_prefix: bool,
@@ -125,6 +128,7 @@ impl Default for TrainConfig {
             on_nonfinite: OnNonfinite::default(),
             log_every: 10,
             log_signals: false,
+            gradient_checkpointing: false,
             cache_frozen_prefix: false,
             cache_memory_mib: 512,
         }

@@ -41,6 +41,8 @@ pub struct Shape<'a> {
     pub trains_a: bool,
     /// Whether tokens are predicted: every layer is then run for all of them, and so is the head.
     pub language: bool,
+    /// Whether only what goes into a layer is kept, and the layer run once more on the way back: all but the last.
+    pub checkpointing: bool,
 }
 
 /// What steps of a run compute on.
@@ -117,14 +119,25 @@ impl Shape<'_> {
         let (layers, rest) = self.linears.split_at(per_layer * self.config.layers);
         // The embeddings, of which nothing trains.
         let mut x = builder.value(Amount::per_token, self.config.hidden);
+        if let Some(patches) = self.config.patches() {
+            // Run with the first layer, or kept with what that gives.
+            let mut projection = Builder::operation(Some(0), &[], x);
+            let values = self.config.hidden * patches.values() * patches.count();
+            projection.forward = Amount::per_sequence(2 * values as u64);
+            builder.costs.operations.push(projection);
+        }
         for (index, layer) in layers.chunks(per_layer).enumerate() {
             let layer = builder.parts(layer);
+            let (from, first) = (x, builder.costs.operations.len());
             x = match last {
                 LastLayer::AsRead { outputs } if index + 1 == self.config.layers => {
                     builder.last_layer(index as u32, layer, x, outputs)
                 }
                 _ => builder.layer(index as u32, layer, x),
             };
+            if self.checkpointing && index + 1 < self.config.layers {
+                builder.run_twice(index as u32, from, first);
+            }
         }
         let rows: Rows = match last {
             LastLayer::AsRead { .. } => Amount::per_sequence,
@@ -141,7 +154,7 @@ impl Shape<'_> {
                 path: String::new(),
                 layer: None,
                 inputs: self.config.hidden,
-                outputs: self.config.embeddings.words.entries,
+                outputs: self.config.vocabulary(),
             };
             builder.linear(None, x, &[&head], Amount::per_token);
         }
@@ -168,6 +181,20 @@ pub fn cost(
 pub fn prefix(shape: Shape<'_>, sizes: Sizes, depth: usize) -> u64 {
     let whole = shape.model(LastLayer::Whole);
     whole.at(&[], sizes, ..depth as u32).forward
+}
+
+/// Bytes that one layer with all of its modules active keeps for its way back, of sequences of such `sizes`: what
+/// gradient checkpointing needs for a moment.
+pub fn kept_by_a_layer(shape: Shape<'_>, sizes: Sizes) -> u64 {
+    let whole = Shape {
+        checkpointing: false,
+        ..shape
+    };
+    let active = vec![true; shape.modules.len()];
+    let model = whole.model(LastLayer::Whole);
+    let layers = 0..shape.config.layers as u32;
+    let kept = layers.map(|layer| model.at(&active, sizes, layer..=layer).activations);
+    kept.max().unwrap_or(0)
 }
 
 /// The models that a run's steps are counted by.
@@ -296,6 +323,25 @@ impl Builder<'_> {
             inner,
             down: &down[0],
         }
+    }
+
+    /// Makes the operations from number `first` on, a layer's, keep nothing but what goes into it, `x`, and lets them be
+    /// done once more. What they keep for a moment meanwhile, [`kept_by_a_layer`], is not in it.
+    fn run_twice(&mut self, layer: u32, x: u32, first: usize) {
+        let mut again = Operation::default();
+        (again.layer, again.reads, again.keeps) = (Some(layer), vec![x], vec![x]);
+        for operation in &mut self.costs.operations[first..] {
+            again.again = again.again + operation.forward;
+            (operation.keeps, operation.saved) = (Vec::new(), Amount::default());
+            for path in &mut operation.modules {
+                again.again = again.again + path.forward;
+                (path.keeps, path.saved) = (Vec::new(), Amount::default());
+                let mut part = SidePath::default();
+                part.module = path.module;
+                again.modules.push(part);
+            }
+        }
+        self.costs.operations.insert(first, again);
     }
 
     /// A layer in which every token's query meets the keys.
@@ -518,6 +564,7 @@ mod tests {
             modules: &modules,
             trains_a: true,
             language,
+            checkpointing: false,
         };
         let mut sizes = Sizes::default();
         sizes.add(&[0, 3, 8]);
@@ -555,6 +602,7 @@ mod tests {
             modules: &modules,
             trains_a: true,
             language: false,
+            checkpointing: false,
         };
         // Two sequences of 3 and 5 tokens.
         let mut sizes = Sizes::default();

@@ -14,6 +14,7 @@ pub mod prefix;
 mod prepare;
 mod progress;
 mod readout;
+mod recompute;
 mod record;
 mod save;
 mod stall;
@@ -151,6 +152,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 modules: &modules,
                 trains_a: Config::from(&recipe.adapter).trains_a(),
                 language: recipe.data.predicts_tokens(),
+                checkpointing: recipe.train.gradient_checkpointing,
             }),
             linears,
             total_steps,
@@ -257,6 +259,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 wanted: &measuring.wanted,
                 // No step has it: those count up.
                 seed: dropout_seed(self.recipe.seed, u64::MAX - pass),
+                checkpointing: self.recipe.train.gradient_checkpointing,
             };
             let tracked = plan.tracked();
             let mut result = step::run(&self.trainee, &batches, &plan, None, None, self.device)?;
@@ -314,6 +317,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             probing,
             wanted: &measuring.wanted,
             seed: dropout_seed(self.recipe.seed, number),
+            checkpointing: self.recipe.train.gradient_checkpointing,
         };
         let cache = self.cache.as_mut().filter(|_| depth > 0);
         let prefix = cache.map(|cache| Prefix { cache, depth });

@@ -7,6 +7,7 @@ use dynalora_plugin_api::Observation;
 use super::optimizer::Optimizer;
 use super::prefix::PrefixCache;
 use super::readout::{self, Places, Readout};
+use super::recompute::{self, Found};
 use super::trainee::{Trainee, upload};
 use crate::adapter::{Observe, Observed, Pass, Sense, Sensed, components, mixed};
 use crate::allocation::{Details, RawValue, Signal, Wanted};
@@ -33,6 +34,8 @@ pub struct StepPlan<'a> {
     pub wanted: &'a Wanted,
     /// Seed of the step's dropout.
     pub seed: u64,
+    /// Whether layers are run once more on the way back, rather than all kept.
+    pub checkpointing: bool,
 }
 
 /// Where the output of the first `depth` layers is taken from.
@@ -235,20 +238,33 @@ fn passes<B: Kernels>(
             }
         };
         let sequences = Sequences::new(&batch.offsets);
-        let loss = match batch.next_tokens() {
-            Some(tokens) => model.next_tokens(x, depth, &sequences, &tokens, &mut pass),
-            None => {
-                let logits = model.forward_from(x, depth, &sequences, &mut pass);
-                loss(logits, &batch.labels, device)?
+        let share = batch.weight() as f32 / weight as f32;
+        let loss_from = |x, depth, pass: &mut Pass<B>| {
+            let loss = match batch.next_tokens() {
+                Some(tokens) => model.next_tokens(x, depth, &sequences, &tokens, pass),
+                None => {
+                    let logits = model.forward_from(x, depth, &sequences, pass);
+                    loss(logits, &batch.labels, device)?
+                }
+            };
+            Ok(loss * share)
+        };
+        let (loss, mut found) = match plan.checkpointing {
+            false => {
+                let loss = loss_from(x, depth, &mut pass)?;
+                (loss.clone().inner(), vec![loss.backward()])
+            }
+            true => {
+                let of_pass = (&tracked[..], seed);
+                let from = (x, depth);
+                recompute::backward(trainee, from, &sequences, of_pass, &mut pass, loss_from)?
             }
         };
-        let loss = loss * (batch.weight() as f32 / weight as f32);
-        losses.push(loss.clone().inner());
-        let mut found = loss.backward();
+        losses.push(loss);
         for (module, (sum, pair)) in gradients.iter_mut().zip(&pass.pairs).enumerate() {
             // A pair that several use has the sum of their gradients, which is its owner's.
             if tracked[module] && trainee.adapters.owner(module) == module {
-                let pair = pair.each_ref().map(|tensor| tensor.grad_remove(&mut found));
+                let pair = pair.each_ref().map(|tensor| taken(tensor, &mut found));
                 let [Some(a), Some(b)] = pair else { continue };
                 *sum = Some(match sum.take() {
                     Some([sum_a, sum_b]) => [sum_a + a, sum_b + b],
@@ -257,7 +273,7 @@ fn passes<B: Kernels>(
             }
         }
         for (sum, tensor) in head_gradients.iter_mut().zip(&pass.head) {
-            if let Some(gradient) = tensor.grad_remove(&mut found) {
+            if let Some(gradient) = taken(tensor, &mut found) {
                 *sum = Some(match sum.take() {
                     Some(sum) => sum + gradient,
                     None => gradient,
@@ -278,8 +294,16 @@ fn passes<B: Kernels>(
         sensed,
         weight,
         examples: batches.iter().map(|batch| batch.labels.len()).sum(),
-        tokens: batches.iter().map(|batch| batch.ids.len()).collect(),
+        tokens: batches.iter().map(Batch::tokens).collect(),
     })
+}
+
+/// The gradient of a tensor, the sum over all that were `found`.
+fn taken<B: Kernels>(tensor: &Tensor<Ad<B>, 2>, found: &mut [Found<B>]) -> Option<Tensor<B, 2>> {
+    let parts = found
+        .iter_mut()
+        .filter_map(|found| tensor.grad_remove(found));
+    parts.reduce(|sum, part| sum + part)
 }
 
 /// The sensitivity of each component of the modules that have a gradient, where a plugin asks for it.

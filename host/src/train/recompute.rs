@@ -1,0 +1,87 @@
+//! Gradient checkpointing (Chen et al. 2016): what goes into each layer is kept, and what the layer makes of it is
+//! computed once more on the way back, one layer at a time.
+//!
+//! Every layer gets the same input, the same dropout and the same gradient of its output as without, so that all
+//! gradients are the same, bit for bit.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::AutodiffBackend;
+
+use super::trainee::Trainee;
+use crate::adapter::{Observe, Pass};
+use crate::error::Result;
+use crate::kernel::{Ad, Kernels, Sequences};
+
+/// Gradients of one backward pass.
+pub type Found<B> = <Ad<B> as AutodiffBackend>::Gradients;
+
+/// The layers that are run twice: from the lowest with a module in `tracked` to the last but one. Those below keep
+/// nothing, and the last goes back as soon as it is run.
+pub fn twice<B: Kernels>(trainee: &Trainee<B>, tracked: &[bool], depth: usize) -> Range<usize> {
+    let top = trainee.model.base.depth() - 1;
+    let modules = trainee.adapters.modules.iter().zip(tracked);
+    let lowest = modules
+        .filter(|(_, tracked)| **tracked)
+        .filter_map(|(module, _)| module.layer)
+        .min();
+    let first = lowest.map_or(top, |layer| layer as usize);
+    first.max(depth).min(top)..top
+}
+
+/// Loss and gradients from the hidden states `x` of all tokens after the first `depth` layers; `loss` makes it of those
+/// after more. `seed` is that of the pass. The gradients of one tensor may be in several of those that come back, and
+/// are their sum.
+pub fn backward<B: Kernels>(
+    trainee: &Trainee<B>,
+    (x, depth): (Tensor<Ad<B>, 2>, usize),
+    sequences: &Sequences,
+    (tracked, seed): (&[bool], u64),
+    pass: &mut Pass<B>,
+    loss: impl FnOnce(Tensor<Ad<B>, 2>, usize, &mut Pass<B>) -> Result<Tensor<Ad<B>, 1>>,
+) -> Result<(Tensor<B, 1>, Vec<Found<B>>)> {
+    let base = &trainee.model.base;
+    let angles = base.angles(sequences, &x.device());
+    let layers = twice(trainee, tracked, depth);
+    let mut x = base.between(x, depth..layers.start, sequences, &angles, pass);
+    let nothing = vec![false; tracked.len()];
+    let mut ahead = Pass::train(
+        &trainee.adapters,
+        &trainee.head,
+        &nothing,
+        Observe::default(),
+        seed,
+    );
+    let mut inputs = Vec::new();
+    for layer in layers.clone() {
+        inputs.push(x.clone().inner());
+        x = base.between(x, layer..layer + 1, sequences, &angles, &mut ahead);
+    }
+    // A gradient is wanted of what a layer that trains has made.
+    let entered = |x: Tensor<B, 2>, layer: usize| {
+        let x = Tensor::<Ad<B>, 2>::from_inner(x);
+        match layer > layers.start {
+            true => x.require_grad(),
+            false => x,
+        }
+    };
+    let x = entered(x.inner(), layers.end);
+    let loss = loss(x.clone(), layers.end, pass)?;
+    let value = loss.clone().inner();
+    let mut found = vec![loss.backward()];
+    let mut above = x;
+    for layer in layers.clone().rev() {
+        let last = found.last().expect("one for each layer above");
+        let gradient = above
+            .grad(last)
+            .expect("it is tracked, and the loss depends on it");
+        let x = entered(inputs.pop().expect("one for each layer"), layer);
+        let y = base.between(x.clone(), layer..layer + 1, sequences, &angles, pass);
+        // Whose gradient with respect to y is that gradient, exactly.
+        let product = (y * Tensor::from_inner(gradient)).sum();
+        found.push(product.backward());
+        above = x;
+    }
+    Ok((value, found))
+}
