@@ -37,7 +37,7 @@ fn stripes(kind: u32, lying: bool) -> Vec<u8> {
     for row in 0..height {
         for column in 0..width {
             let at = if lying { row } else { column };
-            let dark = (at / stripe + kind) % 2 == 0;
+            let dark = (at / stripe + kind).is_multiple_of(2);
             let shade = match dark {
                 true => kind * 31 % 90,
                 false => 255 - kind * 17 % 90,
