@@ -137,6 +137,7 @@ impl Subject {
             let (indices, others) = rest.split_at(*size);
             rest = others;
             let mut batch = Batch {
+                images: None,
                 ids: Vec::new(),
                 type_ids: Vec::new(),
                 positions: Vec::new(),
