@@ -1,9 +1,9 @@
 //! The commands around recipes and runs: `recipe`, `runs`.
 
-use std::process::Stdio;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use dynalora_tests::{Scene, contains, fixture, plugin_in_c, said};
+use dynalora_tests::{Scene, built, contains, dynalora, fixture, minilm, plugin_in_c, said};
 use serde_json::Value;
 
 fn refused(scene: &Scene, arguments: &[&str], parts: &[&str]) {
@@ -363,5 +363,139 @@ fn devices_are_listed_with_what_is_missing() {
     assert!(
         table.contains(" cpu ") && table.contains("device = \"auto\": "),
         "{table}"
+    );
+}
+
+#[test]
+fn the_quickstart_says_what_its_runs_recorded() {
+    if minilm().is_none() {
+        return;
+    }
+    let scene = Scene::new();
+    let quickstart = |more: &[&str]| -> Output {
+        let mut command = dynalora();
+        let small = ["--set", "data.limit=48", "--set", "train.batch_size=8"];
+        command
+            .args(["quickstart", "--output", "my runs"])
+            .args(small);
+        // As the commands that it prints are run.
+        command.args(more).current_dir(scene.path(""));
+        command.output().expect("the program starts")
+    };
+    let first = quickstart(&["--steps", "4"]);
+    assert!(first.status.success(), "{}", said(&first));
+    let printed = String::from_utf8(first.stdout.clone()).expect("text");
+
+    // What is finished is not trained again.
+    let summaries = || {
+        ["lora", "dynamic"].map(|arm| {
+            let path = scene.path("my runs").join(arm).join("summary.json");
+            std::fs::read_to_string(path).expect("a closing account")
+        })
+    };
+    let before = summaries();
+    let again = quickstart(&["--steps", "4", "--json"]);
+    assert!(again.status.success(), "{}", said(&again));
+    assert_eq!(summaries(), before);
+    let answer: Value = serde_json::from_slice(&again.stdout).expect("JSON");
+
+    // Each share is that of the runs' own records.
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let recorded = |arm: &str| {
+        let folder = scene.path("my runs").join(arm);
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect(name);
+        let summary: Value = serde_json::from_str(&read("summary.json")).expect("JSON");
+        let records = read("metrics.jsonl");
+        let records = records
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"));
+        let evaluated: f64 = records
+            .filter(|record: &Value| record["kind"] == "evaluation")
+            .map(|record| number(&record["seconds"]))
+            .sum();
+        let figures = [
+            number(&summary["peak_memory"]),
+            (number(&summary["seconds"]) - evaluated) / number(&summary["steps"]),
+            number(&summary["flops"]),
+        ];
+        (figures, number(&summary["best"]["value"]))
+    };
+    let ((lora, lora_metric), (dynamic, metric)) = (recorded("lora"), recorded("dynamic"));
+    let line = printed
+        .lines()
+        .find(|line| line.starts_with("dynamic allocation took"))
+        .expect("a line that sums up");
+    let words = [
+        (
+            "peak_memory",
+            ["less memory", "as much memory", "more memory"],
+        ),
+        (
+            "step_seconds",
+            [
+                "less time a step",
+                "as much time a step",
+                "more time a step",
+            ],
+        ),
+        (
+            "flops",
+            ["fewer operations", "as many operations", "more operations"],
+        ),
+    ];
+    for (at, (key, [less, same, more])) in words.into_iter().enumerate() {
+        let share = 1.0 - dynamic[at] / lora[at];
+        assert!(
+            (number(&answer["saved"][key]) - share).abs() < 1e-12,
+            "{key}"
+        );
+        let percent = (100.0 * share).round();
+        let said = match percent {
+            0.0 => format!(" {same} ("),
+            _ if percent > 0.0 => format!(" {percent} % {less} ("),
+            _ => format!(" {} % {more} (", -percent),
+        };
+        assert!(line.contains(&said), "{said} is not in: {line}");
+    }
+    assert!(
+        line.ends_with(&format!(
+            "reached matthews {metric:.3} where plain LoRA reached {lora_metric:.3} ({:+.3})",
+            metric - lora_metric
+        )),
+        "{line}"
+    );
+    // Fewer operations there are on every machine: from the start two layers of six train.
+    assert!(dynamic[2] < lora[2], "{dynamic:?} {lora:?}");
+
+    // Each command that is named does what is said of it.
+    let commands: Vec<&str> = (printed.lines())
+        .filter(|line| line.starts_with("  dynalora "))
+        .collect();
+    assert_eq!(commands.len(), 3, "{printed}");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}:{path}", built().display());
+    for command in commands {
+        let output = Command::new("sh")
+            .args(["-c", command])
+            .env("PATH", &path)
+            .current_dir(scene.path(""))
+            .output()
+            .expect("a shell");
+        assert!(output.status.success(), "{command}\n{}", said(&output));
+    }
+    for made in ["report.html", "uniform/summary.json"] {
+        assert!(scene.path("my runs").join(made).is_file(), "{made}");
+    }
+
+    // Another quickstart is not laid over it unasked, and a mistake is the user's.
+    let refused = |more: &[&str], parts: &[&str]| {
+        let output = quickstart(more);
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        contains(&output, parts);
+    };
+    refused(&["--steps", "5"], &["my runs/lora", "--force", "--output"]);
+    refused(
+        &["--steps", "5", "--force", "--set", "allocator.k=99"],
+        &["the run dynamic", "99"],
     );
 }

@@ -14,8 +14,14 @@ use crate::error::{Error, Result};
 use crate::plugin::{self, PluginPath};
 use crate::recipe::Isolation;
 
+/// Where they are looked for, as `--help` has it.
+const SEARCHED: &str = "Plugins are looked for in the folders that --plugin-dir names, the recipe's plugin_dirs, \
+    DYNALORA_PLUGIN_PATH, the folder of this program, plugins in it, ../lib/dynalora/plugins from it, and the user's data \
+    folder. `list --json` names them all.";
+
 /// Arguments of `dynalora plugins`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = SEARCHED)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -157,7 +157,7 @@ fn report(arguments: &Arguments, file: &File, runs: &[&Planned]) -> Result<()> {
 fn failures(runs: &[Planned], outcomes: &[Outcome]) -> Result<()> {
     let mut failed = 0;
     for (run, outcome) in runs.iter().zip(outcomes) {
-        if let Outcome::Failed { how, said } = outcome {
+        if let Outcome::Failed { how, said, .. } = outcome {
             failed += 1;
             say(&format!("\n{} {how}:\n{said}", run.name));
         }

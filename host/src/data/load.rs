@@ -317,7 +317,7 @@ pub fn read(config: &DataConfig) -> Result<Splits> {
 fn read_all(config: &DataConfig) -> Result<Found> {
     config.validate()?;
     let mut found = match config.task {
-        Some(Task::MinimalPairs) => generated()?,
+        Some(Task::MinimalPairs) => generated(config)?,
         Some(task) => published(task, config)?,
         None => own(config)?,
     };
@@ -339,7 +339,7 @@ fn read_part(
 ) -> Result<Vec<Split>> {
     match config.task {
         Some(Task::MinimalPairs) => {
-            let found = generated()?;
+            let found = generated(config)?;
             Ok(if part == Part::Test {
                 found.test
             } else {
@@ -400,19 +400,22 @@ const CORPUS: (u64, Sizes) = (
     },
 );
 
-fn generated() -> Result<Found> {
+/// The embedded corpus, as many sentences a text as are asked for.
+fn generated(config: &DataConfig) -> Result<Found> {
+    let sentences = config.sentences.unwrap_or(1);
     let (seed, sizes) = CORPUS;
     let corpus = minimal_pairs::generate(seed, sizes)?;
-    let split = |name: &str, sentences: Vec<minimal_pairs::Sentence>| {
-        let sentences = sentences.into_iter().map(|sentence| Example {
-            text: sentence.text,
+    let split = |name: &str, found: Vec<minimal_pairs::Sentence>| {
+        let texts = minimal_pairs::texts(&found, sentences, seed);
+        let examples = texts.into_iter().map(|(text, acceptable)| Example {
+            text,
             text_pair: None,
-            label: Some(Label::Class(sentence.acceptable.into())),
+            label: Some(Label::Class(acceptable.into())),
         });
         Split {
             name: name.to_owned(),
-            examples: sentences.collect(),
-            places: Places::numbered(&format!("minimal-pairs ({name})"), "sentence"),
+            examples: examples.collect(),
+            places: Places::numbered(&format!("minimal-pairs ({name})"), "text"),
         }
     };
     Ok(Found {

@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 const VARIABLE: &str = "DYNALORA_PLUGIN_PATH";
 
 /// The folders that are searched, in order: `--plugin-dir`, the recipe's `plugin_dirs`,
-/// `DYNALORA_PLUGIN_PATH`, the program's own folder and `plugins/` beside it, the user's data folder.
+/// `DYNALORA_PLUGIN_PATH`, the program's own folder, `plugins/` in it and `../lib/dynalora/plugins` from it, where an
+/// installed program has them, the user's data folder.
 #[derive(Clone, Debug)]
 pub struct PluginPath {
     folders: Vec<PathBuf>,
@@ -47,6 +48,11 @@ impl PluginPath {
             .and_then(Path::parent)
         {
             folders.extend([own.to_owned(), own.join("plugins")]);
+            // Without `..` in it, for what is shown.
+            folders.extend(
+                own.parent()
+                    .map(|prefix| prefix.join("lib/dynalora/plugins")),
+            );
         }
         if let Some(dirs) = directories::ProjectDirs::from("", "", "dynalora") {
             folders.push(dirs.data_dir().join("plugins"));
@@ -137,7 +143,7 @@ impl PluginPath {
             .collect();
         let mut help = format!(
             "found: {found}{near}\nsearched:\n{}\n`cargo build` at the root of the source builds the shipped \
-             plugins; --plugin-dir adds a folder",
+             plugins, `cargo xtask install` installs them; --plugin-dir adds a folder",
             folders.join("\n")
         );
         // Those of this name first; no more of them than fit on a screen.

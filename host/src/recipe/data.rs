@@ -23,6 +23,10 @@ pub struct DataConfig {
     /// files for each split.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
+    /// Of `minimal-pairs`: so many sentences are a text, all of them acceptable or none; by default one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub sentences: Option<usize>,
     /// Examples to train on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<PathBuf>,
@@ -188,11 +192,26 @@ impl DataConfig {
             (None, Some(_)) if self.is_images() => self.validate_images()?,
             (None, Some(_)) => self.validate_files()?,
         }
+        self.validate_sentences()?;
         if self.limit == Some(0) {
             return Err(Error::user("`data.limit = 0` leaves no example")
                 .help("Give a number of examples, or leave `limit` out to use them all."));
         }
         self.validate_metrics()
+    }
+
+    fn validate_sentences(&self) -> Result<()> {
+        match (self.sentences, self.task) {
+            (Some(1..=64), Some(Task::MinimalPairs)) | (None, _) => Ok(()),
+            (Some(count), Some(Task::MinimalPairs)) => Err(Error::user(format!(
+                "`data.sentences = {count}`: a text has 1 to 64 sentences"
+            ))
+            .help("Longer ones would be cut by `model.max_length` all the same.")),
+            (Some(_), _) => Err(Error::user(
+                "`data.sentences` is for `task = \"minimal-pairs\"`, whose texts are generated",
+            )
+            .help("Take it out: other texts are as long as they are.")),
+        }
     }
 
     fn validate_task(&self, task: Task) -> Result<()> {
@@ -455,6 +474,7 @@ mod tests {
     fn contradictions_are_refused_by_key() {
         assert_eq!(message("task = 'cola'\ndir = 'x'"), "fine");
         assert_eq!(message("task = 'minimal-pairs'"), "fine");
+        assert_eq!(message("task = 'minimal-pairs'\nsentences = 64"), "fine");
         assert_eq!(
             message("train = 'a.csv'\n[columns]\ntext = 'sentence'"),
             "fine"
@@ -472,6 +492,15 @@ mod tests {
                 "`data.labels` is for files of your own",
             ),
             ("train = 'a.csv'", "[data.columns] is missing"),
+            ("task = 'minimal-pairs'\nsentences = 0", "1 to 64 sentences"),
+            (
+                "task = 'minimal-pairs'\nsentences = 65",
+                "1 to 64 sentences",
+            ),
+            (
+                "task = 'cola'\ndir = 'x'\nsentences = 2",
+                "`data.sentences` is for",
+            ),
             (
                 "train = 'a.csv'\nheader = false\n[columns]\ntext = 'sentence'",
                 "columns have no names",

@@ -46,8 +46,10 @@ pub enum Outcome {
     Finished,
     /// It is not: how it ended, and its last words.
     Failed {
-        /// With an exit code, or by a signal.
+        /// With an exit code, or by a signal, …
         how: String,
+        /// … this one, if it was one.
+        code: Option<i32>,
         /// The end of its log.
         said: String,
     },
@@ -288,6 +290,7 @@ impl<'a> Sweep<'a> {
         let said = std::fs::read_to_string(&ended.log).unwrap_or_default();
         self.outcomes[ended.nth] = Outcome::Failed {
             how,
+            code: status.code(),
             said: last_words(&said),
         };
     }

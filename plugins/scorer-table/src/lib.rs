@@ -26,7 +26,7 @@ use dynalora_plugin_api::{
     Error, ModuleInfo, Needs, Observation, Plugin, Result, ScoreRequest, Scorer, export_plugin,
     load_state, save_state,
 };
-use globset::{GlobBuilder, GlobMatcher};
+use fast_glob::{glob_match, validate};
 
 /// Parameters of `table`.
 #[derive(Deserialize, JsonSchema)]
@@ -205,7 +205,8 @@ struct Entries {
 
 struct Pattern {
     text: String,
-    matcher: GlobMatcher,
+    /// The same with slashes between the parts, which are what a star does not go over.
+    glob: String,
     /// Letters that are no wildcards.
     letters: usize,
     score: f64,
@@ -224,14 +225,16 @@ impl Entries {
                 exact.insert(text, score);
                 continue;
             }
-            // globset knows parts of a path by their slashes.
-            let glob = GlobBuilder::new(&text.replace('.', "/"))
-                .literal_separator(true)
-                .build()
-                .map_err(|error| format!("\"{text}\" is no pattern: {}", error.kind()))?;
+            let glob = text.replace('.', "/");
+            validate(&glob).map_err(|error| format!("\"{text}\" is no pattern: {error}"))?;
+            if text.starts_with('!') {
+                return Err(format!(
+                    "\"{text}\" is no pattern: an entry says which modules it is of, not which it is not of"
+                ));
+            }
             patterns.push(Pattern {
                 letters: text.chars().filter(|c| !"*?[]{}".contains(*c)).count(),
-                matcher: glob.compile_matcher(),
+                glob,
                 text,
                 score,
             });
@@ -248,7 +251,7 @@ impl Entries {
             let path = module.path.replace('.', "/");
             let mut matching = Vec::new();
             for (pattern, used) in self.patterns.iter().zip(&mut used) {
-                if pattern.matcher.is_match(&path) {
+                if glob_match(&pattern.glob, &path) {
                     *used = true;
                     matching.push(pattern);
                 }
@@ -359,6 +362,57 @@ mod tests {
         );
     }
 
+    /// `adapter.targets` are matched by globset, which is too large for a plugin.
+    #[test]
+    fn patterns_mean_what_they_mean_as_targets() {
+        let parts = ["encoder", "layer", "0", "11", "self.query", "up_proj"];
+        let mut paths = vec!["encoder".to_owned(), "pooler.dense".to_owned()];
+        for from in 0..parts.len() {
+            for to in from + 1..=parts.len() {
+                paths.push(parts[from..to].join("."));
+            }
+        }
+        let pieces = [
+            "*",
+            "**",
+            "encoder",
+            "layer",
+            "[01]",
+            "1?",
+            "{0,11}",
+            "*.self",
+            "{query,value}",
+            "up*",
+            "[!0]",
+            "?",
+        ];
+        for (one, two) in pieces.iter().flat_map(|one| pieces.map(|two| (*one, two))) {
+            for pattern in [
+                one.to_owned(),
+                format!("{one}.{two}"),
+                format!("**.{one}.{two}"),
+                format!("encoder.{one}.{two}.**"),
+                format!("**.{one}.**.{two}"),
+            ] {
+                let glob = pattern.replace('.', "/");
+                let target = globset::GlobBuilder::new(&glob)
+                    .literal_separator(true)
+                    .build()
+                    .unwrap()
+                    .compile_matcher();
+                validate(&glob).unwrap();
+                for path in &paths {
+                    let path = path.replace('.', "/");
+                    assert_eq!(
+                        glob_match(&glob, &path),
+                        target.is_match(&path),
+                        "{pattern} of {path}"
+                    );
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_covers_not_all_or_nothing_is_refused_by_name() {
         for (parameters, words) in [
@@ -386,6 +440,10 @@ mod tests {
             ),
             (r#"{"scores": {"**": -1}}"#, &["\"**\" has the score -1"]),
             (r#"{"scores": {"[": 1}}"#, &["\"[\" is no pattern"]),
+            (
+                r#"{"scores": {"!encoder.*": 1}}"#,
+                &["\"!encoder.*\" is no pattern"],
+            ),
             (r#"{"scores": {"**": "high"}}"#, &["`scores", "high"]),
             (
                 r#"{"scores": "scores.txt"}"#,

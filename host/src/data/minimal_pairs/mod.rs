@@ -112,6 +112,39 @@ fn split(
     Ok(shuffled(written, &mut rng))
 }
 
+/// As many texts as there are sentences, of `length` sentences each: all of a text are acceptable, or none is. Each
+/// sentence begins one text; those that follow are others of the split, drawn anew for each. A function of `seed` and the
+/// sentences alone, on every machine.
+pub fn texts(sentences: &[Sentence], length: usize, seed: u64) -> Vec<(String, bool)> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    // Beside those of the splits.
+    rng.set_stream(3);
+    let alike = |acceptable: bool| -> Vec<&Sentence> {
+        let sentences = sentences.iter();
+        sentences.filter(|it| it.acceptable == acceptable).collect()
+    };
+    let mut pools = [alike(false), alike(true)];
+    let texts = sentences.iter().map(|first| {
+        let mut text = first.text.clone();
+        let pool = &mut pools[usize::from(first.acceptable)];
+        let mut drawn = 1;
+        let mut at = 0;
+        // A shuffle that ends when there are enough; the order that it leaves is as good as any for the next.
+        while drawn < length && at < pool.len() {
+            let other = at + below(&mut rng, pool.len() - at);
+            pool.swap(at, other);
+            if !std::ptr::eq(pool[at], first) {
+                text.push(' ');
+                text.push_str(&pool[at].text);
+                drawn += 1;
+            }
+            at += 1;
+        }
+        (text, first.acceptable)
+    });
+    texts.collect()
+}
+
 /// A pair of which neither sentence has been written before; none if many tries find none.
 fn fresh_pair(
     phenomenon: &Phenomenon,

@@ -283,6 +283,36 @@ fn a_bag_of_words_is_no_help() {
 }
 
 #[test]
+fn texts_are_of_one_mind_and_the_same_each_time() {
+    let corpus = corpus(3);
+    let labels: HashMap<&str, bool> = (corpus.train.iter())
+        .map(|sentence| (sentence.text.as_str(), sentence.acceptable))
+        .collect();
+    let texts = texts(&corpus.train, 6, 1);
+    assert_eq!(texts, super::texts(&corpus.train, 6, 1));
+    assert_ne!(texts, super::texts(&corpus.train, 6, 2));
+    assert_eq!(texts.len(), corpus.train.len());
+    for (sentence, (text, acceptable)) in corpus.train.iter().zip(&texts) {
+        let parts: Vec<&str> = text.split_inclusive(['.', '?']).map(str::trim).collect();
+        assert_eq!((parts.len(), parts[0]), (6, sentence.text.as_str()));
+        assert!(
+            parts.iter().all(|part| labels[part] == *acceptable),
+            "{text}"
+        );
+        assert_eq!(parts.iter().collect::<HashSet<_>>().len(), 6, "{text}");
+    }
+    // One sentence is the sentence; more than there are, all there are.
+    let few = &corpus.validation[..10];
+    let alone: Vec<String> = few.iter().map(|it| it.text.clone()).collect();
+    let one: Vec<String> = super::texts(few, 1, 1).into_iter().map(|it| it.0).collect();
+    assert_eq!(one, alone);
+    for (text, acceptable) in super::texts(few, 99, 1) {
+        let all = few.iter().filter(|it| it.acceptable == acceptable).count();
+        assert_eq!(text.matches(['.', '?']).count(), all);
+    }
+}
+
+#[test]
 fn content_words_take_no_side() {
     let corpus = corpus(9);
     let open = open_class(&lexicon::TRAIN);
