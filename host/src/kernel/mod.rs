@@ -258,3 +258,10 @@ impl Kernels for burn_cuda::Cuda {
 
     fn pack(_: &Tensor<Self, 2>) {}
 }
+
+#[cfg(feature = "wgpu")]
+impl Kernels for burn_wgpu::Wgpu {
+    type Packed = ();
+
+    fn pack(_: &Tensor<Self, 2>) {}
+}
