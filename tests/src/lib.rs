@@ -27,8 +27,9 @@ pub fn fixture(path: &str) -> PathBuf {
     package().join("fixtures").join(path)
 }
 
-/// Names, by commas, what this machine is known to have of `data` (the shared data sets) and `minilm`: a
-/// test that does not find it fails instead of passing with nothing seen. `.ci/run` sets it.
+/// Names, by commas, what this machine is known to have of `data` (the shared data sets), `minilm`, `python` and `gpu`
+/// (a driver for Vulkan, if only software): a test that does not find it fails instead of passing with nothing seen.
+/// `.ci/run` sets it.
 pub const REQUIRE: &str = "DYNALORA_REQUIRE";
 
 /// What a test does that lacks something it cannot make itself: it says so and passes, or fails where
@@ -57,6 +58,14 @@ pub fn shared_data(path: &str) -> Option<PathBuf> {
     skip("data", format_args!("{} is not there", found.display()))
 }
 
+/// The features that this package was built with, where they are not the default ones.
+const FEATURES: Option<&str> = match (cfg!(feature = "cuda"), cfg!(feature = "wgpu")) {
+    (true, true) => None,
+    (false, true) => Some("dynalora/cpu,dynalora-tests/wgpu"),
+    (true, false) => Some("dynalora/cpu,dynalora-tests/cuda"),
+    (false, false) => Some("dynalora/cpu"),
+};
+
 /// The folder with the built program and the plugins, after building what is stale. `cargo test` alone
 /// builds neither the program nor the plugins' libraries.
 pub fn built() -> &'static Path {
@@ -69,8 +78,8 @@ pub fn built() -> &'static Path {
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
-        if !cfg!(feature = "cuda") {
-            build.args(["--no-default-features", "--features", "dynalora/cpu"]);
+        if let Some(features) = FEATURES {
+            build.args(["--no-default-features", "--features", features]);
         }
         // What cargo tells this test of its package would be news to a build script that asks for it, as that of
         // `ring` does, and the host would be built again.

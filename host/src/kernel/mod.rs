@@ -111,7 +111,7 @@ pub trait Kernels: Backend {
     /// Multi-head softmax attention within each packed sequence, `[queries, heads · head size]`.
     fn packed_attention(
         projected: Projected<Self>,
-        layout: &AttentionLayout,
+        layout: &AttentionLayout<Self>,
         dropout: Dropout,
     ) -> Tensor<Ad<Self>, 2> {
         attention::composed(projected, layout, dropout)
@@ -212,7 +212,7 @@ impl Kernels for Flex {
 
     fn packed_attention(
         projected: Projected<Self>,
-        layout: &AttentionLayout,
+        layout: &AttentionLayout<Self>,
         dropout: Dropout,
     ) -> Tensor<Ad<Self>, 2> {
         attention::cpu(projected, layout, dropout)

@@ -436,16 +436,14 @@ fn attention_within_sequences() {
         (6, 2, 12),
     ] {
         for causal in [false, true] {
-            let layout = AttentionLayout {
-                queries: Sequences::new(&offsets),
-                pairs: Sequences::new(&offsets),
-                shape: AttentionShape {
-                    heads,
-                    pair_heads,
-                    head_size,
-                    causal,
-                },
+            let shape = AttentionShape {
+                heads,
+                pair_heads,
+                head_size,
+                causal,
             };
+            let sequences = Sequences::new(&offsets);
+            let layout = AttentionLayout::new(sequences.clone(), sequences, shape);
             let (width, pair_width) = (heads * head_size, pair_heads * head_size);
             compare(
                 [
@@ -469,14 +467,11 @@ fn attention_of_some_queries() {
         (Sequences::new(&[0, 2, 2, 60]), false),
         (Sequences::new(&[0, 3, 4, 20]), true),
     ] {
-        let layout = AttentionLayout {
-            shape: AttentionShape {
-                causal,
-                ..AttentionShape::full(3, 8)
-            },
-            pairs: pairs.clone(),
-            queries,
+        let shape = AttentionShape {
+            causal,
+            ..AttentionShape::full(3, 8)
         };
+        let layout = AttentionLayout::new(queries, pairs.clone(), shape);
         let split = |q: Wide, kv: Wide| Projected::Split {
             queries: q,
             pairs: kv,
@@ -495,11 +490,8 @@ fn attention_of_some_queries() {
 fn attention_dropout_has_the_gradient_of_its_output() {
     let _alone = alone();
     let sequences = Sequences::new(&[0, 7]);
-    let layout = AttentionLayout {
-        queries: sequences.clone(),
-        pairs: sequences,
-        shape: AttentionShape::full(2, 4),
-    };
+    let shape = AttentionShape::full(2, 4);
+    let layout = AttentionLayout::new(sequences.clone(), sequences, shape);
     let site = Dropout {
         probability: 0.3,
         seed: 5,
