@@ -1,8 +1,9 @@
-//! The trainer on a GPU, held against the CPU: by Vulkan, on its software driver (Debian's mesa-vulkan-drivers) where there
-//! is no GPU. Every operation that the CPU does by hand is done by burn's composition of it there.
+//! The trainer on a GPU, held against the CPU: by Vulkan, on its software driver (Debian's mesa-vulkan-drivers) where
+//! there is one. Every operation that the CPU does by hand is done by burn's composition of it there.
 //!
-//! A process compiles its kernels anew, and tunes those of a shape that it has not met: the runs share one shape, texts of
-//! 16 tokens, 4 of them in a batch, and one folder for what was tuned and compiled.
+//! A process compiles its kernels anew, which takes half a minute on that driver, and tunes those of a shape that was not
+//! met before, which takes longer. So the runs of a model share one shape, texts of 16 tokens, 4 of them in a batch, and
+//! one folder for what was tuned, and all but the first go at the same time.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -27,10 +28,10 @@ impl Bench {
         let long = sentences.lines().filter(|line| line.len() > 60);
         let rows = long.map(|line| {
             let label = if line.contains(',') { "comma" } else { "none" };
-            format!("\"{}\",{label}\n", line.replace('"', "\"\""))
+            format!("\"{}\",{label},Say:\n", line.replace('"', "\"\""))
         });
         let rows: Vec<String> = rows.collect();
-        let table = |rows: &[String]| format!("sentence,label\n{}", rows.concat());
+        let table = |rows: &[String]| format!("sentence,label,prompt\n{}", rows.concat());
         scene.write("train.csv", &table(&rows[..16]));
         scene.write("dev.csv", &table(&rows[16..24]));
         let mut text =
@@ -125,19 +126,16 @@ impl Bench {
         for tensor in cpu.names() {
             assert_eq!(cpu.shape(&tensor), gpu.shape(&tensor), "{name}: {tensor}");
             let (cpu, gpu) = (cpu.floats(&tensor), gpu.floats(&tensor));
-            let largest = cpu
-                .iter()
-                .fold(0f32, |largest, value| largest.max(value.abs()));
-            let pairs = cpu.iter().zip(&gpu);
-            let off = pairs.fold(0f32, |off, (cpu, gpu)| off.max((cpu - gpu).abs()));
-            // A value that is not finite is off by nothing that a comparison finds.
+            let norm = |values: &mut dyn Iterator<Item = f32>| {
+                let squares = values.map(|value| f64::from(value).powi(2));
+                squares.sum::<f64>().sqrt()
+            };
+            let size = norm(&mut cpu.iter().copied());
+            let off = norm(&mut cpu.iter().zip(&gpu).map(|(cpu, gpu)| cpu - gpu));
+            // Not `>`: what is not a number is off.
             assert!(
-                gpu.iter().all(|value| value.is_finite()),
-                "{name}: {tensor}"
-            );
-            assert!(
-                f64::from(off) <= within.weights * f64::from(largest),
-                "{name}: {tensor} is off by {off}, its largest value is {largest}"
+                off <= within.weights * size,
+                "{name}: {tensor}, of norm {size}, is off by {off}"
             );
         }
     }
@@ -147,7 +145,7 @@ impl Bench {
 struct Within {
     /// Losses, norms of gradients, metrics, scores and signals.
     records: f64,
-    /// Exported weights, of the largest in their tensor.
+    /// Exported tensors, by the norm of the difference.
     weights: f64,
 }
 
@@ -219,13 +217,13 @@ fn wait_for(file: &Path) {
     }
 }
 
-/// A scorer that asks for every signal there is at every step, and thinks nothing of it.
+/// A scorer that asks for every signal there is, and makes nothing of them.
 fn curious(scene: &Scene) {
     let script = r#"
         while read -r line; do
             case $line in
                 *'"call":"needs"'*) echo '{"ok":true,"needs":{"signals":["activation_l1","activation_l2","delta_l2","gradient_l1","gradient_l2","weight_l2","input_l2","output_gradient_l2","gradient_dot_weight","gradient_dot_weight_abs","fisher","update_l2"]}}' ;;
-                *'"call":"scores"'*) echo '{"ok":true,"scores":[1,2,3,4,5,6,7,8,9,10,11,12]}' ;;
+                *'"call":"scores"'*) echo '{"ok":true,"scores":[1,2,3,4,5,6,7,8,9,10,11,12,13]}' ;;
                 *'"call":"make"'* | *'"call":"observe"'*) echo '{"ok":true}' ;;
                 *) echo '{"unknown":true}' ;;
             esac
@@ -255,7 +253,8 @@ targets = "all-linear"
 [train]
 steps = 8
 batch_size = 4
-learning_rate = 1e-2
+learning_rate = 5e-2
+epsilon = 1e-3
 log_every = 1
 
 [evaluation]
@@ -271,8 +270,7 @@ fn an_encoder_trains_as_on_the_cpu() {
     let Some(bench) = Bench::new("tiny-bert", BERT) else {
         return;
     };
-
-    // Interrupted, and resumed: steps, reallocations and evaluations are those of the CPU's whole run.
+    // Killed, and resumed: steps, reallocations and evaluations are those of the CPU's whole run.
     let activation = [
         "train.steps=24",
         "allocation.schedule={ kind = \"periodic\", every = 4 }",
@@ -281,63 +279,41 @@ fn an_encoder_trains_as_on_the_cpu() {
         "allocator.k=\"50%\"",
     ];
     bench.row("activation", &activation, &CLOSE, |arguments| {
-        let child = bench.start(arguments);
+        let mut child = bench.start(arguments);
         wait_for(&bench.scene.path("gpu-activation/checkpoints/pointers.json"));
-        let sent = Command::new("kill")
-            .args(["-INT", &child.id().to_string()])
-            .status();
-        assert!(sent.expect("kill runs").success());
-        bench.ends(child, 130);
+        child.kill().expect("it can be killed");
+        child.wait().expect("it ends");
+        let whole = bench.scene.path("gpu-activation/summary.json");
+        assert!(!whole.exists(), "it ended before it was killed");
         let resumed = [arguments, &["--resume".to_owned()]].concat();
         bench.ends(bench.start(&resumed), 0);
     });
-
-    // Killed, and resumed.
     let gradient = [
-        "train.steps=24",
         "allocation.schedule={ kind = \"periodic\", every = 4 }",
         "scorer.plugin=gradient",
         "allocator.plugin=multinomial",
         "allocator.k=\"50%\"",
     ];
-    bench.row("gradient", &gradient, &CLOSE, |arguments| {
-        let mut child = bench.start(arguments);
-        wait_for(&bench.scene.path("gpu-gradient/checkpoints/pointers.json"));
-        child.kill().expect("it can be killed");
-        child.wait().expect("it ends");
-        assert!(
-            !bench.scene.path("gpu-gradient/summary.json").exists(),
-            "it ended before it was killed"
-        );
-        let resumed = [arguments, &["--resume".to_owned()]].concat();
-        bench.ends(bench.start(&resumed), 0);
-    });
-
+    // Components are pruned, and every signal is measured at every step.
+    curious(&bench.scene);
     let ranks = [
         "allocation.schedule={ kind = \"periodic\", every = 2 }",
-        "allocator.plugin=rank-budget",
-        "allocator.target_r=2",
-        "train.log_signals=true",
-    ];
-    bench.both("ranks", &ranks, &CLOSE);
-
-    curious(&bench.scene);
-    let signals = [
-        "allocation.schedule={ kind = \"once\", after = 4 }",
         "scorer={ plugin = \"process\", command = [\"sh\", \"curious.sh\"] }",
-        "allocator={ plugin = \"top-k\", k = 6 }",
+        "allocator={ plugin = \"rank-budget\", target_r = 2 }",
         "train.log_signals=true",
     ];
-    bench.both("signals", &signals, &CLOSE);
-
     let vera = [
         "adapter={ kind = \"vera\", rank = 8, targets = \"all-linear\" }",
         "allocation.schedule={ kind = \"periodic\", every = 4 }",
         "scorer={ plugin = \"activation\", target = \"delta\" }",
         "allocator={ plugin = \"threshold\", p = 0.8 }",
     ];
-    bench.both("vera", &vera, &CLOSE);
-    dropout(&bench);
+    std::thread::scope(|scope| {
+        scope.spawn(|| bench.both("gradient", &gradient, &CLOSE));
+        scope.spawn(|| bench.both("ranks", &ranks, &CLOSE));
+        scope.spawn(|| bench.both("vera", &vera, &CLOSE));
+        scope.spawn(|| dropout(&bench));
+    });
 }
 
 /// Masks are each backend's own draws, so that only their distribution compares: with nothing that moves, the loss of
@@ -398,13 +374,6 @@ fn dropout(bench: &Bench) {
             "{what}: variances {cpu_variance} and {gpu_variance}"
         );
     }
-    // The masks of a seed are the same again.
-    let again = losses("gpu-dropout-again", &bench.device);
-    let off = again[0].iter().zip(&gpu[0]).map(|(a, b)| (a - b).abs());
-    assert!(
-        off.fold(0.0, f64::max) < 1e-5,
-        "dropout by the same seed drops something else"
-    );
     eprintln!("dropout: {:.1} s", started.elapsed().as_secs_f64());
 }
 
@@ -418,7 +387,8 @@ problem = "causal-lm"
 train = "train.csv"
 validation = "dev.csv"
 [data.columns]
-text = "sentence"
+text = "prompt"
+response = "sentence"
 
 [adapter]
 rank = 4
@@ -427,7 +397,8 @@ targets = "all-linear"
 [train]
 steps = 8
 batch_size = 4
-learning_rate = 1e-2
+learning_rate = 5e-2
+epsilon = 1e-3
 log_every = 1
 
 [evaluation]

@@ -127,6 +127,12 @@ pub trait Kernels: Backend {
         measure::composed(x, columns)
     }
 
+    /// `[Σ|x|, Σx²]` of each of these matrices, in groups: which of them a group has, and their sums one after the
+    /// other. Where launches cost more than copies, those of one size are one group.
+    fn sums_of(tensors: &[Tensor<Self, 2>]) -> Vec<(Vec<usize>, Tensor<Self, 1>)> {
+        measure::composed_of(tensors)
+    }
+
     /// `[Σ ab, Σ |ab|]` of two matrices of the same shape.
     fn products(a: Tensor<Self, 2>, b: Tensor<Self, 2>) -> Tensor<Self, 1> {
         measure::composed_products(a, b)
@@ -224,6 +230,10 @@ impl Kernels for Flex {
 
     fn sums(x: Tensor<Self, 2>, columns: std::ops::Range<usize>) -> Tensor<Self, 1> {
         measure::cpu(x, columns)
+    }
+
+    fn sums_of(tensors: &[Tensor<Self, 2>]) -> Vec<(Vec<usize>, Tensor<Self, 1>)> {
+        measure::cpu_of(tensors)
     }
 
     fn products(a: Tensor<Self, 2>, b: Tensor<Self, 2>) -> Tensor<Self, 1> {

@@ -672,3 +672,27 @@ fn adamw_updates() {
         }
     }
 }
+
+#[test]
+fn sums_in_groups_are_those_of_each_matrix() {
+    let _alone = alone();
+    let sizes = [[3, 5], [5, 3], [2, 2], [1, 15], [4, 1]];
+    let tensors = sizes.map(|[rows, columns]| plain_random(rows, columns));
+    let groups = measure::composed_of(&tensors);
+    // Of 15 values, and of 4.
+    assert_eq!(groups.len(), 2);
+    for groups in [groups, Flex::sums_of(&tensors)] {
+        let mut seen = [false; 5];
+        for (members, sums) in groups {
+            let sums = sums.into_data().into_vec::<f32>().expect("f32 values");
+            assert_eq!(sums.len(), 2 * members.len());
+            for (member, sums) in members.iter().zip(sums.as_chunks::<2>().0) {
+                assert!(!std::mem::replace(&mut seen[*member], true));
+                let alone = Flex::sums(tensors[*member].clone(), 0..sizes[*member][1]);
+                TensorData::new(sums.to_vec(), [2])
+                    .assert_approx_eq(&alone.into_data(), Tolerance::<f32>::rel_abs(1e-5, 1e-6));
+            }
+        }
+        assert_eq!(seen, [true; 5]);
+    }
+}
