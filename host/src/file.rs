@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -235,8 +236,43 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// The size of a file and its SHA-256 in hexadecimal.
+/// The size of a file, or of all files in a folder and the folders in it, and its SHA-256 in hexadecimal: of a folder, that
+/// of the names and digests of its files. Those whose names begin with a dot are passed over.
 pub fn digest_of(path: &Path) -> Result<(u64, String)> {
+    if !path.is_dir() {
+        return digest_of_file(path);
+    }
+    let entries = entries(path)?;
+    let parts = entries.par_iter().map(|entry| digest_of(entry));
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    let (mut digest, mut bytes) = (Sha256::new(), 0);
+    for (entry, (size, part)) in entries.iter().zip(parts) {
+        let name = entry.file_name().unwrap_or_default().as_encoded_bytes();
+        digest.update((name.len() as u64).to_le_bytes());
+        digest.update(name);
+        digest.update(part);
+        bytes += size;
+    }
+    Ok((bytes, hex(&digest.finalize())))
+}
+
+/// What is in a folder, sorted by name, without what is hidden.
+pub fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let read = || -> std::io::Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+                paths.push(entry.path());
+            }
+        }
+        paths.sort();
+        Ok(paths)
+    };
+    read().map_err(|error| cannot_read(dir, error))
+}
+
+fn digest_of_file(path: &Path) -> Result<(u64, String)> {
     let cannot = |error| cannot_read(path, error);
     let mut file = File::open(path).map_err(cannot)?;
     let mut digest = Sha256::new();

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::data::{self, Encoded, Encoder, Example, Learnt, Limits, Places};
+use crate::data::{self, Encoded, Encoder, Example, Learnt, Limits, Places, image};
 use crate::error::{Error, Result};
 use crate::export::{self, Peft};
 use crate::kernel::Kernels;
@@ -103,8 +103,8 @@ impl Trained {
         let learnt = match told {
             Some(learnt) => {
                 learnt.agree(&recipe.data, &adapter_dir)?;
-                if !document.has("model.max_length") {
-                    recipe.model.max_length = learnt.max_length;
+                if !document.has("model.max_length") && learnt.images.is_none() {
+                    recipe.model.max_length = Some(learnt.max_length);
                 }
                 learnt
             }
@@ -133,15 +133,64 @@ impl Trained {
         Ok(metrics)
     }
 
-    /// The labelled splits of the recipe's data that `name` means, tokenised. No other data is read.
+    /// Whether it answers images, not texts.
+    pub fn reads_images(&self) -> bool {
+        self.recipe.data.is_images()
+    }
+
+    /// The labelled splits of the recipe's data that `name` means, as the model reads them. No other data is read.
     pub fn load_split(&self, name: &str) -> Result<Vec<(String, Encoded)>> {
-        let limits = Limits::of(&self.pretrained.config);
+        if self.reads_images() {
+            let reader = self.images()?;
+            return image::load_split(&self.recipe.data, &reader, &self.learnt, name);
+        }
+        let limits = Limits::of(&self.pretrained.config)?;
         data::load_split(&self.recipe, &self.encoder()?, &limits, &self.learnt, name)
+    }
+
+    /// What the model makes of images, which must be what it was in training.
+    pub fn images(&self) -> Result<image::Reader> {
+        let reader = image::Reader::open(&self.folder, &self.pretrained.config)?;
+        let file = &self.folder.preprocessor;
+        self.same(
+            self.learnt.images.as_ref(),
+            &reader.processor.identity(),
+            || {
+                (
+                    format!(
+                        "{} is not what the adapter was trained with",
+                        file.display()
+                    ),
+                    "images",
+                )
+            },
+        )?;
+        Ok(reader)
+    }
+
+    /// Refuses another digest than what was `learnt`. `what` says what differs, and the key that holds it.
+    fn same(
+        &self,
+        learnt: Option<&String>,
+        found: &str,
+        what: impl Fn() -> (String, &'static str),
+    ) -> Result<()> {
+        match learnt {
+            Some(own) if own != found => {
+                let (what, key) = what();
+                Err(Error::user(what).help(format!(
+                    "give model.name the folder it was trained on ({}); if the change is meant, take `{key}` out of the adapter's {}",
+                    self.learnt.base_model,
+                    data::LEARNT_FILE
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Texts, tokenised; `places` names them in errors.
     pub fn tokenize(&self, texts: &[Example], places: &Places) -> Result<Encoded> {
-        let (encoder, limits) = (self.encoder()?, Limits::of(&self.pretrained.config));
+        let (encoder, limits) = (self.encoder()?, Limits::of(&self.pretrained.config)?);
         let encoded = data::encode(&encoder, texts, places)?;
         data::check(&encoded, &limits, &encoder)?;
         Ok(encoded)
@@ -154,20 +203,19 @@ impl Trained {
 
     /// The tokenizer, which must be that of the training.
     pub fn encoder(&self) -> Result<Encoder> {
-        let limits = Limits::of(&self.pretrained.config);
+        let limits = Limits::of(&self.pretrained.config)?;
         let encoder = data::encoder(&self.recipe, &self.folder, &limits)?;
-        match &self.learnt.tokenizer {
-            Some(own) if own != encoder.identity() => Err(Error::user(format!(
-                "{} is not the tokenizer that the adapter was trained with, or tokenizer_config.json beside it has changed",
-                self.folder.tokenizer.display()
-            ))
-            .help(format!(
-                "give model.name the folder it was trained on ({}); if the change is meant, take `tokenizer` out of the adapter's {}",
-                self.learnt.base_model,
-                data::LEARNT_FILE
-            ))),
-            _ => Ok(encoder),
-        }
+        let file = &self.folder.tokenizer;
+        self.same(self.learnt.tokenizer.as_ref(), encoder.identity(), || {
+            (
+                format!(
+                    "{} is not the tokenizer that the adapter was trained with, or tokenizer_config.json beside it has changed",
+                    file.display()
+                ),
+                "tokenizer",
+            )
+        })?;
+        Ok(encoder)
     }
 
     /// Writes the base model with the adapter merged into it, and its head, into an empty folder.

@@ -1,6 +1,7 @@
 """Loads an adapter with PEFT, as any user of it would, and writes the logits it gives.
 
     python tests/oracle/check_adapter.py --base DIR --adapter RUN/adapter --sentences FILE --out logits.json
+    python tests/oracle/check_adapter.py --base DIR --adapter RUN/adapter --images FILE.png … --out logits.json
 
 With --expect it also compares, with --merged with those of the folder that `dynalora merge` wrote: exit code 1 where the
 logits are further apart than --tolerance, or where PEFT did not take every tensor of the adapter's file as it stands.
@@ -16,7 +17,14 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+from transformers.image_utils import load_image
 
 from common import be_deterministic, write_json
 
@@ -53,6 +61,13 @@ def logits(model, tokenizer, lines, with_pairs, max_length):
     return result
 
 
+@torch.no_grad()
+def logits_of_images(model, folder, paths):
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    prepared = [processor(load_image(str(path)), return_tensors="pt") for path in paths]
+    return [model(**inputs).logits[0].tolist() for inputs in prepared]
+
+
 def compare(found, expected, tolerance):
     found, expected = torch.tensor(found), torch.tensor(expected)
     if found.shape != expected.shape:
@@ -67,7 +82,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="the base model's Hugging Face folder")
     parser.add_argument("--adapter", type=Path, required=True, help="adapter_config.json and adapter_model.safetensors")
-    parser.add_argument("--sentences", type=Path, required=True, help="one sentence a line")
+    examples = parser.add_mutually_exclusive_group(required=True)
+    examples.add_argument("--sentences", type=Path, help="one sentence a line")
+    examples.add_argument("--images", type=Path, nargs="+", help="files of images")
     parser.add_argument("--pairs", action="store_true", help="each line is two sentences with a tab between")
     parser.add_argument("--max-length", type=int, default=128, help="tokens a sentence is cut at (128)")
     parser.add_argument("--out", type=Path, help='where to write {"logits": [[..], ..]}')
@@ -86,6 +103,8 @@ def main():
         kind = AutoModelForCausalLM
     else:
         settings["num_labels"] = count_labels(saved)
+    if arguments.images is not None:
+        kind = AutoModelForImageClassification
     common = dict(dtype=torch.float32, attn_implementation="eager")
     base = kind.from_pretrained(arguments.base, **settings, **common)
     model = PeftModel.from_pretrained(base, arguments.adapter).eval()
@@ -93,9 +112,14 @@ def main():
     for complaint in complaints:
         print(complaint, file=sys.stderr)
 
-    lines = arguments.sentences.read_text(encoding="utf-8").splitlines()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.base)
-    found = logits(model, tokenizer, lines, arguments.pairs, arguments.max_length)
+    def logits_of(model, folder):
+        if arguments.images is not None:
+            return logits_of_images(model, folder, arguments.images)
+        lines = arguments.sentences.read_text(encoding="utf-8").splitlines()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return logits(model, tokenizer, lines, arguments.pairs, arguments.max_length)
+
+    found = logits_of(model, arguments.base)
     if arguments.out is not None:
         write_json(arguments.out, {"logits": found})
     agree = True
@@ -105,9 +129,7 @@ def main():
         for what, names in told.items():
             if names:
                 print(f"{what}: {names}", file=sys.stderr)
-        tokenizer = AutoTokenizer.from_pretrained(arguments.merged)
-        of_merged = logits(merged.eval(), tokenizer, lines, arguments.pairs, arguments.max_length)
-        agree = compare(of_merged, found, arguments.tolerance)
+        agree = compare(logits_of(merged.eval(), arguments.merged), found, arguments.tolerance)
     if arguments.expect is not None:
         agree = compare(found, json.loads(arguments.expect.read_text())["logits"], arguments.tolerance)
     return 0 if agree and not complaints else 1

@@ -105,8 +105,10 @@ def write_tiny(out):
             for suffix in ("-f16", "-bf16"):
                 half = out / (name + suffix)
                 forward.write_tiny(half / "golden", half, encoder, head)
-    tiny.write_vit(out / "tiny-vit")
-    return max(worst, write_decoders(out, short), images.write(out / "tiny-vit", "tiny-vit", **short))
+    for name in tiny.IMAGES:
+        tiny.write_images(out, name)
+        worst = max(worst, images.write(out / name, name, **short))
+    return max(worst, write_decoders(out, short))
 
 
 def write_decoders(out, short):

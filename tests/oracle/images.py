@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from transformers import AutoConfig
 
 import training
 from common import SEED, draw_head, image_classifier, write_tensors
@@ -18,16 +19,19 @@ WHOLE = range(4)
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 
 
-def draw_images(size=16):
-    """Images of random bytes, made what the processor makes of them: from -1 to 1."""
+def draw_images(folder):
+    """Images of random bytes in the model's size, made what the processor makes of them: from -1 to 1."""
+    size = AutoConfig.from_pretrained(folder).image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
     generator = torch.Generator().manual_seed(SEED)
-    values = torch.randint(0, 256, (IMAGES, 3, size, size), generator=generator)
+    values = torch.randint(0, 256, (IMAGES, 3, height, width), generator=generator)
     return (values / 255 - 0.5) / 0.5
 
 
 @dataclass
 class ImageSetup(training.Setup):
     pixels: torch.Tensor = None
+    tokens: int = 0
     examples: str = "images"
 
     def model(self):
@@ -48,16 +52,15 @@ class ImageSetup(training.Setup):
         return {"pixel_values": self.pixels[index : index + 1]}
 
     def real_tokens(self, inputs):
-        """All of them: the one that stands for the image, and its patches."""
-        patches = inputs["pixel_values"][0, 0].numel() // 16
-        return torch.ones(len(inputs["pixel_values"]), 1 + patches, dtype=torch.int64)
+        """All of them: those in front, and the patches."""
+        return torch.ones(len(inputs["pixel_values"]), self.tokens, dtype=torch.int64)
 
 
 @torch.no_grad()
 def write_forward(out, folder, head, pixels):
     model = image_classifier(folder, LABELS, head)
     outputs = [model(image[None], output_hidden_states=True) for image in pixels]
-    last = [model.vit(image[None]).last_hidden_state[0] for image in pixels]
+    last = [model.base_model(image[None]).last_hidden_state[0] for image in pixels]
     logits = torch.stack([output.logits[0] for output in outputs])
     worst = (model(pixels).logits - logits).abs().max().item()
     if worst > PADDING_TOLERANCE:
@@ -69,17 +72,16 @@ def write_forward(out, folder, head, pixels):
         **head,
     }
     write_tensors(out / "forward.safetensors", tensors)
-    return worst
+    return worst, len(last[0])
 
 
 def write(folder, name, **settings):
     golden = folder / "golden"
-    pixels = draw_images()
+    pixels = draw_images(folder)
     head = draw_head(folder, LABELS, scale=0.2, make=image_classifier)
     write_tensors(golden / "pixels.safetensors", {"pixels": pixels})
-    worst = write_forward(golden, folder, head, pixels)
-    setup = ImageSetup(
-        folder, None, head, name, targets=LINEARS, labels=LABELS, batch_size=BATCH, pixels=pixels, **settings
-    )
+    worst, tokens = write_forward(golden, folder, head, pixels)
+    sizes = {"labels": LABELS, "batch_size": BATCH, "tokens": tokens}
+    setup = ImageSetup(folder, None, head, name, targets=LINEARS, pixels=pixels, **sizes, **settings)
     training.write_tiny(setup, golden / "all-linear", list(range(IMAGES)))
     return worst

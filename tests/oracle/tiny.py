@@ -23,6 +23,8 @@ from transformers import (
     Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForMaskedLM,
+    DeiTConfig,
+    DeiTModel,
     ViTConfig,
     ViTImageProcessorPil,
     ViTModel,
@@ -299,20 +301,30 @@ def write_decoders(out):
         write_folder(out / name, make(common), tokenizer, tokenizer_config)
 
 
-def write_vit(folder):
-    """A base model without a pooler, whose patches are 4 by 4 of an image of 16 by 16."""
+# Image models: a square of square patches; and an oblong of oblong ones, with a second token in front of them and queries,
+# keys and values without biases.
+IMAGES = {
+    "tiny-vit": (ViTConfig, ViTModel, {"image_size": 16, "patch_size": 4, "qkv_bias": True}),
+    "tiny-deit": (DeiTConfig, DeiTModel, {"image_size": [12, 20], "patch_size": [4, 5], "qkv_bias": False}),
+}
+
+
+def write_images(out, name):
+    """A base model without a pooler."""
+    make_config, make, settings = IMAGES[name]
+    folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
-    config = ViTConfig(
-        image_size=16,
-        patch_size=4,
+    config = make_config(
         num_channels=3,
         hidden_size=SHAPE["hidden"],
         num_hidden_layers=SHAPE["layers"],
         num_attention_heads=SHAPE["heads"],
         intermediate_size=SHAPE["intermediate"],
-        qkv_bias=True,
+        **settings,
     )
-    model = ViTModel(config, add_pooling_layer=False)
+    model = make(config, add_pooling_layer=False)
     randomise(model)
     model.save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    size = settings["image_size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    ViTImageProcessorPil(size={"height": height, "width": width}).save_pretrained(folder)

@@ -8,10 +8,14 @@ use safetensors::tensor::TensorView;
 use safetensors::{SafeTensors, serialize};
 
 use crate::fixture;
+use crate::pictures::write_stripes;
 
 /// A recipe as dotted keys with their values in TOML; what is not there has its default.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Drawn(pub BTreeMap<String, String>);
+
+/// Models that read images.
+const IMAGES: [&str; 2] = ["tiny-vit", "tiny-deit"];
 
 /// Allocators that choose components, which only LoRA's pairs have.
 const CHOOSE_RANKS: [&str; 2] = ["rank-budget", "grow"];
@@ -163,13 +167,18 @@ impl Drawn {
             "tiny-llama",
             "tiny-qwen3",
             "tiny-gpt2",
+            "tiny-vit",
+            "tiny-deit",
         ]);
         let path = match family {
             "deep-bert" => folder.join(family),
             _ => fixture(family),
         };
         self.set("model.name", format!("{:?}", path.display().to_string()));
-        self.set("model.max_length", c.of(&[16, 24, 48]));
+        // An image has as many tokens as it has.
+        if !IMAGES.contains(&family) {
+            self.set("model.max_length", c.of(&[16, 24, 48]));
+        }
         // What the models' own files say is 0.1.
         if c.once_in(2) {
             self.without_dropout();
@@ -190,6 +199,9 @@ impl Drawn {
     }
 
     fn data(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
+        if self.reads_images() {
+            return self.images(c, folder);
+        }
         let decoder = self.decoder().is_some();
         let problem = match decoder && c.once_in(2) {
             true => "language",
@@ -219,6 +231,29 @@ impl Drawn {
         self
     }
 
+    /// Images in a folder per class.
+    fn images(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
+        self.set("data.format", "\"images\"");
+        let stripes = folder.join("stripes");
+        if c.once_in(2) {
+            self.set("data.dir", format!("{:?}", stripes.display().to_string()));
+        } else {
+            for part in ["train", "validation"] {
+                let part_of = stripes.join(part).display().to_string();
+                self.set(&format!("data.{part}"), format!("{part_of:?}"));
+            }
+        }
+        if c.once_in(3) {
+            self.set("data.limit", c.between(13, 40));
+        }
+        self
+    }
+
+    fn reads_images(&self) -> bool {
+        let name = self.get("model.name");
+        name.is_some_and(|name| IMAGES.iter().any(|family| name.contains(family)))
+    }
+
     /// Documents of which all is predicted, or answers to short prompts.
     fn language(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
         for part in ["train", "validation"] {
@@ -239,6 +274,14 @@ impl Drawn {
             self.set("data.limit", c.between(13, 40));
         }
         self
+    }
+
+    /// The roles of the model's linear layers, if it is no text encoder.
+    fn roles(&self) -> Option<&'static [&'static str]> {
+        match self.reads_images() {
+            true => Some(&["q_proj", "fc1", "o_proj"]),
+            false => self.decoder(),
+        }
     }
 
     /// The roles of the model's linear layers, if it is a decoder.
@@ -276,7 +319,7 @@ impl Drawn {
         let distil = self
             .get("model.name")
             .is_some_and(|name| name.contains("distil"));
-        if let Some(roles) = self.decoder() {
+        if let Some(roles) = self.roles() {
             let targets = match c.between(0, 3) {
                 0 => "\"all-linear\"".to_owned(),
                 count => format!("{:?}", &roles[..count as usize]),
@@ -558,7 +601,7 @@ impl Drawn {
     }
 }
 
-/// Writes the tables that drawn recipes train on into `folder`, and a BERT of four layers.
+/// Writes the tables and images that drawn recipes train on into `folder`, and a BERT of four layers.
 pub fn inputs(folder: &Path) {
     let sentences = std::fs::read_to_string(fixture("sentences.txt")).expect("a fixture");
     let lines: Vec<String> = sentences
@@ -591,6 +634,8 @@ pub fn inputs(folder: &Path) {
         };
         format!("\"{line}\",\"{second}\",{longer}\n")
     });
+    write_stripes(&folder.join("stripes/train"), 22, 0);
+    write_stripes(&folder.join("stripes/validation"), 9, 1000);
     deepen(&fixture("tiny-bert"), &folder.join("deep-bert"));
 }
 

@@ -239,7 +239,8 @@ impl Entry {
                         format!("{self:?}").to_lowercase()
                     ))),
                     columns: Some(Columns {
-                        text: Column::Name("sentence".to_owned()),
+                        text: Some(Column::Name("sentence".to_owned())),
+                        image: None,
                         text_pair: None,
                         response: None,
                         label: Column::Name("label".to_owned()),

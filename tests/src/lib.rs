@@ -4,6 +4,7 @@ pub mod drawn;
 pub mod entries;
 mod golden;
 mod outside;
+pub mod pictures;
 mod said;
 mod scene;
 

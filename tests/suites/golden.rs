@@ -6,7 +6,8 @@ use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexDevice};
 use dynalora::adapter::{Adapters, Config, LoraConfig, Pass};
 use dynalora::allocation::{Signal, Wanted};
-use dynalora::data::{Batch, Label};
+use dynalora::data::image::{Images, Processor};
+use dynalora::data::{Batch, Encoded, Label};
 use dynalora::export;
 use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::LearningRateSchedule;
@@ -18,45 +19,52 @@ use dynalora_tests::{Golden, Run, Training, fixture, minilm, model_folder};
 
 const DEVICE: FlexDevice = FlexDevice;
 
-/// The tokens of a golden file, cut into sentences.
-struct Tokens {
-    ids: Vec<u32>,
-    type_ids: Vec<u32>,
-    offsets: Vec<u32>,
-}
+/// What a golden file's models read.
+struct Inputs(Encoded);
 
-impl Tokens {
-    fn open(path: &Path, of: &str) -> Self {
+impl Inputs {
+    /// The texts of a golden file.
+    fn texts(path: &Path, of: &str) -> Self {
         let golden = Golden::open(path);
-        Tokens {
+        let offsets = golden.integers(&format!("{of}.offsets"));
+        Inputs(Encoded {
             ids: golden.integers(&format!("{of}.ids")),
             type_ids: golden.integers(&format!("{of}.type_ids")),
-            offsets: golden.integers(&format!("{of}.offsets")),
-        }
+            offsets: offsets.into_iter().map(|offset| offset as usize).collect(),
+            ..Encoded::default()
+        })
+    }
+
+    /// The images of a golden file, from what the processor of the model in `folder` made of them.
+    fn images(folder: &Path, pretrained: &Pretrained) -> Self {
+        let golden = Golden::open(&folder.join("golden/pixels.safetensors"));
+        let made = golden.floats("pixels");
+        let file = folder.join("preprocessor_config.json");
+        let processor = Processor::read(&file, None).expect("a processor's file");
+        let byte = |value: &f32| ((value * 0.5 + 0.5) * 255.0).round() as u8;
+        let images = Images {
+            pixels: made.iter().map(byte).collect(),
+            processor,
+        };
+        assert_eq!(images.normalised(), made);
+        let tokens = pretrained.config.max_length;
+        Inputs(Encoded {
+            offsets: (0..=images.len()).map(|index| index * tokens).collect(),
+            images: Some(images),
+            ..Encoded::default()
+        })
     }
 
     fn count(&self) -> usize {
-        self.offsets.len() - 1
+        self.0.len()
     }
 
-    /// The texts at `indices`, packed.
+    /// The examples at `indices`, packed.
     fn batch(&self, indices: &[usize], labels: Vec<Label>) -> Batch {
-        let mut batch = Batch {
-            ids: Vec::new(),
-            type_ids: Vec::new(),
-            positions: Vec::new(),
-            offsets: vec![0],
+        Batch {
             labels,
-            indices: indices.to_vec(),
-        };
-        for index in indices {
-            let range = self.offsets[*index] as usize..self.offsets[index + 1] as usize;
-            batch.ids.extend(&self.ids[range.clone()]);
-            batch.type_ids.extend(&self.type_ids[range.clone()]);
-            batch.positions.extend(0..range.len() as u32);
-            batch.offsets.push(batch.ids.len());
+            ..self.0.batch(indices)
         }
-        batch
     }
 }
 
@@ -65,7 +73,7 @@ fn no_dropout() -> ModelConfig {
     ModelConfig {
         name: String::new(),
         revision: "main".to_owned(),
-        max_length: 128,
+        max_length: Some(128),
         hidden_dropout: Some(0.0),
         attention_dropout: Some(0.0),
         classifier_dropout: Some(0.0),
@@ -80,7 +88,9 @@ fn pretrained(folder: &Path) -> Pretrained {
 
 /// A model without adapters under the head of a golden file.
 fn bare(pretrained: &Pretrained, golden: &Golden) -> Trainee<Flex> {
-    let model = Model::<Flex>::load(pretrained, &[], 2, &DEVICE).expect("the fixture loads");
+    let last = format!("{}.weight", pretrained.config.head.last);
+    let outputs = golden.shape(&last)[0];
+    let model = Model::<Flex>::load(pretrained, &[], outputs, &DEVICE).expect("the fixture loads");
     let head = model.head.tensors().into_iter().map(|tensor| {
         let values = burn::tensor::TensorData::new(
             golden.floats(&tensor.name),
@@ -166,7 +176,7 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
             .into_iter()
             .map(|index| index as usize)
             .collect();
-        let texts = Tokens::open(&tokens, "sentences");
+        let texts = Inputs::texts(&tokens, "sentences");
         let batch = texts.batch(&sentences, vec![]);
         assert_close(
             folder,
@@ -183,10 +193,53 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
                 1e-4,
             );
         }
-        let pairs = Tokens::open(&tokens, "pairs");
+        let pairs = Inputs::texts(&tokens, "pairs");
         let all: Vec<usize> = (0..pairs.count()).collect();
         let ours = logits(&trainee, &pairs.batch(&all, vec![]));
         assert_close(folder, &ours, &golden.floats("pairs.logits"), 1e-4);
+    }
+}
+
+#[test]
+fn tiny_models_of_images_match_transformers() {
+    for name in ["tiny-vit", "tiny-deit"] {
+        let folder = fixture(name);
+        let pretrained = pretrained(&folder);
+        let golden = Golden::open(&folder.join("golden/forward.safetensors"));
+        let trainee = bare(&pretrained, &golden);
+        let images = Inputs::images(&folder, &pretrained);
+        let all: Vec<usize> = (0..images.count()).collect();
+        let ours = logits(&trainee, &images.batch(&all, vec![]));
+        assert_close(name, &ours, &golden.floats("logits"), 1e-4);
+        for index in 0..4 {
+            let alone = hidden(&trainee, &images.batch(&[index], vec![]));
+            let theirs = golden.floats(&format!("hidden.{index}"));
+            assert_close(name, &alone, &theirs, 1e-4);
+        }
+        let input = upload::<Flex>(&images.batch(&[0], vec![]), &DEVICE);
+        for depth in 0..=trainee.model.base.depth() {
+            let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+            let states = trainee.model.base.prefix(&input, depth, &mut pass);
+            let theirs = golden.floats(&format!("layers.0.{depth}"));
+            let ours = read(states.inner()).expect("f32 values");
+            assert_close(&format!("{name}, {depth} layers"), &ours, &theirs, 1e-4);
+        }
+    }
+}
+
+#[test]
+fn tiny_models_of_images_train_as_peft_does() {
+    for model in ["tiny-vit", "tiny-deit"] {
+        let goldens = format!("{model}/golden/all-linear");
+        let case = Case::open(&fixture(model), &goldens, "");
+        case.check_run("random_b", 1e-3);
+        let trained = fixture(&goldens).join("trained");
+        let trainee = adapted(&case.pretrained, &trained, case.outputs);
+        let golden = Golden::open(&trained.join("logits.safetensors"));
+        let images = golden.integers("images").into_iter();
+        let images: Vec<usize> = images.map(|index| index as usize).collect();
+        let ours = logits(&trainee, &case.inputs.batch(&images, vec![]));
+        assert_close(model, &ours, &golden.floats("logits"), 1e-4);
     }
 }
 
@@ -196,7 +249,7 @@ fn minilm_matches_transformers_on_64_sentences() {
     let golden = Golden::open(&fixture("minilm/forward.safetensors"));
     let trainee = bare(&pretrained(&folder), &golden);
     let tokens = fixture("minilm/tokens.safetensors");
-    let texts = Tokens::open(&tokens, "sentences");
+    let texts = Inputs::texts(&tokens, "sentences");
     let all: Vec<usize> = (0..texts.count()).collect();
     assert_eq!(all.len(), 64);
     let ours = logits(&trainee, &texts.batch(&all, vec![]));
@@ -215,7 +268,7 @@ fn minilm_matches_transformers_on_64_sentences() {
             1e-4,
         );
     }
-    let pairs = Tokens::open(&tokens, "pairs");
+    let pairs = Inputs::texts(&tokens, "pairs");
     let all: Vec<usize> = (0..pairs.count()).collect();
     let ours = logits(&trainee, &pairs.batch(&all, vec![]));
     assert_close("pairs", &ours, &golden.floats("pairs.logits"), 1e-4);
@@ -234,7 +287,7 @@ fn a_text_that_grows_token_by_token_is_the_one_that_is_read_at_once() {
         let trained = fixture(&format!("{name}/golden/causal-lm/trained"));
         let trainee = adapted(&pretrained, &trained, 0);
         let tokens = fixture(&format!("{name}/golden/tokens.safetensors"));
-        let texts = Tokens::open(&tokens, "sentences");
+        let texts = Inputs::texts(&tokens, "sentences");
         let batch = texts.batch(&[3], vec![Label::Tokens(1)]);
         let ids = &batch.ids;
         let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
@@ -278,26 +331,31 @@ fn adapted(pretrained: &Pretrained, adapter: &Path, outputs: usize) -> Trainee<F
     }
 }
 
-/// One golden training: a model, its folder of goldens and its tokens.
+/// One golden training: a model, its folder of goldens and what it reads.
 struct Case {
     pretrained: Pretrained,
     training: Training,
     folder: std::path::PathBuf,
-    tokens: Tokens,
+    inputs: Inputs,
     outputs: usize,
 }
 
 impl Case {
+    /// `tokens` is the file of the texts; images have none.
     fn open(model: &Path, goldens: &str, tokens: &str) -> Self {
         let folder = fixture(goldens);
         let training = Training::open(&folder);
         let outputs = training.config["num_labels"].as_u64().expect("a number") as usize;
-        let tokens = Tokens::open(&fixture(tokens), "sentences");
+        let pretrained = pretrained(model);
+        let inputs = match tokens {
+            "" => Inputs::images(model, &pretrained),
+            tokens => Inputs::texts(&fixture(tokens), "sentences"),
+        };
         Case {
-            pretrained: pretrained(model),
+            pretrained,
             training,
             folder,
-            tokens,
+            inputs,
             outputs,
         }
     }
@@ -309,7 +367,7 @@ impl Case {
             1 => Label::Value(self.training.targets[*index] as f32),
             _ => Label::Class(self.training.targets[*index] as u32),
         };
-        self.tokens
+        self.inputs
             .batch(indices, indices.iter().map(label).collect())
     }
 
@@ -607,7 +665,7 @@ fn decoders_learn_to_predict_tokens_as_with_peft() {
         let golden = Golden::open(&trained.join("losses.safetensors"));
         let label = Label::Tokens(case.ignored());
         let sentences = golden.integers("sentences").into_iter();
-        let batch = |index: u32| case.tokens.batch(&[index as usize], vec![label]);
+        let batch = |index: u32| case.inputs.batch(&[index as usize], vec![label]);
         let batches: Vec<Batch> = sentences.map(batch).collect();
         let ours = losses(&trainee, &batches);
         assert_close(&goldens, &ours, &golden.floats("losses"), 1e-4);
@@ -649,7 +707,7 @@ fn an_adapter_that_peft_trained_gives_its_logits_here() {
             .into_iter()
             .map(|index| index as usize);
         let batch =
-            Tokens::open(&tokens, "sentences").batch(&sentences.collect::<Vec<_>>(), vec![]);
+            Inputs::texts(&tokens, "sentences").batch(&sentences.collect::<Vec<_>>(), vec![]);
         assert_close(
             task,
             &logits(&trainee, &batch),
@@ -873,7 +931,7 @@ fn assert_logits_of(trainee: &Trainee<Flex>, folder: &Path) {
         .iter()
         .map(|i| *i as usize)
         .collect();
-    let tokens = Tokens::open(&fixture("tiny-bert/golden/tokens.safetensors"), "sentences");
+    let tokens = Inputs::texts(&fixture("tiny-bert/golden/tokens.safetensors"), "sentences");
     let ours = logits(trainee, &tokens.batch(&sentences, vec![]));
     assert_close("logits", &ours, &golden.floats("logits"), 1e-4);
 }
@@ -929,7 +987,7 @@ fn a_head_in_the_checkpoint_is_where_training_starts() {
             .iter()
             .map(|i| *i as usize)
             .collect();
-        let tokens = Tokens::open(&goldens.join("tokens.safetensors"), "sentences");
+        let tokens = Inputs::texts(&goldens.join("tokens.safetensors"), "sentences");
         let ours = logits(&trainee, &tokens.batch(&sentences, vec![]));
         assert_close(name, &ours, &golden.floats("logits"), 1e-4);
     }

@@ -81,7 +81,7 @@ impl Subject {
         let recipe = ModelConfig {
             name: String::new(),
             revision: "main".to_owned(),
-            max_length: 128,
+            max_length: Some(128),
             hidden_dropout: Some(dropout),
             attention_dropout: Some(dropout),
             classifier_dropout: Some(dropout),

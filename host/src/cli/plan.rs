@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Common, print, print_json, table};
 use crate::adapter::Config;
 use crate::allocation::{Units, initial_units};
-use crate::data::{self, Limits, Problem, labels_of};
+use crate::data::{self, Problem, labels_of};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, HeadStart, ModelFolder, Pretrained, fetch, head_parameters};
 use crate::number::{count, size};
@@ -220,7 +220,7 @@ fn plan(
     let lowest = chosen().filter_map(|module| module.layer).min();
 
     let head_parameters = head_parameters(config, pretrained.frozen_pooler(), outputs);
-    let length = recipe.model.max_length.min(config.max_length);
+    let length = recipe.model.longest().min(config.max_length);
     let tokens = arguments.tokens.unwrap_or_else(|| {
         let longest = longest_step(recipe, pretrained);
         (longest.sizes.tokens / longest.batches) as usize
@@ -319,7 +319,7 @@ fn steps(
     if arguments.active.is_some() || !budget.is_some_and(|budget| budget.by.is_cost()) {
         return Ok(longest_step(recipe, pretrained));
     }
-    let mut data = data::load(recipe, folder, &Limits::of(&pretrained.config))?;
+    let mut data = data::load(recipe, folder, &pretrained.config)?;
     data.hold_back(held_back, recipe.seed)?;
     Ok(Steps::of(&data.train, &recipe.train, recipe.seed))
 }

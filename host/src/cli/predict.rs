@@ -18,7 +18,8 @@ use crate::trained::{Purpose, Trained};
 pub struct Arguments {
     /// A run's folder, or a PEFT adapter's
     target: PathBuf,
-    /// Texts to label; without any, lines of standard input. In a run on pairs a tab parts the two texts
+    /// Texts to label, or files of images; without any, lines of standard input. In a run on pairs a tab parts the two
+    /// texts
     texts: Vec<String>,
     /// The recipe whose model to use; a run has its own
     #[arg(long)]
@@ -56,7 +57,7 @@ enum Answer {
     },
 }
 
-/// Labels texts, one line each, in the order they come in.
+/// Labels texts or images, one line each, in the order they come in.
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let trained = Trained::open(
         &arguments.target,
@@ -74,11 +75,17 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     session::use_threads(arguments.threads.or(trained.recipe.threads))?;
     let (texts, places) = texts(&arguments.texts)?;
     if texts.is_empty() {
-        return Err(Error::user("there is no text to label")
-            .help("give texts as arguments, or one a line on standard input"));
+        return Err(Error::user("there is nothing to label")
+            .help("give texts, or for a run on images their files, as arguments or one a line on standard input"));
     }
     let examples = examples(texts, trained.learnt.text_pair, &places)?;
-    let encoded = trained.tokenize(&examples, &places)?;
+    let encoded = match trained.reads_images() {
+        true => {
+            let paths = examples.iter().map(|example| PathBuf::from(&example.text));
+            trained.images()?.files(&paths.collect::<Vec<_>>())?
+        }
+        false => trained.tokenize(&examples, &places)?,
+    };
     let session = Session::start(trained.recipe.device, common)?;
     let logits = session.on_device(Predict {
         trained: &trained,

@@ -1,8 +1,11 @@
 //! Packed batches, and the order of an epoch.
 
+use std::ops::Range;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use super::image::Images;
 use super::{Encoded, Label};
 use crate::model::NextTokens;
 use crate::recipe::{BatchLimit, Order, TrainConfig};
@@ -10,10 +13,12 @@ use crate::recipe::{BatchLimit, Order, TrainConfig};
 /// Examples end to end, without padding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Vocabulary indices.
+    /// Vocabulary indices; none of images.
     pub ids: Vec<u32>,
-    /// Token types.
+    /// Token types; none of images.
     pub type_ids: Vec<u32>,
+    /// The images, where the examples are such.
+    pub images: Option<Images>,
     /// Position of each token in its example, from 0.
     pub positions: Vec<u32>,
     /// `offsets[i]..offsets[i + 1]` are the tokens of the batch's example `i`.
@@ -29,9 +34,13 @@ impl Encoded {
     pub fn batch(&self, indices: &[usize]) -> Batch {
         let tokens = indices.iter().map(|index| self.length(*index)).sum();
         let mut batch = Batch::of(indices.to_vec(), tokens);
+        batch.images = self.images.as_ref().map(|images| images.select(indices));
         for index in indices {
-            let range = self.offsets[*index]..self.offsets[index + 1];
-            batch.push(&self.ids[range.clone()], &self.type_ids[range]);
+            batch.push(
+                self.offsets[*index]..self.offsets[index + 1],
+                &self.ids,
+                &self.type_ids,
+            );
         }
         if !self.labels.is_empty() {
             batch.labels = indices.iter().map(|index| self.labels[*index]).collect();
@@ -46,6 +55,7 @@ impl Batch {
         Batch {
             ids: Vec::with_capacity(tokens),
             type_ids: Vec::with_capacity(tokens),
+            images: None,
             positions: Vec::with_capacity(tokens),
             offsets: vec![0],
             labels: Vec::new(),
@@ -53,12 +63,18 @@ impl Batch {
         }
     }
 
-    /// Adds the tokens of the next example.
-    fn push(&mut self, ids: &[u32], type_ids: &[u32]) {
-        self.ids.extend(ids);
-        self.type_ids.extend(type_ids);
-        self.positions.extend(0..ids.len() as u32);
-        self.offsets.push(self.ids.len());
+    /// Adds the tokens of the next example, those of all that lie in `range`; images have no ids.
+    fn push(&mut self, range: Range<usize>, ids: &[u32], type_ids: &[u32]) {
+        self.positions.extend(0..range.len() as u32);
+        self.offsets.push(self.positions.len());
+        self.ids.extend(ids.get(range.clone()).unwrap_or_default());
+        self.type_ids
+            .extend(type_ids.get(range).unwrap_or_default());
+    }
+
+    /// How many tokens it has.
+    pub fn tokens(&self) -> usize {
+        self.positions.len()
     }
 
     /// How much the batch weighs in its step: as many as it has examples, or tokens that are predicted.
@@ -88,10 +104,14 @@ impl Batch {
     /// The examples at these positions of the batch, without their labels.
     pub fn part(&self, positions: &[usize]) -> Batch {
         let indices = positions.iter().map(|at| self.indices[*at]).collect();
-        let mut part = Batch::of(indices, self.ids.len());
+        let mut part = Batch::of(indices, self.tokens());
+        part.images = self.images.as_ref().map(|images| images.select(positions));
         for at in positions {
-            let range = self.offsets[*at]..self.offsets[at + 1];
-            part.push(&self.ids[range.clone()], &self.type_ids[range]);
+            part.push(
+                self.offsets[*at]..self.offsets[at + 1],
+                &self.ids,
+                &self.type_ids,
+            );
         }
         part
     }
@@ -125,7 +145,7 @@ impl EpochPlan {
                 BatchLimit::Examples(examples) => examples,
                 // As many examples as fit on average.
                 BatchLimit::Tokens(tokens) => {
-                    (tokens * data.len()).div_ceil(data.ids.len().max(1)).max(1)
+                    (tokens * data.len()).div_ceil(data.tokens().max(1)).max(1)
                 }
             };
             for mega in order.chunks_mut(MEGABATCH * about) {

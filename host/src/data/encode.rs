@@ -7,19 +7,22 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
+use super::image::Images;
 use super::places::Places;
 use super::tokenizer::Encoder;
 use super::{Example, Label};
 use crate::error::{Error, Result};
 use crate::model::Architecture;
 
-/// Tokenised examples, end to end, without padding.
+/// Examples as a model reads them, end to end, without padding: tokenised texts, or images.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Encoded {
-    /// Vocabulary indices of all tokens.
+    /// Vocabulary indices of all tokens; none of images.
     pub ids: Vec<u32>,
-    /// Token types of all tokens.
+    /// Token types of all tokens; none of images.
     pub type_ids: Vec<u32>,
+    /// The images, where the examples are such.
+    pub images: Option<Images>,
     /// `offsets[i]..offsets[i + 1]` are the tokens of example `i`.
     pub offsets: Vec<usize>,
     /// One label per example, or none at all.
@@ -40,13 +43,20 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Those of an encoder.
-    pub fn of(config: &Architecture) -> Self {
-        Limits {
-            vocabulary: config.embeddings.words.entries,
-            token_types: config.embeddings.types.map(|table| table.entries),
+    /// Those of a model, which must read texts.
+    pub fn of(config: &Architecture) -> Result<Self> {
+        let Some(words) = config.words() else {
+            return Err(Error::user(format!(
+                "the data are texts, but the model is a {}, which reads images",
+                config.family
+            ))
+            .help("set `format = \"images\"` in [data], with a folder of images per class; or take a model of texts"));
+        };
+        Ok(Limits {
+            vocabulary: words.words.entries,
+            token_types: words.types.map(|table| table.entries),
             length: config.max_length,
-        }
+        })
     }
 }
 
@@ -65,19 +75,29 @@ impl Encoded {
     pub fn select(&self, indices: &[usize]) -> Encoded {
         let mut selected = Encoded {
             offsets: vec![0],
+            images: self.images.as_ref().map(|images| images.select(indices)),
             places: self.places.select(indices),
             ..Encoded::default()
         };
+        let mut tokens = 0;
         for &index in indices {
             let range = self.offsets[index]..self.offsets[index + 1];
-            selected.ids.extend(&self.ids[range.clone()]);
-            if !self.type_ids.is_empty() {
-                selected.type_ids.extend(&self.type_ids[range]);
-            }
-            selected.offsets.push(selected.ids.len());
+            tokens += range.len();
+            selected.offsets.push(tokens);
             selected.labels.extend(self.labels.get(index));
+            selected
+                .ids
+                .extend(self.ids.get(range.clone()).unwrap_or_default());
+            selected
+                .type_ids
+                .extend(self.type_ids.get(range).unwrap_or_default());
         }
         selected
+    }
+
+    /// Tokens of all examples.
+    pub fn tokens(&self) -> usize {
+        self.offsets.last().copied().unwrap_or(0)
     }
 
     /// Tokens of example `i`.

@@ -2,13 +2,17 @@
 
 use std::path::PathBuf;
 
+use super::image;
 use super::task::Part;
 use crate::error::Result;
 use crate::recipe::{DataConfig, Task};
 
-/// Every file that `config` reads, by what it is read as: `data.train`, or `data.train[1]` for a second file of one
+/// Every file, or folder of images, that `config` reads, by what it is read as: `data.train`, or `data.train[1]` for a second file of one
 /// split. None for a corpus that the program makes itself.
 pub fn files(config: &DataConfig) -> Result<Vec<(String, PathBuf)>> {
+    if config.is_images() {
+        return image::files(config);
+    }
     let mut files = Vec::new();
     let own = [
         ("data.train", &config.train),

@@ -32,6 +32,9 @@ pub struct Learnt {
     /// The digest of the tokenizer's files; none where it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
+    /// The digest of what is done to images; none of texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<String>,
     /// The base model, as its recipe named it, and its revision.
     pub base_model: String,
     /// See `base_model`.
@@ -98,8 +101,9 @@ impl Learnt {
             labels,
             metrics: data.metrics(),
             text_pair: data.pairs(),
-            max_length: recipe.model.max_length,
+            max_length: recipe.model.longest(),
             tokenizer: None,
+            images: None,
             base_model: recipe.model.name.clone(),
             revision: recipe.model.revision.clone(),
         })
@@ -121,6 +125,11 @@ impl Learnt {
                 "evaluate it on data of its own kind; leave `{key}` out of the recipe to take the adapter's"
             )))
         };
+        let kind = |images: bool| if images { "images" } else { "texts" }.to_owned();
+        if data.is_images() != self.images.is_some() {
+            let own = kind(self.images.is_some());
+            return refuse("data.format", own, kind(data.is_images()));
+        }
         match (problem, labels) {
             (Some(problem), _) if problem != self.problem => {
                 let name = |problem: Problem| format!("\"{problem}\"");

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::encode::{self, Limits, encode_cached};
+use super::image;
 use super::labels::{Reader, distinct, is_whole};
 use super::language;
 use super::learnt::Learnt;
@@ -15,7 +16,7 @@ use super::{Encoded, EpochPlan, Example, Label, table};
 use crate::cache;
 use crate::error::{Error, Result};
 use crate::metrics;
-use crate::model::ModelFolder;
+use crate::model::{Architecture, ModelFolder};
 use crate::recipe::{
     Column, Columns, DataConfig, Metric, ModelConfig, Problem, Recipe, Task, TrainConfig,
 };
@@ -39,8 +40,10 @@ pub struct Data {
     pub text_pair: bool,
     /// The most tokens of an example.
     pub max_length: usize,
-    /// The tokenizer's digest.
-    pub tokenizer: String,
+    /// The tokenizer's digest, of texts.
+    pub tokenizer: Option<String>,
+    /// The image processor's, of images.
+    pub images: Option<String>,
 }
 
 impl Data {
@@ -86,7 +89,8 @@ impl Data {
             metrics: self.metrics.clone(),
             text_pair: self.text_pair,
             max_length: self.max_length,
-            tokenizer: Some(self.tokenizer.clone()),
+            tokenizer: self.tokenizer.clone(),
+            images: self.images.clone(),
             base_model: model.name.clone(),
             revision: model.revision.clone(),
         }
@@ -124,9 +128,21 @@ struct Found {
     problem: Problem,
 }
 
-/// Reads and tokenises what `recipe` is trained and validated on, for a model of these `limits`. Its test data is
-/// read, so that a mistake in it is found before the training and not after, but nothing more.
-pub fn load(recipe: &Recipe, folder: &ModelFolder, limits: &Limits) -> Result<Data> {
+/// Refuses a `model` that does not read what the data are: texts, or images.
+pub fn check_kind(config: &DataConfig, model: &Architecture) -> Result<()> {
+    match config.is_images() {
+        true => image::check_kind(model),
+        false => Limits::of(model).map(drop),
+    }
+}
+
+/// Reads what `recipe` is trained and validated on, and makes of it what the `model` reads. Its test data is read, so
+/// that a mistake in it is found before the training and not after, but nothing more.
+pub fn load(recipe: &Recipe, folder: &ModelFolder, model: &Architecture) -> Result<Data> {
+    if recipe.data.is_images() {
+        return image::load(&recipe.data, folder, model);
+    }
+    let limits = &Limits::of(model)?;
     let found = read_all(&recipe.data)?;
     let metrics = recipe.data.metrics();
     check_metrics(&metrics, found.problem, &found.labels)?;
@@ -146,13 +162,14 @@ pub fn load(recipe: &Recipe, folder: &ModelFolder, limits: &Limits) -> Result<Da
         metrics,
         text_pair: recipe.data.pairs(),
         max_length: encoder.max_length(),
-        tokenizer: encoder.identity().to_owned(),
+        tokenizer: Some(encoder.identity().to_owned()),
+        images: None,
     })
 }
 
 /// The tokenizer of a model's folder for texts as long as recipe and model allow.
 pub fn encoder(recipe: &Recipe, folder: &ModelFolder, limits: &Limits) -> Result<Encoder> {
-    let (wanted, longest) = (recipe.model.max_length, limits.length);
+    let (wanted, longest) = (recipe.model.longest(), limits.length);
     if longest < wanted {
         tracing::warn!(
             "model.max_length is {wanted}, but the model has positions for {longest} tokens only: {longest} is used"
@@ -295,8 +312,13 @@ fn read_part(
 }
 
 /// Names of the classes and the kind of problem, from the recipe where it tells, else from the labels of
-/// the training file.
+/// the training data.
 pub fn labels_of(config: &DataConfig) -> Result<(Vec<String>, Problem)> {
+    if config.is_images() {
+        let labels = image::labels_of(config)?;
+        check_metrics(&config.metrics(), Problem::Classification, &labels)?;
+        return Ok((labels, Problem::Classification));
+    }
     let (labels, problem) = match (config.task, config.problem, &config.labels) {
         (Some(task), ..) => (task.labels(), task.problem()),
         (None, Some(problem @ (Problem::Regression | Problem::CausalLm)), _) => {
@@ -512,7 +534,7 @@ fn own_rows(config: &DataConfig, columns: &Columns, path: &Path, part: Part) -> 
         } else {
             Header::No
         },
-        text: vec![columns.text.clone()],
+        text: columns.text.iter().cloned().collect(),
         text_pair: columns
             .text_pair
             .iter()

@@ -13,7 +13,8 @@ use crate::model::{HeadTensor, ModelFolder, Pretrained, Saved, save};
 use crate::recipe::Problem;
 
 /// What a model's folder has beside its weights and its `config.json`.
-const BESIDE: [&str; 12] = [
+const BESIDE: [&str; 13] = [
+    "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -71,7 +72,7 @@ fn tensors(
     let prefix = format!("{}.", pretrained.config.prefix);
     let language = pretrained.config.language_head.filter(|_| heads.is_empty());
     let language = language.map(|head| format!("{}.", head.name));
-    let mut found = Vec::new();
+    let (mut found, mut stored) = (Vec::new(), Vec::new());
     let mut left = Vec::new();
     for name in pretrained.weights.names() {
         let of_base = match own {
@@ -91,7 +92,14 @@ fn tensors(
             continue;
         }
         match pretrained.weights.saved(name, new)? {
-            Some(saved) => found.push(saved),
+            Some(saved) => {
+                // As this checkpoint calls it, and so as every version of Transformers finds it.
+                stored.push(match (of_base, pretrained.weights.name_in_file(name)) {
+                    (true, in_file) => format!("{prefix}{}", &in_file[own.len()..]),
+                    (false, in_file) => in_file.to_owned(),
+                });
+                found.push(saved);
+            }
             // Numbers of positions, which Transformers makes by itself.
             None => left.push(name),
         }
@@ -108,6 +116,9 @@ fn tensors(
         let weight = found.iter_mut().find(|saved| saved.name == name);
         let weight = weight.ok_or_else(|| Error::failure(format!("no tensor {name}")))?;
         add(weight, adapters, index, pretrained.config.weights)?;
+    }
+    for (saved, stored) in found.iter_mut().zip(stored) {
+        saved.name = stored;
     }
     Ok(found)
 }
@@ -152,6 +163,7 @@ fn config(
     let kind = match problem {
         Problem::CausalLm if class == "GPT2" => "LMHeadModel",
         Problem::CausalLm => "ForCausalLM",
+        _ if pretrained.config.patches().is_some() => "ForImageClassification",
         Problem::Classification | Problem::Regression => "ForSequenceClassification",
     };
     set("architectures", json!([format!("{class}{kind}")]));

@@ -131,8 +131,10 @@ pub fn write<B: Kernels>(
     };
     let common = json!({
         "task_type": match head {
-            [] => "CAUSAL_LM",
-            _ => "SEQ_CLS",
+            [] => Some("CAUSAL_LM"),
+            // PEFT has none for images.
+            _ if model.patches().is_some() => None,
+            _ => Some("SEQ_CLS"),
         },
         "base_model_name_or_path": base,
         "target_modules": target_modules(&modules, linears, prefix),

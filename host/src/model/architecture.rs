@@ -3,6 +3,9 @@
 use crate::adapter::LinearInfo;
 use crate::kernel::{Activation, AttentionShape, NormKind};
 
+/// Red, green and blue: what a pixel has.
+pub const CHANNELS: usize = 3;
+
 /// A model without its weights: what a [family](super::family) makes of a `config.json`. Names of parts are
 /// relative to where they lie, those of the body without the family's prefix.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +36,8 @@ pub struct Architecture {
     pub language_head: Option<LanguageHead>,
     /// How linear layers keep their weights.
     pub weights: WeightLayout,
+    /// What checkpoints call parts that have other names here, and those, to be replaced one after the other.
+    pub stored: &'static [(&'static str, &'static str)],
     /// Probabilities of dropout.
     pub dropout: Dropouts,
 }
@@ -59,9 +64,18 @@ pub struct Table {
     pub entries: usize,
 }
 
-/// Tables whose rows are added up for each token.
+/// How tokens become hidden states.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Embeddings {
+pub enum Embeddings {
+    /// Of texts, by what tokens they are.
+    Words(Words),
+    /// Of images, by what is seen on their patches.
+    Patches(Patches),
+}
+
+/// Tables whose rows are added up for each token of a text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Words {
     /// Of the vocabulary.
     pub words: Table,
     /// Of the positions, where they are learnt.
@@ -72,6 +86,21 @@ pub struct Embeddings {
     pub types: Option<Table>,
     /// The norm of the sum.
     pub norm: Option<NormPart>,
+}
+
+/// An image in patches, each of which is a token, behind some that are the same for every image.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Patches {
+    /// Path of the linear layer over a patch's values, kept as the convolution `[hidden, channels, height, width]`.
+    pub projection: &'static str,
+    /// Height and width of an image, in pixels: multiples of a patch's.
+    pub image: [usize; 2],
+    /// Height and width of a patch, in pixels.
+    pub patch: [usize; 2],
+    /// Names of the tokens in front of the patches, each `[1, 1, hidden]`. The first stands for the whole image.
+    pub firsts: &'static [&'static str],
+    /// Name of what is added to each token for its place, `[1, tokens, hidden]`.
+    pub positions: &'static str,
 }
 
 /// A norm over the features of each token.
@@ -218,6 +247,53 @@ pub struct LanguageHead {
 }
 
 impl Embeddings {
+    /// The norm of the sum.
+    pub fn norm(&self) -> Option<&NormPart> {
+        match self {
+            Embeddings::Words(words) => words.norm.as_ref(),
+            Embeddings::Patches(_) => None,
+        }
+    }
+
+    /// The paths of what they are made of, norm included.
+    pub fn paths(&self) -> Vec<&'static str> {
+        match self {
+            Embeddings::Words(words) => {
+                let tables = words.tables().map(|table| table.name);
+                tables.chain(words.norm.map(|norm| norm.name)).collect()
+            }
+            Embeddings::Patches(patches) => {
+                let parts = [patches.projection, patches.positions].into_iter();
+                parts.chain(patches.firsts.iter().copied()).collect()
+            }
+        }
+    }
+}
+
+impl Patches {
+    /// How many patches an image has.
+    pub fn count(&self) -> usize {
+        let [rows, columns] = self.grid();
+        rows * columns
+    }
+
+    /// How many rows and columns of patches an image has.
+    pub fn grid(&self) -> [usize; 2] {
+        [0, 1].map(|side| self.image[side] / self.patch[side])
+    }
+
+    /// Tokens of an image.
+    pub fn tokens(&self) -> usize {
+        self.firsts.len() + self.count()
+    }
+
+    /// Values of a patch.
+    pub fn values(&self) -> usize {
+        CHANNELS * self.patch[0] * self.patch[1]
+    }
+}
+
+impl Words {
     /// The tables that there are.
     pub fn tables(&self) -> impl Iterator<Item = Table> {
         let tables = [Some(self.words), self.positions, self.types];
@@ -257,6 +333,33 @@ impl Block {
 }
 
 impl Architecture {
+    /// The embeddings of a model that reads texts.
+    pub fn words(&self) -> Option<&Words> {
+        match &self.embeddings {
+            Embeddings::Words(words) => Some(words),
+            Embeddings::Patches(_) => None,
+        }
+    }
+
+    /// Entries of the vocabulary; none for a model that reads images.
+    pub fn vocabulary(&self) -> usize {
+        self.words().map_or(0, |words| words.words.entries)
+    }
+
+    /// The embeddings of a model that reads images.
+    pub fn patches(&self) -> Option<&Patches> {
+        match &self.embeddings {
+            Embeddings::Words(_) => None,
+            Embeddings::Patches(patches) => Some(patches),
+        }
+    }
+
+    /// A tensor's name here, by its name in a checkpoint.
+    pub fn renamed(&self, stored: &str) -> String {
+        let renames = self.stored.iter();
+        renames.fold(stored.to_owned(), |name, (old, new)| name.replace(old, new))
+    }
+
     /// The pooler's path, where there is one.
     pub fn pooler(&self) -> Option<&'static str> {
         let dense = self.head.dense.filter(|dense| dense.pooler);

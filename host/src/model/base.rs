@@ -3,23 +3,20 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::architecture::{Architecture, NormPart, Reads, Table};
+use super::architecture::{Architecture, NormPart, Reads};
 use super::block::{Around, Block, Picked};
+use super::embeddings::{Embedder, Tokens};
 use super::linear::Source;
 use super::norm::load_norm;
 use crate::adapter::{Pass, Site};
 use crate::error::Result;
 use crate::kernel::{Ad, Angles, Kernels, Norm, Sequences};
 
-/// Packed token ids of a batch, on the device.
+/// A packed batch, on the device.
 #[derive(Clone, Debug)]
 pub struct Input<B: Kernels> {
-    /// Vocabulary indices, `[tokens]`.
-    pub ids: Tensor<B, 1, Int>,
-    /// Token types, `[tokens]`.
-    pub types: Tensor<B, 1, Int>,
-    /// Position of each token in its sequence, from 0, `[tokens]`.
-    pub positions: Tensor<B, 1, Int>,
+    /// What its tokens are made of.
+    pub tokens: Tokens<B>,
     /// Where each sequence lies.
     pub sequences: Sequences,
 }
@@ -46,10 +43,7 @@ pub struct Past<B: Kernels> {
 #[derive(Clone, Debug)]
 pub struct Base<B: Kernels> {
     architecture: Architecture,
-    words: Tensor<B, 2>,
-    positions: Option<Tensor<B, 2>>,
-    types: Option<Tensor<B, 2>>,
-    embedding_norm: Option<Norm<B>>,
+    embedder: Embedder<B>,
     blocks: Vec<Block<B>>,
     final_norm: Option<Norm<B>>,
 }
@@ -63,11 +57,6 @@ impl<B: Kernels> Base<B> {
         device: &B::Device,
     ) -> Result<Self> {
         let hidden = architecture.hidden;
-        let table = |table: &Table| {
-            let name = format!("{}{}.weight", source.prefix, table.name);
-            let shape = [table.entries, hidden];
-            source.weights.rows::<B>(&name, shape, device)
-        };
         let norm = |part: &NormPart| load_norm(source, part.name, part, hidden, device);
         let width = architecture.block.linears().count();
         let blocks = module_of
@@ -75,12 +64,8 @@ impl<B: Kernels> Base<B> {
             .take(architecture.layers)
             .enumerate()
             .map(|(index, modules)| Block::load(architecture, source, index, modules, device));
-        let embeddings = &architecture.embeddings;
         Ok(Base {
-            words: table(&embeddings.words)?,
-            positions: embeddings.positions.as_ref().map(table).transpose()?,
-            types: embeddings.types.as_ref().map(table).transpose()?,
-            embedding_norm: embeddings.norm.as_ref().map(norm).transpose()?,
+            embedder: Embedder::load(&architecture.embeddings, source, hidden, device)?,
             blocks: blocks.collect::<Result<_>>()?,
             final_norm: architecture.final_norm.as_ref().map(norm).transpose()?,
             architecture: architecture.clone(),
@@ -92,9 +77,9 @@ impl<B: Kernels> Base<B> {
         self.blocks.len()
     }
 
-    /// The table of word embeddings, `[vocabulary, hidden]`.
-    pub(super) fn words(&self) -> Tensor<B, 2> {
-        self.words.clone()
+    /// The table of word embeddings, `[vocabulary, hidden]`, of a model that reads texts.
+    pub(super) fn words(&self) -> Option<Tensor<B, 2>> {
+        self.embedder.words()
     }
 
     /// The hidden states of all tokens after the first `depth` layers, `[tokens, hidden]`.
@@ -172,9 +157,11 @@ impl<B: Kernels> Base<B> {
         past.tokens = positions.end;
         let sequences = Sequences::new(&[0, past.tokens]);
         let input = Input {
-            ids: whole_numbers(ids.iter().map(|id| *id as usize), device),
-            types: whole_numbers(ids.iter().map(|_| 0), device),
-            positions: whole_numbers(positions.clone(), device),
+            tokens: Tokens::Words {
+                ids: whole_numbers(ids.iter().map(|id| *id as usize), device),
+                types: whole_numbers(ids.iter().map(|_| 0), device),
+                positions: whole_numbers(positions.clone(), device),
+            },
             sequences: Sequences::new(&[0, ids.len()]),
         };
         let angles = self.angles_of(positions, device);
@@ -236,31 +223,11 @@ impl<B: Kernels> Base<B> {
         Some(Angles::new(&positions, &rotary.frequencies, device))
     }
 
-    /// The sum of the embeddings, normalised where the family does, `[tokens, hidden]`.
+    /// The embeddings of all tokens, `[tokens, hidden]`.
     fn embed(&self, input: &Input<B>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
-        let Architecture {
-            embeddings,
-            dropout,
-            ..
-        } = &self.architecture;
-        let words = self.words.clone().select(0, input.ids.clone());
-        let first = embeddings.first_position as i64;
-        let positions = self.positions.as_ref();
-        let positions = positions.map(|table| {
-            let rows = input.positions.clone() + first;
-            table.clone().select(0, rows)
-        });
-        let types = self.types.as_ref();
-        let types = types.map(|table| table.clone().select(0, input.types.clone()));
-        let rest = [positions, types].into_iter().flatten();
-        let rest = rest.reduce(|a, b| a + b).map(Tensor::from_inner);
-        let words = Tensor::from_inner(words);
-        let x = match (&self.embedding_norm, rest) {
-            (Some(norm), rest) => B::add_norm(words, rest, norm),
-            (None, Some(rest)) => words + rest,
-            (None, None) => words,
-        };
-        B::dropout(x, pass.dropout(Site::Embeddings, dropout.embeddings))
+        let x = self.embedder.embed(&input.tokens);
+        let dropout = self.architecture.dropout.embeddings;
+        B::dropout(x, pass.dropout(Site::Embeddings, dropout))
     }
 }
 

@@ -17,14 +17,17 @@ pub struct ModelFolder {
     pub dir: PathBuf,
     /// `config.json`.
     pub config: PathBuf,
-    /// `tokenizer.json`.
+    /// `tokenizer.json`, of a model that reads texts.
     pub tokenizer: PathBuf,
+    /// `preprocessor_config.json`, of a model that reads images.
+    pub preprocessor: PathBuf,
     /// `model.safetensors`, or all its shards.
     pub weights: Vec<PathBuf>,
 }
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
+const PREPROCESSOR: &str = "preprocessor_config.json";
 /// Beside the tokenizer, where there is one: see `data::tokenizer`.
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -41,11 +44,16 @@ impl ModelFolder {
             .help(help))
         };
         let whole = "a model folder holds config.json, model.safetensors (or its index and shards) and \
-                     tokenizer.json, as `save_pretrained` of Transformers writes them";
-        for file in [CONFIG, TOKENIZER] {
-            if !dir.join(file).is_file() {
-                return incomplete(file, whole);
-            }
+                     tokenizer.json, or preprocessor_config.json for images, as `save_pretrained` of Transformers \
+                     writes them";
+        if !dir.join(CONFIG).is_file() {
+            return incomplete(CONFIG, whole);
+        }
+        if ![TOKENIZER, PREPROCESSOR]
+            .iter()
+            .any(|file| dir.join(file).is_file())
+        {
+            return incomplete(inputs_of(&dir.join(CONFIG)), whole);
         }
         let weights = if dir.join(WEIGHTS).is_file() {
             vec![dir.join(WEIGHTS)]
@@ -67,8 +75,17 @@ impl ModelFolder {
             dir: dir.to_owned(),
             config: dir.join(CONFIG),
             tokenizer: dir.join(TOKENIZER),
+            preprocessor: dir.join(PREPROCESSOR),
             weights,
         })
+    }
+}
+
+/// The file that says how a model's inputs are prepared, by its `config.json`.
+fn inputs_of(config: &Path) -> &'static str {
+    match super::family::read(config) {
+        Ok(model) if model.patches().is_some() => PREPROCESSOR,
+        _ => TOKENIZER,
     }
 }
 
@@ -220,7 +237,8 @@ impl Hub {
         }
         // A commit never changes.
         if let (true, Some(folder)) = (is_commit(revision), &cached)
-            && let (Ok(whole), true) = (ModelFolder::local(folder), knows_config(folder))
+            && let Ok(whole) = ModelFolder::local(folder)
+            && (knows_config(folder) || inputs_of(&whole.config) == PREPROCESSOR)
         {
             return Ok(whole);
         }
@@ -248,8 +266,11 @@ impl Hub {
             .unwrap_or(revision);
         let repo = repo(revision);
         let get = |file: &str| self.get(&repo, id, revision, file, Some(&snapshot));
-        get(TOKENIZER)?;
-        self.tokenizer_config(&repo, id, &snapshot);
+        let inputs = inputs_of(&config);
+        get(inputs)?;
+        if inputs == TOKENIZER {
+            self.tokenizer_config(&repo, id, &snapshot);
+        }
         if !snapshot.join(WEIGHTS).exists() {
             match repo.download(WEIGHTS) {
                 Ok(_) => {}
@@ -313,7 +334,7 @@ impl Hub {
             Some(404) => (
                 format!("the Hub has no such file at revision \"{revision}\""),
                 "check model.name and model.revision; the model must be saved as safetensors with a \
-                 tokenizer.json",
+                 tokenizer.json, or preprocessor_config.json for images",
             ),
             Some(other) => (
                 format!("the Hub answers with status {other}"),

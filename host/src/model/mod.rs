@@ -3,6 +3,7 @@
 pub mod architecture;
 mod base;
 mod block;
+mod embeddings;
 mod family;
 pub mod fetch;
 mod head;
@@ -18,8 +19,11 @@ use crate::error::{Error, Result};
 use crate::kernel::{Ad, Branch, Frozen, Kernels, Sequences};
 use crate::recipe::{AdapterConfig, ModelConfig};
 
+use architecture::Embeddings;
+
 pub use architecture::Architecture;
 pub use base::{Base, Input, Past, whole_numbers};
+pub use embeddings::Tokens;
 pub use fetch::ModelFolder;
 pub use head::{Head, HeadStart, HeadTensor, head_parameters};
 pub use linear::Linear;
@@ -55,10 +59,17 @@ impl Pretrained {
             .help("leave the key out: every layer of this family's head trains"));
         }
         let weights = Weights::open(&folder.weights)?;
+        let weights = match config.stored {
+            [] => weights,
+            _ => weights.renamed(|name| config.renamed(name))?,
+        };
         let prefix = format!("{}.", config.prefix);
         // A checkpoint saved with a head has the prefix, a bare base model has none.
-        let word = format!("{}.weight", config.embeddings.words.name);
-        let prefix = if weights.contains(&format!("{prefix}{word}")) {
+        let first = match &config.embeddings {
+            Embeddings::Words(words) => words.words.name,
+            Embeddings::Patches(patches) => patches.projection,
+        };
+        let prefix = if weights.contains(&format!("{prefix}{first}.weight")) {
             prefix
         } else {
             String::new()
@@ -90,14 +101,11 @@ impl Pretrained {
     /// Whether a tensor of a bare checkpoint is of the base model.
     pub fn is_of_base(&self, name: &str) -> bool {
         let config = &self.config;
-        let tables = config.embeddings.tables().map(|table| table.name);
-        let norms = config.embeddings.norm.iter().chain(&config.final_norm);
-        let norms = norms.map(|norm| norm.name);
-        let parts = tables.chain(norms).chain([config.layer_path]);
-        parts.chain(config.pooler()).any(|part| {
-            let rest = name.strip_prefix(part);
-            rest.is_some_and(|rest| rest.starts_with('.'))
-        })
+        let parts = config.embeddings.paths().into_iter();
+        let parts = parts.chain(config.final_norm.map(|norm| norm.name));
+        let parts = parts.chain([config.layer_path]).chain(config.pooler());
+        let mut parts = parts.filter_map(|part| name.strip_prefix(part));
+        parts.any(|rest| rest.is_empty() || rest.starts_with('.'))
     }
 
     /// Where the base model's linear layers lie.
@@ -146,12 +154,8 @@ impl Pretrained {
             ..
         } = self;
         let (source, hidden) = (self.source(), config.hidden);
-        let embeddings = &config.embeddings;
-        for table in embeddings.tables() {
-            let name = format!("{prefix}{}.weight", table.name);
-            weights.require(&name, &[table.entries, hidden])?;
-        }
-        for norm in embeddings.norm.iter().chain(&config.final_norm) {
+        embeddings::require(&config.embeddings, source, hidden)?;
+        if let Some(norm) = &config.final_norm {
             require_norm(source, norm.name, norm.kind, hidden)?;
         }
         let block = &config.block;
@@ -210,7 +214,7 @@ impl Pretrained {
             ))
             .help("take a decoder (llama, mistral, qwen2, qwen3, gpt2), or another problem"));
         };
-        let shape = [self.config.embeddings.words.entries, self.config.hidden];
+        let shape = [self.config.vocabulary(), self.config.hidden];
         Ok((!head.tied).then(|| (format!("{}.weight", head.name), shape)))
     }
 
@@ -226,7 +230,9 @@ impl Pretrained {
     fn language_head<B: Kernels>(&self, base: &Base<B>, device: &B::Device) -> Result<Frozen<B>> {
         let weight = match self.own_language_head()? {
             Some((name, shape)) => self.weights.tensor(&name, shape, device)?,
-            None => base.words(),
+            None => base
+                .words()
+                .expect("a model that predicts tokens reads them"),
         };
         Ok(Frozen::lean(weight, None))
     }

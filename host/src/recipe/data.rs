@@ -12,14 +12,15 @@ use crate::error::{Error, Result};
 
 /// Where the examples come from: a known `task`, or files of one's own.
 ///
-/// Exactly one of `task` and `train` is given. Relative paths are relative to the recipe's folder.
+/// Exactly one of `task` and `train` is given, or for images `dir`. Relative paths are relative to the recipe's folder.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
     /// A task by name: a GLUE task, read from `dir`, or the embedded `minimal-pairs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
-    /// The folder of a GLUE task, or the folder above it, in the published layout.
+    /// The folder of a GLUE task, or the folder above it, in the published layout; or of images, with a folder or Parquet
+    /// files for each split.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
     /// Examples to train on.
@@ -68,8 +69,12 @@ pub struct DataConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Columns {
-    /// The text, or the first text of a pair; under `causal-lm` a document, or a prompt.
-    pub text: Column,
+    /// The text, or the first text of a pair; under `causal-lm` a document, or a prompt. Of texts it must be given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<Column>,
+    /// In Parquet files of images: the image, the bytes of a file, alone or as `bytes` of a struct; by default `image`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Column>,
     /// Under `causal-lm`: what answers the prompt. It alone is predicted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response: Option<Column>,
@@ -85,7 +90,8 @@ impl Columns {
     /// A text's column alone.
     pub fn of(text: Column) -> Self {
         Columns {
-            text,
+            text: Some(text),
+            image: None,
             response: None,
             text_pair: None,
             label: label_column(),
@@ -119,6 +125,11 @@ impl DataConfig {
             (None, None, Some(Problem::CausalLm)) => vec![Metric::Perplexity],
             (None, None, _) => vec![Metric::Accuracy],
         }
+    }
+
+    /// Whether the examples are images.
+    pub fn is_images(&self) -> bool {
+        self.task.is_none() && self.format == Some(Format::Images)
     }
 
     /// Whether tokens are predicted.
@@ -155,12 +166,14 @@ impl DataConfig {
                 ))
                 .help("Keep `task` and `dir` for a known task, or `train` and `columns` for files of your own."));
             }
+            (None, None) if self.is_images() && self.dir.is_some() => self.validate_images()?,
             (None, None) => {
                 return Err(Error::user("[data] does not say what to learn").help(
                     "Give `task = \"cola\"` and `dir`, or `train = \"train.csv\"` with [data.columns].",
                 ));
             }
             (Some(task), None) => self.validate_task(task)?,
+            (None, Some(_)) if self.is_images() => self.validate_images()?,
             (None, Some(_)) => self.validate_files()?,
         }
         if self.limit == Some(0) {
@@ -201,10 +214,66 @@ impl DataConfig {
         }
     }
 
+    fn validate_images(&self) -> Result<()> {
+        let paths = [
+            ("train", &self.train),
+            ("validation", &self.validation),
+            ("test", &self.test),
+        ];
+        if let (Some(_), Some((key, _))) =
+            (&self.dir, paths.iter().find(|(_, path)| path.is_some()))
+        {
+            return Err(Error::user(format!("`data.dir` and `data.{key}` are both given"))
+                .help("Keep `dir`, which has a folder or Parquet files for each split, or `train`, `validation` and `test`."));
+        }
+        let of_texts = [
+            ("delimiter", self.delimiter.is_some()),
+            ("header", self.header.is_some()),
+            ("quote", self.quote.is_some()),
+        ];
+        let columns = self.columns.as_ref();
+        let of_texts = of_texts
+            .into_iter()
+            .chain(columns.into_iter().flat_map(|columns| {
+                [
+                    ("columns.text", columns.text.is_some()),
+                    ("columns.text_pair", columns.text_pair.is_some()),
+                    ("columns.response", columns.response.is_some()),
+                ]
+            }));
+        if let Some((key, _)) = of_texts.into_iter().find(|(_, given)| *given) {
+            return Err(Error::user(format!(
+                "`data.{key}` means nothing for `data.format = \"images\"`"
+            ))
+            .help("Take it out: images have `columns.image` and `columns.label` in Parquet files, and no columns in folders."));
+        }
+        let named = columns
+            .into_iter()
+            .flat_map(|columns| [columns.image.as_ref(), Some(&columns.label)]);
+        if let Some(Column::Index(index)) = named
+            .flatten()
+            .find(|column| matches!(column, Column::Index(_)))
+        {
+            return Err(Error::user(format!(
+                "[data.columns] gives the position {index}, but the columns of a Parquet file have names"
+            ))
+            .help("Give names: `image = \"image\"`, `label = \"label\"`."));
+        }
+        if let Some(problem @ (Problem::Regression | Problem::CausalLm)) = self.problem {
+            return Err(Error::user(format!(
+                "`data.problem = \"{problem}\"`, but the data are images"
+            ))
+            .help("Of images classes are learnt: leave `problem` out."));
+        }
+        self.labels
+            .as_ref()
+            .map_or(Ok(()), |labels| self.validate_labels(labels))
+    }
+
     fn validate_files(&self) -> Result<()> {
         if self.dir.is_some() {
-            return Err(Error::user("`data.dir` is only for `data.task`")
-                .help("Take `dir` out: `train`, `validation` and `test` are paths of their own."));
+            return Err(Error::user("`data.dir` is only for `data.task`, and for images")
+                .help("Take `dir` out: `train`, `validation` and `test` are paths of their own; or set `format = \"images\"`."));
         }
         let Some(columns) = &self.columns else {
             if self.predicts_tokens() && self.is_all_text() {
@@ -214,10 +283,18 @@ impl DataConfig {
                 "Add [data.columns] with `text = \"sentence\"` and `label = \"label\"`, and `text_pair` for pairs.",
             ));
         };
+        let Some(text) = &columns.text else {
+            return Err(Error::user("`data.columns.text` is missing: which column is the text?")
+                .help("Add it to [data.columns]: `text = \"sentence\"`; or set `format = \"images\"` in [data] for images."));
+        };
+        if columns.image.is_some() {
+            return Err(Error::user("`data.columns.image` means nothing for texts")
+                .help("Take it out, or set `format = \"images\"` in [data] and take `text` out."));
+        }
         self.validate_kind(columns)?;
         let language = self.predicts_tokens();
         let named = [
-            Some(&columns.text),
+            Some(text),
             columns.text_pair.as_ref(),
             columns.response.as_ref(),
             Some(&columns.label).filter(|_| !language),

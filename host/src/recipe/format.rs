@@ -40,6 +40,8 @@ pub enum Format {
     Parquet,
     /// Plain text, the whole file one document: for causal language modelling.
     Txt,
+    /// Images: a folder that has one folder of them per class, or Apache Parquet with the bytes of image files.
+    Images,
 }
 
 impl Format {
@@ -69,6 +71,7 @@ impl Format {
             Format::Csv | Format::Tsv | Format::Jsonl => "line",
             Format::Parquet => "row",
             Format::Txt => "text",
+            Format::Images => "image",
         }
     }
 }

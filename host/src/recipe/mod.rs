@@ -30,6 +30,7 @@ pub use initial::Initial;
 pub(crate) use initial::initial_budget;
 pub use learning_rate::{LearningRateSchedule, Warmup};
 pub use metric::Metric;
+use model::MAX_LENGTH;
 pub use model::{HeadBias, ModelConfig};
 pub use plugin::{Isolation, PluginConfig};
 pub use schedule::Schedule;
@@ -114,6 +115,7 @@ impl Recipe {
         recipe.validate(&document)?;
         let base = path.parent().unwrap_or(Path::new(""));
         recipe.make_absolute(base)?;
+        recipe.model.fill(&recipe.data);
         recipe.adapter.fill();
         recipe.train.fill();
         Ok((recipe, document))
@@ -220,7 +222,7 @@ impl Recipe {
             self.threads.unwrap_or(1) as f64,
             &format!("a whole number from 1 to {MOST_THREADS}"),
         )?;
-        self.model.validate(at)?;
+        self.model.validate(&self.data, at)?;
         self.data
             .validate()
             .map_err(|error| at.adopt("data", error))?;
@@ -243,7 +245,11 @@ impl Recipe {
                 plugin.validate(table, at)?;
             }
         }
-        let max_length = self.model.max_length;
+        // Whatever the recipe says, one image fits into a batch.
+        let max_length = match self.data.is_images() {
+            true => 1,
+            false => self.model.max_length.unwrap_or(MAX_LENGTH),
+        };
         self.train.validate(max_length, at)?;
         self.evaluation.validate(max_length, at)?;
         self.checkpoint.validate(at)?;

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::data::DataConfig;
 use super::document::Document;
 use crate::error::Result;
 
@@ -16,9 +17,10 @@ pub struct ModelConfig {
     /// The branch, tag or commit to take from the Hub.
     #[serde(default = "main_branch")]
     pub revision: String,
-    /// The longest input in tokens, special tokens included; what is longer is cut off.
-    #[serde(default = "default_max_length")]
-    pub max_length: usize,
+    /// The longest text in tokens, special tokens included, 128 by default; what is longer is cut off. An image has as
+    /// many as the model makes of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
     /// Dropout after embeddings and sublayers, in place of the `config.json`'s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden_dropout: Option<f64>,
@@ -53,12 +55,23 @@ fn main_branch() -> String {
     "main".to_owned()
 }
 
-fn default_max_length() -> usize {
-    128
-}
+/// The longest text where the recipe does not say it.
+pub(super) const MAX_LENGTH: usize = 128;
 
 impl ModelConfig {
-    pub(super) fn validate(&self, at: &Document) -> Result<()> {
+    /// The longest input in tokens that the recipe allows: whatever the model reads, where the data are images.
+    pub fn longest(&self) -> usize {
+        self.max_length.unwrap_or(usize::MAX)
+    }
+
+    /// Writes out what was left open.
+    pub(super) fn fill(&mut self, data: &DataConfig) {
+        if !data.is_images() {
+            self.max_length.get_or_insert(MAX_LENGTH);
+        }
+    }
+
+    pub(super) fn validate(&self, data: &DataConfig, at: &Document) -> Result<()> {
         at.check(
             "model.name",
             !self.name.trim().is_empty(),
@@ -73,8 +86,18 @@ impl ModelConfig {
             "a branch, a tag or a commit",
         )?;
         // Two of the tokens are special ones.
-        let length = self.max_length;
-        at.check("model.max_length", length >= 3, length, "at least 3 tokens")?;
+        match self.max_length {
+            Some(length) if data.is_images() => at.check(
+                "model.max_length",
+                false,
+                length,
+                "left out where the data are images: each has as many tokens as the model makes of it",
+            )?,
+            Some(length) => {
+                at.check("model.max_length", length >= 3, length, "at least 3 tokens")?;
+            }
+            None => {}
+        }
         for (key, dropout) in [
             ("model.hidden_dropout", self.hidden_dropout),
             ("model.attention_dropout", self.attention_dropout),

@@ -117,6 +117,13 @@ impl Shape<'_> {
         let (layers, rest) = self.linears.split_at(per_layer * self.config.layers);
         // The embeddings, of which nothing trains.
         let mut x = builder.value(Amount::per_token, self.config.hidden);
+        if let Some(patches) = self.config.patches() {
+            // Run with the first layer, or kept with what that gives.
+            let mut projection = Builder::operation(Some(0), &[], x);
+            let values = self.config.hidden * patches.values() * patches.count();
+            projection.forward = Amount::per_sequence(2 * values as u64);
+            builder.costs.operations.push(projection);
+        }
         for (index, layer) in layers.chunks(per_layer).enumerate() {
             let layer = builder.parts(layer);
             x = match last {
@@ -141,7 +148,7 @@ impl Shape<'_> {
                 path: String::new(),
                 layer: None,
                 inputs: self.config.hidden,
-                outputs: self.config.embeddings.words.entries,
+                outputs: self.config.vocabulary(),
             };
             builder.linear(None, x, &[&head], Amount::per_token);
         }

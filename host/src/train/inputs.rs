@@ -30,10 +30,14 @@ impl Prepared {
             };
             files.push((name, path.clone()));
         }
-        files.push(("tokenizer".to_owned(), folder.tokenizer.clone()));
-        let beside = BESIDE.iter().map(|name| (name, folder.dir.join(name)));
-        let beside = beside.filter(|(_, path)| path.is_file());
-        files.extend(beside.map(|(name, path)| (format!("tokenizer.{name}"), path)));
+        if self.recipe.data.is_images() {
+            files.push(("preprocessor".to_owned(), folder.preprocessor.clone()));
+        } else {
+            files.push(("tokenizer".to_owned(), folder.tokenizer.clone()));
+            let beside = BESIDE.iter().map(|name| (name, folder.dir.join(name)));
+            let beside = beside.filter(|(_, path)| path.is_file());
+            files.extend(beside.map(|(name, path)| (format!("tokenizer.{name}"), path)));
+        }
         for plugin in &self.rest.plugins {
             files.push((plugin.manifest.kind.to_string(), plugin.path.clone()));
         }

@@ -100,7 +100,7 @@ impl PrefixCache {
         for index in &batch.indices {
             self.append(*index, &mut values)?;
         }
-        let tokens = batch.ids.len();
+        let tokens = batch.tokens();
         let width = values.len() / tokens.max(1);
         Ok(Tensor::from_data(
             TensorData::new(values, [tokens, width]),

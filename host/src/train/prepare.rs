@@ -7,7 +7,7 @@ use dynalora_plugin_api::{Budget, CostModel, ModuleInfo};
 use super::cost::{Shape, Steps};
 use crate::adapter::Config;
 use crate::allocation::{Controller, Named, Settings, Units};
-use crate::data::{self, Data, Limits};
+use crate::data::{self, Data};
 use crate::error::{Error, Result};
 use crate::model::{ModelFolder, Pretrained, fetch, head_parameters};
 use crate::plugin::{self, PluginPath};
@@ -45,11 +45,12 @@ impl Prepared {
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
         let pretrained = Pretrained::open(&folder, &recipe.model)?;
         refuse_dropout_under_a_cache(&recipe, &pretrained)?;
+        data::check_kind(&recipe.data, &pretrained.config)?;
         refuse_tokens_without_a_head(&recipe, &pretrained)?;
         let modules = pretrained.modules(&recipe.adapter)?;
         // Before the data, which can take long: a misspelt plugin is found out at once.
         let plugins = Plugins::load(&recipe, &modules, plugin_dirs)?;
-        let mut data = data::load(&recipe, &folder, &Limits::of(&pretrained.config))?;
+        let mut data = data::load(&recipe, &folder, &pretrained.config)?;
         // What was learnt from the data is a part of what the run was.
         recipe.data.settle(&data.labels, data.problem);
         let trains = data.train.labels.len() == data.train.len() && !data.train.is_empty();
@@ -90,6 +91,7 @@ pub fn check(
     plugin_dirs: &[PathBuf],
 ) -> Result<u64> {
     refuse_dropout_under_a_cache(recipe, pretrained)?;
+    data::check_kind(&recipe.data, &pretrained.config)?;
     refuse_tokens_without_a_head(recipe, pretrained)?;
     let plugins = Plugins::load(recipe, modules, plugin_dirs)?;
     let held_back = plugins.held_back();
@@ -130,7 +132,7 @@ pub fn costs(
 
 /// The largest step that the recipe allows, before its data is known: every text as long as texts can be.
 pub fn longest_step(recipe: &Recipe, pretrained: &Pretrained) -> Steps {
-    let length = recipe.model.max_length.min(pretrained.config.max_length);
+    let length = recipe.model.longest().min(pretrained.config.max_length);
     let tokens = match recipe.train.batch_limit() {
         BatchLimit::Tokens(tokens) => tokens,
         BatchLimit::Examples(examples) => examples * length,

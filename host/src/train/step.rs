@@ -278,7 +278,7 @@ fn passes<B: Kernels>(
         sensed,
         weight,
         examples: batches.iter().map(|batch| batch.labels.len()).sum(),
-        tokens: batches.iter().map(|batch| batch.ids.len()).collect(),
+        tokens: batches.iter().map(Batch::tokens).collect(),
     })
 }
 

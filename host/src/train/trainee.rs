@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use crate::adapter::Adapters;
-use crate::data::Batch;
+use crate::data::{Batch, CHANNELS};
 use crate::error::{Error, Result};
 use crate::kernel::{Kernels, Sequences};
-use crate::model::{Input, Model, whole_numbers};
+use crate::model::{Input, Model, Tokens, whole_numbers};
 
 /// The model with everything in it that trains.
 #[derive(Clone, Debug)]
@@ -24,10 +24,23 @@ pub struct Trainee<B: Kernels> {
 /// A packed batch on the device.
 pub fn upload<B: Kernels>(batch: &Batch, device: &B::Device) -> Input<B> {
     let ints = |values: &[u32]| whole_numbers(values.iter().map(|value| *value as usize), device);
+    let tokens = match &batch.images {
+        None => Tokens::Words {
+            ids: ints(&batch.ids),
+            types: ints(&batch.type_ids),
+            positions: ints(&batch.positions),
+        },
+        Some(images) => {
+            let [height, width] = images.processor.size();
+            let shape = [images.len(), CHANNELS, height, width];
+            Tokens::Pixels(Tensor::from_data(
+                TensorData::new(images.normalised(), shape),
+                device,
+            ))
+        }
+    };
     Input {
-        ids: ints(&batch.ids),
-        types: ints(&batch.type_ids),
-        positions: ints(&batch.positions),
+        tokens,
         sequences: Sequences::new(&batch.offsets),
     }
 }

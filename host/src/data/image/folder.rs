@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{Classes, Examples, Images, Reading};
 use crate::data::{Part, Places};
 use crate::error::{Error, Result};
+use crate::file::entries;
 
 /// How many unreadable images an error shows.
 const SHOWN: usize = 5;
@@ -128,22 +129,6 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// What is in a folder, sorted by name, without what is hidden.
-pub(super) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
-    let read = || -> std::io::Result<Vec<PathBuf>> {
-        let mut paths = Vec::new();
-        for entry in fs::read_dir(dir)? {
-            let entry = entry?;
-            if !entry.file_name().as_encoded_bytes().starts_with(b".") {
-                paths.push(entry.path());
-            }
-        }
-        paths.sort();
-        Ok(paths)
-    };
-    read().map_err(|error| crate::file::cannot_read(dir, error))
-}
-
 /// The name of a class's folder.
 pub(super) fn name_of(folder: &Path) -> Result<&str> {
     let name = folder.file_name().and_then(|name| name.to_str());
@@ -156,7 +141,7 @@ pub(super) fn name_of(folder: &Path) -> Result<&str> {
     })
 }
 
-fn bytes_of(file: &Path) -> Result<Vec<u8>, String> {
+pub(super) fn bytes_of(file: &Path) -> Result<Vec<u8>, String> {
     let cannot = |error: std::io::Error| error.to_string();
     let about = fs::metadata(file).map_err(cannot)?;
     if !about.is_file() {

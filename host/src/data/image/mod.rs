@@ -2,6 +2,7 @@
 
 mod decode;
 mod folder;
+mod load;
 mod parquet;
 mod processor;
 mod resample;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+pub use load::{Reader, check_kind, files, labels_of, load, load_split};
 pub use processor::{CHANNELS, Processor};
 pub use resample::Filter;
 pub use sources::Sources;
@@ -23,27 +25,20 @@ use super::places::Places;
 use crate::error::{Error, Result};
 
 /// Images of one size, end to end, as 8-bit red, green and blue.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Images {
     /// `count × channels × height × width` values.
     pub pixels: Vec<u8>,
-    /// Always [`CHANNELS`].
-    pub channels: usize,
-    /// Rows of an image.
-    pub height: usize,
-    /// Columns of an image.
-    pub width: usize,
+    /// What made them, and makes of them what a model is given.
+    pub processor: Processor,
 }
 
 impl Images {
     /// Images as `processor` makes them, none as yet.
     fn none(processor: &Processor) -> Self {
-        let [height, width] = processor.size();
         Images {
             pixels: Vec::new(),
-            channels: CHANNELS,
-            height,
-            width,
+            processor: processor.clone(),
         }
     }
 
@@ -59,7 +54,14 @@ impl Images {
 
     /// Values of one image.
     pub fn values(&self) -> usize {
-        self.channels * self.height * self.width
+        self.processor.values()
+    }
+
+    /// What a model is given of all of them, `count × channels × height × width` values.
+    pub fn normalised(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.pixels.len()];
+        self.processor.normalised(&self.pixels, &mut values);
+        values
     }
 
     /// Image `index`: `channels × height × width` values.
@@ -74,18 +76,20 @@ impl Images {
         for index in indices {
             pixels.extend_from_slice(self.image(*index));
         }
-        Images { pixels, ..*self }
+        Images {
+            pixels,
+            processor: self.processor.clone(),
+        }
     }
 
     /// Makes room for so many images more.
     fn reserve(&mut self, count: usize) -> Result<()> {
         let more = count.saturating_mul(self.values());
         self.pixels.try_reserve(more).map_err(|error| {
+            let [height, width] = self.processor.size();
             Error::user(format!(
-                "there is no memory for {} images of {}x{} pixels",
+                "there is no memory for {} images of {height}x{width} pixels",
                 self.len().saturating_add(count),
-                self.height,
-                self.width
             ))
             .because(error)
             .help("Set `limit` in [data], or take an image processor with a smaller size.")
@@ -229,11 +233,10 @@ pub fn read_split(
         Some(dir) => folder::read(dir, part, reading, &classes)?,
         None => parquet::read(paths, part, reading, &classes)?,
     };
+    let [height, width] = reading.processor.size();
     tracing::info!(
-        "{} images of {}x{} pixels for {}: {:.1} MiB",
+        "{} images of {height}x{width} pixels for {}: {:.1} MiB",
         examples.len(),
-        examples.images.height,
-        examples.images.width,
         part.name(),
         examples.images.pixels.len() as f64 / f64::from(1 << 20)
     );

@@ -12,8 +12,8 @@ use super::resample::{Filter, resize};
 use crate::error::{Error, Result};
 use crate::file;
 
-/// Red, green and blue. Every image becomes these: Transformers converts what it loads before any processor sees it.
-pub const CHANNELS: usize = 3;
+// Every image becomes red, green and blue: Transformers converts what it loads before any processor sees it.
+pub use crate::model::architecture::CHANNELS;
 
 /// From an image to the values a model is given: resizing, cropping, rescaling, normalising, in this order. What it
 /// gives has the same size for every image.

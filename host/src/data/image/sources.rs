@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::folder::{entries, name_of};
+use super::folder::name_of;
 use crate::data::task::{first_match, listing, whole_export};
 use crate::error::{Error, Result};
+use crate::file::entries;
 
 /// The paths of each split: one folder, or Parquet files in their order. None where there is no such split.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

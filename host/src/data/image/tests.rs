@@ -26,7 +26,7 @@ fn processor(name: &str) -> Processor {
 
 /// The files of the goldens, in their order.
 fn files() -> Vec<PathBuf> {
-    folder::entries(&fixtures().join("files")).expect("files")
+    crate::file::entries(&fixtures().join("files")).expect("files")
 }
 
 const PROCESSORS: [&str; 9] = [

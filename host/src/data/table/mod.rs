@@ -87,6 +87,10 @@ pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
         Format::Jsonl => json_lines::read(path, layout),
         Format::Parquet => parquet::read(path, layout),
         Format::Txt => text(path),
+        Format::Images => Err(Error::failure(format!(
+            "{}: images are no rows of a table",
+            path.display()
+        ))),
     }?;
     if rows.is_empty() {
         return Err(

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::kernel::{AttentionShape, NormKind};
 use crate::model::architecture::{
     Architecture, Attention, Block, DensePart, Dropouts, Embeddings, FeedForward, HeadFunction,
-    HeadPart, LinearPart, NormPart, Order, Reads, Table, WeightLayout,
+    HeadPart, LinearPart, NormPart, Order, Reads, Table, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -45,7 +45,7 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
         prefix: "bert",
         hidden,
         max_length: positions,
-        embeddings: Embeddings {
+        embeddings: Embeddings::Words(Words {
             words: Table {
                 name: "embeddings.word_embeddings",
                 entries: json.size(&["vocab_size"], vocabulary)?,
@@ -60,7 +60,7 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
                 entries: json.size(&["type_vocab_size"], 2)?,
             }),
             norm: Some(norm("embeddings.LayerNorm")),
-        },
+        }),
         layers: json.size(&["num_hidden_layers"], 12)?,
         layer_path: "encoder.layer",
         block: Block {
@@ -98,6 +98,7 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
         },
         language_head: None,
         weights: WeightLayout::OutIn,
+        stored: &[],
         dropout: Dropouts {
             embeddings: dropout,
             hidden: dropout,

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::kernel::{AttentionShape, NormKind};
 use crate::model::architecture::{
     Architecture, Attention, Block, DensePart, Dropouts, Embeddings, FeedForward, HeadFunction,
-    HeadPart, LinearPart, NormPart, Order, Reads, Table, WeightLayout,
+    HeadPart, LinearPart, NormPart, Order, Reads, Table, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -39,7 +39,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         prefix: "distilbert",
         hidden,
         max_length: positions,
-        embeddings: Embeddings {
+        embeddings: Embeddings::Words(Words {
             words: Table {
                 name: "embeddings.word_embeddings",
                 entries: json.size(&["vocab_size"], 30_522)?,
@@ -51,7 +51,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             first_position: 0,
             types: None,
             norm: Some(norm("embeddings.LayerNorm")),
-        },
+        }),
         layers: json.size(&["n_layers", "num_hidden_layers"], 6)?,
         layer_path: "transformer.layer",
         block: Block {
@@ -89,6 +89,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         },
         language_head: None,
         weights: WeightLayout::OutIn,
+        stored: &[],
         dropout: Dropouts {
             embeddings: dropout,
             hidden: dropout,

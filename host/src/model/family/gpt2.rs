@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::kernel::{AttentionShape, NormKind};
 use crate::model::architecture::{
     Architecture, Attention, Block, Dropouts, Embeddings, FeedForward, HeadPart, LanguageHead,
-    LinearPart, NormPart, Order, Table, WeightLayout,
+    LinearPart, NormPart, Order, Table, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -46,7 +46,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         prefix: "transformer",
         hidden,
         max_length: positions,
-        embeddings: Embeddings {
+        embeddings: Embeddings::Words(Words {
             words: Table {
                 name: "wte",
                 entries: json.size(&["vocab_size"], 50_257)?,
@@ -58,7 +58,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             first_position: 0,
             types: None,
             norm: None,
-        },
+        }),
         layers: json.size(&["n_layer", "num_hidden_layers"], 12)?,
         layer_path: "h",
         block: Block {
@@ -87,6 +87,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             tied: json.get(&["tie_word_embeddings"], "true or false", true)?,
         }),
         weights: WeightLayout::InOut,
+        stored: &[],
         dropout: Dropouts {
             embeddings: json.dropout("embd_pdrop", 0.1)?,
             hidden: json.dropout("resid_pdrop", 0.1)?,

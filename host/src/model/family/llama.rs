@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::kernel::{AttentionShape, NormKind};
 use crate::model::architecture::{
     Architecture, Attention, Block, Dropouts, Embeddings, FeedForward, HeadPart, LanguageHead,
-    LinearPart, NormPart, Order, Rotary, Table, WeightLayout,
+    LinearPart, NormPart, Order, Rotary, Table, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -103,7 +103,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         prefix: "model",
         hidden,
         max_length: longest(json, family, &defaults)?,
-        embeddings: Embeddings {
+        embeddings: Embeddings::Words(Words {
             words: Table {
                 name: "embed_tokens",
                 entries: json.size(&["vocab_size"], defaults.vocabulary)?,
@@ -112,7 +112,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             first_position: 0,
             types: None,
             norm: None,
-        },
+        }),
         layers: json.size(&["num_hidden_layers"], 32)?,
         layer_path: "layers",
         block: Block {
@@ -147,6 +147,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             tied: json.get(&["tie_word_embeddings"], "true or false", false)?,
         }),
         weights: WeightLayout::OutIn,
+        stored: &[],
         dropout: Dropouts {
             attention: json.dropout("attention_dropout", 0.0)?,
             ..Dropouts::default()

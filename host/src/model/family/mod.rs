@@ -7,6 +7,7 @@ mod gpt2;
 mod json;
 mod llama;
 mod roberta;
+mod vit;
 
 use std::path::Path;
 
@@ -36,12 +37,13 @@ const fn name(model_type: &'static str, class: &'static str) -> Name {
 }
 
 /// All of them.
-const FAMILIES: [&Family; 5] = [
+const FAMILIES: [&Family; 6] = [
     &bert::FAMILY,
     &roberta::FAMILY,
     &distilbert::FAMILY,
     &llama::FAMILY,
     &gpt2::FAMILY,
+    &vit::FAMILY,
 ];
 
 /// Reads a `config.json`.

@@ -5,7 +5,9 @@ use super::bert::encoder;
 use super::json::Json;
 use super::{Family, Name, name};
 use crate::error::Result;
-use crate::model::architecture::{Architecture, DensePart, HeadFunction, HeadPart, Reads};
+use crate::model::architecture::{
+    Architecture, DensePart, Embeddings, HeadFunction, HeadPart, Reads,
+};
 
 pub(super) const FAMILY: Family = Family {
     names: &[
@@ -34,7 +36,9 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         let help = format!("there is no room for a single token: positions count from {first}");
         return json.refuse("max_position_embeddings", positions, &help);
     }
-    architecture.embeddings.first_position = first;
+    if let Embeddings::Words(words) = &mut architecture.embeddings {
+        words.first_position = first;
+    }
     architecture.max_length = positions - first;
     architecture.head = HeadPart {
         reads: Reads::First,

@@ -29,7 +29,7 @@ struct Sizes {
 
 fn read(json: &str) -> Result<Sizes> {
     let of = architecture(json)?;
-    let (tables, block) = (of.embeddings, &of.block);
+    let (tables, block) = (of.words().expect("a model of texts"), &of.block);
     let positions = tables.positions.map_or(0, |table| table.entries);
     assert_eq!(of.max_length, positions - tables.first_position);
     assert_eq!(of.dropout.embeddings, of.dropout.hidden);
@@ -328,7 +328,7 @@ fn decoders_have_the_defaults_of_transformers() {
     let sizes = |of: &Architecture| {
         let shape = of.block.attention.shape;
         [
-            of.embeddings.words.entries,
+            of.vocabulary(),
             of.hidden,
             of.block.intermediate(),
             shape.heads,
@@ -457,5 +457,97 @@ fn decoders_that_are_computed_otherwise_are_refused_by_name() {
     ] {
         let error = refused(&format!(r#"{{"model_type": "{model_type}", {key}}}"#));
         assert!(error.contains(words), "{key}: {error}");
+    }
+}
+
+#[test]
+fn image_models_have_the_defaults_of_transformers_and_follow_every_key() {
+    let read = |rest: &str| architecture(&format!(r#"{{"model_type": {rest}}}"#)).unwrap();
+    let sizes = |of: &Architecture| {
+        let patches = of.patches().expect("a model of images");
+        (
+            (of.hidden, of.block.intermediate(), of.layers),
+            (patches.image, patches.patch, patches.tokens()),
+            of.max_length,
+        )
+    };
+    let (vit, deit) = (read(r#""vit""#), read(r#""deit""#));
+    let base = (768, 3072, 12);
+    assert_eq!(sizes(&vit), (base, ([224; 2], [16; 2], 197), 197));
+    assert_eq!(sizes(&deit), (base, ([224; 2], [16; 2], 198), 198));
+    assert_eq!((vit.prefix, deit.prefix), ("vit", "deit"));
+    assert_eq!((vit.class, deit.class), ("ViT", "DeiT"));
+    assert_eq!(vit.block.norms[0].epsilon, 1e-12);
+    assert_eq!(vit.dropout, Default::default());
+    assert!(vit.block.linears().all(|linear| linear.bias));
+    assert!(vit.words().is_none() && vit.vocabulary() == 0);
+
+    let other = read(
+        r#""vit", "image_size": [32, 48], "patch_size": [8, 16], "qkv_bias": false, "hidden_size": 24,
+            "num_attention_heads": 3, "intermediate_size": 40, "num_hidden_layers": 2, "hidden_act": "relu",
+            "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "layer_norm_eps": 1e-6"#,
+    );
+    assert_eq!(sizes(&other), ((24, 40, 2), ([32, 48], [8, 16], 13), 13));
+    let biases: Vec<bool> = other.block.linears().map(|linear| linear.bias).collect();
+    assert_eq!(biases, [false, false, false, true, true, true]);
+    assert_eq!(other.block.feed_forward.activation, Activation::Relu);
+    assert_eq!((other.dropout.embeddings, other.dropout.hidden), (0.2, 0.2));
+    assert_eq!(
+        (other.dropout.attention, other.block.norms[1].epsilon),
+        (0.3, 1e-6)
+    );
+    for (key, value) in [
+        ("num_channels", "1"),
+        ("image_size", "225"),
+        ("image_size", "[224, 100000]"),
+        ("image_size", "[224]"),
+        ("patch_size", "0"),
+        ("patch_size", "[16, 0]"),
+        ("head_dim", "32"),
+        ("qkv_bias", "3"),
+        ("hidden_act", "\"mish\""),
+    ] {
+        let error = refused(&format!(r#"{{"model_type": "vit", "{key}": {value}}}"#));
+        let named = if value == "225" || value == "[224, 100000]" {
+            "image_size"
+        } else {
+            key
+        };
+        assert!(error.contains(named), "{key}: {error}");
+    }
+}
+
+#[test]
+fn old_names_of_an_image_models_modules_become_those_of_transformers_5() {
+    let vit = architecture(r#"{"model_type": "vit"}"#).unwrap();
+    for (stored, name) in [
+        (
+            "vit.encoder.layer.3.attention.attention.query.weight",
+            "vit.layers.3.attention.q_proj.weight",
+        ),
+        (
+            "encoder.layer.0.attention.output.dense.bias",
+            "layers.0.attention.o_proj.bias",
+        ),
+        (
+            "encoder.layer.11.intermediate.dense.weight",
+            "layers.11.mlp.fc1.weight",
+        ),
+        (
+            "encoder.layer.11.output.dense.weight",
+            "layers.11.mlp.fc2.weight",
+        ),
+        (
+            "encoder.layer.1.layernorm_before.weight",
+            "layers.1.layernorm_before.weight",
+        ),
+        ("vit.embeddings.cls_token", "vit.embeddings.cls_token"),
+        // What was saved under the new ones keeps them.
+        (
+            "vit.layers.3.attention.v_proj.weight",
+            "vit.layers.3.attention.v_proj.weight",
+        ),
+    ] {
+        assert_eq!(vit.renamed(stored), name);
     }
 }

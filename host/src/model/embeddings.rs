@@ -1,0 +1,204 @@
+//! From what a batch holds to the hidden states of its tokens, frozen.
+
+use burn::tensor::{Int, Tensor};
+
+use super::architecture::{Embeddings, NormPart, Patches, Table, Words};
+use super::linear::Source;
+use super::norm::{load_norm, require_norm};
+use crate::error::Result;
+use crate::kernel::{Ad, Branch, Frozen, Kernels, Norm};
+
+/// What the tokens of a batch are made of, on the device.
+#[derive(Clone, Debug)]
+pub enum Tokens<B: Kernels> {
+    /// Texts, packed.
+    Words {
+        /// Vocabulary indices, `[tokens]`.
+        ids: Tensor<B, 1, Int>,
+        /// Token types, `[tokens]`.
+        types: Tensor<B, 1, Int>,
+        /// Position of each token in its sequence, from 0, `[tokens]`.
+        positions: Tensor<B, 1, Int>,
+    },
+    /// Images as the processor makes them, `[images, channels, height, width]`.
+    Pixels(Tensor<B, 4>),
+}
+
+/// The tables or the projection.
+#[derive(Clone, Debug)]
+pub(super) enum Embedder<B: Kernels> {
+    Words {
+        of: Words,
+        words: Tensor<B, 2>,
+        positions: Option<Tensor<B, 2>>,
+        types: Option<Tensor<B, 2>>,
+        norm: Option<Norm<B>>,
+    },
+    Patches {
+        of: Patches,
+        projection: Frozen<B>,
+        /// What is put in front of an image's patches, with its positions added, `[firsts, hidden]`.
+        firsts: Tensor<B, 2>,
+        /// What is added to each patch, `[patches, hidden]`.
+        positions: Tensor<B, 2>,
+    },
+}
+
+/// Refuses a checkpoint that lacks a tensor of the embeddings, or has it in another shape.
+pub(super) fn require(embeddings: &Embeddings, source: Source<'_>, hidden: usize) -> Result<()> {
+    let require = |name: &str, shape: &[usize]| {
+        let name = format!("{}{name}", source.prefix);
+        source.weights.require(&name, shape)
+    };
+    match embeddings {
+        Embeddings::Words(words) => {
+            for table in words.tables() {
+                require(&format!("{}.weight", table.name), &[table.entries, hidden])?;
+            }
+            let norm = words.norm.as_ref();
+            norm.map_or(Ok(()), |norm| {
+                require_norm(source, norm.name, norm.kind, hidden)
+            })
+        }
+        Embeddings::Patches(patches) => {
+            let name = patches.projection;
+            require(&format!("{name}.weight"), &kernel(patches, hidden))?;
+            require(&format!("{name}.bias"), &[hidden])?;
+            for first in patches.firsts {
+                require(first, &[1, 1, hidden])?;
+            }
+            require(patches.positions, &[1, patches.tokens(), hidden])
+        }
+    }
+}
+
+/// The shape of the convolution that a projection of patches is kept as.
+fn kernel(patches: &Patches, hidden: usize) -> [usize; 4] {
+    let [height, width] = patches.patch;
+    [hidden, super::architecture::CHANNELS, height, width]
+}
+
+impl<B: Kernels> Embedder<B> {
+    pub fn load(
+        embeddings: &Embeddings,
+        source: Source<'_>,
+        hidden: usize,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let name = |name: &str| format!("{}{name}", source.prefix);
+        let weights = source.weights;
+        match embeddings {
+            Embeddings::Words(of) => {
+                let table = |table: &Table| {
+                    let name = name(&format!("{}.weight", table.name));
+                    weights.rows::<B>(&name, [table.entries, hidden], device)
+                };
+                let norm = |part: &NormPart| load_norm(source, part.name, part, hidden, device);
+                Ok(Embedder::Words {
+                    of: *of,
+                    words: table(&of.words)?,
+                    positions: of.positions.as_ref().map(table).transpose()?,
+                    types: of.types.as_ref().map(table).transpose()?,
+                    norm: of.norm.as_ref().map(norm).transpose()?,
+                })
+            }
+            Embeddings::Patches(of) => {
+                let weight = name(&format!("{}.weight", of.projection));
+                let weight = weights.tensor::<B, 4>(&weight, kernel(of, hidden), device)?;
+                let bias = name(&format!("{}.bias", of.projection));
+                let bias = weights.tensor(&bias, [hidden], device)?;
+                let firsts = of.firsts.iter().map(|first| {
+                    let first = weights.tensor::<B, 3>(&name(first), [1, 1, hidden], device)?;
+                    Ok(first.reshape([1, hidden]))
+                });
+                let firsts = Tensor::cat(firsts.collect::<Result<Vec<_>>>()?, 0);
+                let shape = [1, of.tokens(), hidden];
+                let positions = weights.tensor::<B, 3>(&name(of.positions), shape, device)?;
+                let positions = positions.reshape([of.tokens(), hidden]);
+                let ahead = of.firsts.len();
+                Ok(Embedder::Patches {
+                    of: *of,
+                    projection: Frozen::lean(weight.reshape([hidden, of.values()]), Some(bias)),
+                    firsts: firsts + positions.clone().slice_dim(0, 0..ahead),
+                    positions: positions.slice_dim(0, ahead..of.tokens()),
+                })
+            }
+        }
+    }
+
+    /// The table of word embeddings, `[vocabulary, hidden]`, of a model that reads texts.
+    pub fn words(&self) -> Option<Tensor<B, 2>> {
+        match self {
+            Embedder::Words { words, .. } => Some(words.clone()),
+            Embedder::Patches { .. } => None,
+        }
+    }
+
+    /// Hidden states, `[tokens, hidden]`, of what the model reads.
+    pub fn embed(&self, tokens: &Tokens<B>) -> Tensor<Ad<B>, 2> {
+        match (self, tokens) {
+            (
+                Embedder::Words {
+                    of,
+                    words,
+                    positions: of_positions,
+                    types: of_types,
+                    norm,
+                },
+                Tokens::Words {
+                    ids,
+                    types,
+                    positions,
+                },
+            ) => {
+                let words = Tensor::from_inner(words.clone().select(0, ids.clone()));
+                let of_positions = of_positions.as_ref().map(|table| {
+                    let rows = positions.clone() + of.first_position as i64;
+                    table.clone().select(0, rows)
+                });
+                let of_types = of_types.as_ref();
+                let of_types = of_types.map(|table| table.clone().select(0, types.clone()));
+                let rest = [of_positions, of_types].into_iter().flatten();
+                let rest = rest.reduce(|a, b| a + b).map(Tensor::from_inner);
+                match (norm, rest) {
+                    (Some(norm), rest) => B::add_norm(words, rest, norm),
+                    (None, Some(rest)) => words + rest,
+                    (None, None) => words,
+                }
+            }
+            (
+                Embedder::Patches {
+                    of,
+                    projection,
+                    firsts,
+                    positions,
+                },
+                Tokens::Pixels(pixels),
+            ) => {
+                let images = pixels.dims()[0];
+                let branch = Branch {
+                    frozen: projection,
+                    lora: None,
+                };
+                let patches = Tensor::from_inner(patches(of, pixels.clone()));
+                let projected = B::linears(patches, vec![branch]).y.inner();
+                let [count, hidden] = positions.dims();
+                let projected: Tensor<B, 3> = projected.reshape([images, count, hidden]);
+                let projected = projected + positions.clone().unsqueeze_dim(0);
+                let firsts = firsts.clone().unsqueeze_dim::<3>(0).repeat_dim(0, images);
+                let all = Tensor::cat(vec![firsts, projected], 1);
+                Tensor::from_inner(all.reshape([images * of.tokens(), hidden]))
+            }
+            _ => unreachable!("data and model are held against each other before"),
+        }
+    }
+}
+
+/// The values of each patch, `[images × patches, channels × height × width]`, from those of whole images.
+fn patches<B: Kernels>(of: &Patches, pixels: Tensor<B, 4>) -> Tensor<B, 2> {
+    let [images, channels, _, _] = pixels.dims();
+    let ([rows, columns], [height, width]) = (of.grid(), of.patch);
+    let apart: Tensor<B, 6> = pixels.reshape([images, channels, rows, height, columns, width]);
+    let together = apart.permute([0, 2, 4, 1, 3, 5]);
+    together.reshape([images * of.count(), of.values()])
+}
