@@ -59,6 +59,7 @@ fn batch(sequences: usize, length: usize) -> Batch {
         offsets: (0..=sequences).map(|end| end * length).collect(),
         labels: vec![Label::Class(0); sequences],
         indices: (0..sequences).collect(),
+        images: None,
     }
 }
 
