@@ -59,12 +59,16 @@ pub fn shared_data(path: &str) -> Option<PathBuf> {
     skip("data", format_args!("{} is not there", found.display()))
 }
 
-/// The features that this package was built with, where they are not the default ones.
-const FEATURES: Option<&str> = match (cfg!(feature = "cuda"), cfg!(feature = "wgpu")) {
-    (true, true) => None,
-    (false, true) => Some("dynalora/cpu,dynalora-tests/wgpu"),
-    (true, false) => Some("dynalora/cpu,dynalora-tests/cuda"),
-    (false, false) => Some("dynalora/cpu"),
+/// What has cargo build with the features that this package was built with.
+const FEATURES: &[&str] = match (cfg!(feature = "cuda"), cfg!(feature = "wgpu")) {
+    (true, false) => &[],
+    (true, true) => &["--features", "dynalora-tests/wgpu"],
+    (false, true) => &[
+        "--no-default-features",
+        "--features",
+        "dynalora/cpu,dynalora-tests/wgpu",
+    ],
+    (false, false) => &["--no-default-features", "--features", "dynalora/cpu"],
 };
 
 /// The folder with the built program and the plugins, after building what is stale. `cargo test` alone
@@ -79,9 +83,7 @@ pub fn built() -> &'static Path {
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
-        if let Some(features) = FEATURES {
-            build.args(["--no-default-features", "--features", features]);
-        }
+        build.args(FEATURES);
         // What cargo tells this test of its package would be news to a build script that asks for it, as that of
         // `ring` does, and the host would be built again.
         for (name, _) in std::env::vars_os() {
