@@ -112,6 +112,7 @@ impl Bench {
             let [cpu, gpu] = runs.each_ref().map(|run| self.scene.records(run, file));
             assert_eq!(cpu.len(), gpu.len(), "{name}: records of {file}");
             for (line, (cpu, gpu)) in cpu.iter().zip(&gpu).enumerate() {
+                let within = if cpu["step"] == 1 { &FIRST } else { within };
                 same(&format!("{name}: {file}:{}", line + 1), cpu, gpu, within);
             }
         }
@@ -149,13 +150,23 @@ struct Within {
     weights: f64,
 }
 
+/// Of a run of a few dozen steps, which let the last bits grow: a loss that has become small is off by the most.
 const CLOSE: Within = Within {
-    records: 2e-3,
-    weights: 2e-3,
+    records: 1e-2,
+    weights: 5e-3,
+};
+
+/// Of the first step, before anything was updated.
+const FIRST: Within = Within {
+    records: 1e-4,
+    weights: 0.0,
 };
 
 /// Keys of records that say how long something took, or where.
 const APART: [&str; 2] = ["seconds", "peak_memory"];
+
+/// A signal whose terms have either sign, and what they come to without it: what rounding leaves is a share of that.
+const CANCELS: (&str, &str) = ("gradient_dot_weight", "gradient_dot_weight_abs");
 
 /// Two records alike: numbers within a tolerance, everything else, masks and ranks among it, the very same.
 fn same(place: &str, cpu: &Value, gpu: &Value, within: &Within) {
@@ -166,8 +177,18 @@ fn same(place: &str, cpu: &Value, gpu: &Value, within: &Within) {
             };
             assert_eq!(keys(cpu), keys(gpu), "{place}");
             for (key, value) in cpu {
-                if !APART.contains(&key.as_str()) {
-                    same(&format!("{place}: {key}"), value, &gpu[key], within);
+                let place = format!("{place}: {key}");
+                if key == CANCELS.0 {
+                    let sizes = cpu[CANCELS.1].as_array().expect("a list").iter();
+                    for (module, size) in sizes.enumerate() {
+                        let [cpu, gpu] = [&value[module], &gpu[key][module]].map(Value::as_f64);
+                        let off = cpu.zip(gpu).map(|(cpu, gpu)| (cpu - gpu).abs());
+                        assert_eq!(cpu.is_some(), gpu.is_some(), "{place}[{module}]");
+                        let most = size.as_f64().map(|size| within.records * size + 1e-6);
+                        assert!(off <= most, "{place}[{module}]: {cpu:?}, {gpu:?}");
+                    }
+                } else if !APART.contains(&key.as_str()) {
+                    same(&place, value, &gpu[key], within);
                 }
             }
         }
@@ -323,6 +344,8 @@ fn dropout(bench: &Bench) {
         "train.steps=64",
         "train.learning_rate=1e-12",
         "train.max_grad_norm=0",
+        // One batch, so that nothing but the masks makes a difference.
+        "data.limit=4",
         "evaluation.every=\"never\"",
         "checkpoint.every=\"never\"",
         "model.hidden_dropout=0.3",
@@ -452,7 +475,7 @@ fn what_is_not_there_is_said_before_anything_starts() {
         ("VK_DRIVER_FILES", "/nowhere.json"),
         ("VK_ICD_FILENAMES", "/nowhere.json"),
     ];
-    for device in ["vulkan", "webgpu:0", "metal"] {
+    for device in ["vulkan", "webgpu:0"] {
         let parts = ["device = \"", "but", "mesa-vulkan-drivers", "does without"];
         refused(device, &none, &parts);
     }
@@ -461,7 +484,9 @@ fn what_is_not_there_is_said_before_anything_starts() {
         &[],
         &["device = \"vulkan:99\", but there", "dynalora devices"],
     );
-    refused("metal", &[], &["Metal has no adapter here"]);
+    if !cfg!(target_vendor = "apple") {
+        refused("metal", &[], &["only Apple's systems have Metal"]);
+    }
     let devices = scene.ok(&["devices"]);
     assert!(
         devices.contains("vulkan:0") && devices.contains("Vulkan"),

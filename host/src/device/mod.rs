@@ -92,6 +92,10 @@ fn automatic() -> (Chosen, String) {
 fn adapter(wanted: Device, interface: Option<Interface>, index: usize) -> Result<(Chosen, String)> {
     const WITHOUT: &str = "device = \"auto\" or \"cpu\" does without";
     let refused = |why: &str| Error::user(format!("device = \"{wanted}\", but {why}"));
+    if interface == Some(Interface::Metal) && !cfg!(target_vendor = "apple") {
+        let help = format!("device = \"webgpu\" is any GPU of this system; {WITHOUT}");
+        return Err(refused("only Apple's systems have Metal").help(help));
+    }
     let Wgpu { adapters, missing } = Wgpu::look();
     if let Some(missing) = missing.first() {
         let help = format!("{}; {WITHOUT}", missing.help);

@@ -15,17 +15,27 @@ pub fn keep_tuning(device: &str) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
-        let place = crate::cache::dir().ok().map(|dir| dir.join("gpu"));
-        if let (CacheConfig::Target, Some(place)) = (&config.autotune.cache, place) {
-            let letters = device.chars().map(|letter| match letter {
-                'a'..='z' | 'A'..='Z' | '0'..='9' => letter,
-                _ => '-',
-            });
-            let name: String = letters.collect();
-            config.autotune.cache = CacheConfig::File(place.join(name));
+        if matches!(config.autotune.cache, CacheConfig::Target) {
+            config.autotune.cache = CacheConfig::File(place(device));
         }
         CubeClRuntimeConfig::set(config);
     });
+}
+
+/// A folder for a device that can be written to: in the cache, or, where that cannot, among the temporary ones.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn place(device: &str) -> std::path::PathBuf {
+    let letters = device.chars().map(|letter| match letter {
+        'a'..='z' | 'A'..='Z' | '0'..='9' => letter,
+        _ => '-',
+    });
+    let name: String = letters.collect();
+    let kept = crate::cache::dir().map(|dir| dir.join("gpu").join(&name));
+    let writable = |place: &std::path::PathBuf| {
+        std::fs::create_dir_all(place).is_ok() && tempfile::tempfile_in(place).is_ok()
+    };
+    let kept = kept.ok().filter(writable);
+    kept.unwrap_or_else(|| std::env::temp_dir().join("dynalora-gpu").join(name))
 }
 
 /// Does nothing: there is no GPU.

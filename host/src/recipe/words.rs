@@ -25,8 +25,11 @@ pub enum Device {
     WebGpu(usize),
 }
 
+/// A GPU of this index.
+type Gpu = fn(usize) -> Device;
+
 /// The GPUs by the word that stands before the index.
-const GPUS: [(&str, fn(usize) -> Device); 4] = [
+const GPUS: [(&str, Gpu); 4] = [
     ("cuda", Device::Cuda),
     ("vulkan", Device::Vulkan),
     ("metal", Device::Metal),
