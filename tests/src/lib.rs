@@ -28,8 +28,9 @@ pub fn fixture(path: &str) -> PathBuf {
     package().join("fixtures").join(path)
 }
 
-/// Names, by commas, what this machine is known to have of `data` (the shared data sets) and `minilm`: a
-/// test that does not find it fails instead of passing with nothing seen. `.ci/run` sets it.
+/// Names, by commas, what this machine is known to have of `data` (the shared data sets), `minilm`, `python` and `gpu`
+/// (a driver for Vulkan, if only software): a test that does not find it fails instead of passing with nothing seen.
+/// `.ci/run` sets it.
 pub const REQUIRE: &str = "DYNALORA_REQUIRE";
 
 /// What a test does that lacks something it cannot make itself: it says so and passes, or fails where
@@ -58,6 +59,18 @@ pub fn shared_data(path: &str) -> Option<PathBuf> {
     skip("data", format_args!("{} is not there", found.display()))
 }
 
+/// What has cargo build with the features that this package was built with.
+const FEATURES: &[&str] = match (cfg!(feature = "cuda"), cfg!(feature = "wgpu")) {
+    (true, false) => &[],
+    (true, true) => &["--features", "dynalora-tests/wgpu"],
+    (false, true) => &[
+        "--no-default-features",
+        "--features",
+        "dynalora/cpu,dynalora-tests/wgpu",
+    ],
+    (false, false) => &["--no-default-features", "--features", "dynalora/cpu"],
+};
+
 /// The folder with the built program and the plugins, after building what is stale. `cargo test` alone
 /// builds neither the program nor the plugins' libraries.
 pub fn built() -> &'static Path {
@@ -70,9 +83,7 @@ pub fn built() -> &'static Path {
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
-        if !cfg!(feature = "cuda") {
-            build.args(["--no-default-features", "--features", "dynalora/cpu"]);
-        }
+        build.args(FEATURES);
         // What cargo tells this test of its package would be news to a build script that asks for it, as that of
         // `ring` does, and the host would be built again.
         for (name, _) in std::env::vars_os() {

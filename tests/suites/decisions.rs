@@ -408,7 +408,6 @@ fn gradients_of_all_who_use_a_pair_add_up() {
         offsets: vec![0, 7, 14, 21],
         labels: vec![Label::Class(0); 3],
         indices: vec![0, 1, 2],
-        images: None,
     };
     let gradients = |trainee: &Trainee<Flex>| {
         let active = vec![true; count];

@@ -144,7 +144,6 @@ impl Subject {
                 offsets: vec![0],
                 labels: Vec::new(),
                 indices: indices.to_vec(),
-                images: None,
             };
             for index in indices {
                 let range = offsets[*index] as usize..offsets[index + 1] as usize;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Common, print, print_json, table};
-use crate::device::{self, Cuda};
+use crate::device::{self, Adapter, Cuda, Wgpu};
 use crate::error::Result;
 use crate::number::size;
 use crate::recipe::Device;
@@ -25,6 +25,9 @@ struct Devices {
     /// Whether the program can compute with CUDA at all.
     built_with_cuda: bool,
     cuda: Cuda,
+    /// Whether the program can compute with wgpu at all.
+    built_with_wgpu: bool,
+    wgpu: Wgpu,
 }
 
 /// Says which devices there are, and what is missing of those that are not.
@@ -35,6 +38,8 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
         cpu: device::cpu(),
         built_with_cuda: cfg!(feature = "cuda"),
         cuda: Cuda::look(),
+        built_with_wgpu: cfg!(feature = "wgpu"),
+        wgpu: Wgpu::look(),
     };
     if arguments.json {
         return print_json(&devices);
@@ -43,7 +48,7 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
 }
 
 fn shown(devices: &Devices) -> String {
-    let Devices { cuda, .. } = devices;
+    let Devices { cuda, wgpu, .. } = devices;
     let mut table = table(&["device", "", "memory"]);
     table.add_row(["cpu", &devices.cpu, ""]);
     for (index, device) in cuda.devices.iter().enumerate() {
@@ -52,6 +57,13 @@ fn shown(devices: &Devices) -> String {
             device.name, device.compute_capability
         );
         table.add_row([format!("cuda:{index}"), what, size(device.memory)]);
+    }
+    for adapter in &wgpu.adapters {
+        let Adapter { name, driver, .. } = adapter;
+        let interface = adapter.interface.name();
+        let what = format!("{name}, {} by {interface}, {driver}", adapter.kind.words());
+        let memory = adapter.memory.map_or(String::new(), size);
+        table.add_row([adapter.device.clone(), what, memory]);
     }
     let mut text = format!(
         "{}\n\ndevice = \"auto\": {}\n",
@@ -78,6 +90,9 @@ fn shown(devices: &Devices) -> String {
     }
     for missing in &cuda.missing {
         text.push_str(&format!("cuda: {}: {}\n", missing.what, missing.help));
+    }
+    for missing in &wgpu.missing {
+        text.push_str(&format!("wgpu: {}: {}\n", missing.what, missing.help));
     }
     text.trim_end().to_owned()
 }

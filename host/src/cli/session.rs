@@ -76,9 +76,10 @@ impl Session {
         if verbosity == Verbosity::Normal {
             train::say(&format!("device: {why}"));
         }
-        let name = match device {
+        let name = match &device {
             Chosen::Cpu => "cpu".to_owned(),
             Chosen::Cuda(index) => format!("cuda:{index}"),
+            Chosen::Wgpu(adapter) => adapter.device.clone(),
         };
         Ok(Session {
             device,
@@ -87,20 +88,29 @@ impl Session {
         })
     }
 
-    /// The device's name: `cpu`, `cuda:0`.
+    /// The device's name: `cpu`, `cuda:0`, `vulkan:0`.
     pub fn device_name(&self) -> &str {
         &self.name
     }
 
     /// Does `task` on the device's backend.
     pub fn on_device<T: OnDevice>(&self, task: T) -> Result<T::Output> {
-        match self.device {
+        match &self.device {
             // Inside the pool, so that its threads hand work to each other instead of waking up for each operation.
             Chosen::Cpu => in_pool(|| task.run::<Flex>(&burn_flex::FlexDevice)),
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(index) => task.run::<burn_cuda::Cuda>(&burn_cuda::CudaDevice::new(index)),
+            Chosen::Cuda(index) => task.run::<burn_cuda::Cuda>(&burn_cuda::CudaDevice::new(*index)),
             #[cfg(not(feature = "cuda"))]
             Chosen::Cuda(_) => Err(Error::failure("a CUDA device without the `cuda` feature")),
+            #[cfg(feature = "wgpu")]
+            Chosen::Wgpu(adapter) => {
+                let opened = device::open(adapter).map_err(|error| {
+                    Error::failure(format!("{} does not start: {error}", adapter.device))
+                })?;
+                task.run::<burn_wgpu::Wgpu>(&opened)
+            }
+            #[cfg(not(feature = "wgpu"))]
+            Chosen::Wgpu(_) => Err(Error::failure("an adapter without the `wgpu` feature")),
         }
     }
 

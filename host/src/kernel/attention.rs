@@ -2,9 +2,10 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{Int, Tensor, TensorData, activation::softmax};
+use burn_backend::Backend;
 use burn_flex::Flex;
 use rayon::prelude::*;
 
@@ -108,15 +109,83 @@ impl AttentionShape {
     }
 }
 
-/// Which queries meet which keys.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AttentionLayout {
+/// Which queries meet which keys: the same in all layers of a pass that attend alike.
+#[derive(Clone, Debug)]
+pub struct AttentionLayout<B: Backend> {
     /// The queries of each sequence.
     pub queries: Sequences,
     /// Its keys and values.
     pub pairs: Sequences,
     /// Heads.
     pub shape: AttentionShape,
+    /// What burn's own operations need of it on the device: made when it is first asked for, once for all layers.
+    rectangle: Arc<OnceLock<Rectangle<B>>>,
+}
+
+impl<B: Backend> AttentionLayout<B> {
+    /// Queries of some tokens, keys and values of all.
+    pub fn new(queries: Sequences, pairs: Sequences, shape: AttentionShape) -> Self {
+        AttentionLayout {
+            queries,
+            pairs,
+            shape,
+            rectangle: Arc::default(),
+        }
+    }
+}
+
+/// Sequences padded into a rectangle, on the device.
+#[derive(Clone, Debug)]
+struct Rectangle<B: Backend> {
+    /// The token that each cell of the queries' rectangle holds, row by row; token 0 where it is padding.
+    queries: Tensor<Ad<B>, 1, Int>,
+    /// The same of keys and values.
+    pairs: Tensor<Ad<B>, 1, Int>,
+    /// What is added to each score, `[sequences, 1, queries, keys]`: nothing, or so much that it counts for nothing.
+    bias: Tensor<Ad<B>, 4>,
+    /// The cell that each query lies in.
+    packed: Tensor<Ad<B>, 1, Int>,
+}
+
+impl<B: Backend> Rectangle<B> {
+    fn of(layout: &AttentionLayout<B>, device: &B::Device) -> Self {
+        let count = layout.pairs.count();
+        let (rows, columns) = (layout.queries.longest(), layout.pairs.longest());
+        let indices = |values: Vec<i64>| {
+            let len = values.len();
+            Tensor::from_data(TensorData::new(values, [len]), device)
+        };
+        let padded = |sequences: &Sequences, longest: usize| {
+            let mut cells = vec![0i64; count * longest];
+            for i in 0..count {
+                for (position, token) in sequences.range(i).enumerate() {
+                    cells[i * longest + position] = token as i64;
+                }
+            }
+            indices(cells)
+        };
+        let mut bias = vec![-1e9f32; count * rows * columns];
+        let mut packed = Vec::with_capacity(layout.queries.tokens());
+        for i in 0..count {
+            let (queries, keys) = (layout.queries.range(i).len(), layout.pairs.range(i).len());
+            for row in 0..queries {
+                let seen = if layout.shape.causal {
+                    keys - queries + row + 1
+                } else {
+                    keys
+                };
+                bias[(i * rows + row) * columns..][..seen].fill(0.0);
+                packed.push((i * rows + row) as i64);
+            }
+        }
+        let bias = TensorData::new(bias, [count, 1, rows, columns]);
+        Rectangle {
+            queries: padded(&layout.queries, rows),
+            pairs: padded(&layout.pairs, columns),
+            bias: Tensor::from_data(bias, device),
+            packed: indices(packed),
+        }
+    }
 }
 
 /// What attention reads.
@@ -136,7 +205,7 @@ pub enum Projected<B: Kernels> {
 /// By burn's own operations: sequences padded into a rectangle, the padding masked, the result packed again.
 pub fn composed<B: Kernels>(
     projected: Projected<B>,
-    layout: &AttentionLayout,
+    layout: &AttentionLayout<B>,
     dropout: Dropout,
 ) -> Tensor<Ad<B>, 2> {
     let shape = layout.shape;
@@ -152,42 +221,14 @@ pub fn composed<B: Kernels>(
     let v = kv.slice_dim(1, kv_width..2 * kv_width);
     let device = q.device();
     let count = layout.pairs.count();
-    let (rows, columns) = (layout.queries.longest(), layout.pairs.longest());
-
-    let indices = |values: Vec<i64>| {
-        let len = values.len();
-        Tensor::<Ad<B>, 1, Int>::from_data(TensorData::new(values, [len]), &device)
-    };
-    // Where each cell of a rectangle comes from (padding: token 0).
-    let padded = |sequences: &Sequences, longest: usize| {
-        let mut cells = vec![0i64; count * longest];
-        for i in 0..count {
-            for (position, token) in sequences.range(i).enumerate() {
-                cells[i * longest + position] = token as i64;
-            }
-        }
-        indices(cells)
-    };
-    // What is added to each score.
-    let mut bias = vec![-1e9f32; count * rows * columns];
-    let mut packed = Vec::with_capacity(layout.queries.tokens());
-    for i in 0..count {
-        let (queries, keys) = (layout.queries.range(i).len(), layout.pairs.range(i).len());
-        for row in 0..queries {
-            let seen = if shape.causal {
-                keys - queries + row + 1
-            } else {
-                keys
-            };
-            bias[(i * rows + row) * columns..][..seen].fill(0.0);
-            packed.push((i * rows + row) as i64);
-        }
-    }
-    let bias = TensorData::new(bias, [count, 1, rows, columns]);
-    let bias = Tensor::<Ad<B>, 4>::from_data(bias, &device);
-    let split = |x: Tensor<Ad<B>, 2>, sequences: &Sequences, longest: usize, heads: usize| {
+    let rows = layout.queries.longest();
+    let rectangle = layout
+        .rectangle
+        .get_or_init(|| Rectangle::of(layout, &device));
+    let split = |x: Tensor<Ad<B>, 2>, cells: &Tensor<Ad<B>, 1, Int>, heads: usize| {
+        let longest = cells.dims()[0] / count.max(1);
         let x = x
-            .select(0, padded(sequences, longest))
+            .select(0, cells.clone())
             .reshape([count, longest, heads, shape.head_size])
             .swap_dims(1, 2);
         let groups = shape.heads / heads;
@@ -198,16 +239,16 @@ pub fn composed<B: Kernels>(
             .repeat_dim(2, groups)
             .reshape([count, shape.heads, longest, shape.head_size])
     };
-    let q = split(q, &layout.queries, rows, shape.heads);
-    let k = split(k, &layout.pairs, columns, shape.pair_heads);
-    let v = split(v, &layout.pairs, columns, shape.pair_heads);
-    let scores = q.matmul(k.transpose()) * shape.scale() + bias;
+    let q = split(q, &rectangle.queries, shape.heads);
+    let k = split(k, &rectangle.pairs, shape.pair_heads);
+    let v = split(v, &rectangle.pairs, shape.pair_heads);
+    let scores = q.matmul(k.transpose()) * shape.scale() + rectangle.bias.clone();
     let weights = dropout::composed(softmax(scores, 3), dropout);
     weights
         .matmul(v)
         .swap_dims(1, 2)
         .reshape([count * rows, q_width])
-        .select(0, indices(packed))
+        .select(0, rectangle.packed.clone())
 }
 
 /// By hand: each sequence and head is a task of its own that reads its rows where they lie, in products that
@@ -215,7 +256,7 @@ pub fn composed<B: Kernels>(
 /// only queries, keys and values are kept.
 pub fn cpu(
     projected: Projected<Flex>,
-    layout: &AttentionLayout,
+    layout: &AttentionLayout<Flex>,
     dropout: Dropout,
 ) -> Tensor<Ad<Flex>, 2> {
     let parts: Vec<Tensor<Flex, 2>> = match &projected {
@@ -252,7 +293,7 @@ pub fn cpu(
 #[derive(Clone, Debug)]
 struct Saved {
     parts: Vec<Tensor<Flex, 2>>,
-    layout: AttentionLayout,
+    layout: AttentionLayout<Flex>,
     dropout: Dropout,
 }
 
@@ -321,6 +362,7 @@ impl Saved {
             queries,
             pairs,
             shape,
+            ..
         } = &self.layout;
         let (q_width, kv_width) = (shape.query_width(), shape.pair_width());
         let joint = views.len() == 1;

@@ -1,5 +1,6 @@
 //! Reductions behind the signals.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -60,6 +61,38 @@ vectorised! {
     fn of_row(x: &[f32]) -> [f32; 2] {
         [sum_of(x, f32::abs), sum_of(x, |x| x * x)]
     }
+}
+
+/// By burn's own operations: two reductions for all matrices of one size.
+pub fn composed_of<B: Backend>(tensors: &[Tensor<B, 2>]) -> Vec<(Vec<usize>, Tensor<B, 1>)> {
+    let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (index, tensor) in tensors.iter().enumerate() {
+        let [rows, columns] = tensor.dims();
+        groups.entry(rows * columns).or_default().push(index);
+    }
+    let groups = groups.into_iter().map(|(size, members)| {
+        let rows = members
+            .iter()
+            .map(|index| tensors[*index].clone().reshape([1, size]));
+        let rows = Tensor::cat(rows.collect(), 0);
+        let sums = vec![
+            rows.clone().abs().sum_dim(1),
+            rows.powi_scalar(2).sum_dim(1),
+        ];
+        let sums = Tensor::cat(sums, 1).reshape([2 * members.len()]);
+        (members, sums)
+    });
+    groups.collect()
+}
+
+/// By hand, each for itself.
+pub fn cpu_of(tensors: &[Tensor<Flex, 2>]) -> Vec<(Vec<usize>, Tensor<Flex, 1>)> {
+    let tensors = tensors.iter().enumerate();
+    let of_each = tensors.map(|(index, tensor)| {
+        let columns = 0..tensor.dims()[1];
+        (vec![index], cpu(tensor.clone(), columns))
+    });
+    of_each.collect()
 }
 
 /// By burn's own operations.

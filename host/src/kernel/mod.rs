@@ -111,7 +111,7 @@ pub trait Kernels: Backend {
     /// Multi-head softmax attention within each packed sequence, `[queries, heads · head size]`.
     fn packed_attention(
         projected: Projected<Self>,
-        layout: &AttentionLayout,
+        layout: &AttentionLayout<Self>,
         dropout: Dropout,
     ) -> Tensor<Ad<Self>, 2> {
         attention::composed(projected, layout, dropout)
@@ -125,6 +125,12 @@ pub trait Kernels: Backend {
     /// `[Σ|x|, Σx²]` over some columns of all rows.
     fn sums(x: Tensor<Self, 2>, columns: std::ops::Range<usize>) -> Tensor<Self, 1> {
         measure::composed(x, columns)
+    }
+
+    /// `[Σ|x|, Σx²]` of each of these matrices, in groups: which of them a group has, and their sums one after the
+    /// other. Where launches cost more than copies, those of one size are one group.
+    fn sums_of(tensors: &[Tensor<Self, 2>]) -> Vec<(Vec<usize>, Tensor<Self, 1>)> {
+        measure::composed_of(tensors)
     }
 
     /// `[Σ ab, Σ |ab|]` of two matrices of the same shape.
@@ -212,7 +218,7 @@ impl Kernels for Flex {
 
     fn packed_attention(
         projected: Projected<Self>,
-        layout: &AttentionLayout,
+        layout: &AttentionLayout<Self>,
         dropout: Dropout,
     ) -> Tensor<Ad<Self>, 2> {
         attention::cpu(projected, layout, dropout)
@@ -224,6 +230,10 @@ impl Kernels for Flex {
 
     fn sums(x: Tensor<Self, 2>, columns: std::ops::Range<usize>) -> Tensor<Self, 1> {
         measure::cpu(x, columns)
+    }
+
+    fn sums_of(tensors: &[Tensor<Self, 2>]) -> Vec<(Vec<usize>, Tensor<Self, 1>)> {
+        measure::cpu_of(tensors)
     }
 
     fn products(a: Tensor<Self, 2>, b: Tensor<Self, 2>) -> Tensor<Self, 1> {
@@ -254,6 +264,13 @@ impl Kernels for Flex {
 
 #[cfg(feature = "cuda")]
 impl Kernels for burn_cuda::Cuda {
+    type Packed = ();
+
+    fn pack(_: &Tensor<Self, 2>) {}
+}
+
+#[cfg(feature = "wgpu")]
+impl Kernels for burn_wgpu::Wgpu {
     type Packed = ();
 
     fn pack(_: &Tensor<Self, 2>) {}

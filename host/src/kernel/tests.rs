@@ -436,16 +436,14 @@ fn attention_within_sequences() {
         (6, 2, 12),
     ] {
         for causal in [false, true] {
-            let layout = AttentionLayout {
-                queries: Sequences::new(&offsets),
-                pairs: Sequences::new(&offsets),
-                shape: AttentionShape {
-                    heads,
-                    pair_heads,
-                    head_size,
-                    causal,
-                },
+            let shape = AttentionShape {
+                heads,
+                pair_heads,
+                head_size,
+                causal,
             };
+            let sequences = Sequences::new(&offsets);
+            let layout = AttentionLayout::new(sequences.clone(), sequences, shape);
             let (width, pair_width) = (heads * head_size, pair_heads * head_size);
             compare(
                 [
@@ -469,14 +467,11 @@ fn attention_of_some_queries() {
         (Sequences::new(&[0, 2, 2, 60]), false),
         (Sequences::new(&[0, 3, 4, 20]), true),
     ] {
-        let layout = AttentionLayout {
-            shape: AttentionShape {
-                causal,
-                ..AttentionShape::full(3, 8)
-            },
-            pairs: pairs.clone(),
-            queries,
+        let shape = AttentionShape {
+            causal,
+            ..AttentionShape::full(3, 8)
         };
+        let layout = AttentionLayout::new(queries, pairs.clone(), shape);
         let split = |q: Wide, kv: Wide| Projected::Split {
             queries: q,
             pairs: kv,
@@ -495,11 +490,8 @@ fn attention_of_some_queries() {
 fn attention_dropout_has_the_gradient_of_its_output() {
     let _alone = alone();
     let sequences = Sequences::new(&[0, 7]);
-    let layout = AttentionLayout {
-        queries: sequences.clone(),
-        pairs: sequences,
-        shape: AttentionShape::full(2, 4),
-    };
+    let shape = AttentionShape::full(2, 4);
+    let layout = AttentionLayout::new(sequences.clone(), sequences, shape);
     let site = Dropout {
         probability: 0.3,
         seed: 5,
@@ -678,5 +670,29 @@ fn adamw_updates() {
             ours.into_data()
                 .assert_approx_eq(&expected.clone().into_data(), tolerance);
         }
+    }
+}
+
+#[test]
+fn sums_in_groups_are_those_of_each_matrix() {
+    let _alone = alone();
+    let sizes = [[3, 5], [5, 3], [2, 2], [1, 15], [4, 1]];
+    let tensors = sizes.map(|[rows, columns]| plain_random(rows, columns));
+    let groups = measure::composed_of(&tensors);
+    // Of 15 values, and of 4.
+    assert_eq!(groups.len(), 2);
+    for groups in [groups, Flex::sums_of(&tensors)] {
+        let mut seen = [false; 5];
+        for (members, sums) in groups {
+            let sums = sums.into_data().into_vec::<f32>().expect("f32 values");
+            assert_eq!(sums.len(), 2 * members.len());
+            for (member, sums) in members.iter().zip(sums.as_chunks::<2>().0) {
+                assert!(!std::mem::replace(&mut seen[*member], true));
+                let alone = Flex::sums(tensors[*member].clone(), 0..sizes[*member][1]);
+                TensorData::new(sums.to_vec(), [2])
+                    .assert_approx_eq(&alone.into_data(), Tolerance::<f32>::rel_abs(1e-5, 1e-6));
+            }
+        }
+        assert_eq!(seen, [true; 5]);
     }
 }

@@ -217,6 +217,7 @@ impl<B: Kernels> Base<B> {
             architecture: &self.architecture,
             sequences,
             angles: angles.as_ref(),
+            layouts: Default::default(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! A transformer layer, of whichever family.
 
+use std::cell::OnceCell;
+
 use burn::tensor::{Int, Tensor};
 
 use super::architecture::{Architecture, NormPart, Order};
@@ -31,6 +33,18 @@ pub(super) struct Around<'a, B: Kernels> {
     pub sequences: &'a Sequences,
     /// By how much each token's heads are turned, where they are.
     pub angles: Option<&'a Angles<B>>,
+    /// How queries of all tokens meet their keys, and those of some, which are the same ones in all layers.
+    pub layouts: [OnceCell<AttentionLayout<B>>; 2],
+}
+
+impl<B: Kernels> Around<'_, B> {
+    /// How these queries meet the keys of all tokens.
+    fn layout(&self, queries: Sequences) -> &AttentionLayout<B> {
+        let which = usize::from(queries != *self.sequences);
+        let shape = self.architecture.block.attention.shape;
+        self.layouts[which]
+            .get_or_init(|| AttentionLayout::new(queries, self.sequences.clone(), shape))
+    }
 }
 
 /// One token of each sequence.
@@ -296,13 +310,8 @@ impl<B: Kernels> Block<B> {
         pass: &mut Pass<B>,
     ) -> (Tensor<Ad<B>, 2>, Tensor<Ad<B>, 2>) {
         let Architecture { block, dropout, .. } = around.architecture;
-        let layout = AttentionLayout {
-            queries,
-            pairs: around.sequences.clone(),
-            shape: block.attention.shape,
-        };
         let at_weights = pass.dropout(Site::Attention(self.index), dropout.attention);
-        let attended = B::packed_attention(projected, &layout, at_weights);
+        let attended = B::packed_attention(projected, around.layout(queries), at_weights);
         let attended = pass.linear(attended, &[self.output.parts()]);
         let at_output = pass.dropout(Site::AttentionOutput(self.index), dropout.hidden);
         let attended = B::dropout(attended, at_output);

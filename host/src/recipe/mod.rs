@@ -53,7 +53,7 @@ pub struct Recipe {
     pub seed: u64,
     /// The run directory, relative to the current directory.
     pub output: PathBuf,
-    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`.
+    /// Where to compute: `auto`, `cpu`, or `cuda`, `vulkan`, `metal`, `webgpu`, each also with an index: `cuda:1`.
     #[serde(default)]
     pub device: Device,
     /// Threads to compute with on the CPU; left out: one per core.

@@ -245,7 +245,7 @@ fn a_wrong_type_or_value_is_shown_where_it_stands() {
      help: change it in the recipe, or pass `--set checkpoint.every=VALUE`
     "#);
     assert_snapshot!(broken("output = \"runs/a\"", "output = \"a\"\ndevice = \"gpu\""), @r#"
-     × `device`: there is no device "gpu": give auto, cpu, cuda or cuda:N
+     × `device`: there is no device "gpu": give auto, cpu, cuda, vulkan, metal or webgpu, these four also with an index, as in cuda:1
       ╭─[a.toml:2:10]
     1 │ output = "a"
     2 │ device = "gpu"
@@ -809,7 +809,7 @@ proptest! {
         recipe.seed = seed;
         recipe.train.learning_rate = rate;
         recipe.evaluation.every = Every::Steps(every);
-        recipe.device = Device::Cuda(device);
+        recipe.device = [Device::Cuda, Device::Vulkan, Device::Metal, Device::WebGpu][device % 4](device);
         recipe.allocator.as_mut().expect("one").parameters.insert(k.clone(), k.into());
         let text = recipe.to_toml().expect("it can be written");
         // A parameter of that name would be the plugin itself.

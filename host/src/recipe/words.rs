@@ -7,17 +7,34 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Where a run computes.
+/// Where a run computes. A GPU without an index is the first, 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// A CUDA device where a usable one exists, else the CPU.
+    /// A GPU where a usable one exists, else the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// The CUDA device of this index; `cuda` alone means the first, 0.
+    /// The CUDA device of this index.
     Cuda(usize),
+    /// Vulkan's adapter of this index.
+    Vulkan(usize),
+    /// Metal's adapter of this index.
+    Metal(usize),
+    /// The adapter of this index among those of all of the system's interfaces.
+    WebGpu(usize),
 }
+
+/// A GPU of this index.
+type Gpu = fn(usize) -> Device;
+
+/// The GPUs by the word that stands before the index.
+const GPUS: [(&str, Gpu); 4] = [
+    ("cuda", Device::Cuda),
+    ("vulkan", Device::Vulkan),
+    ("metal", Device::Metal),
+    ("webgpu", Device::WebGpu),
+];
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -25,6 +42,9 @@ impl fmt::Display for Device {
             Device::Auto => f.write_str("auto"),
             Device::Cpu => f.write_str("cpu"),
             Device::Cuda(index) => write!(f, "cuda:{index}"),
+            Device::Vulkan(index) => write!(f, "vulkan:{index}"),
+            Device::Metal(index) => write!(f, "metal:{index}"),
+            Device::WebGpu(index) => write!(f, "webgpu:{index}"),
         }
     }
 }
@@ -33,16 +53,21 @@ impl FromStr for Device {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let index = text
-            .strip_prefix("cuda:")
-            .and_then(|index| index.parse().ok());
-        match (text, index) {
-            ("auto", _) => Ok(Device::Auto),
-            ("cpu", _) => Ok(Device::Cpu),
-            ("cuda", _) => Ok(Device::Cuda(0)),
-            (_, Some(index)) => Ok(Device::Cuda(index)),
+        match text {
+            "auto" => return Ok(Device::Auto),
+            "cpu" => return Ok(Device::Cpu),
+            _ => {}
+        }
+        let (word, index) = match text.split_once(':') {
+            Some((word, index)) => (word, index.parse().ok()),
+            None => (text, Some(0)),
+        };
+        let gpu = GPUS.iter().find(|(name, _)| *name == word);
+        match (gpu, index) {
+            (Some((_, device)), Some(index)) => Ok(device(index)),
             _ => Err(format!(
-                "there is no device \"{text}\": give auto, cpu, cuda or cuda:N"
+                "there is no device \"{text}\": give auto, cpu, cuda, vulkan, metal or webgpu, these four also with an \
+                 index, as in cuda:1"
             )),
         }
     }
@@ -72,7 +97,7 @@ impl JsonSchema for Device {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^(auto|cpu|cuda(:[0-9]+)?)$" })
+        json_schema!({ "type": "string", "pattern": "^(auto|cpu|(cuda|vulkan|metal|webgpu)(:[0-9]+)?)$" })
     }
 }
 

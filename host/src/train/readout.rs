@@ -106,13 +106,7 @@ impl Places {
         let modules = trainee.adapters.modules.len();
         let losses = passes.losses.iter().cloned();
         let losses = losses.map(|loss| readout.push(loss)).collect();
-        let head = passes.head_gradients.iter();
-        let head = head.map(|gradient| readout.push(sums(gradient))).collect();
-        let gradients = passes.gradients.iter().map(|pair| {
-            let pair = pair.as_ref()?;
-            Some(pair.each_ref().map(|gradient| readout.push(sums(gradient))))
-        });
-        let gradients = gradients.collect();
+        let (head, gradients) = gradients_of(readout, passes);
         let outputs = (0..modules).map(|module| {
             let passes = passes.observed.iter().zip(&passes.tokens);
             let measured = passes.filter_map(|(observed, tokens)| {
@@ -291,6 +285,29 @@ impl Places {
 /// `Σg²` of a pair whose sums lie at `a` and `b`.
 fn squares(values: &[f32], a: usize, b: usize) -> f64 {
     f64::from(values[a + 1]) + f64::from(values[b + 1])
+}
+
+/// Adds `[Σ|g|, Σg²]` of each gradient; where those of the head's tensors and of both tensors of each module lie.
+fn gradients_of<B: Kernels>(
+    readout: &mut Readout<B>,
+    passes: &Passes<B>,
+) -> (Vec<usize>, Vec<Option<[usize; 2]>>) {
+    let of_modules = passes.gradients.iter().flatten().flatten();
+    let all = passes.head_gradients.iter().chain(of_modules);
+    let all: Vec<Tensor<B, 2>> = all.cloned().collect();
+    let mut places = vec![0; all.len()];
+    for (members, sums) in B::sums_of(&all) {
+        let first = readout.push(sums);
+        for (nth, member) in members.into_iter().enumerate() {
+            places[member] = first + 2 * nth;
+        }
+    }
+    let of_modules = places.split_off(passes.head_gradients.len());
+    let mut pairs = of_modules.as_chunks::<2>().0.iter().copied();
+    let modules = passes.gradients.iter();
+    let of_modules = modules.map(|pair| pair.as_ref().and_then(|_| pairs.next()));
+    let of_modules = of_modules.collect();
+    (places, of_modules)
 }
 
 /// Adds `[Σθg, Σ|θg|]` of both tensors of each module that has a gradient.

@@ -67,16 +67,17 @@ fn answers_and_what_stands_before_them_are_the_whole() {
                 continue;
             }
             let answers = template.answers(messages).expect(name);
-            let count = messages
-                .iter()
-                .filter(|message| is_of_assistant(message));
+            let count = messages.iter().filter(|message| is_of_assistant(message));
             assert_eq!(answers.len(), count.count());
             let (before, answer) = answers.last().expect("one");
             assert_eq!(&format!("{before}{answer}"), closed);
             let said = messages.last().expect("one").get_attr("content");
             let said = said.expect("a content").to_string().replace('\n', " / ");
             let answer = answer.replace('\n', " / ");
-            assert!(answer.contains(said.trim()), "{name}: {answer:?} of {said:?}");
+            assert!(
+                answer.contains(said.trim()),
+                "{name}: {answer:?} of {said:?}"
+            );
         }
     }
 }
