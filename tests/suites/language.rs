@@ -96,6 +96,129 @@ fn every_family_learns_from_documents_and_says_the_same_when_it_is_evaluated() {
     }
 }
 
+/// A template in the manner of ChatML, of words that every tokenizer has.
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role + ': ' + m.content + ' . ' }}{% endfor %}\
+                        {% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
+
+/// A copy of a fixture with a chat template, in the scene's folder `chat`.
+fn chatty(scene: &Scene, model: &str, template: &str) -> String {
+    let folder = scene.path("chat");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    for entry in std::fs::read_dir(fixture(model)).expect("a fixture") {
+        let path = entry.expect("an entry").path();
+        if path.is_file() {
+            let name = path.file_name().expect("a name");
+            std::fs::copy(&path, folder.join(name)).expect("it copies");
+        }
+    }
+    scene.write("chat/chat_template.jinja", template);
+    format!("model.name={}", folder.display())
+}
+
+#[test]
+fn the_answers_of_conversations_are_learnt() {
+    let data =
+        "train = \"chats.jsonl\"\nvalidation = \"chats.jsonl\"\ncolumns.messages = \"messages\"";
+    let scene = scene("tiny-llama", data);
+    let chat = |question: &str, answers: &[&str]| {
+        let turns = answers.iter().flat_map(|answer| {
+            [
+                serde_json::json!({"role": "user", "content": question}),
+                serde_json::json!({"content": answer, "role": "assistant"}),
+            ]
+        });
+        let turns: Vec<Value> = turns.collect();
+        serde_json::json!({ "messages": turns }).to_string()
+    };
+    let lines = [
+        chat("what is it", &["a cat", "a dog"]),
+        chat("who is it", &["the man"]),
+    ];
+    scene.write("chats.jsonl", &lines.join("\n"));
+    let model = chatty(&scene, "tiny-llama", TEMPLATE);
+    // As prompts and responses that are written out, without special tokens of their own.
+    let sets = [
+        &model[..],
+        "train.steps=2",
+        "train.batch_size=3",
+        "allocation.schedule={kind=\"never\"}",
+    ];
+    scene.train("run", &sets);
+    let seen = scene.records("run", "metrics.jsonl")[0]["tokens"].clone();
+    let run = scene.path("run").display().to_string();
+    let said: Value = serde_json::from_str(&scene.ok(&["evaluate", &run, "--json"])).expect("JSON");
+    // Two conversations, three answers.
+    assert_eq!(said[0]["examples"], 3);
+    assert!(seen.as_u64().expect("a number") > 0);
+    let learnt = std::fs::read_to_string(scene.path("run/adapter/dynalora.json")).expect("a file");
+    let learnt: Value = serde_json::from_str(&learnt).expect("JSON");
+    assert!(learnt["chat_template"].is_string());
+    let asked = scene.ok(&[
+        "generate",
+        &run,
+        "--chat",
+        "what is it",
+        "--max-new-tokens",
+        "3",
+        "--json",
+    ]);
+    let asked: Value = serde_json::from_str(asked.trim()).expect("JSON");
+    assert!(!asked["tokens"].as_array().expect("tokens").is_empty());
+
+    // Another template than that of the training, none at all, and what is no conversation.
+    chatty(&scene, "tiny-llama", "{{ messages|length }}");
+    let output = scene.run(&["evaluate", &run]);
+    assert_eq!(output.status.code(), Some(2));
+    contains(
+        &output,
+        &[
+            "chat_template.jinja",
+            "not what the adapter was trained with",
+        ],
+    );
+    std::fs::remove_file(scene.path("chat/chat_template.jinja")).expect("a file");
+    let output = scene.run(&["train", "recipe.toml", "--force", "--set", &model]);
+    assert_eq!(output.status.code(), Some(2));
+    contains(&output, &["no chat template", "text", "response"]);
+    chatty(&scene, "tiny-llama", TEMPLATE);
+    for (line, part) in [
+        ("{\"messages\": \"hello\"}", "no conversation"),
+        (
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}",
+            "assistant",
+        ),
+        ("{\"messages\": null}", "no conversation"),
+        ("{\"text\": \"a\"}", "messages"),
+    ] {
+        scene.write("chats.jsonl", &format!("{}\n{line}\n", lines[0]));
+        let output = scene.run(&["train", "recipe.toml", "--force", "--set", &model]);
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        contains(&output, &["chats.jsonl", "2", part]);
+    }
+    for (set, parts) in [
+        (
+            "data.columns.text=text",
+            &["data.columns.messages", "data.columns.text"][..],
+        ),
+        (
+            "data.problem=classification",
+            &["data.columns.messages", "classification"],
+        ),
+    ] {
+        let output = scene.run(&[
+            "train",
+            "recipe.toml",
+            "--force",
+            "--set",
+            &model,
+            "--set",
+            set,
+        ]);
+        assert_eq!(output.status.code(), Some(2), "{set}");
+        contains(&output, parts);
+    }
+}
+
 #[test]
 fn a_run_that_predicts_tokens_resumes_bit_by_bit() {
     let sets = [

@@ -245,7 +245,8 @@ fn a_wrong_type_or_value_is_shown_where_it_stands() {
      help: change it in the recipe, or pass `--set checkpoint.every=VALUE`
     "#);
     assert_snapshot!(broken("output = \"runs/a\"", "output = \"a\"\ndevice = \"gpu\""), @r#"
-     × `device`: there is no device "gpu": give auto, cpu, cuda, vulkan, metal or webgpu, these four also with an index, as in cuda:1
+     × `device`: there is no device "gpu": give auto, cpu, cuda, vulkan, metal or webgpu, these four also with
+     │ an index, as in cuda:1
       ╭─[a.toml:2:10]
     1 │ output = "a"
     2 │ device = "gpu"
