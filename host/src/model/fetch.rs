@@ -30,6 +30,10 @@ const TOKENIZER: &str = "tokenizer.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";
 /// Beside the tokenizer, where there is one: see `data::tokenizer`.
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// The same: see `data::chat`.
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// What a model of texts may have beside its tokenizer.
+const BESIDE: [&str; 2] = [TOKENIZER_CONFIG, CHAT_TEMPLATE];
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -238,7 +242,7 @@ impl Hub {
         // A commit never changes.
         if let (true, Some(folder)) = (is_commit(revision), &cached)
             && let Ok(whole) = ModelFolder::local(folder)
-            && (knows_config(folder) || inputs_of(&whole.config) == PREPROCESSOR)
+            && (knows_beside(folder) || inputs_of(&whole.config) == PREPROCESSOR)
         {
             return Ok(whole);
         }
@@ -269,7 +273,9 @@ impl Hub {
         let inputs = inputs_of(&config);
         get(inputs)?;
         if inputs == TOKENIZER {
-            self.tokenizer_config(&repo, id, &snapshot);
+            BESIDE
+                .iter()
+                .for_each(|name| self.beside(&repo, id, &snapshot, name));
         }
         if !snapshot.join(WEIGHTS).exists() {
             match repo.download(WEIGHTS) {
@@ -285,16 +291,16 @@ impl Hub {
         ModelFolder::local(&snapshot)
     }
 
-    /// Fetches the file that may say more of the tokenizer. That there is none is noted where `huggingface_hub`
+    /// Fetches a file that may say more of the tokenizer. That there is none is noted where `huggingface_hub`
     /// notes it.
-    fn tokenizer_config(&self, repo: &ApiRepo, id: &str, snapshot: &Path) {
-        if knows_config(snapshot) {
+    fn beside(&self, repo: &ApiRepo, id: &str, snapshot: &Path, name: &str) {
+        if knows(snapshot, name) {
             return;
         }
-        match repo.download(TOKENIZER_CONFIG) {
+        match repo.download(name) {
             Ok(_) => {}
             Err(error) if status(&error) == Some(404) => {
-                if let Some(mark) = no_exist(snapshot) {
+                if let Some(mark) = no_exist(snapshot, name) {
                     let folder = mark.parent().unwrap_or(snapshot);
                     // Without the mark it is only asked for again.
                     let _ =
@@ -302,7 +308,7 @@ impl Hub {
                 }
             }
             Err(error) => tracing::warn!(
-                "{id}: {TOKENIZER_CONFIG} cannot be fetched ({error}): what it says of the tokenizer is not known"
+                "{id}: {name} cannot be fetched ({error}): what it says of the tokenizer is not known"
             ),
         }
     }
@@ -351,17 +357,22 @@ impl Hub {
     }
 }
 
-/// Where it is noted that a snapshot has no `tokenizer_config.json`.
-fn no_exist(snapshot: &Path) -> Option<PathBuf> {
+/// Where it is noted that a snapshot has no such file.
+fn no_exist(snapshot: &Path, name: &str) -> Option<PathBuf> {
     let repo = snapshot.parent()?.parent()?;
     let mark = repo.join(".no_exist").join(snapshot.file_name()?);
-    Some(mark.join(TOKENIZER_CONFIG))
+    Some(mark.join(name))
 }
 
-/// Whether a snapshot has its `tokenizer_config.json`, or is known to have none.
-fn knows_config(snapshot: &Path) -> bool {
-    let mark = no_exist(snapshot).is_some_and(|mark| mark.exists());
-    mark || snapshot.join(TOKENIZER_CONFIG).exists()
+/// Whether a snapshot has a file, or is known to have none.
+fn knows(snapshot: &Path, name: &str) -> bool {
+    let mark = no_exist(snapshot, name).is_some_and(|mark| mark.exists());
+    mark || snapshot.join(name).exists()
+}
+
+/// Whether it is so of all that may be beside a tokenizer.
+fn knows_beside(snapshot: &Path) -> bool {
+    BESIDE.iter().all(|name| knows(snapshot, name))
 }
 
 /// A path with `~` and `$VARIABLE`s in it replaced, as a shell would.
@@ -602,7 +613,7 @@ mod tests {
         folder
     }
 
-    const WHOLE: &[&str] = &[CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS];
+    const WHOLE: &[&str] = &[CONFIG, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, WEIGHTS];
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
     #[test]
@@ -718,13 +729,33 @@ mod tests {
         let cache = tempfile::tempdir().expect("a temporary folder");
         let mut files = model();
         files.push((TOKENIZER_CONFIG, b"{\"do_lower_case\": false}".to_vec()));
+        files.push((CHAT_TEMPLATE, b"{{ messages }}".to_vec()));
         let folder = client(hub(files, false), cache.path()).fetch("org/name", "main");
-        assert!(folder.expect("whole").dir.join(TOKENIZER_CONFIG).is_file());
+        let dir = folder.expect("whole").dir;
+        assert!(BESIDE.iter().all(|name| dir.join(name).is_file()));
         // That there is none is kept, and not asked again.
         let cache = tempfile::tempdir().expect("a temporary folder");
         let folder = client(hub(model(), false), cache.path()).fetch("org/name", "main");
         let dir = folder.expect("whole").dir;
-        assert!(!dir.join(TOKENIZER_CONFIG).exists() && knows_config(&dir));
+        assert!(BESIDE.iter().all(|name| !dir.join(name).exists()) && knows_beside(&dir));
+    }
+
+    #[test]
+    fn a_model_of_images_comes_with_its_processor_and_without_a_tokenizer() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let files = vec![
+            (CONFIG, b"{\"model_type\": \"vit\"}".to_vec()),
+            (PREPROCESSOR, b"{}".to_vec()),
+            (WEIGHTS, vec![1; 40]),
+        ];
+        let folder = client(hub(files, false), cache.path()).fetch("org/name", "main");
+        let folder = folder.expect("the hub has it all");
+        assert!(folder.preprocessor.is_file() && !folder.tokenizer.exists());
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let files = vec![(CONFIG, b"{\"model_type\": \"vit\"}".to_vec())];
+        let folder = client(hub(files, false), cache.path()).fetch("org/name", "main");
+        let error = folder.expect_err("it has no processor");
+        assert!(error.to_string().contains(PREPROCESSOR), "{error}");
     }
 
     fn model() -> Vec<(&'static str, Vec<u8>)> {
