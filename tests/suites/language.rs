@@ -176,6 +176,11 @@ fn the_answers_of_conversations_are_learnt() {
             "not what the adapter was trained with",
         ],
     );
+    // What cannot be read is not passed over for what tokenizer_config.json may have.
+    std::fs::write(scene.path("chat/chat_template.jinja"), [0xff, 0xfe]).expect("a file");
+    let output = scene.run(&["train", "recipe.toml", "--force", "--set", &model]);
+    assert_eq!(output.status.code(), Some(2));
+    contains(&output, &["cannot read", "chat_template.jinja", "UTF-8"]);
     std::fs::remove_file(scene.path("chat/chat_template.jinja")).expect("a file");
     let output = scene.run(&["train", "recipe.toml", "--force", "--set", &model]);
     assert_eq!(output.status.code(), Some(2));

@@ -13,11 +13,12 @@ use serde_json::ser::{Formatter, Serializer};
 
 use super::Example;
 use super::places::Places;
+use super::table::told as json_told;
+use super::tokenizer::{CONFIG, read_config};
 use crate::error::{Error, Result};
 use crate::file;
 
 const FILE: &str = "chat_template.jinja";
-const CONFIG: &str = "tokenizer_config.json";
 /// What the template is called in its own errors, and among several.
 const NAME: &str = "default";
 
@@ -54,35 +55,8 @@ struct Named {
 impl Template {
     /// The template in a model's folder.
     pub fn open(folder: &Path) -> Result<Self> {
-        let config = config(folder)?;
-        let file = folder.join(FILE);
-        let (path, text) = match std::fs::read_to_string(&file) {
-            Ok(text) => (file, text),
-            Err(_) => {
-                let path = folder.join(CONFIG);
-                match config.chat_template {
-                    Some(Templates::One(text)) => (path, text),
-                    Some(Templates::Named(all)) => {
-                        let default = all.into_iter().find(|named| named.name == NAME);
-                        let Some(default) = default else {
-                            return Err(Error::user(format!(
-                                "{}: none of its chat templates is called `{NAME}`",
-                                path.display()
-                            ))
-                            .help(format!("save the one to use as {FILE} beside it")));
-                        };
-                        (path, default.template)
-                    }
-                    None => {
-                        return Err(Error::user(format!(
-                            "{}: the model has no chat template, neither {FILE} nor `chat_template` in {CONFIG}",
-                            folder.display()
-                        ))
-                        .help("take a model that was trained on conversations, or put its template there; of prompts and responses without one give the columns `text` and `response`"));
-                    }
-                }
-            }
-        };
+        let (config, _): (Config, bool) = read_config(folder)?;
+        let (path, text) = source(folder, config.chat_template)?;
         let tokens = config
             .rest
             .iter()
@@ -179,7 +153,8 @@ impl Template {
             if answer.is_empty() {
                 return Err("the chat template writes nothing of an answer".to_owned());
             }
-            answers.push((before.clone(), answer.to_owned()));
+            let answer = answer.to_owned();
+            answers.push((before, answer));
         }
         match answers.is_empty() {
             true => Err(
@@ -187,6 +162,36 @@ impl Template {
             ),
             false => Ok(answers),
         }
+    }
+}
+
+/// The text of the template in a model's folder, of which `tokenizer_config.json` has these, and where it stands.
+fn source(folder: &Path, configured: Option<Templates>) -> Result<(PathBuf, String)> {
+    let own = folder.join(FILE);
+    match std::fs::read_to_string(&own) {
+        Ok(text) => return Ok((own, text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(file::cannot_read(&own, error)),
+    }
+    let path = folder.join(CONFIG);
+    let named = match configured {
+        Some(Templates::One(text)) => return Ok((path, text)),
+        Some(Templates::Named(named)) => named,
+        None => {
+            return Err(Error::user(format!(
+                "{}: the model has no chat template, neither {FILE} nor `chat_template` in {CONFIG}",
+                folder.display()
+            ))
+            .help("take a model that was trained on conversations, or put its template there; of prompts and responses without one give the columns `text` and `response`"));
+        }
+    };
+    match named.into_iter().find(|named| named.name == NAME) {
+        Some(default) => Ok((path, default.template)),
+        None => Err(Error::user(format!(
+            "{}: none of its chat templates is called `{NAME}`",
+            path.display()
+        ))
+        .help(format!("save the one to use as {FILE} beside it"))),
     }
 }
 
@@ -221,11 +226,8 @@ pub(super) fn examples(
 
 /// The turns of a conversation, each with a role and what was said.
 fn messages(text: &str) -> Result<Vec<Value>, String> {
-    let messages: Vec<Value> = serde_json::from_str(text).map_err(|error| {
-        let what = error.to_string();
-        let what = what.split(" at line ").next().unwrap_or(&what);
-        format!("no conversation: {what}")
-    })?;
+    let messages: Vec<Value> = serde_json::from_str(text)
+        .map_err(|error| format!("no conversation: {}", json_told(&error)))?;
     for (at, message) in messages.iter().enumerate() {
         let role = message.get_attr("role");
         if !role.is_ok_and(|role| role.as_str().is_some()) {
@@ -247,19 +249,6 @@ fn messages(text: &str) -> Result<Vec<Value>, String> {
 fn is_of_assistant(message: &Value) -> bool {
     let role = message.get_attr("role");
     role.is_ok_and(|role| role.as_str() == Some("assistant"))
-}
-
-fn config(folder: &Path) -> Result<Config> {
-    let path = folder.join(CONFIG);
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Config::default()),
-        Err(error) => return Err(file::cannot_read(&path, error)),
-    };
-    serde_json::from_str(&text).map_err(|error| {
-        Error::user(format!("{}: {error}", path.display()))
-            .help("it must be the tokenizer_config.json of the model, whole")
-    })
 }
 
 /// What a template says is wrong.

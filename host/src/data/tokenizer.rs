@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokenizers::normalizers::{BertNormalizer, NormalizerWrapper};
@@ -20,7 +21,7 @@ use super::quiet::without_panic;
 use crate::error::{Error, Result};
 
 /// The file beside `tokenizer.json`.
-const CONFIG: &str = "tokenizer_config.json";
+pub(super) const CONFIG: &str = "tokenizer_config.json";
 
 /// Texts up to so many bytes are tokenised whole.
 const SHORT: usize = 16 << 10;
@@ -527,13 +528,13 @@ fn refuse(path: &Path, what: impl std::fmt::Display) -> Error {
     )
 }
 
-/// `tokenizer_config.json`, and whether it is there.
-fn read_config(folder: &Path) -> Result<(Config, bool)> {
+/// What `tokenizer_config.json` says, and whether it is there.
+pub(super) fn read_config<T: DeserializeOwned + Default>(folder: &Path) -> Result<(T, bool)> {
     let path = folder.join(CONFIG);
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Ok((Config::default(), false));
+            return Ok((T::default(), false));
         }
         Err(error) => {
             return Err(

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::named::Named;
@@ -26,23 +28,12 @@ pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
         if line.trim_ascii().is_empty() {
             continue;
         }
-        let parsed: Result<serde_json::Map<String, serde_json::Value>, _> =
-            serde_json::from_slice(line);
-        let row = parsed
-            .map_err(|error| not_an_object(&error))
-            .and_then(|object| {
-                // As it is written there, the order of its keys included.
-                let raw: BTreeMap<String, &RawValue> = match layout.structured {
-                    true => serde_json::from_slice(line).map_err(|error| not_an_object(&error))?,
-                    false => BTreeMap::new(),
-                };
-                let get = |name: &str| match raw.get(name) {
-                    Some(raw) => Some(Ok(Some(raw.get().to_owned()))),
-                    None => object.get(name).map(json_text),
-                };
-                let row = wanted.row(index + 1, get, || object.keys().cloned().collect())?;
-                check_texts(row, layout)
-            });
+        let row = match layout.structured {
+            // As it is written there, the order of its keys included.
+            true => row::<&RawValue>(line, |raw| Ok(Some(raw.get().to_owned())), index, &wanted),
+            false => row::<Value>(line, json_text, index, &wanted),
+        };
+        let row = row.and_then(|row| check_texts(row, layout));
         match row {
             Ok(row) => rows.push(row),
             Err(what) => problems.push(index + 1, what),
@@ -52,16 +43,30 @@ pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// serde_json counts lines within the one line it was given.
-fn not_an_object(error: &serde_json::Error) -> String {
+/// The wanted columns of a line, whose values `text` makes texts of.
+fn row<'a, V: Deserialize<'a>>(
+    line: &'a [u8],
+    text: impl Fn(&V) -> Result<Option<String>, String>,
+    index: usize,
+    wanted: &Named,
+) -> Result<Row, String> {
+    let object: BTreeMap<String, V> = serde_json::from_slice(line).map_err(|error| {
+        let column = error.column();
+        format!("not a JSON object: {} (column {column})", told(&error))
+    })?;
+    let get = |name: &str| object.get(name).map(&text);
+    wanted.row(index + 1, get, || object.keys().cloned().collect())
+}
+
+/// What is wrong, without the line: serde_json counts lines within what it was given.
+pub(in crate::data) fn told(error: &serde_json::Error) -> String {
     let what = error.to_string();
     let what = what.split(" at line ").next().unwrap_or(&what);
-    format!("not a JSON object: {what} (column {})", error.column())
+    what.to_owned()
 }
 
 /// A JSON value as the text it stands for; none for null.
-fn json_text(value: &serde_json::Value) -> Result<Option<String>, String> {
-    use serde_json::Value;
+fn json_text(value: &Value) -> Result<Option<String>, String> {
     match value {
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text.clone())),

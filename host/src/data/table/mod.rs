@@ -11,6 +11,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 pub use crate::recipe::{Column, Format};
+pub(super) use json_lines::told;
 
 /// One row of a file, not yet understood.
 #[derive(Debug, PartialEq)]
