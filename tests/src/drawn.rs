@@ -183,17 +183,23 @@ impl Drawn {
             "tiny-llama",
             "tiny-qwen3",
             "tiny-gpt2",
+            "chat-tiny-llama",
             "tiny-vit",
             "tiny-deit",
         ]);
         let path = match family {
-            "deep-bert" => folder.join(family),
+            "deep-bert" | "chat-tiny-llama" => folder.join(family),
             _ => fixture(family),
         };
         self.set("model.name", format!("{:?}", path.display().to_string()));
         // An image has as many tokens as it has.
         if !IMAGES.contains(&family) {
-            self.set("model.max_length", c.of(&[16, 24, 48]));
+            let lengths = match family {
+                // What is asked has to leave room for the answer.
+                "chat-tiny-llama" => [48, 56, 64],
+                _ => [16, 24, 48],
+            };
+            self.set("model.max_length", c.of(&lengths));
         }
         // What the models' own files say is 0.1.
         if c.once_in(2) {
@@ -265,13 +271,36 @@ impl Drawn {
         self
     }
 
+    /// Conversations, for a model that has a chat template.
+    fn chat(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
+        for part in ["train", "validation"] {
+            let file = folder.join(format!("chats-{part}.jsonl"));
+            self.set(
+                &format!("data.{part}"),
+                format!("{:?}", file.display().to_string()),
+            );
+        }
+        self.set("data.problem", "\"causal-lm\"");
+        self.set("data.columns.messages", "\"messages\"");
+        if c.once_in(3) {
+            self.set("data.limit", c.between(13, 20));
+        }
+        self
+    }
+
     fn reads_images(&self) -> bool {
         let name = self.get("model.name");
         name.is_some_and(|name| IMAGES.iter().any(|family| name.contains(family)))
     }
 
-    /// Documents of which all is predicted, or answers to short prompts.
+    /// Documents of which all is predicted, answers to short prompts, or those of conversations.
     fn language(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
+        if self
+            .get("model.name")
+            .is_some_and(|name| name.contains("chat-"))
+        {
+            return self.chat(c, folder);
+        }
         for part in ["train", "validation"] {
             let file = folder.join(format!("comma-{part}.csv"));
             self.set(
@@ -653,9 +682,40 @@ pub fn inputs(folder: &Path) {
         };
         format!("\"{line}\",\"{second}\",{longer}\n")
     });
+    chats(&lines, folder);
     write_stripes(&folder.join("stripes/train"), 22, 0);
     write_stripes(&folder.join("stripes/validation"), 9, 1000);
     deepen(&fixture("tiny-bert"), &folder.join("deep-bert"));
+}
+
+/// Writes conversations of one answer or two, and a decoder that has a template for them.
+fn chats(lines: &[String], folder: &Path) {
+    for (part, range) in [("train", 0..30), ("validation", 30..42)] {
+        let rows = range.map(|n| {
+            let mut messages = Vec::new();
+            let short = ["Go on."].into_iter().filter(|_| n % 2 == 1);
+            for answer in short.chain([lines[n].as_str()]) {
+                messages.push(serde_json::json!({"role": "user", "content": "And?"}));
+                messages.push(serde_json::json!({"role": "assistant", "content": answer}));
+            }
+            format!("{}\n", serde_json::json!({ "messages": messages }))
+        });
+        let file = folder.join(format!("chats-{part}.jsonl"));
+        std::fs::write(file, rows.collect::<String>()).expect("a temporary file");
+    }
+    let model = folder.join("chat-tiny-llama");
+    std::fs::create_dir_all(&model).expect("a temporary folder");
+    for file in [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
+        std::fs::copy(fixture("tiny-llama").join(file), model.join(file)).expect("a fixture");
+    }
+    let template = "{% for m in messages %}{{ m.role[:1] + ': ' + m.content + ' . ' }}{% endfor %}\
+                    {% if add_generation_prompt %}{{ 'a: ' }}{% endif %}";
+    std::fs::write(model.join("chat_template.jinja"), template).expect("a temporary file");
 }
 
 /// Copies a BERT of two layers to one of four: the layers, and once more in the other order.
