@@ -90,21 +90,28 @@ impl<B: Kernels> Base<B> {
         if depth == 0 {
             return x;
         }
-        let angles = self.angles(&input.sequences, &x.device());
-        self.between(x, 0..depth, &input.sequences, &angles, pass)
+        let around = self.around(&input.sequences, &x.device());
+        self.between(x, 0..depth, &around, pass)
     }
 
-    /// The hidden states of all tokens behind these `layers`, `[tokens, hidden]`, from those in front of them. `angles`
-    /// are those of the sequences.
+    /// What layers run on beside the hidden states of a batch with these sequences.
+    pub fn around<'a>(&'a self, sequences: &'a Sequences, device: &B::Device) -> Around<'a, B> {
+        let positions = (0..sequences.count()).flat_map(|i| 0..sequences.range(i).len());
+        self.around_at(sequences, positions, device)
+    }
+
+    /// The hidden states of all tokens behind these `layers`, `[tokens, hidden]`, from those in front of them.
     pub fn between(
         &self,
-        x: Tensor<Ad<B>, 2>,
+        mut x: Tensor<Ad<B>, 2>,
         layers: Range<usize>,
-        sequences: &Sequences,
-        angles: &Option<Angles<B>>,
+        around: &Around<'_, B>,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
-        self.run(x, layers, &self.around(sequences, angles), pass)
+        for block in &self.blocks[layers] {
+            x = block.forward(x, around, pass);
+        }
+        x
     }
 
     /// The last hidden states of all tokens, `[tokens, hidden]`, from those after the first `depth` layers.
@@ -115,8 +122,8 @@ impl<B: Kernels> Base<B> {
         sequences: &Sequences,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
-        let angles = self.angles(sequences, &x.device());
-        self.between(x, depth..self.depth(), sequences, &angles, pass)
+        let around = self.around(sequences, &x.device());
+        self.between(x, depth..self.depth(), &around, pass)
     }
 
     /// The last hidden states of the one token of each sequence that the head reads, `[sequences, hidden]`, from all
@@ -133,9 +140,8 @@ impl<B: Kernels> Base<B> {
         let rows = whole_numbers(tokens.iter().copied(), &device);
         let x = match self.blocks.split_last() {
             Some((last, below)) if depth <= below.len() => {
-                let angles = self.angles(sequences, &device);
-                let around = self.around(sequences, &angles);
-                let x = self.run(x, depth..below.len(), &around, pass);
+                let around = self.around(sequences, &device);
+                let x = self.between(x, depth..below.len(), &around, pass);
                 let starts = sequences.firsts();
                 let positions = tokens.iter().zip(starts).map(|(at, start)| at - start);
                 let of_picked = self.angles_of(positions, &device);
@@ -178,8 +184,7 @@ impl<B: Kernels> Base<B> {
             },
             sequences: Sequences::new(&[0, ids.len()]),
         };
-        let angles = self.angles_of(positions, device);
-        let around = self.around(&sequences, &angles);
+        let around = self.around_at(&sequences, positions, device);
         let mut x = self.embed(&input, pass);
         for (block, pairs) in self.blocks.iter().zip(&mut past.pairs) {
             x = block.extend(x, pairs, &around, pass);
@@ -195,38 +200,22 @@ impl<B: Kernels> Base<B> {
         }
     }
 
-    fn run(
-        &self,
-        mut x: Tensor<Ad<B>, 2>,
-        layers: Range<usize>,
-        around: &Around<'_, B>,
-        pass: &mut Pass<B>,
-    ) -> Tensor<Ad<B>, 2> {
-        for block in &self.blocks[layers] {
-            x = block.forward(x, around, pass);
-        }
-        x
-    }
-
-    fn around<'a>(
+    /// The same, with new tokens at these `positions`.
+    fn around_at<'a>(
         &'a self,
         sequences: &'a Sequences,
-        angles: &'a Option<Angles<B>>,
+        positions: impl Iterator<Item = usize>,
+        device: &B::Device,
     ) -> Around<'a, B> {
         Around {
             architecture: &self.architecture,
             sequences,
-            angles: angles.as_ref(),
+            angles: self.angles_of(positions, device),
             layouts: Default::default(),
         }
     }
 
-    /// By how much the heads of all tokens are turned, where they are.
-    pub fn angles(&self, sequences: &Sequences, device: &B::Device) -> Option<Angles<B>> {
-        let positions = (0..sequences.count()).flat_map(|i| 0..sequences.range(i).len());
-        self.angles_of(positions, device)
-    }
-
+    /// By how much the heads of tokens at these `positions` are turned, where they are.
     fn angles_of(
         &self,
         positions: impl Iterator<Item = usize>,

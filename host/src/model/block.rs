@@ -26,15 +26,15 @@ pub(super) struct Block<B: Kernels> {
     norms: [Norm<B>; 2],
 }
 
-/// What a layer runs on beside the hidden states.
-pub(super) struct Around<'a, B: Kernels> {
-    pub architecture: &'a Architecture,
+/// What layers run on beside the hidden states: the same in all of them, and made once for a batch.
+pub struct Around<'a, B: Kernels> {
+    pub(super) architecture: &'a Architecture,
     /// Where the tokens' sequences lie.
-    pub sequences: &'a Sequences,
+    pub(super) sequences: &'a Sequences,
     /// By how much each token's heads are turned, where they are.
-    pub angles: Option<&'a Angles<B>>,
+    pub(super) angles: Option<Angles<B>>,
     /// How queries of all tokens meet their keys, and those of some, which are the same ones in all layers.
-    pub layouts: [OnceCell<AttentionLayout<B>>; 2],
+    pub(super) layouts: [OnceCell<AttentionLayout<B>>; 2],
 }
 
 impl<B: Kernels> Around<'_, B> {
@@ -106,7 +106,7 @@ impl<B: Kernels> Block<B> {
     ) -> Tensor<Ad<B>, 2> {
         let read = self.read(x.clone(), around);
         let projected = pass.linear(read, &parts(&self.projections));
-        let projected = self.placed(projected, Holds::All, around.angles, around);
+        let projected = self.placed(projected, Holds::All, around.angles.as_ref(), around);
         let queries = around.sequences.clone();
         self.finish(Projected::Joint(projected), x, queries, around, pass)
     }
@@ -126,7 +126,7 @@ impl<B: Kernels> Block<B> {
         match &self.projections[..] {
             [query, pairs @ ..] if !pairs.is_empty() => {
                 let pairs = pass.linear(read.clone(), &parts(pairs));
-                let pairs = self.placed(pairs, Holds::Pairs, around.angles, around);
+                let pairs = self.placed(pairs, Holds::Pairs, around.angles.as_ref(), around);
                 if pass.observes() {
                     self.measure(&x, &read, Some(query), &pairs, around, pass);
                 }
@@ -144,7 +144,7 @@ impl<B: Kernels> Block<B> {
             joint => {
                 // One layer gives all three: it is run for all tokens.
                 let all = pass.linear(read.clone(), &parts(joint));
-                let all = self.placed(all, Holds::All, around.angles, around);
+                let all = self.placed(all, Holds::All, around.angles.as_ref(), around);
                 if pass.observes() {
                     self.measure(&x, &read, None, &all, around, pass);
                 }
@@ -171,7 +171,7 @@ impl<B: Kernels> Block<B> {
     ) -> Tensor<Ad<B>, 2> {
         let read = self.read(x.clone(), around);
         let projected = pass.linear(read, &parts(&self.projections));
-        let projected = self.placed(projected, Holds::All, around.angles, around);
+        let projected = self.placed(projected, Holds::All, around.angles.as_ref(), around);
         let shape = around.architecture.block.attention.shape;
         let ([tokens, columns], width) = (projected.dims(), shape.query_width());
         let pairs = projected.clone().slice_dim(1, width..columns);
@@ -224,7 +224,12 @@ impl<B: Kernels> Block<B> {
                 Some(query) => {
                     let queries = pass.linear(read, &[query.parts()]);
                     Projected::Split {
-                        queries: self.placed(queries, Holds::Queries, around.angles, around),
+                        queries: self.placed(
+                            queries,
+                            Holds::Queries,
+                            around.angles.as_ref(),
+                            around,
+                        ),
                         pairs: projected,
                     }
                 }

@@ -227,8 +227,9 @@ impl<B: Kernels> Head<B> {
 
     /// Which of the trained tensors are vectors, biases that is.
     pub fn vectors(&self) -> Vec<bool> {
-        let tensors = self.tensors().into_iter();
-        tensors.map(|tensor| tensor.shape.len() == 1).collect()
+        let layers = self.layers.iter();
+        let tensors = layers.flat_map(|layer| [Some(false), layer.bias.then_some(true)]);
+        tensors.flatten().collect()
     }
 
     /// What the base model's checkpoint has of each trained tensor.

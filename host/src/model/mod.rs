@@ -23,6 +23,7 @@ use architecture::Embeddings;
 
 pub use architecture::Architecture;
 pub use base::{Base, Input, Past, whole_numbers};
+pub use block::Around;
 pub use embeddings::Tokens;
 pub use fetch::ModelFolder;
 pub use head::{Head, HeadStart, HeadTensor, head_parameters};

@@ -19,7 +19,7 @@ pub type Found<B> = <Ad<B> as AutodiffBackend>::Gradients;
 
 /// The layers that are run twice: from the lowest with a module in `tracked` to the last but one. Those below keep
 /// nothing, and the last goes back as soon as it is run.
-pub fn twice<B: Kernels>(trainee: &Trainee<B>, tracked: &[bool], depth: usize) -> Range<usize> {
+fn twice<B: Kernels>(trainee: &Trainee<B>, tracked: &[bool], depth: usize) -> Range<usize> {
     let top = trainee.model.base.depth() - 1;
     let modules = trainee.adapters.modules.iter().zip(tracked);
     let lowest = modules
@@ -42,9 +42,9 @@ pub fn backward<B: Kernels>(
     loss: impl FnOnce(Tensor<Ad<B>, 2>, usize, &mut Pass<B>) -> Result<Tensor<Ad<B>, 1>>,
 ) -> Result<(Tensor<B, 1>, Vec<Found<B>>)> {
     let base = &trainee.model.base;
-    let angles = base.angles(sequences, &x.device());
+    let around = base.around(sequences, &x.device());
     let layers = twice(trainee, tracked, depth);
-    let mut x = base.between(x, depth..layers.start, sequences, &angles, pass);
+    let mut x = base.between(x, depth..layers.start, &around, pass);
     let nothing = vec![false; tracked.len()];
     let mut ahead = Pass::train(
         &trainee.adapters,
@@ -56,7 +56,7 @@ pub fn backward<B: Kernels>(
     let mut inputs = Vec::new();
     for layer in layers.clone() {
         inputs.push(x.clone().inner());
-        x = base.between(x, layer..layer + 1, sequences, &angles, &mut ahead);
+        x = base.between(x, layer..layer + 1, &around, &mut ahead);
     }
     // A gradient is wanted of what a layer that trains has made.
     let entered = |x: Tensor<B, 2>, layer: usize| {
@@ -72,12 +72,12 @@ pub fn backward<B: Kernels>(
     let mut found = vec![loss.backward()];
     let mut above = x;
     for layer in layers.clone().rev() {
-        let last = found.last().expect("one for each layer above");
+        let last = found.last_mut().expect("one for each layer above");
         let gradient = above
-            .grad(last)
+            .grad_remove(last)
             .expect("it is tracked, and the loss depends on it");
         let x = entered(inputs.pop().expect("one for each layer"), layer);
-        let y = base.between(x.clone(), layer..layer + 1, sequences, &angles, pass);
+        let y = base.between(x.clone(), layer..layer + 1, &around, pass);
         // Whose gradient with respect to y is that gradient, exactly.
         let product = (y * Tensor::from_inner(gradient)).sum();
         found.push(product.backward());
