@@ -5,6 +5,7 @@ pub mod entries;
 mod golden;
 mod outside;
 pub mod pictures;
+mod plan;
 mod said;
 mod scene;
 
@@ -15,6 +16,7 @@ use std::sync::OnceLock;
 use dynalora::model::{ModelFolder, fetch};
 pub use golden::{Golden, Run, Signals, Training};
 pub use outside::{build_outside, library, outside, outside_with, plugin_in_c};
+pub use plan::plan;
 pub use said::{contains, flat, said, text};
 pub use scene::{Scene, module_paths};
 

@@ -17,7 +17,7 @@ use dynalora::train::costs;
 use dynalora::train::step::{self, StepPlan};
 use dynalora::train::trainee::{Trainee, upload};
 use dynalora_plugin_api::{Cost, CostModel, ModuleInfo, Random};
-use dynalora_tests::{Scene, fixture, model_folder};
+use dynalora_tests::{Scene, fixture, model_folder, plan};
 use serde_json::Value;
 
 /// The system's allocator, counting the bytes that are alive.
@@ -442,15 +442,8 @@ fn running_layers_twice_saves_what_the_model_says() {
         let active: Vec<bool> = active.collect();
         let peak = |checkpointing| {
             let plan = StepPlan {
-                details: &Default::default(),
-                step: 1,
-                active: &active,
-                components: None,
-                rates: [0.0; 2],
-                probing: false,
-                wanted: &wanted,
-                seed: 0,
                 checkpointing,
+                ..plan(&active, &wanted)
             };
             let batches = std::slice::from_ref(&batch);
             let step = || step::run(&trainee, batches, &plan, None, None, &DEVICE);

@@ -15,7 +15,7 @@ use dynalora::recipe::{ModelConfig, OptimizerState};
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
 use dynalora::train::step::{self, StepPlan, StepResult};
 use dynalora::train::trainee::{Trainee, read, upload};
-use dynalora_tests::{Golden, Run, Training, fixture, minilm, model_folder};
+use dynalora_tests::{Golden, Run, Training, fixture, minilm, model_folder, plan};
 
 const DEVICE: FlexDevice = FlexDevice;
 
@@ -392,15 +392,8 @@ impl Case {
             ..Wanted::default()
         };
         let plan = StepPlan {
-            details: &Default::default(),
             step: number as u64,
-            active,
-            components: None,
-            rates: [0.0; 2],
-            probing: false,
-            wanted: &wanted,
-            seed: 0,
-            checkpointing: false,
+            ..plan(active, &wanted)
         };
         step::run(
             trainee,
@@ -683,15 +676,9 @@ fn running_layers_twice_changes_no_bit() {
         for active in [vec![true; modules.len()], layers.collect()] {
             let step = |checkpointing| {
                 let plan = StepPlan {
-                    details: &Default::default(),
-                    step: 1,
-                    active: &active,
-                    components: None,
-                    rates: [0.0; 2],
-                    probing: false,
-                    wanted: &wanted,
                     seed: 5,
                     checkpointing,
+                    ..plan(&active, &wanted)
                 };
                 let batches = [case.batch(0), case.batch(1)];
                 bits(step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step"))
@@ -806,17 +793,7 @@ fn gradients_accumulate_over_micro_batches_as_in_peft() {
     let trainee = case.trainee("random_b");
     let wanted = Wanted::default();
     let active = vec![true; trainee.adapters.modules.len()];
-    let plan = StepPlan {
-        details: &Default::default(),
-        step: 1,
-        active: &active,
-        components: None,
-        rates: [0.0; 2],
-        probing: false,
-        wanted: &wanted,
-        seed: 0,
-        checkpointing: false,
-    };
+    let plan = plan(&active, &wanted);
     let batches = [case.batch(0), case.batch(1)];
     let result = step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step");
     let losses = &case.training.runs["random_b"]
@@ -892,16 +869,11 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
         let trainee = case.trainee(run);
         let modules = trainee.adapters.modules.len();
         let components = masked.then(|| every_third(&trainee));
+        let all = vec![true; modules];
         let plan = StepPlan {
-            details: &Default::default(),
-            step: 1,
-            active: &vec![true; modules],
             components: components.as_deref(),
             rates: [rate; 2],
-            probing: false,
-            wanted: &wanted,
-            seed: 0,
-            checkpointing: false,
+            ..plan(&all, &wanted)
         };
         let result =
             step::run(&trainee, &[case.batch(0)], &plan, None, None, &DEVICE).expect("a step");

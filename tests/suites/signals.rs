@@ -15,7 +15,7 @@ use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
 use dynalora::train::step::{self, StepPlan, StepResult};
 use dynalora::train::trainee::{Trainee, read};
 use dynalora_plugin_api::Observation;
-use dynalora_tests::{Golden, Training, fixture, minilm, model_folder};
+use dynalora_tests::{Golden, Training, fixture, minilm, model_folder, plan};
 use serde::Deserialize;
 
 const DEVICE: FlexDevice = FlexDevice;
@@ -248,15 +248,8 @@ fn run(
         ..Wanted::default()
     };
     let plan = StepPlan {
-        details: &Default::default(),
         step: at.step,
-        active: &at.active,
-        components: None,
-        rates: [0.0; 2],
-        probing: false,
-        wanted: &wanted,
-        seed: 0,
-        checkpointing: false,
+        ..plan(&at.active, &wanted)
     };
     step::run(trainee, batches, &plan, None, optimizer, &DEVICE).expect("a step")
 }
@@ -366,15 +359,10 @@ fn values(
         ..Wanted::default()
     };
     let plan = StepPlan {
-        details: &Default::default(),
-        step: 1,
-        active,
         components,
-        rates: [0.0; 2],
         probing,
-        wanted: &wanted,
         seed: 7,
-        checkpointing: false,
+        ..plan(active, &wanted)
     };
     let optimizer = subject.optimizer(trainee.adapters.modules.len());
     let result = step::run(trainee, batches, &plan, None, Some(&optimizer), &DEVICE);
@@ -479,15 +467,8 @@ fn measuring_changes_no_bit_of_a_step() {
             ..Wanted::default()
         };
         let plan = StepPlan {
-            details: &Default::default(),
-            step: 1,
-            active: &active,
-            components: None,
-            rates: [0.0; 2],
-            probing: false,
-            wanted: &wanted,
             seed: 3,
-            checkpointing: false,
+            ..plan(&active, &wanted)
         };
         let result = step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step");
         let tensors = result.gradients.into_iter().flatten().flatten();

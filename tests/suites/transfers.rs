@@ -11,7 +11,7 @@ use dynalora::recipe::{ModelConfig, OptimizerState};
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
 use dynalora::train::step::{self, StepPlan};
 use dynalora::train::trainee::{Trainee, reads};
-use dynalora_tests::{fixture, model_folder};
+use dynalora_tests::{fixture, model_folder, plan};
 
 const DEVICE: FlexDevice = FlexDevice;
 
@@ -66,15 +66,8 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
             components,
         };
         let plan = StepPlan {
-            details: &Default::default(),
             step: 2,
-            active: &active,
-            components: None,
-            rates: [0.0; 2],
-            probing: false,
-            wanted: &wanted,
-            seed: 0,
-            checkpointing: false,
+            ..plan(&active, &wanted)
         };
         let before = (reads(), reductions_taken());
         let batches = [batch(), batch()];
