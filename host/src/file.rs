@@ -236,8 +236,8 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// The size of a file, or of all files in a folder and the folders in it, and its SHA-256 in hexadecimal: of a folder, that
-/// of the names and digests of its files. Those whose names begin with a dot are passed over.
+/// The size of a file, or of all files in a folder and the folders in it, and its SHA-256 in hexadecimal: of a folder,
+/// that of the names and digests of its files. Those whose names begin with a dot are passed over.
 pub fn digest_of(path: &Path) -> Result<(u64, String)> {
     if !path.is_dir() {
         return digest_of_file(path);

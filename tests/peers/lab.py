@@ -198,8 +198,8 @@ class Lab:
         }
 
     def tuned_job(self, model: Path, workload: Workload, **settings: object) -> dict[str, object]:
-        of_model = {key: value for key, value in settings.items() if key == "targets"}
-        tuned = {"attention": self.attention(model, workload, **of_model), "optimizer": self.optimizer}
+        attention = self.attention(model, workload, targets=settings.get("targets", self.targets))
+        tuned = {"attention": attention, "optimizer": self.optimizer}
         return self.job(model, workload, **tuned, **settings)
 
     def evaluation_job(self, stride: int) -> dict[str, object]:

@@ -7,8 +7,8 @@ use super::task::Part;
 use crate::error::Result;
 use crate::recipe::{DataConfig, Task};
 
-/// Every file, or folder of images, that `config` reads, by what it is read as: `data.train`, or `data.train[1]` for a second file of one
-/// split. None for a corpus that the program makes itself.
+/// Every file, or folder of images, that `config` reads, by what it is read as: `data.train`, or `data.train[1]` for a
+/// second file of one split. None for a corpus that the program makes itself.
 pub fn files(config: &DataConfig) -> Result<Vec<(String, PathBuf)>> {
     if config.is_images() {
         return image::files(config);

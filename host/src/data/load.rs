@@ -265,14 +265,7 @@ pub fn load_split(
             (None, _) => config.validation.is_some(),
         });
         let there: Vec<&str> = there.map(|part| part.name()).collect();
-        return Err(
-            Error::user(format!("the data has no labelled split `{name}`")).help(
-                match &there[..] {
-                    [] => "give `validation` or `test` in [data]".to_owned(),
-                    _ => format!("it may have: {}", there.join(", ")),
-                },
-            ),
-        );
+        return Err(no_split(name, &there));
     }
     if let Some(limit) = config.limit {
         splits.iter_mut().for_each(|s| s.examples.truncate(limit));
@@ -296,6 +289,14 @@ pub fn load_split(
         Ok((split.name, encoded))
     });
     encoded.collect()
+}
+
+/// That there is no split of this `name`, but those that are `there`.
+pub(super) fn no_split(name: &str, there: &[&str]) -> Error {
+    Error::user(format!("the data has no labelled split `{name}`")).help(match there {
+        [] => "give `validation` or `test` in [data]".to_owned(),
+        _ => format!("it may have: {}", there.join(", ")),
+    })
 }
 
 /// Reads the data that `config` names, at most `limit` examples of each split.

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor};
 
-use super::architecture::{Embeddings, NormPart, Patches, Table, Words};
+use super::architecture::{CHANNELS, Embeddings, NormPart, Patches, Table, Words};
 use super::linear::Source;
 use super::norm::{load_norm, require_norm};
 use crate::error::Result;
@@ -75,7 +75,7 @@ pub(super) fn require(embeddings: &Embeddings, source: Source<'_>, hidden: usize
 /// The shape of the convolution that a projection of patches is kept as.
 fn kernel(patches: &Patches, hidden: usize) -> [usize; 4] {
     let [height, width] = patches.patch;
-    [hidden, super::architecture::CHANNELS, height, width]
+    [hidden, CHANNELS, height, width]
 }
 
 impl<B: Kernels> Embedder<B> {

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use burn::tensor::{Tensor, TensorData};
 
 use crate::adapter::Adapters;
-use crate::data::{Batch, CHANNELS};
+use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel::{Kernels, Sequences};
+use crate::model::architecture::CHANNELS;
 use crate::model::{Input, Model, Tokens, whole_numbers};
 
 /// The model with everything in it that trains.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Columns, Examples, Images, Processor, Reading, Sources};
-use crate::data::load::check_metrics;
+use crate::data::load::{check_metrics, no_split};
 use crate::data::{Data, Encoded, Label, Learnt, Part, Places, Problem};
 use crate::error::{Error, Result};
 use crate::model::architecture::Patches;
@@ -147,7 +147,10 @@ pub fn load(config: &DataConfig, folder: &ModelFolder, model: &Architecture) -> 
         limit: config.limit,
     };
     let metrics = config.metrics();
-    let labels = labels_of(config)?;
+    let labels = match &config.labels {
+        Some(labels) => labels.clone(),
+        None => super::classes_of(&sources.train, reading.columns)?,
+    };
     check_metrics(&metrics, Problem::Classification, &labels)?;
     let splits = super::read(&sources, &reading, Some(&labels))?;
     // Read so that a mistake in it is found before the training, and no more.
@@ -190,14 +193,7 @@ pub fn load_split(
         .collect();
     let Some((part, paths)) = there.iter().find(|(part, _)| part.name() == name) else {
         let names: Vec<&str> = there.iter().map(|(part, _)| part.name()).collect();
-        return Err(
-            Error::user(format!("the data has no labelled split `{name}`")).help(
-                match &names[..] {
-                    [] => "give `validation` or `test` in [data]".to_owned(),
-                    _ => format!("it may have: {}", names.join(", ")),
-                },
-            ),
-        );
+        return Err(no_split(name, &names));
     };
     let reading = Reading {
         columns: columns(config, &sources)?,

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 pub use load::{Reader, check_kind, files, labels_of, load, load_split};
-pub use processor::{CHANNELS, Processor};
+pub use processor::Processor;
 pub use resample::Filter;
 pub use sources::Sources;
 

@@ -11,9 +11,8 @@ use super::decode::{MOST_PIXELS, Rgb};
 use super::resample::{Filter, resize};
 use crate::error::{Error, Result};
 use crate::file;
-
 // Every image becomes red, green and blue: Transformers converts what it loads before any processor sees it.
-pub use crate::model::architecture::CHANNELS;
+use crate::model::architecture::CHANNELS;
 
 /// From an image to the values a model is given: resizing, cropping, rescaling, normalising, in this order. What it
 /// gives has the same size for every image.
