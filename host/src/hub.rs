@@ -10,7 +10,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use crate::error::{Error, Result};
-use crate::file::digest_of;
+use crate::file::{cannot_write, digest_of, entries, read_json, write_atomically, write_json};
 
 /// What a repository holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,23 +164,23 @@ impl Hub {
             kind,
             id: id.to_owned(),
             revision: revision.to_owned(),
-            snapshot: snapshot(&folder, revision),
+            snapshot: commit_of(&folder, revision)
+                .map(|commit| folder.join("snapshots").join(commit)),
+            folder,
             api: api.repo(repo),
         })
     }
 }
 
-/// The snapshot of a revision in a repository's cache: that of the commit itself, or of the one a branch or tag stood at.
-fn snapshot(folder: &Path, revision: &str) -> Option<PathBuf> {
-    let commit = match is_commit(revision) {
-        true => revision.to_owned(),
-        false => std::fs::read_to_string(folder.join("refs").join(revision))
-            .ok()?
-            .trim()
-            .to_owned(),
-    };
-    let snapshot = folder.join("snapshots").join(commit);
-    snapshot.is_dir().then_some(snapshot)
+/// The commit that a revision is, or that the cache knows a branch or tag to have stood at.
+fn commit_of(folder: &Path, revision: &str) -> Option<String> {
+    match is_commit(revision) {
+        true => Some(revision.to_owned()),
+        false => {
+            let kept = std::fs::read_to_string(folder.join("refs").join(revision)).ok()?;
+            Some(kept.trim().to_owned())
+        }
+    }
 }
 
 /// A repository at a revision.
@@ -189,7 +189,9 @@ pub struct Repository<'a> {
     kind: Kind,
     id: String,
     revision: String,
-    /// Where the cache has what was fetched of this revision, if it was ever asked for.
+    /// Where the cache has all that is of this repository.
+    folder: PathBuf,
+    /// Where it has what was fetched of this revision, once it is known which commit that is.
     snapshot: Option<PathBuf>,
     api: ApiRepo,
 }
@@ -197,7 +199,9 @@ pub struct Repository<'a> {
 impl Repository<'_> {
     /// What the cache has of this revision: of a branch, as it stood when it was last asked for.
     pub fn cached(&self) -> Option<&Path> {
-        self.snapshot.as_deref()
+        self.snapshot
+            .as_deref()
+            .filter(|snapshot| snapshot.is_dir())
     }
 
     /// What the cache has, where the network is forbidden.
@@ -253,6 +257,15 @@ impl Repository<'_> {
         let cached = self.cached().map(|snapshot| snapshot.join(file));
         if let Some(path) = cached.filter(|path| path.exists()) {
             return Ok(Some(path));
+        }
+        if let Some(variable) = self.hub.offline {
+            return Err(Error::user(format!(
+                "{file} of the {} {} is not in the Hub's cache {}, and {variable} is set",
+                self.kind.name(),
+                self.id,
+                self.hub.cache.path().display()
+            ))
+            .help(format!("unset it, or {}", self.kind.local())));
         }
         tracing::info!("{}: {file}", self.id);
         self.download(file)
@@ -320,20 +333,86 @@ impl Repository<'_> {
         }
     }
 
-    /// The commit that the revision stands at, and the paths of all files there.
-    pub fn listing(&self) -> Result<(String, Vec<String>)> {
-        let found = self.api.info().map_err(|error| match status(&error) {
-            Some(404) => Error::user(format!(
-                "the Hub has no {} {} with a revision \"{}\"",
+    /// That there is no such repository, or that it has no such revision.
+    pub fn no_such_revision(&self) -> Error {
+        Error::user(format!(
+            "the Hub has no {} {} with a revision \"{}\"",
+            self.kind.name(),
+            self.id,
+            self.revision
+        ))
+        .help(self.kind.help())
+    }
+
+    /// The repository at the commit that the revision stands at, and the paths of all files there; none where there is no
+    /// such revision. What a commit has is kept beside it, and which one a branch stood at where `huggingface_hub` keeps
+    /// that.
+    pub fn listed(&self) -> Result<Option<(Self, Vec<String>)>> {
+        let at = |commit: &str| self.hub.repository(self.kind, &self.id, commit);
+        if let Some(commit) = commit_of(&self.folder, &self.revision) {
+            if let Some(files) = read_json::<Vec<String>>(&self.listing_of(&commit))? {
+                return Ok(Some((at(&commit)?, files)));
+            }
+            // Fetched by others, as far as it was.
+            if let (Some(_), Some(snapshot)) = (self.hub.offline, self.cached()) {
+                return Ok(Some((at(&commit)?, files_below(snapshot)?)));
+            }
+        }
+        if let Some(missing) = self.offline() {
+            return missing.map(|_| None);
+        }
+        let found = match self.api.info() {
+            Err(error) if status(&error) == Some(404) => return Ok(None),
+            found => found.map_err(|error| self.failed("the list of files", error))?,
+        };
+        let files: Vec<String> = found
+            .siblings
+            .into_iter()
+            .map(|file| file.rfilename)
+            .collect();
+        // Names within the folder that they are fetched into.
+        let outside = |file: &&String| file.split('/').any(|part| matches!(part, "" | "." | ".."));
+        if let (Some(name), _) | (_, Some(name)) = (
+            files.iter().find(outside),
+            Some(&found.sha).filter(|sha| !is_commit(sha)),
+        ) {
+            return Err(Error::user(format!(
+                "the list of files of the {} {} has {name:?}, which is no name of a file or commit",
                 self.kind.name(),
-                self.id,
-                self.revision
+                self.id
             ))
-            .help(self.kind.help()),
-            _ => self.failed("the list of files", error),
-        })?;
-        let files = found.siblings.into_iter();
-        Ok((found.sha, files.map(|file| file.rfilename).collect()))
+            .help("the Hub, a mirror or something between is broken"));
+        }
+        self.keep(&found.sha, &files)?;
+        Ok(Some((at(&found.sha)?, files)))
+    }
+
+    fn listing_of(&self, commit: &str) -> PathBuf {
+        self.folder.join(".files").join(format!("{commit}.json"))
+    }
+
+    /// Several processes may keep the same at once.
+    fn keep(&self, commit: &str, files: &[String]) -> Result<()> {
+        let own = |path: &Path| path.with_extension(format!("{}.new", std::process::id()));
+        let made = |path: &Path| {
+            let folder = path.parent().unwrap_or(&self.folder);
+            std::fs::create_dir_all(folder).map_err(|error| cannot_write(folder, error))
+        };
+        let renamed = |path: &Path| {
+            let renamed = std::fs::rename(own(path), path);
+            renamed.map_err(|error| cannot_write(path, error))
+        };
+        let listing = self.listing_of(commit);
+        made(&listing)?;
+        write_json(&own(&listing), &files)?;
+        renamed(&listing)?;
+        if !self.is_fixed() {
+            let branch = self.folder.join("refs").join(&self.revision);
+            made(&branch)?;
+            write_atomically(&own(&branch), commit.as_bytes())?;
+            renamed(&branch)?;
+        }
+        Ok(())
     }
 
     fn failed(&self, file: &str, error: ApiError) -> Error {
@@ -365,6 +444,22 @@ impl Repository<'_> {
         .help(help)
         .because(error)
     }
+}
+
+/// All files below a folder, as a repository names them.
+fn files_below(folder: &Path) -> Result<Vec<String>> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(next) = folders.pop() {
+        for path in entries(&next)? {
+            match path.strip_prefix(folder) {
+                _ if path.is_dir() => folders.push(path),
+                Ok(name) => files.push(name.to_string_lossy().replace('\\', "/")),
+                Err(_) => {}
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Where it is noted that a snapshot has no such file.

@@ -337,8 +337,8 @@ fn train(folder: &Path, resume: bool) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
-/// A table in Parquet.
-fn table(rows: usize) -> Vec<u8> {
+/// A table in Parquet with the columns `sentence` and `label`.
+pub fn table(rows: usize) -> Vec<u8> {
     let schema = "message rows { REQUIRED BYTE_ARRAY sentence (UTF8); REQUIRED INT64 label; }";
     let schema = std::sync::Arc::new(parse_message_type(schema).expect("a schema"));
     let mut bytes = Vec::new();

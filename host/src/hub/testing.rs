@@ -8,6 +8,7 @@ use std::time::Duration;
 use hf_hub::Cache;
 
 use super::Hub;
+use crate::file::sha256;
 /// What a Hub has, and how it behaves.
 #[derive(Clone, Debug)]
 pub struct Serving {
@@ -85,7 +86,11 @@ pub fn serve(serving: Serving) -> String {
                 )
                 .into_bytes(),
                 Some((_, bytes)) => {
-                    let tag = sums.map_or_else(|| bytes.len().to_string(), |sum| sum(bytes));
+                    let tag = sums.map_or_else(
+                        // As git names a small file: 40 digits.
+                        || sha256(bytes)[..40].to_owned(),
+                        |sum| sum(bytes),
+                    );
                     let (from, to) = range.unwrap_or((0, None));
                     let to = to.unwrap_or(bytes.len() - 1).min(bytes.len() - 1);
                     let part = &bytes[from..=to];

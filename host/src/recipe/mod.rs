@@ -303,15 +303,7 @@ impl Recipe {
         if only_a_path || is_gguf || base.join(name).is_dir() {
             self.model.name = absolute_text(base, &self.model.name)?;
         }
-        for path in [
-            &mut self.data.dir,
-            &mut self.data.train,
-            &mut self.data.validation,
-            &mut self.data.test,
-        ]
-        .into_iter()
-        .flatten()
-        {
+        for path in self.data.paths() {
             *path = absolute(base, path)?;
         }
         Ok(())

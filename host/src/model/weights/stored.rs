@@ -91,13 +91,11 @@ impl Stored {
     /// Adds the values of whole blocks.
     pub fn decode(&self, bytes: &[u8], values: &mut Vec<f32>) {
         match self {
-            Stored::F32 => each(bytes, values, |bytes, values| {
-                values.push(f32::from_le_bytes(*bytes))
-            }),
-            Stored::F16 => each(bytes, values, |bytes, values| values.push(half(*bytes))),
-            Stored::Bf16 => each(bytes, values, |bytes, values| {
-                values.push(bf16::from_le_bytes(*bytes).to_f32())
-            }),
+            Stored::F32 => one_by_one(bytes, values, f32::from_le_bytes),
+            Stored::F16 => one_by_one(bytes, values, half),
+            Stored::Bf16 => {
+                one_by_one(bytes, values, |bytes| bf16::from_le_bytes(bytes).to_f32());
+            }
             Stored::Q4_0 => each::<18>(bytes, values, |block, values| {
                 let d = scale(block, 0);
                 let quants = nibbles(&block[2..]);
@@ -162,6 +160,14 @@ impl Stored {
             Stored::Other(_) => {}
         }
     }
+}
+
+fn one_by_one<const N: usize>(
+    bytes: &[u8],
+    values: &mut Vec<f32>,
+    convert: impl Fn([u8; N]) -> f32,
+) {
+    values.extend(bytes.as_chunks::<N>().0.iter().map(|bytes| convert(*bytes)));
 }
 
 /// Hands whole blocks of `N` bytes on.
