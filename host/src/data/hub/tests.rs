@@ -450,5 +450,13 @@ fn whatever_a_readme_says_is_taken_or_refused() {
         bomb += &format!("a{nth}: &a{nth} [*a{before}, *a{before}]\n");
     }
     bomb += "configs: *a39\n---\n";
-    assert!(configs_of(&bomb).is_err());
+    assert!(configs_of(&bomb).is_err_and(|why| why.contains("alias")));
+    let deep = format!("---\nconfigs: {}\n---\n", "[".repeat(100_000));
+    assert!(configs_of(&deep).is_err());
+    let deep = format!(
+        "---\nconfigs: {}{}\n---\n",
+        "[".repeat(200),
+        "]".repeat(200)
+    );
+    assert!(configs_of(&deep).is_err_and(|why| why.contains("deeper")));
 }
