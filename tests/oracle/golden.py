@@ -101,6 +101,10 @@ def write_tiny(out):
                 folder, encoder, head, name, targets="all-linear", loraplus_lr_ratio=8.0, weight_decay=0.0, **short
             )
             training.write_tiny(plus, folder / "golden" / "loraplus", indices)
+            pissa = training.Setup(
+                folder, encoder, head, name, targets="all-linear", init_lora_weights="pissa", **short
+            )
+            training.write_pissa(pissa, folder / "golden" / "pissa", indices)
             setup = training.Setup(
                 folder, encoder, head, name, head_modules=("classifier", "pooler"), pooler_scale=2.0, **short
             )

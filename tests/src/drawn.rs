@@ -158,6 +158,10 @@ impl Drawn {
             };
             self.set("adapter.layers_to_transform", layers);
         }
+        if c.once_in(4) && lora && self.get("adapter.dropout").is_none() {
+            let starts = ["\"pissa\"", "\"pissa_niter_2\""];
+            self.set("adapter.init_lora_weights", c.of(&starts));
+        }
         // An expression that matches nothing is refused; which layers are there is seen above.
         let upper = match self.get("adapter.layers_to_transform") {
             None => "'.*\\.1\\..*' = 3, ",

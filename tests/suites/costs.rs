@@ -144,6 +144,12 @@ targets = ["all-linear"]"#,
             r#"rank = 8
 targets = ["q_lin", "lin1", "lin2"]"#,
         ),
+        (
+            "tiny-bert",
+            r#"rank = 4
+init_lora_weights = "pissa"
+targets = ["query", "value", "dense"]"#,
+        ),
     ] {
         let recipe: ModelConfig = toml::from_str("name = \"fixture\"").expect("a model");
         let folder = model_folder(&fixture(folder));
@@ -156,6 +162,7 @@ targets = ["q_lin", "lin1", "lin2"]"#,
             linears: &linears,
             modules: &trainee.adapters.modules,
             trains_a: trainee.adapters.config.trains_a(),
+            pairs: trainee.adapters.config.pairs(),
             language: false,
             checkpointing: false,
         }
@@ -210,6 +217,7 @@ targets = ["query", "value", "dense"]"#;
             linears: &linears,
             modules: &fresh.adapters.modules,
             trains_a: true,
+            pairs: 1,
             language: false,
             checkpointing: false,
         }
@@ -429,6 +437,7 @@ fn running_layers_twice_saves_what_the_model_says() {
         linears: &linears,
         modules: &trainee.adapters.modules,
         trains_a: true,
+        pairs: 1,
         language: false,
         checkpointing,
     };

@@ -11,10 +11,11 @@ use dynalora::data::{Batch, Encoded, Label};
 use dynalora::export;
 use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::LearningRateSchedule;
-use dynalora::recipe::{ModelConfig, OptimizerState};
+use dynalora::recipe::{AdapterConfig, ModelConfig, OptimizerState};
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
 use dynalora::train::step::{self, StepPlan, StepResult};
 use dynalora::train::trainee::{Trainee, read, upload};
+use dynalora_plugin_api::ModuleInfo;
 use dynalora_tests::{Golden, Run, Training, fixture, minilm, model_folder, plan};
 
 const DEVICE: FlexDevice = FlexDevice;
@@ -105,6 +106,7 @@ fn bare(pretrained: &Pretrained, golden: &Golden) -> Trainee<Flex> {
         rank: 1,
         alpha: 1.0,
         dropout: 0.0,
+        start: None,
     });
     let head = head.collect();
     Trainee {
@@ -479,8 +481,17 @@ impl Case {
 
     /// A whole run with PEFT's start and batches: losses, norms and the final parameters.
     fn check_run(&self, name: &str, tolerance: f64) {
+        self.check_run_of(self.trainee(name), name, tolerance);
+    }
+
+    /// The same, of a trainee that starts as PEFT's; what it ends as.
+    fn check_run_of(
+        &self,
+        mut trainee: Trainee<Flex>,
+        name: &str,
+        tolerance: f64,
+    ) -> Trainee<Flex> {
         let golden: &Run = &self.training.runs[name];
-        let mut trainee = self.trainee(name);
         let modules = trainee.adapters.modules.len();
         let mut optimizer = self.optimizer(modules);
         let mut furthest = 0f64;
@@ -534,6 +545,7 @@ impl Case {
         );
         assert!(furthest <= tolerance, "{name}: losses off by {furthest:e}");
         self.check_final(&trainee, golden);
+        trainee
     }
 
     fn check_final(&self, trainee: &Trainee<Flex>, golden: &Run) {
@@ -968,6 +980,69 @@ fn an_adapter_with_ranks_and_alphas_of_its_own_gives_pefts_logits() {
     assert_eq!(ranks("attention.output.dense"), [4, 4]);
     assert_eq!(ranks("intermediate.dense"), [2, 2]);
     assert_logits_of(&trainee, &folder);
+}
+
+/// PiSSA starts at the same components as PEFT's, learns what it learns, and what is exported is PEFT's own conversion of
+/// it to plain LoRA.
+#[test]
+fn pissa_trains_and_is_exported_as_pefts() {
+    let tokens = "tiny-bert/golden/tokens.safetensors";
+    let case = Case::open(&fixture("tiny-bert"), "tiny-bert/golden/pissa", tokens);
+    let adapter: AdapterConfig = toml::from_str(
+        "rank = 4\nalpha = 8\ntargets = \"all-linear\"\ninit_lora_weights = \"pissa\"",
+    )
+    .expect("an [adapter]");
+    let mut trainee = adapted(&case.pretrained, &case.folder.join("start"), 2);
+    let theirs = trainee.adapters;
+    let found = case.pretrained.adapted(&adapter).expect("modules");
+    assert_eq!(found.modules.len(), theirs.modules.len());
+    trainee.adapters = Adapters::new((&adapter).into(), found.modules, 0, &DEVICE);
+    let weight = |module: &ModuleInfo| {
+        let weight = case.pretrained.frozen_weight::<Flex>(module, &DEVICE)?;
+        read(weight)
+    };
+    let how = adapter.init_lora_weights.expect("PiSSA");
+    trainee
+        .adapters
+        .start_from(weight, how, 0, &DEVICE)
+        .expect("singular values");
+    for (module, info) in theirs.modules.iter().enumerate() {
+        let product = |adapters: &Adapters<Flex>| {
+            let [a, b] = adapters.pairs()[module].clone();
+            read(b.matmul(a) * adapters.scale(module)).expect("f32 values")
+        };
+        assert_close(
+            &info.path,
+            &product(&trainee.adapters),
+            &product(&theirs),
+            2e-5,
+        );
+        // Nothing has been learnt yet.
+        let [a, b] = trainee.adapters.factors(module);
+        let share = read(b.matmul(a)).expect("f32 values");
+        assert!(share.iter().all(|value| *value == 0.0), "{}", info.path);
+    }
+    let trainee = case.check_run_of(trainee, "start", 1e-4);
+    // As with PEFT's, on the base model as it was published.
+    let trained = case.folder.join("trained");
+    assert_logits_of(&adapted(&case.pretrained, &trained, 2), &trained);
+    assert_logits_of(&trainee, &trained);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let head = trainee.model.head.tensors().into_iter().zip(trainee.head);
+    export::write(
+        folder.path(),
+        &case.pretrained.config,
+        "tiny-bert",
+        &trainee.adapters,
+        None,
+        &case.pretrained.linears(),
+        &head.collect::<Vec<_>>(),
+    )
+    .expect("it writes");
+    let ours = export::read(folder.path(), &case.pretrained.config).expect("it reads");
+    let theirs = export::read(&trained, &case.pretrained.config).expect("it reads");
+    assert_eq!(ours.config(), theirs.config());
+    assert_logits_of(&adapted(&case.pretrained, folder.path(), 2), &trained);
 }
 
 /// What a recipe's patterns give each module is what PEFT's give it.

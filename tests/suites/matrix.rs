@@ -598,6 +598,7 @@ impl Runs<'_> {
             linears: &linears,
             modules: &modules,
             trains_a: drawn.get("adapter.kind").is_none(),
+            pairs: 1 + u32::from(drawn.get("adapter.init_lora_weights").is_some()),
             language: recipe.data.predicts_tokens(),
             checkpointing: recipe.train.gradient_checkpointing,
         };

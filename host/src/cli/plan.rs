@@ -12,7 +12,7 @@ use crate::data::{self, Problem, labels_of};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, HeadStart, ModelFolder, Pretrained, fetch, head_parameters};
 use crate::number::{count, size};
-use crate::recipe::{OptimizerState, Recipe, Unit};
+use crate::recipe::{AdapterKind, OptimizerState, Recipe, Unit};
 use crate::train::cost::{LastLayer, Shape, Sizes, Steps, cost, kept_by_a_layer};
 use crate::train::{check, costs, longest_step};
 
@@ -43,6 +43,8 @@ struct Plan {
     adapter_parameters: u64,
     /// Values of VeRA's frozen projections; 0 for LoRA.
     projection_values: u64,
+    /// Values of what PiSSA's pairs start from; 0 for others.
+    start_values: u64,
     head_parameters: u64,
     base_parameters: u64,
     problem: Problem,
@@ -139,9 +141,11 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
                 "{} parameters in {} modules{}",
                 count(plan.adapter_parameters),
                 plan.modules.len(),
-                match plan.projection_values {
-                    0 => String::new(),
-                    values => format!(", {} frozen values shared by all", count(values)),
+                match [plan.projection_values, plan.start_values] {
+                    [0, 0] => String::new(),
+                    [0, values] =>
+                        format!(", {} frozen values that they start from", count(values)),
+                    [values, _] => format!(", {} frozen values shared by all", count(values)),
                 }
             ),
         ),
@@ -265,6 +269,7 @@ fn plan(
         linears: &linears,
         modules: &modules,
         trains_a: adapter.trains_a(),
+        pairs: adapter.pairs(),
         language: recipe.data.predicts_tokens(),
         checkpointing: recipe.train.gradient_checkpointing,
     };
@@ -288,10 +293,14 @@ fn plan(
         _ => trainable,
     };
     let base_parameters = pretrained.weights.parameters();
-    let projection_values = adapter.shared_values(&modules);
+    let frozen_values = adapter.frozen_values(&modules);
+    let (projection_values, start_values) = match recipe.adapter.kind {
+        AdapterKind::Vera => (frozen_values, 0),
+        AdapterKind::Lora => (0, frozen_values),
+    };
     let mut memory = Memory {
         weights: 4 * base_parameters,
-        adapters: 4 * (adapter_parameters + projection_values + head_parameters),
+        adapters: 4 * (adapter_parameters + frozen_values + head_parameters),
         gradients: batch.gradients,
         optimizer: 8 * kept,
         activations: match checkpointing.on {
@@ -315,6 +324,7 @@ fn plan(
     Ok(Plan {
         adapter_parameters,
         projection_values,
+        start_values,
         head_parameters,
         base_parameters,
         problem,

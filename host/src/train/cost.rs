@@ -39,6 +39,8 @@ pub struct Shape<'a> {
     pub modules: &'a [ModuleInfo],
     /// Whether an active module's A has a gradient, as LoRA's has.
     pub trains_a: bool,
+    /// How many pairs of its rank a module's side path is: see [`Config::pairs`](crate::adapter::Config::pairs).
+    pub pairs: u32,
     /// Whether tokens are predicted: every layer is then run for all of them, and so is the head.
     pub language: bool,
     /// Whether only what goes into a layer is kept, and the layer run once more on the way back: all but the last.
@@ -290,7 +292,8 @@ impl Builder<'_> {
     fn side_path(&self, linear: &LinearInfo, x: u32, rows: Rows) -> Option<SidePath> {
         let mut modules = self.shape.modules.iter();
         let module = modules.position(|module| module.path == linear.path)?;
-        let rank = u64::from(self.shape.modules[module].rank);
+        let pairs = u64::from(self.shape.pairs);
+        let rank = pairs * u64::from(self.shape.modules[module].rank);
         let [a, b] = [linear.inputs, linear.outputs].map(|width| rows(2 * rank * width as u64));
         let mut path = SidePath::default();
         path.module = module as u32;
@@ -304,6 +307,11 @@ impl Builder<'_> {
         if self.shape.trains_a {
             path.a = a;
             path.keeps = vec![x];
+            if pairs > 1 {
+                // PiSSA's A, B and what is between them and their start.
+                let widths = (linear.inputs + linear.outputs) as u64;
+                path.saved = path.saved + Amount::once(BYTES * rank * widths);
+            }
         } else {
             // VeRA's Λ_b·B·Λ_d.
             path.saved = path.saved + Amount::once(BYTES * rank * linear.outputs as u64);
@@ -563,6 +571,7 @@ mod tests {
             linears: &linears,
             modules: &modules,
             trains_a: true,
+            pairs: 1,
             language,
             checkpointing: false,
         };
@@ -601,6 +610,7 @@ mod tests {
             linears: &linears,
             modules: &modules,
             trains_a: true,
+            pairs: 1,
             language: false,
             checkpointing: false,
         };

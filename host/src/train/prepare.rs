@@ -128,11 +128,13 @@ pub fn costs(
     steps: Steps,
     outputs: usize,
 ) -> CostModel {
+    let adapter = Config::from(&recipe.adapter);
     let shape = Shape {
         config: &pretrained.config,
         linears: &pretrained.linears(),
         modules,
-        trains_a: Config::from(&recipe.adapter).trains_a(),
+        trains_a: adapter.trains_a(),
+        pairs: adapter.pairs(),
         language: recipe.data.predicts_tokens(),
         checkpointing: recipe.train.gradient_checkpointing,
     };
