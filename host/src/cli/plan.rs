@@ -87,8 +87,6 @@ struct Memory {
     gradients: u64,
     optimizer: u64,
     activations: u64,
-    /// Frozen weights laid out a second time, for the gradients of their layers' inputs.
-    backward_weights: u64,
     total: u64,
 }
 
@@ -197,16 +195,14 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         (
             "memory, estimated",
             format!(
-                "{} = weights {} + adapters {} + gradients {} + optimiser {} + activations of {} tokens {} + weights \
-                 for the way back {}",
+                "{} = weights {} + adapters {} + gradients {} + optimiser {} + activations of {} tokens {}",
                 size(memory.total),
                 size(memory.weights),
                 size(memory.adapters),
                 size(memory.gradients),
                 size(memory.optimizer),
                 plan.tokens,
-                size(memory.activations),
-                size(memory.backward_weights)
+                size(memory.activations)
             ),
         ),
     ];
@@ -299,7 +295,7 @@ fn plan(
         AdapterKind::Lora => (0, frozen_values),
     };
     let mut memory = Memory {
-        weights: 4 * base_parameters,
+        weights: pretrained.bytes(shape.language)?,
         adapters: 4 * (adapter_parameters + frozen_values + head_parameters),
         gradients: batch.gradients,
         optimizer: 8 * kept,
@@ -307,15 +303,10 @@ fn plan(
             true => checkpointing.with,
             false => checkpointing.without,
         } + working_set(config, tokens as u64),
-        backward_weights: batch.weights,
         total: 0,
     };
-    memory.total = memory.weights
-        + memory.adapters
-        + memory.gradients
-        + memory.optimizer
-        + memory.activations
-        + memory.backward_weights;
+    memory.total =
+        memory.weights + memory.adapters + memory.gradients + memory.optimizer + memory.activations;
     let share = |of: fn(&Cost) -> u64| {
         let none = of(&model.none());
         let above = |cost: Cost| (of(&cost) - none) as f64;

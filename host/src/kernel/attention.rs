@@ -11,7 +11,9 @@ use rayon::prelude::*;
 
 use super::cpu::{Disjoint, View, tensor};
 use super::dropout::{self, Dropout, hash};
-use super::gemm::{Matrix, Segment, Start, narrowest, pack, panel_width, sweep};
+use super::gemm::{Segment, Start, sweep};
+use super::matrix::Matrix;
+use super::panels::{narrowest, pack, panel_width};
 use super::record::{input, plain, record, unwrap};
 use super::simd::{LANES, Level, exp, fma, level, map_sum, max_of, vectorised};
 use super::{Ad, Kernels};

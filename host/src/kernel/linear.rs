@@ -1,14 +1,14 @@
 //! Linear layers over frozen weights, with LoRA side paths where they carry one.
 
-use std::sync::OnceLock;
-
 use burn::tensor::Tensor;
 use burn_backend::Backend;
 use burn_flex::Flex;
 
 use super::cpu::{Disjoint, View, tensor};
 use super::dropout::{self, Dropout};
-use super::gemm::{Matrix, Out, Panels, Start, Term, multiply, product};
+use super::gemm::{Out, Start, Term, multiply, product};
+use super::matrix::Matrix;
+use super::panels::Panels;
 use super::record::{input, is_tracked, plain, record, unwrap};
 use super::{Ad, Kernels};
 
@@ -111,36 +111,11 @@ pub fn composed<B: Kernels>(x: Tensor<Ad<B>, 2>, branches: Vec<Branch<'_, B>>) -
     Outputs { y, side }
 }
 
-/// A frozen weight as the CPU reads it.
-#[derive(Debug)]
-pub struct Packed {
-    /// `Wᵀ`, for `x·Wᵀ`.
-    forward: Panels,
-    /// `W`, for the gradient of the input; made when one is first asked for, so that layers below the
-    /// lowest active module never have it.
-    backward: OnceLock<Panels>,
-}
-
-impl Packed {
-    /// Lays out `weight`.
-    pub fn new(weight: &Tensor<Flex, 2>) -> Self {
-        let [outputs, inputs] = weight.dims();
-        let weight = View::new(weight.clone());
-        Packed {
-            forward: Panels::new(Matrix::new(weight.values(), outputs, inputs).t()),
-            backward: OnceLock::new(),
-        }
-    }
-
-    /// The panels of `Wᵀ`.
-    pub fn forward(&self) -> &Panels {
-        &self.forward
-    }
-
-    /// The panels of `W`.
-    pub fn backward(&self) -> &Panels {
-        self.backward.get_or_init(|| self.forward.transposed())
-    }
+/// Lays out a frozen weight as the CPU reads it: its transpose, for `x·Wᵀ`.
+pub fn pack(weight: &Tensor<Flex, 2>) -> Panels {
+    let [outputs, inputs] = weight.dims();
+    let weight = View::new(weight.clone());
+    Panels::new(Matrix::new(weight.values(), outputs, inputs).t())
 }
 
 /// What the backward pass needs.
@@ -226,7 +201,7 @@ fn cpu_of<const N: usize>(
         let views = pair
             .as_ref()
             .map(|pair| [&pair.xa, &pair.b].map(|tensor| View::new(tensor.clone())));
-        let mut terms = vec![Term::packed(left, &frozen.packed.forward)];
+        let mut terms = vec![Term::packed(left, &frozen.packed)];
         if let (Some(pair), Some([xa, b])) = (pair.as_ref().filter(|pair| !pair.silent), &views) {
             let rank = pair.xa.dims()[1];
             let xa = Matrix::new(xa.values(), tokens, rank);
@@ -330,7 +305,7 @@ fn backward<const N: usize>(
     // A side path without dropout is a term like any other; with it, its part passes the mask first.
     let mut masked: Option<Vec<f32>> = None;
     for part in &parts {
-        terms.push(Term::packed(part.gradient, part.frozen.packed.backward()));
+        terms.push(Term::transposed(part.gradient, &part.frozen.packed));
         let Some((dxa, a, dropout)) = &part.side else {
             continue;
         };

@@ -13,8 +13,10 @@ mod cross_entropy;
 mod dropout;
 mod gemm;
 mod linear;
+mod matrix;
 mod measure;
 mod norm;
+mod panels;
 mod record;
 mod rotary;
 mod scaled;
@@ -166,10 +168,10 @@ pub trait Kernels: Backend {
 }
 
 impl Kernels for Flex {
-    type Packed = std::sync::Arc<linear::Packed>;
+    type Packed = std::sync::Arc<panels::Panels>;
 
     fn pack(weight: &Tensor<Self, 2>) -> Self::Packed {
-        linear::Packed::new(weight).into()
+        linear::pack(weight).into()
     }
 
     fn linears(x: Tensor<Ad<Self>, 2>, branches: Vec<Branch<'_, Self>>) -> Outputs<Self> {

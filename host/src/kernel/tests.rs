@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use burn::tensor::{Distribution, Tensor, TensorData, Tolerance};
 use burn_flex::Flex;
 
+use super::matrix::Matrix;
+use super::panels::Panels;
 use super::simd::{Level, force};
 use super::*;
 
@@ -383,6 +385,9 @@ fn vera_is_its_own_formula() {
 #[test]
 fn products_reach_every_edge() {
     let _alone = alone();
+    let to_bf16 = |x: f32| half::bf16::from_f32(x).to_f32();
+    let to_f16 = |x: f32| half::f16::from_f32(x).to_f32();
+    let roundings: [(fn(f32) -> f32, usize); 3] = [(|x| x, 4), (to_bf16, 2), (to_f16, 2)];
     // Around the tiles' rows, the panels' columns and the stretches of the inner size.
     for (m, n, k) in [
         (1, 1, 1),
@@ -390,32 +395,70 @@ fn products_reach_every_edge() {
         (13, 31, 385),
         (25, 33, 49),
         (200, 65, 800),
+        (500, 70, 334),
         (3, 40, 2048),
     ] {
-        let [a, b] = [(m, k), (k, n)].map(|(rows, columns)| plain_random(rows, columns));
-        let expected = a.clone().matmul(b.clone()).into_data();
-        let read = |x: &Tensor<Flex, 2>| x.to_data().to_vec::<f32>().expect("f32 values");
-        let (at, bt) = (read(&a.clone().transpose()), read(&b.clone().transpose()));
-        let (a, b) = (read(&a), read(&b));
-        for level in LEVELS {
-            force(level);
-            let left = gemm::Matrix::new(&a, m, k);
-            let right = gemm::Matrix::new(&b, k, n);
-            let panels = gemm::Panels::new(right);
-            let terms = [
-                gemm::Term::packed(left, &panels),
-                gemm::Term::plain(1.0, left, right),
-                gemm::Term::plain(1.0, gemm::Matrix::new(&at, k, m).t(), right),
-                gemm::Term::plain(1.0, left, gemm::Matrix::new(&bt, n, k).t()),
-            ];
-            for term in terms {
-                let ours = gemm::product(gemm::Start::Zero, &[term]);
-                burn::tensor::TensorData::new(ours, [m, n])
+        for (rounding, bytes) in roundings {
+            let [a, b] = [(m, k), (k, n)].map(|(rows, columns)| plain_random(rows, columns));
+            let read = |x: &Tensor<Flex, 2>| x.to_data().to_vec::<f32>().expect("f32 values");
+            let b: Vec<f32> = read(&b).into_iter().map(rounding).collect();
+            let b = Tensor::<Flex, 2>::from_data(TensorData::new(b, [k, n]), &Default::default());
+            let expected = a.clone().matmul(b.clone()).into_data();
+            let (at, bt) = (read(&a.clone().transpose()), read(&b.clone().transpose()));
+            let (a, b) = (read(&a), read(&b));
+            for level in LEVELS {
+                force(level);
+                let left = Matrix::new(&a, m, k);
+                let right = Matrix::new(&b, k, n);
+                let panels = Panels::new(right);
+                let transposed = Panels::new(Matrix::new(&bt, n, k));
+                if n * k > 40 {
+                    assert!(panels.bytes() < (n + 31) * k * bytes + 64);
+                }
+                let terms = [
+                    gemm::Term::plain(1.0, left, right),
+                    gemm::Term::packed(left, &panels),
+                    gemm::Term::transposed(left, &transposed),
+                    gemm::Term::plain(1.0, Matrix::new(&at, k, m).t(), right),
+                    gemm::Term::plain(1.0, left, Matrix::new(&bt, n, k).t()),
+                ];
+                let products = terms.map(|term| gemm::product(gemm::Start::Zero, &[term]));
+                TensorData::new(products[0].clone(), [m, n])
                     .assert_approx_eq(&expected, Tolerance::<f32>::rel_abs(1e-4, 1e-3));
+                // However the right-hand side is kept, the bits are the same.
+                for (way, product) in products.iter().enumerate() {
+                    assert!(*product == products[0], "{m} × {n} × {k}, {level:?}, {way}");
+                }
             }
         }
     }
     force(Level::Avx512);
+}
+
+#[test]
+fn a_product_is_shared_out_evenly() {
+    for threads in 2..=64 {
+        for tokens in [512, 1000, 2048, 4096, 16384] {
+            // Of 384 columns and more, in panels of two vectors of eight or sixteen.
+            for panels in [12, 18, 24, 48, 96] {
+                let rows = gemm::shared_rows(tokens, panels, threads);
+                // Each thread takes the next task when it has done with one.
+                let mut work = vec![0; threads];
+                for first in (0..tokens).step_by(rows) {
+                    for _ in 0..panels {
+                        let next = (0..threads).min_by_key(|thread| work[*thread]);
+                        work[next.expect("a thread")] += rows.min(tokens - first);
+                    }
+                }
+                let most = *work.iter().max().expect("a thread") as f64;
+                let mean = (tokens * panels) as f64 / threads as f64;
+                assert!(
+                    most <= 1.1 * mean,
+                    "{tokens} tokens, {panels} panels, {threads} threads: {most} rows, {mean} on average"
+                );
+            }
+        }
+    }
 }
 
 fn joint(q: Wide, k: Wide, v: Wide) -> Projected<Flex> {

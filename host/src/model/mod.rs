@@ -229,6 +229,27 @@ impl Pretrained {
         self.weights.require(&name, &shape)
     }
 
+    /// Bytes of the checkpoint's values in memory, as the CPU keeps them: linear layers in its own precision, all else
+    /// in f32. A table of word embeddings that predicts tokens too is there twice: its rows are looked up, and it is
+    /// laid out for products.
+    pub fn bytes(&self, predicts_tokens: bool) -> Result<u64> {
+        let width = |name: &str| if self.weights.is_half(name) { 2 } else { 4 };
+        let mut bytes = 4 * self.weights.parameters();
+        for linear in self.linears() {
+            let name = format!("{}{}.weight", self.prefix, linear.path);
+            bytes -= (4 - width(&name)) * (linear.inputs * linear.outputs) as u64;
+        }
+        if predicts_tokens {
+            let (name, [outputs, inputs]) = self.language_head_tensor()?;
+            let head = (outputs * inputs) as u64;
+            match self.config.language_head.is_some_and(|head| head.tied) {
+                true => bytes += width(&name) * head,
+                false => bytes -= (4 - width(&name)) * head,
+            }
+        }
+        Ok(bytes)
+    }
+
     /// The head that predicts tokens: a matrix of its own, or the table of word embeddings.
     fn language_head<B: Kernels>(&self, base: &Base<B>, device: &B::Device) -> Result<Frozen<B>> {
         let (name, shape) = self.language_head_tensor()?;

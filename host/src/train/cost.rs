@@ -281,7 +281,6 @@ impl Builder<'_> {
             let frozen = (linear.inputs * linear.outputs) as u64;
             operation.forward = operation.forward + rows(2 * frozen);
             operation.backward = operation.backward + rows(2 * frozen);
-            operation.weights += BYTES * frozen;
             operation.modules.extend(self.side_path(linear, x, rows));
         }
         self.costs.operations.push(operation);
