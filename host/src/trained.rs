@@ -20,6 +20,7 @@ const ANSWERS: &[&str] = &[
     "model.name",
     "model.revision",
     "model.max_length",
+    "model.precision",
     "model.train_pooler",
 ];
 /// Keys that decide what is scored.

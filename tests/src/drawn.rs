@@ -218,6 +218,9 @@ impl Drawn {
         if c.once_in(3) {
             self.set("model.head_bias", c.of(&["\"labels\"", "\"zero\""]));
         }
+        if c.once_in(4) {
+            self.set("model.precision", "\"bf16\"");
+        }
         if family.ends_with("-bert") && c.once_in(3) {
             self.set("model.train_pooler", c.once_in(2));
         }

@@ -80,6 +80,7 @@ fn no_dropout() -> ModelConfig {
         classifier_dropout: Some(0.0),
         train_pooler: None,
         head_bias: Default::default(),
+        precision: Default::default(),
     }
 }
 

@@ -512,6 +512,8 @@ impl Runs<'_> {
             .set("train.learning_rate", "0.0")
             .drop("train.head_learning_rate");
         parts.drop("train.max_grad_norm").set("train.log_every", 1);
+        // Gradients of a larger batch are smaller, and are rounded elsewhere.
+        parts.drop("model.precision");
         // Whatever is chosen by scores may turn on the last bit.
         parts.drop("scorer").drop("allocator").drop("allocation");
         parts

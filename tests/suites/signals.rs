@@ -87,6 +87,7 @@ impl Subject {
             classifier_dropout: Some(dropout),
             train_pooler: None,
             head_bias: Default::default(),
+            precision: Default::default(),
         };
         let folder = fixture(goldens);
         Subject {

@@ -5,7 +5,7 @@ use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::cpu::{View, tensor};
-use super::gemm::{Out, Start, Term, multiply, product};
+use super::gemm::{Left, Out, Start, Term, multiply, product};
 use super::matrix::Matrix;
 use super::record::{input, is_tracked, plain, record, unwrap};
 use super::simd::{exp, map_sum, max_of, vectorised};
@@ -53,7 +53,8 @@ pub fn cpu(x: Tensor<Ad<Flex>, 2>, head: &Frozen<Flex>, targets: &[u32]) -> Tens
         let first = chunk * step * hidden;
         let part = &view.values()[first..][..targets.len() * hidden];
         let part = Matrix::new(part, targets.len(), hidden);
-        let mut logits = product(start, &[Term::packed(part, head.packed())]);
+        let part = Left::new(part, head.packed());
+        let mut logits = product(start, &[Term::packed(&part, head.packed())]);
         let losses = logits
             .par_chunks_mut(classes)
             .zip(targets)
@@ -62,10 +63,11 @@ pub fn cpu(x: Tensor<Ad<Flex>, 2>, head: &Frozen<Flex>, targets: &[u32]) -> Tens
         loss += losses.collect::<Vec<f64>>().iter().sum::<f64>();
         if tracked {
             let slopes = Matrix::new(&logits, targets.len(), classes);
+            let slopes = Left::new(slopes, head.packed());
             let out = dx[first..].as_mut_ptr();
             // SAFETY: the chunk's own rows of `dx`.
             unsafe {
-                let terms = [Term::transposed(slopes, head.packed())];
+                let terms = [Term::transposed(&slopes, head.packed())];
                 multiply(Out::new(out, hidden), Start::Zero, &terms);
             }
         }

@@ -13,6 +13,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::bf16::{self, PairSegment, Rounded, Values};
 use super::cpu::Disjoint;
 use super::matrix::Matrix;
 use super::panels::{Line, Panels, VECTORS, load, narrowest, pack, panel_width, store};
@@ -41,29 +42,53 @@ enum Right<'a> {
     Plain(Matrix<'a>, f32),
 }
 
+/// A left-hand matrix, as products with a frozen weight read it.
+pub struct Left<'a> {
+    matrix: Matrix<'a>,
+    /// Where the weight is for products in bf16.
+    rounded: Option<Rounded>,
+}
+
+impl<'a> Left<'a> {
+    /// For products with `panels`, or others of their kind.
+    pub fn new(matrix: Matrix<'a>, panels: &Panels) -> Self {
+        Left {
+            matrix,
+            rounded: panels.is_paired().then(|| Rounded::new(matrix)),
+        }
+    }
+}
+
 /// One product of a sum of products.
 #[derive(Clone, Copy)]
 pub struct Term<'a> {
     left: Matrix<'a>,
+    /// The same, where the product is in bf16.
+    rounded: Option<&'a Rounded>,
     right: Right<'a>,
 }
 
 impl<'a> Term<'a> {
     /// `left · right`, the right one laid out beforehand.
-    pub fn packed(left: Matrix<'a>, right: &'a Panels) -> Self {
-        assert_eq!(left.columns, right.rows, "inner sizes of a product");
-        Term {
-            left,
-            right: Right::Panels(right),
-        }
+    pub fn packed(left: &'a Left<'a>, right: &'a Panels) -> Self {
+        assert_eq!(left.matrix.columns, right.rows, "inner sizes of a product");
+        Self::frozen(left, Right::Panels(right))
     }
 
     /// `left · rightᵀ`, the right one laid out beforehand.
-    pub fn transposed(left: Matrix<'a>, right: &'a Panels) -> Self {
-        assert_eq!(left.columns, right.columns, "inner sizes of a product");
+    pub fn transposed(left: &'a Left<'a>, right: &'a Panels) -> Self {
+        assert_eq!(
+            left.matrix.columns, right.columns,
+            "inner sizes of a product"
+        );
+        Self::frozen(left, Right::Transposed(right))
+    }
+
+    fn frozen(left: &'a Left<'a>, right: Right<'a>) -> Self {
         Term {
-            left,
-            right: Right::Transposed(right),
+            left: left.matrix,
+            rounded: left.rounded.as_ref(),
+            right,
         }
     }
 
@@ -72,6 +97,7 @@ impl<'a> Term<'a> {
         assert_eq!(left.columns, right.rows, "inner sizes of a product");
         Term {
             left,
+            rounded: None,
             right: Right::Plain(right, scale),
         }
     }
@@ -234,9 +260,9 @@ type Step = [Option<Stretch>; 2];
 
 fn steps(terms: &[Term<'_>]) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
-    for (term, Term { left, .. }) in terms.iter().enumerate() {
+    for (term, Term { left, rounded, .. }) in terms.iter().enumerate() {
         let k = left.columns;
-        let short = k <= DEPTH / 8;
+        let short = k <= DEPTH / 8 && rounded.is_none();
         if let (true, Some([_, room @ None])) = (short, steps.last_mut()) {
             *room = Some(Stretch {
                 term,
@@ -247,8 +273,9 @@ fn steps(terms: &[Term<'_>]) -> Vec<Step> {
         }
         let parts = k.div_ceil(DEPTH).max(1);
         let part = k.div_ceil(parts).max(1);
-        steps.extend((0..parts).map(|i| {
-            let first = i * part;
+        // Pairs are not taken apart.
+        let part = part.next_multiple_of(1 + usize::from(rounded.is_some()));
+        steps.extend((0..k.max(1)).step_by(part).map(|first| {
             let stretch = Stretch {
                 term,
                 first,
@@ -277,57 +304,134 @@ impl Product<'_> {
         for (nth, step) in self.steps.iter().enumerate() {
             let first = panel * width;
             let columns = width.min(self.columns - first);
-            let mut segments = [Segment::NONE; 2];
             let mut room = scratch;
-            for (segment, stretch) in segments.iter_mut().zip(step) {
-                let Some(stretch) = stretch else { continue };
-                let term = &self.terms[stretch.term];
-                let left = term.left;
-                let in_place = match term.right {
-                    Right::Panels(panels) => panels
-                        .in_place(panel, stretch.first)
-                        .map(|panel| (panel, width)),
-                    Right::Transposed(_) => None,
-                    // Few rows would not pay for the copy.
-                    Right::Plain(matrix, scale) => matrix
-                        .row_major()
-                        .filter(|_| rows.len() <= 24 && scale == 1.0 && columns == width)
-                        .map(|stride| (matrix.at(stretch.first, first), stride)),
-                };
-                let (panel, panel_stride) = in_place.unwrap_or_else(|| {
-                    let (out, panel_stride) = (room, term.copied_width(level, columns));
-                    // SAFETY: the stretches of a step are no longer than DEPTH and an eighth of it,
-                    // which is what `scratch` has room for.
-                    unsafe {
-                        room = room.add(stretch.count * panel_stride);
-                        term.copy(level, panel, columns, *stretch, out);
-                    }
-                    (out.cast_const(), panel_stride)
-                });
-                *segment = Segment {
-                    left: left.at(rows.start, stretch.first),
-                    row_stride: left.row_stride,
-                    column_stride: left.column_stride,
-                    panel,
-                    panel_stride,
-                    k: stretch.count,
-                };
-            }
+            let mut read = |stretch: &Stretch| self.read(level, &rows, panel, *stretch, &mut room);
+            let [longer, side] = [0, 1].map(|nth| step[nth].as_ref().map(&mut read));
             let start = match if nth == 0 { self.start } else { Start::Sum } {
                 Start::Bias(bias) => Start::Bias(&bias[first..][..columns]),
                 other => other,
             };
-            // SAFETY: rows and columns lie within `out`, and no other task has them.
+            let side = match side {
+                Some(Reading::Floats(segment)) => segment,
+                _ => Segment::NONE,
+            };
+            // SAFETY: rows and columns lie within `out`, and no other task has them; pairs are read where the CPU has
+            // the instruction for them.
             unsafe {
                 let out = self
                     .out
                     .values
                     .pointer(rows.start * self.out.stride + first);
                 let stride = self.out.stride;
-                sweep(level, rows.len(), columns, segments, out, stride, start);
+                match longer {
+                    #[cfg(target_arch = "x86_64")]
+                    Some(Reading::Pairs(pairs)) => {
+                        bf16::sweep(rows.len(), columns, pairs, side, out, stride, start);
+                    }
+                    Some(Reading::Floats(longer)) => {
+                        sweep(
+                            level,
+                            rows.len(),
+                            columns,
+                            [longer, side],
+                            out,
+                            stride,
+                            start,
+                        );
+                    }
+                    _ => unreachable!("a step begins with a stretch"),
+                }
             }
         }
     }
+
+    /// A stretch of a panel and of these rows; what has to be copied of the panel goes to `room`.
+    fn read(
+        &self,
+        level: Level,
+        rows: &Range<usize>,
+        panel: usize,
+        stretch: Stretch,
+        room: &mut *mut f32,
+    ) -> Reading {
+        let width = panel_width(level);
+        let first = panel * width;
+        let columns = width.min(self.columns - first);
+        let term = &self.terms[stretch.term];
+        let left = term.left;
+        let mut copied = |width: usize, copy: &dyn Fn(*mut f32)| {
+            let out = *room;
+            // The stretches of a step are no longer than DEPTH and an eighth of it, which is what there is room for.
+            *room = out.wrapping_add(stretch.count.next_multiple_of(2) * width);
+            copy(out);
+            out.cast_const()
+        };
+        let at = (stretch.first, stretch.count);
+        if let Some(Rounded { values, pairs }) = term.rounded {
+            let (step, even) = (stretch.first / 2, stretch.count.next_multiple_of(2));
+            return match values {
+                Values::Pairs(values) => Reading::Pairs(PairSegment {
+                    left: values.as_ptr().wrapping_add(rows.start * pairs + step),
+                    row_stride: *pairs,
+                    panel: match term.right {
+                        Right::Transposed(panels) => copied(width, &|out| {
+                            // SAFETY: see `copied`.
+                            unsafe { panels.transposed_pairs(panel, at.0, at.1, out.cast()) }
+                        })
+                        .cast(),
+                        Right::Panels(panels) => panels.pairs(panel, stretch.first),
+                        Right::Plain(..) => unreachable!("rounded for a frozen weight"),
+                    },
+                    k: even / 2,
+                }),
+                Values::Swapped(values) => Reading::Floats(Segment {
+                    left: values
+                        .as_ptr()
+                        .wrapping_add(rows.start * 2 * pairs + stretch.first),
+                    row_stride: 2 * pairs,
+                    column_stride: 1,
+                    // SAFETY: see `copied`.
+                    panel: copied(width, &|out| unsafe {
+                        term.copy(level, panel, columns, stretch, out);
+                        bf16::swap_rows(out, at.1, width);
+                    }),
+                    panel_stride: width,
+                    k: even,
+                }),
+            };
+        }
+        let in_place = match term.right {
+            Right::Panels(panels) => panels
+                .in_place(panel, stretch.first)
+                .map(|panel| (panel, width)),
+            Right::Transposed(_) => None,
+            // Few rows would not pay for the copy.
+            Right::Plain(matrix, scale) => matrix
+                .row_major()
+                .filter(|_| rows.len() <= 24 && scale == 1.0 && columns == width)
+                .map(|stride| (matrix.at(stretch.first, first), stride)),
+        };
+        let (panel, panel_stride) = in_place.unwrap_or_else(|| {
+            let width = term.copied_width(level, columns);
+            // SAFETY: see `copied`.
+            let copy = |out| unsafe { term.copy(level, panel, columns, stretch, out) };
+            (copied(width, &copy), width)
+        });
+        Reading::Floats(Segment {
+            left: left.at(rows.start, stretch.first),
+            row_stride: left.row_stride,
+            column_stride: left.column_stride,
+            panel,
+            panel_stride,
+            k: stretch.count,
+        })
+    }
+}
+
+/// A stretch as a micro-kernel reads it.
+enum Reading {
+    Floats(Segment),
+    Pairs(PairSegment),
 }
 
 /// One stretch as the micro-kernel reads it: `k` steps along rows of the left and down a panel.

@@ -8,6 +8,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod bf16;
 mod cpu;
 mod cross_entropy;
 mod dropout;
@@ -30,9 +31,12 @@ use burn_autodiff::Autodiff;
 use burn_backend::Backend;
 use burn_flex::Flex;
 
+use crate::recipe::Precision;
+
 pub use activation::Activation;
 pub use adamw::{AdamWStep, Moments};
 pub use attention::{AttentionLayout, AttentionShape, Projected, Sequences};
+pub use bf16::native as bf16_is_native;
 pub use dropout::Dropout;
 pub use linear::{Branch, Frozen, Lora, Outputs};
 pub use measure::taken as reductions_taken;
@@ -50,8 +54,8 @@ pub trait Kernels: Backend {
     /// A frozen weight laid out for the way products read it; nothing where the backend lays it out itself.
     type Packed: Clone + std::fmt::Debug + Send + Sync + 'static;
 
-    /// Lays out a frozen weight `[out, in]`.
-    fn pack(weight: &Tensor<Self, 2>) -> Self::Packed;
+    /// Lays out a frozen weight `[out, in]` for products in this precision.
+    fn pack(weight: &Tensor<Self, 2>, precision: Precision) -> Self::Packed;
 
     /// `y = x·Wᵀ + b + s·(dropout(x)·Aᵀ)·Bᵀ` (Hu et al. 2021, eq. 3) of each of up to three layers that
     /// read the same `x [tokens, in]`, side by side. The pair is a side path: `W + s·BA` is never formed.
@@ -170,8 +174,8 @@ pub trait Kernels: Backend {
 impl Kernels for Flex {
     type Packed = std::sync::Arc<panels::Panels>;
 
-    fn pack(weight: &Tensor<Self, 2>) -> Self::Packed {
-        linear::pack(weight).into()
+    fn pack(weight: &Tensor<Self, 2>, precision: Precision) -> Self::Packed {
+        linear::pack(weight, precision).into()
     }
 
     fn linears(x: Tensor<Ad<Self>, 2>, branches: Vec<Branch<'_, Self>>) -> Outputs<Self> {
@@ -268,12 +272,12 @@ impl Kernels for Flex {
 impl Kernels for burn_cuda::Cuda {
     type Packed = ();
 
-    fn pack(_: &Tensor<Self, 2>) {}
+    fn pack(_: &Tensor<Self, 2>, _: Precision) {}
 }
 
 #[cfg(feature = "wgpu")]
 impl Kernels for burn_wgpu::Wgpu {
     type Packed = ();
 
-    fn pack(_: &Tensor<Self, 2>) {}
+    fn pack(_: &Tensor<Self, 2>, _: Precision) {}
 }

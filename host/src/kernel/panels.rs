@@ -9,6 +9,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::bf16::round;
 use super::cpu::Disjoint;
 use super::matrix::Matrix;
 use super::simd::{Level, level, vectorised};
@@ -47,6 +48,8 @@ pub enum Element {
     Bf16,
     /// IEEE 754's half precision, which every value has.
     F16,
+    /// Rounded to bf16, two rows of a column side by side, for [products in bf16](super::bf16).
+    Pairs,
 }
 
 impl Element {
@@ -69,7 +72,7 @@ impl Element {
     pub fn bytes(self) -> usize {
         match self {
             Element::F32 => 4,
-            Element::Bf16 | Element::F16 => 2,
+            Element::Bf16 | Element::F16 | Element::Pairs => 2,
         }
     }
 }
@@ -100,9 +103,17 @@ impl std::fmt::Debug for Panels {
 impl Panels {
     /// Lays out `matrix`, in half precision where its values are such.
     pub fn new(matrix: Matrix<'_>) -> Self {
+        Self::of(matrix, Element::of(matrix.values))
+    }
+
+    /// Lays out `matrix`, rounded, for products in bf16.
+    pub fn rounded(matrix: Matrix<'_>) -> Self {
+        Self::of(matrix, Element::Pairs)
+    }
+
+    fn of(matrix: Matrix<'_>, element: Element) -> Self {
         let level = level();
-        let element = Element::of(matrix.values);
-        let (rows, width) = (matrix.rows, panel_width(level));
+        let (rows, width) = (kept_rows(matrix.rows, element), panel_width(level));
         let panels = matrix.columns.div_ceil(width);
         // Panels of an odd number of rows of halves need not begin with a line: all of theirs are read unaligned.
         let bytes = panels * rows * width * element.bytes();
@@ -115,7 +126,7 @@ impl Panels {
             match element {
                 // SAFETY: the panels do not overlap, and `lines` has room for all.
                 Element::F32 => unsafe { pack(level, part, 1.0, width, to.pointer(values)) },
-                Element::Bf16 | Element::F16 => {
+                Element::Bf16 | Element::F16 | Element::Pairs => {
                     let mut panel = vec![0.0; rows * width];
                     // SAFETY: as above, of `panel`.
                     unsafe { pack(level, part, 1.0, width, panel.as_mut_ptr()) };
@@ -128,6 +139,7 @@ impl Panels {
                         Element::F16 => to
                             .reinterpret_cast_mut::<f16>()
                             .convert_from_f32_slice(&panel),
+                        Element::Pairs => narrow_in_pairs(&panel, width, to),
                         _ => narrow(&panel, to),
                     }
                 }
@@ -136,7 +148,7 @@ impl Panels {
         Panels {
             lines,
             element,
-            rows,
+            rows: matrix.rows,
             columns: matrix.columns,
             level,
         }
@@ -155,15 +167,26 @@ impl Panels {
 
     /// How many values lie before row `row` of panel `index`.
     fn at(&self, index: usize, row: usize) -> usize {
-        (index * self.rows + row) * panel_width(self.level)
+        (index * kept_rows(self.rows, self.element) + row) * panel_width(self.level)
     }
 
-    /// `count` rows of panel `index` from row `first` on, in f32.
+    /// Whether it is for products in bf16.
+    pub fn is_paired(&self) -> bool {
+        self.element == Element::Pairs
+    }
+
+    /// Where panel `index` has the pairs of row `row`, which is even, and the next.
+    pub fn pairs(&self, index: usize, row: usize) -> *const u32 {
+        let from = self.lines.as_ptr().cast::<u32>();
+        from.wrapping_add(self.at(index, row) / 2)
+    }
+
+    /// `count` rows of panel `index` from row `first` on, in f32; of pairs both rows.
     ///
     /// # Safety
-    /// `out` has room for `count` rows.
+    /// `out` has room for them.
     pub unsafe fn widened(&self, index: usize, first: usize, count: usize, out: *mut f32) {
-        let values = count * panel_width(self.level);
+        let values = kept_rows(count, self.element) * panel_width(self.level);
         let from = self.at(index, first);
         let halves = || &bytemuck::cast_slice::<Line, u16>(&self.lines)[from..][..values];
         // SAFETY: by the caller's promise; what is not written yet is zero before anyone reads it.
@@ -178,6 +201,7 @@ impl Panels {
             }
             Element::Bf16 => widen(halves(), out),
             Element::F16 => halves().reinterpret_cast::<f16>().convert_to_f32_slice(out),
+            Element::Pairs => widen_pairs(halves(), panel_width(self.level), out),
         }
     }
 
@@ -209,6 +233,63 @@ impl Panels {
                 let to = out.add((row - first) * width);
                 transpose(self.level, [rows, columns], block.add(column), to, width);
                 row += columns;
+            }
+        }
+    }
+
+    /// Pairs of rows of panel `index` of the transpose, from row `first` on, which is even, until `count` rows are there.
+    ///
+    /// # Safety
+    /// `out` has room for them.
+    pub unsafe fn transposed_pairs(&self, index: usize, first: usize, count: usize, out: *mut u32) {
+        let width = panel_width(self.level);
+        let top = index * width;
+        let pairs = width.min(self.rows - top).div_ceil(2);
+        // SAFETY: every read lies in a panel and every write in the rows of `out`.
+        unsafe {
+            if 2 * pairs < width {
+                std::ptr::write_bytes(out, 0, count.div_ceil(2) * width);
+            }
+            let mut row = first;
+            while row < first + count {
+                let (panel, column) = (row / width, row % width);
+                // Columns beyond the last are zeros.
+                let columns = (width - column).min(first + count - row).div_ceil(2);
+                let block = self.pairs(panel, top).add(column);
+                let to = out.add((row - first) / 2 * width);
+                transpose_pairs([pairs, columns], block, to, width);
+                row += 2 * columns;
+            }
+        }
+    }
+}
+
+/// Rows that a panel has room for.
+fn kept_rows(rows: usize, element: Element) -> usize {
+    match element {
+        Element::Pairs => rows.next_multiple_of(2),
+        Element::F32 | Element::Bf16 | Element::F16 => rows,
+    }
+}
+
+/// f32 rounded to bf16, two rows side by side.
+fn narrow_in_pairs(panel: &[f32], width: usize, to: &mut [u16]) {
+    for (rows, to) in panel.chunks(2 * width).zip(to.chunks_mut(2 * width)) {
+        for (column, pair) in to.chunks_mut(2).enumerate() {
+            pair[0] = round(rows[column]);
+            pair[1] = round(rows[width + column]);
+        }
+    }
+}
+
+vectorised! {
+    /// Pairs to rows of f32.
+    fn widen_pairs(from: &[u16], width: usize, to: &mut [f32]) {
+        for (pairs, rows) in from.chunks(2 * width).zip(to.chunks_mut(2 * width)) {
+            let (first, second) = rows.split_at_mut(width);
+            for ((pair, first), second) in pairs.chunks_exact(2).zip(first).zip(second) {
+                *first = f32::from_bits(u32::from(pair[0]) << 16);
+                *second = f32::from_bits(u32::from(pair[1]) << 16);
             }
         }
     }
@@ -249,6 +330,31 @@ unsafe fn transpose(
     let _ = level;
     // SAFETY: the caller's promise.
     unsafe { transpose_one_by_one([0..rows, 0..columns], from, to, stride) }
+}
+
+/// Writes the transpose of `rows × columns` squares of two pairs each; the rows of either are `stride` pairs apart.
+///
+/// # Safety
+/// All of them can be read, and written.
+unsafe fn transpose_pairs(
+    [rows, columns]: [usize; 2],
+    from: *const u32,
+    to: *mut u32,
+    stride: usize,
+) {
+    for column in 0..columns {
+        for row in 0..rows {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let square = from.add(row * stride + 2 * column).cast::<u64>();
+                let square = square.read_unaligned();
+                let kept = square & 0xFFFF_0000_0000_FFFF;
+                let moved = (square >> 16 & 0xFFFF_0000) | (square & 0xFFFF_0000) << 16;
+                let to = to.add(column * stride + 2 * row).cast::<u64>();
+                to.write_unaligned(kept | moved);
+            }
+        }
+    }
 }
 
 #[inline(always)]

@@ -10,6 +10,7 @@ use super::matrix::Matrix;
 use super::panels::Panels;
 use super::simd::{Level, force};
 use super::*;
+use crate::recipe::Precision;
 
 type Wide = Tensor<Ad<Flex>, 2>;
 
@@ -228,14 +229,14 @@ fn branch<'a>(frozen: &'a Frozen<Flex>, pair: Option<(&Wide, &Wide, Dropout)>) -
 
 fn frozen(outputs: usize, inputs: usize) -> Frozen<Flex> {
     let bias = plain_random(1, outputs).reshape([outputs]);
-    Frozen::new(plain_random(outputs, inputs), Some(bias))
+    Frozen::new(plain_random(outputs, inputs), Some(bias), Precision::F32)
 }
 
 #[test]
 fn linear_layers() {
     let _alone = alone();
     let layer = frozen(40, 24);
-    let no_bias = Frozen::new(plain_random(40, 24), None);
+    let no_bias = Frozen::new(plain_random(40, 24), None, Precision::F32);
     for (rows, layer) in [(33, &layer), (1, &no_bias)] {
         compare(
             [random(rows, 24)],
@@ -249,6 +250,43 @@ fn linear_layers() {
         |[x, a, b]| Flex::linears(x, adapted(a, b)).y,
         |[x, a, b]| linear::composed(x, adapted(a, b)).y,
     );
+}
+
+#[test]
+fn linear_layers_in_bf16() {
+    let _alone = alone();
+    let exact = frozen(40, 70);
+    let inputs = [random(33, 70), random(4, 70), random(40, 4)];
+    let weights = random(33, 40);
+    let run = |layer: &Frozen<Flex>| {
+        let tracked = inputs
+            .clone()
+            .map(|x| Tensor::from_inner(x.inner()).require_grad());
+        let [x, a, b] = &tracked;
+        let adapted = vec![branch(layer, Some((a, b, Dropout::NONE)))];
+        let y = Flex::linears(x.clone(), adapted).y;
+        let gradients = (y.clone() * weights.clone()).sum().backward();
+        let gradients = tracked.map(|x| x.grad(&gradients).expect("a gradient"));
+        [vec![y.inner()], gradients.to_vec()].concat()
+    };
+    let norm = |x: Tensor<Flex, 2>| x.powi_scalar(2).sum().sqrt().into_scalar();
+    for level in LEVELS {
+        force(level);
+        // Laid out for the level.
+        let exact = Frozen::new(exact.weight.clone(), exact.bias.clone(), Precision::F32);
+        let (weight, bias) = (exact.weight.clone(), exact.bias.clone());
+        let rounded = Frozen::lean(weight, bias, Precision::Bf16);
+        let pairs = run(&exact).into_iter().zip(run(&rounded));
+        let far: Vec<f32> = pairs
+            .map(|(exact, rounded)| norm(exact.clone() - rounded) / norm(exact))
+            .collect();
+        // The output and the input's gradient go through the weight; those of A and B do not.
+        for (what, far) in ["y", "x"].iter().zip(&far) {
+            assert!((1e-5..5e-3).contains(far), "{what} {far}");
+        }
+        assert!(far[2] < 1e-6 && far[3] < 1e-6, "{far:?}");
+    }
+    force(Level::Avx512);
 }
 
 #[test]
@@ -415,10 +453,11 @@ fn products_reach_every_edge() {
                 if n * k > 40 {
                     assert!(panels.bytes() < (n + 31) * k * bytes + 64);
                 }
+                let read = gemm::Left::new(left, &panels);
                 let terms = [
                     gemm::Term::plain(1.0, left, right),
-                    gemm::Term::packed(left, &panels),
-                    gemm::Term::transposed(left, &transposed),
+                    gemm::Term::packed(&read, &panels),
+                    gemm::Term::transposed(&read, &transposed),
                     gemm::Term::plain(1.0, Matrix::new(&at, k, m).t(), right),
                     gemm::Term::plain(1.0, left, Matrix::new(&bt, n, k).t()),
                 ];
@@ -433,6 +472,69 @@ fn products_reach_every_edge() {
         }
     }
     force(Level::Avx512);
+}
+
+#[test]
+fn products_in_bf16_reach_every_edge() {
+    let _alone = alone();
+    let round = |values: &[f32]| -> Vec<f32> {
+        let halves = values.iter().map(|value| half::bf16::from_f32(*value));
+        halves.map(half::bf16::to_f32).collect()
+    };
+    for (m, n, k) in [
+        (1, 1, 1),
+        (7, 16, 3),
+        (13, 31, 385),
+        (25, 33, 49),
+        (200, 65, 800),
+        (500, 70, 335),
+        (3, 40, 2048),
+    ] {
+        let read = |rows, columns| {
+            let values = plain_random(rows, columns).into_data();
+            values.into_vec::<f32>().expect("f32 values")
+        };
+        // Wider than the product reads of it, so that rows are not what is left of the last one.
+        let (a, b, c, d) = (read(m, k + 3), read(k, n), read(m, 4), read(4, n));
+        let turned = |values: &[f32]| {
+            let values = TensorData::new(values.to_vec(), [k, n]);
+            let tensor = Tensor::<Flex, 2>::from_data(values, &Default::default()).transpose();
+            tensor.into_data().to_vec::<f32>().expect("f32 values")
+        };
+        let (rounded_a, rounded_b) = (round(&a), round(&b));
+        let side = gemm::Term::plain(0.5, Matrix::new(&c, m, 4), Matrix::new(&d, 4, n));
+        let exact = gemm::Term::plain(
+            1.0,
+            Matrix::new(&rounded_a, m, k + 3).columns(1, k),
+            Matrix::new(&rounded_b, k, n),
+        );
+        let bias: Vec<f32> = (0..n).map(|column| column as f32).collect();
+        let start = gemm::Start::Bias(&bias);
+        let expected = TensorData::new(gemm::product(start, &[exact, side]), [m, n]);
+        let mut all: Vec<Vec<f32>> = Vec::new();
+        for level in LEVELS {
+            force(level);
+            let left = Matrix::new(&a, m, k + 3).columns(1, k);
+            let panels = Panels::rounded(Matrix::new(&b, k, n));
+            let bt = turned(&b);
+            let transposed = Panels::rounded(Matrix::new(&bt, n, k));
+            assert!(n * k < 200 || panels.bytes() < (n + 31) * (k + 1) * 2 + 64);
+            let read = gemm::Left::new(left, &panels);
+            for term in [
+                gemm::Term::packed(&read, &panels),
+                gemm::Term::transposed(&read, &transposed),
+            ] {
+                let ours = gemm::product(start, &[term, side]);
+                TensorData::new(ours.clone(), [m, n])
+                    .assert_approx_eq(&expected, Tolerance::<f32>::rel_abs(1e-4, 1e-3));
+                all.push(ours);
+            }
+        }
+        force(Level::Avx512);
+        // The instruction, and what stands in for it where fused products are an instruction.
+        let fused = all.iter().skip(2).all(|product| *product == all[2]);
+        assert!(fused || simd::best() < Level::Avx2, "{m} × {n} × {k}");
+    }
 }
 
 #[test]

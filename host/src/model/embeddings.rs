@@ -118,7 +118,11 @@ impl<B: Kernels> Embedder<B> {
                 let ahead = of.firsts.len();
                 Ok(Embedder::Patches {
                     of: *of,
-                    projection: Frozen::lean(weight.reshape([hidden, of.values()]), Some(bias)),
+                    projection: Frozen::lean(
+                        weight.reshape([hidden, of.values()]),
+                        Some(bias),
+                        source.precision,
+                    ),
                     firsts: firsts + positions.clone().slice_dim(0, 0..ahead),
                     positions: positions.slice_dim(0, ahead..of.tokens()),
                 })

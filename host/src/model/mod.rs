@@ -17,7 +17,7 @@ use dynalora_plugin_api::ModuleInfo;
 use crate::adapter::{Adapted, LinearInfo, Pass};
 use crate::error::{Error, Result};
 use crate::kernel::{Ad, Branch, Frozen, Kernels, Sequences};
-use crate::recipe::{AdapterConfig, ModelConfig};
+use crate::recipe::{AdapterConfig, ModelConfig, Precision};
 
 use architecture::Embeddings;
 
@@ -43,6 +43,8 @@ pub struct Pretrained {
     prefix: String,
     /// Whether BERT's pooler is there and stays frozen.
     frozen_pooler: bool,
+    /// What products with frozen weights are computed in.
+    precision: Precision,
 }
 
 impl Pretrained {
@@ -76,6 +78,7 @@ impl Pretrained {
             String::new()
         };
         let pretrained = Pretrained {
+            precision: recipe.precision,
             config,
             weights,
             prefix,
@@ -115,6 +118,7 @@ impl Pretrained {
             weights: &self.weights,
             prefix: &self.prefix,
             layout: self.config.weights,
+            precision: self.precision,
         }
     }
 
@@ -229,11 +233,18 @@ impl Pretrained {
         self.weights.require(&name, &shape)
     }
 
-    /// Bytes of the checkpoint's values in memory, as the CPU keeps them: linear layers in its own precision, all else
-    /// in f32. A table of word embeddings that predicts tokens too is there twice: its rows are looked up, and it is
+    /// Bytes of the checkpoint's values in memory, as the CPU keeps them: linear layers in its own precision or that of
+    /// the products, all else in f32. A table of word embeddings that predicts tokens too is there twice: its rows are looked up, and it is
     /// laid out for products.
     pub fn bytes(&self, predicts_tokens: bool) -> Result<u64> {
-        let width = |name: &str| if self.weights.is_half(name) { 2 } else { 4 };
+        let halves = self.precision == Precision::Bf16;
+        let width = |name: &str| {
+            if halves || self.weights.is_half(name) {
+                2
+            } else {
+                4
+            }
+        };
         let mut bytes = 4 * self.weights.parameters();
         for linear in self.linears() {
             let name = format!("{}{}.weight", self.prefix, linear.path);
@@ -260,7 +271,7 @@ impl Pretrained {
             // be touched for that, and stay in memory.
             None => self.weights.tensor(&name, shape, device)?,
         };
-        Ok(Frozen::lean(weight, None))
+        Ok(Frozen::lean(weight, None, self.precision))
     }
 
     /// The modules that a recipe's `[adapter]` selects and what each carries.
@@ -311,6 +322,17 @@ impl<B: Kernels> Model<B> {
         outputs: usize,
         device: &B::Device,
     ) -> Result<Self> {
+        if pretrained.precision != Precision::F32 && !Frozen::<B>::LAID_OUT {
+            return Err(Error::user(
+                "model.precision is \"bf16\", which only the CPU's kernels have",
+            )
+            .help("leave the key out, or set `device = \"cpu\"`"));
+        }
+        if pretrained.precision == Precision::Bf16 && !crate::kernel::bf16_is_native() {
+            tracing::warn!(
+                "model.precision is \"bf16\", but this CPU has no AVX512-BF16: results are the same, and slower than in f32"
+            );
+        }
         let linears = pretrained.linears();
         let module_of: Vec<Option<usize>> = linears
             .iter()

@@ -32,7 +32,7 @@ pub(crate) use initial::initial_budget;
 pub use learning_rate::{LearningRateSchedule, Warmup};
 pub use metric::Metric;
 use model::MAX_LENGTH;
-pub use model::{HeadBias, ModelConfig};
+pub use model::{HeadBias, ModelConfig, Precision};
 pub use pattern::Pattern;
 pub use plugin::{Isolation, PluginConfig};
 pub use schedule::Schedule;
