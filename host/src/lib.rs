@@ -12,6 +12,7 @@ pub mod device;
 pub mod error;
 pub mod export;
 pub mod file;
+pub mod hub;
 pub mod kernel;
 pub mod metrics;
 pub mod model;

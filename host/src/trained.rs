@@ -27,6 +27,9 @@ const ANSWERS: &[&str] = &[
 const SCORED: &[&str] = &[
     "data.task",
     "data.dir",
+    "data.hub",
+    "data.config",
+    "data.revision",
     "data.validation",
     "data.test",
     "data.format",

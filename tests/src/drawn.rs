@@ -188,6 +188,8 @@ impl Drawn {
             "tiny-qwen3",
             "tiny-gpt2",
             "chat-tiny-llama",
+            "formats/bin-tied",
+            "formats/llama",
             "tiny-vit",
             "tiny-deit",
         ]);
@@ -341,8 +343,10 @@ impl Drawn {
         let name = self.get("model.name")?;
         let is = |family: &str| name.contains(family);
         match () {
-            () if is("tiny-llama") || is("tiny-qwen3") => Some(&["q_proj", "down_proj", "up_proj"]),
-            () if is("tiny-gpt2") => Some(&["c_attn", "c_proj", "c_fc"]),
+            () if is("tiny-llama") || is("tiny-qwen3") || is("formats/llama") => {
+                Some(&["q_proj", "down_proj", "up_proj"])
+            }
+            () if is("tiny-gpt2") || is("formats/bin-tied") => Some(&["c_attn", "c_proj", "c_fc"]),
             () => None,
         }
     }

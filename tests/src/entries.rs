@@ -9,7 +9,7 @@ use std::path::Path;
 use burn_flex::{Flex, FlexDevice};
 use dynalora::data::{DataConfig, Example, read, tokenize};
 use dynalora::export;
-use dynalora::model::{Model, Pretrained};
+use dynalora::model::{Model, ModelFolder, Pretrained};
 use dynalora::recipe::{Column, Columns, Problem, Recipe};
 use dynalora::sweep;
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
@@ -30,6 +30,10 @@ pub enum Entry {
     Config,
     /// A model's `model.safetensors`.
     Weights,
+    /// A model's `pytorch_model.bin`.
+    Torch,
+    /// A model in a GGUF file, with nothing but a tokenizer beside it.
+    Gguf,
     /// A model's `tokenizer.json`.
     Tokenizer,
     /// A table of comma-separated values.
@@ -49,11 +53,13 @@ pub enum Entry {
 }
 
 /// All kinds.
-pub const ENTRIES: [Entry; 12] = [
+pub const ENTRIES: [Entry; 14] = [
     Entry::Recipe,
     Entry::Sweep,
     Entry::Config,
     Entry::Weights,
+    Entry::Torch,
+    Entry::Gguf,
     Entry::Tokenizer,
     Entry::Csv,
     Entry::Tsv,
@@ -76,7 +82,7 @@ impl Entry {
     pub fn is_text(self) -> bool {
         !matches!(
             self,
-            Entry::Weights | Entry::Parquet | Entry::AdapterWeights
+            Entry::Weights | Entry::Torch | Entry::Gguf | Entry::Parquet | Entry::AdapterWeights
         )
     }
 
@@ -108,6 +114,8 @@ impl Entry {
             }
             Entry::Config => fixtures(&["tiny-bert/config.json", "tiny-roberta/config.json", "tiny-distilbert/config.json"]),
             Entry::Weights => fixtures(&["tiny-bert/model.safetensors", "tiny-bert-f16/model.safetensors"]),
+            Entry::Torch => fixtures(&["formats/bin/pytorch_model.bin"]),
+            Entry::Gguf => fixtures(&["formats/llama/llama.gguf", "formats/gpt2/gpt2.gguf"]),
             Entry::Tokenizer => fixtures(&["tiny-bert/tokenizer.json", "tiny-roberta/tokenizer.json"]),
             Entry::Csv => vec![
                 b"id,sentence,label\n1,\"a, b\",yes\n2,c,no\n3,\"d\"\"e\",yes\n".to_vec(),
@@ -144,6 +152,12 @@ impl Entry {
                     copy(&format!("tiny-bert/{file}"), file);
                 }
             }
+            Entry::Torch => {
+                for file in ["config.json", "tokenizer.json"] {
+                    copy(&format!("tiny-bert/{file}"), file);
+                }
+            }
+            Entry::Gguf => copy("formats/llama/tokenizer.json", "tokenizer.json"),
             Entry::Sweep => {
                 let recipe = crate::package().join("../configs/quickstart.toml");
                 std::fs::copy(recipe, folder.join("recipe.toml")).expect("a recipe is copied");
@@ -207,14 +221,20 @@ impl Entry {
                     .map(drop)
                     .map_err(said)
             }
-            Entry::Config | Entry::Weights => {
+            Entry::Config | Entry::Weights | Entry::Torch | Entry::Gguf => {
                 write(match self {
                     Entry::Config => "config.json",
+                    Entry::Torch => "pytorch_model.bin",
+                    Entry::Gguf => "model.gguf",
                     _ => "model.safetensors",
                 });
-                let recipe = Recipe::parse(Path::new("r"), RECIPE, &[]).map_err(said)?.0;
-                let pretrained =
-                    Pretrained::open(&model_folder(folder), &recipe.model).map_err(said)?;
+                let text = match self {
+                    Entry::Gguf => format!("{RECIPE}[adapter]\ntargets = 'all-linear'\n"),
+                    _ => RECIPE.to_owned(),
+                };
+                let recipe = Recipe::parse(Path::new("r"), &text, &[]).map_err(said)?.0;
+                let model = ModelFolder::local(folder).map_err(said)?;
+                let pretrained = Pretrained::open(&model, &recipe.model).map_err(said)?;
                 let modules = pretrained.adapted(&recipe.adapter).map_err(said)?.modules;
                 Model::<Flex>::load(&pretrained, &modules, 2, device)
                     .map(drop)
@@ -317,8 +337,8 @@ fn train(folder: &Path, resume: bool) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
-/// A table in Parquet.
-fn table(rows: usize) -> Vec<u8> {
+/// A table in Parquet with the columns `sentence` and `label`.
+pub fn table(rows: usize) -> Vec<u8> {
     let schema = "message rows { REQUIRED BYTE_ARRAY sentence (UTF8); REQUIRED INT64 label; }";
     let schema = std::sync::Arc::new(parse_message_type(schema).expect("a schema"));
     let mut bytes = Vec::new();
@@ -380,18 +400,31 @@ pub fn mutate(seeds: &[Vec<u8>], text: bool, number: u64) -> Vec<u8> {
     let mut choice = Choice::new(number ^ 0x6d75_7461_7465);
     let c = &mut choice;
     let mut bytes = c.of(seeds);
-    // A safetensors file's header is where its bytes mean most.
+    // A file's header is where its bytes mean most: safetensors say how long it is, of GGUF and the pickle of torch.save
+    // it is so much of small ones.
     let header = match bytes.first_chunk::<8>() {
+        Some(_) if bytes.starts_with(b"GGUF") || bytes.starts_with(b"PK\x03\x04") => 8192,
         Some(length) if !text => usize::try_from(u64::from_le_bytes(*length))
             .unwrap_or(usize::MAX)
             .saturating_add(8),
         _ => usize::MAX,
     };
+    // An archive's directory is at its end.
+    let directory = if bytes.starts_with(b"PK\x03\x04") {
+        4096
+    } else {
+        0
+    };
     let changes = if c.once_in(2) { 1 } else { c.between(1, 4) };
     for _ in 0..changes {
         let mostly = if c.once_in(8) { usize::MAX } else { header };
         let end = bytes.len().min(mostly).max(1) as u64;
-        let at = (c.between(0, end) as usize).min(bytes.len());
+        let at = match directory {
+            0 => c.between(0, end) as usize,
+            size if c.once_in(3) => bytes.len().saturating_sub(c.between(0, size) as usize),
+            _ => c.between(0, end) as usize,
+        };
+        let at = at.min(bytes.len());
         let some = (c.between(1, 24) as usize).min(bytes.len() - at);
         match c.between(0, 8) {
             0 if at < bytes.len() => bytes[at] ^= 1 << c.between(0, 7),

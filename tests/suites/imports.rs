@@ -14,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("number", &[]),
     ("file", &["error"]),
     ("cache", &["error"]),
+    ("hub", &["error"]),
     ("recipe", &["error"]),
     ("metrics", &["recipe"]),
     ("kernel", &[]),
@@ -24,9 +25,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Through the traits of the plugin API alone: not a word of `plugin`.
     ("allocation", &["recipe"]),
     ("run", &["recipe"]),
-    ("model", &["recipe", "kernel", "adapter"]),
+    ("model", &["hub", "recipe", "kernel", "adapter"]),
     // Sideways: a model's folder holds the tokenizer.
-    ("data", &["recipe", "metrics", "model"]),
+    ("data", &["hub", "recipe", "metrics", "model"]),
     // Sideways: an adapter's file names tensors as its model does.
     ("export", &["recipe", "kernel", "adapter", "model"]),
     (

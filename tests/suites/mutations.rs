@@ -137,6 +137,7 @@ fn work(entry: Entry, from: u64, to: u64) -> WorkerEnd {
         .env(WORK, format!("{entry:?} {from} {to}"))
         .env(CASE, &case)
         .env("RUST_BACKTRACE", "0")
+        .env("DYNALORA_CACHE", folder.path().join("cache"))
         .env("RAYON_NUM_THREADS", "1")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::hub::{self, Files};
 use super::image;
 use super::task::Part;
 use crate::error::Result;
@@ -13,15 +14,7 @@ pub fn files(config: &DataConfig) -> Result<Vec<(String, PathBuf)>> {
     if config.is_images() {
         return image::files(config);
     }
-    let mut files = Vec::new();
-    let own = [
-        ("data.train", &config.train),
-        ("data.validation", &config.validation),
-        ("data.test", &config.test),
-    ];
-    for (name, path) in own {
-        files.extend(path.iter().map(|path| (name.to_owned(), path.clone())));
-    }
+    let mut files = named(own(config, &PARTS)?);
     let (Some(task), Some(dir)) = (config.task, &config.dir) else {
         return Ok(files);
     };
@@ -40,4 +33,28 @@ pub fn files(config: &DataConfig) -> Result<Vec<(String, PathBuf)>> {
         }
     }
     Ok(files)
+}
+
+/// All parts, in order.
+pub(super) const PARTS: [Part; 3] = [Part::Train, Part::Validation, Part::Test];
+
+/// The files of these parts of a recipe with data of its own: those that it names, or the Hub's.
+pub(super) fn own(config: &DataConfig, parts: &[Part]) -> Result<Files> {
+    if let Some(id) = &config.hub {
+        return hub::fetch(config, id, parts);
+    }
+    let files = [&config.train, &config.validation, &config.test];
+    Ok(files.map(|path| path.iter().cloned().collect()))
+}
+
+/// Each file with what it is read as.
+pub(super) fn named(files: Files) -> Vec<(String, PathBuf)> {
+    let named = |(part, paths): (Part, Vec<PathBuf>)| {
+        let paths = paths.into_iter().enumerate();
+        paths.map(move |(nth, path)| match nth {
+            0 => (format!("data.{}", part.name()), path),
+            nth => (format!("data.{}[{nth}]", part.name()), path),
+        })
+    };
+    PARTS.into_iter().zip(files).flat_map(named).collect()
 }

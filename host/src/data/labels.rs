@@ -22,8 +22,12 @@ const MANY_NUMBERS: usize = 10;
 
 /// The distinct labels of a training file, in the order of their numbers or letters. `told` says that the recipe
 /// calls them classes.
-pub(super) fn distinct(path: &Path, rows: &[Row], told: bool) -> Result<Vec<String>> {
-    let given = rows.iter().filter_map(|row| row.label.as_deref());
+pub(super) fn distinct<'a>(
+    path: &Path,
+    rows: impl IntoIterator<Item = &'a Row>,
+    told: bool,
+) -> Result<Vec<String>> {
+    let given = rows.into_iter().filter_map(|row| row.label.as_deref());
     // A row without a label is complained of where rows become examples.
     let mut labels: Vec<&str> = given
         .map(str::trim)

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::chat::{self, Template};
 use super::encode::{self, Limits, encode_cached};
+use super::files;
 use super::image;
 use super::labels::{Reader, distinct, is_whole};
 use super::language;
@@ -261,6 +262,7 @@ pub fn load_split(
     if splits.is_empty() {
         let there = parts.iter().filter(|part| match (config.task, part) {
             (Some(_), _) => true,
+            (None, _) if config.hub.is_some() => true,
             (None, Part::Test) => config.test.is_some(),
             (None, _) => config.validation.is_some(),
         });
@@ -349,12 +351,13 @@ fn read_part(
         }
         Some(task) => published_part(task, config, part),
         None => {
-            let (_, columns) = own_files(config)?;
-            let path = match part {
-                Part::Test => &config.test,
-                _ => &config.validation,
+            let columns = own_columns(config)?;
+            let [_, validation, test] = files::own(config, &[part])?;
+            let paths = match part {
+                Part::Test => test,
+                _ => validation,
             };
-            own_part(config, &columns, path, part, labels, problem)
+            own_part(config, &columns, paths, part, labels, problem)
         }
     }
 }
@@ -375,9 +378,10 @@ pub fn labels_of(config: &DataConfig) -> Result<(Vec<String>, Problem)> {
         (None, _, Some(labels)) => (labels.clone(), Problem::Classification),
         (None, told, None) => {
             config.validate()?;
-            let (train, columns) = own_files(config)?;
-            let rows = own_rows(config, &columns, train, Part::Train)?;
-            let labels = distinct(train, &rows, told.is_some())?;
+            let columns = own_columns(config)?;
+            let [train, ..] = files::own(config, &[Part::Train])?;
+            let files = own_rows(config, &columns, train, Part::Train)?;
+            let labels = own_labels(&files, told.is_some())?;
             (labels, Problem::Classification)
         }
     };
@@ -471,65 +475,73 @@ fn published(task: Task, config: &DataConfig) -> Result<Found> {
 }
 
 fn own(config: &DataConfig) -> Result<Found> {
-    let (train, columns) = own_files(config)?;
-    let rows = own_rows(config, &columns, train, Part::Train)?;
+    let columns = own_columns(config)?;
+    let [train, validation, test] = files::own(config, &files::PARTS)?;
+    let train = own_rows(config, &columns, train, Part::Train)?;
     let problem = config.problem.unwrap_or(Problem::Classification);
     let labels = match (problem, &config.labels) {
         (Problem::Regression | Problem::CausalLm, _) => Vec::new(),
         (Problem::Classification, Some(labels)) => labels.clone(),
-        (Problem::Classification, None) => distinct(train, &rows, config.problem.is_some())?,
+        (Problem::Classification, None) => own_labels(&train, config.problem.is_some())?,
     };
-    let other = |path: &Option<PathBuf>, part: Part| {
-        own_part(config, &columns, path, part, &labels, problem)
-    };
+    let other =
+        |paths: Vec<PathBuf>, part: Part| own_part(config, &columns, paths, part, &labels, problem);
     Ok(Found {
-        validation: other(&config.validation, Part::Validation)?,
-        test: other(&config.test, Part::Test)?,
-        train: own_split(config, train, rows, Part::Train, &labels, problem)?,
+        validation: other(validation, Part::Validation)?,
+        test: other(test, Part::Test)?,
+        train: own_split(config, train, Part::Train, &labels, problem)?,
         labels,
         problem,
     })
 }
 
-/// The split that a file holds; none where there is no file.
+/// A file and its rows.
+type File = (PathBuf, Vec<Row>);
+
+/// The classes in training files.
+fn own_labels(files: &[File], told: bool) -> Result<Vec<String>> {
+    let first = files.first().map_or(Path::new(""), |(path, _)| path);
+    distinct(first, files.iter().flat_map(|(_, rows)| rows), told)
+}
+
+/// The split that files hold; none where there are no files.
 fn own_part(
     config: &DataConfig,
     columns: &Columns,
-    path: &Option<PathBuf>,
+    paths: Vec<PathBuf>,
     part: Part,
     labels: &[String],
     problem: Problem,
 ) -> Result<Vec<Split>> {
-    let Some(path) = path else {
+    if paths.is_empty() {
         return Ok(Vec::new());
-    };
-    let rows = own_rows(config, columns, path, part)?;
-    Ok(vec![own_split(config, path, rows, part, labels, problem)?])
+    }
+    let files = own_rows(config, columns, paths, part)?;
+    Ok(vec![own_split(config, files, part, labels, problem)?])
 }
 
 fn own_split(
     config: &DataConfig,
-    path: &Path,
-    rows: Vec<Row>,
+    files: Vec<File>,
     part: Part,
     labels: &[String],
     problem: Problem,
 ) -> Result<Split> {
     // As GLUE's test files have it: a label that is kept secret. As a value, -1 may be meant; all of them are not.
     let secret = |row: &Row| row.label.as_deref().map(str::trim) == Some("-1");
+    let rows = || files.iter().flat_map(|(_, rows)| rows);
     let hidden = part == Part::Test
         && match problem {
             Problem::Classification => !labels.iter().any(|label| label == "-1"),
-            Problem::Regression => rows.len() > 1 && rows.iter().all(secret),
+            Problem::Regression => rows().count() > 1 && rows().all(secret),
             Problem::CausalLm => false,
         };
-    if hidden && rows.iter().any(secret) {
+    if let (true, Some((path, _))) = (hidden && rows().any(secret), files.first()) {
         tracing::warn!(
             "{}: labels of -1 are taken for none, as in GLUE's test files",
             path.display()
         );
     }
-    let format = format(config, path)?;
     let reader = Reader {
         labels,
         problem,
@@ -538,33 +550,45 @@ fn own_split(
         numbered: config.labels.is_some() && !labels.iter().any(|label| is_whole(label)),
         hidden: hidden.then_some("-1"),
     };
-    let mut places = Places::default();
-    places.add(
-        path,
-        format.unit(),
-        rows.iter().map(|row| row.line).collect(),
-    );
+    let (mut examples, mut places) = (Vec::new(), Places::default());
+    for (path, rows) in files {
+        let format = format(config, &path)?;
+        let lines = rows.iter().map(|row| row.line).collect();
+        places.add(&path, format.unit(), lines);
+        examples.extend(reader.examples(&path, format, rows)?);
+    }
     Ok(Split {
         name: part.name().to_owned(),
-        examples: reader.examples(path, format, rows)?,
+        examples,
         places,
     })
 }
 
-/// The training file and the columns of a recipe with files of its own, which `validate` has made sure of.
-fn own_files(config: &DataConfig) -> Result<(&Path, Columns)> {
-    match (&config.train, &config.columns) {
-        (Some(train), Some(columns)) => Ok((train, columns.clone())),
+/// The columns of a recipe with files of its own, which `validate` has made sure of.
+fn own_columns(config: &DataConfig) -> Result<Columns> {
+    match &config.columns {
+        Some(columns) => Ok(columns.clone()),
         // Files that are all text.
-        (Some(train), None) if config.predicts_tokens() => {
-            Ok((train, Columns::of(Column::Index(0))))
-        }
-        _ => Err(Error::user("[data] does not say what to learn")
+        None if config.predicts_tokens() => Ok(Columns::of(Column::Index(0))),
+        None => Err(Error::user("[data] does not say what to learn")
             .help("Give `task` and `dir`, or `train` and [data.columns].")),
     }
 }
 
-fn own_rows(config: &DataConfig, columns: &Columns, path: &Path, part: Part) -> Result<Vec<Row>> {
+fn own_rows(
+    config: &DataConfig,
+    columns: &Columns,
+    paths: Vec<PathBuf>,
+    part: Part,
+) -> Result<Vec<File>> {
+    let files = paths.into_iter().map(|path| {
+        let rows = rows_of(config, columns, &path, part)?;
+        Ok((path, rows))
+    });
+    files.collect()
+}
+
+fn rows_of(config: &DataConfig, columns: &Columns, path: &Path, part: Part) -> Result<Vec<Row>> {
     let format = format(config, path)?;
     let language = config.predicts_tokens();
     if format == Format::Txt && !language {

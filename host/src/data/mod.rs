@@ -4,6 +4,7 @@ mod batch;
 mod chat;
 mod encode;
 mod files;
+mod hub;
 pub mod image;
 mod labels;
 mod language;

@@ -3,6 +3,7 @@
 pub mod architecture;
 mod base;
 mod block;
+mod described;
 mod embeddings;
 mod family;
 pub mod fetch;
@@ -28,6 +29,7 @@ pub use embeddings::Tokens;
 pub use fetch::ModelFolder;
 pub use head::{Head, HeadStart, HeadTensor, head_parameters};
 pub use linear::Linear;
+use weights::Header;
 pub use weights::{Advice, Saved, Weights, save};
 
 use linear::Source;

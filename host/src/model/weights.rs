@@ -1,4 +1,11 @@
-//! Weights in safetensors files: what is there is known from their headers, values are read when asked for.
+//! Weights in files: what is there is known from their headers, values are read when asked for.
+//!
+//! Of safetensors, of PyTorch (`.bin`) and of llama.cpp (`.gguf`).
+
+mod gguf;
+mod pickle;
+mod stored;
+mod torch;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,12 +15,14 @@ use std::sync::Mutex;
 
 use burn::tensor::{AllocationProperty, Bytes, DType, Shape, Tensor, TensorData};
 use burn_backend::Backend;
-use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorView};
 
 use crate::error::{Error, Result};
+use stored::Stored;
+
+pub use gguf::Header;
 
 /// What an error of a file of tensors advises, which depends on whose file it is.
 #[derive(Clone, Copy, Debug)]
@@ -65,13 +74,23 @@ struct Source {
 }
 
 struct Entry {
-    /// Its name in the file.
-    name: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
+    tensor: Placed,
     file: usize,
+}
+
+/// A tensor as it lies in a file.
+struct Placed {
+    /// Its name, as Transformers has it.
+    name: String,
+    /// What the file calls it, where that is something else.
+    alias: Option<String>,
+    stored: Stored,
+    shape: Vec<usize>,
     /// Where its values begin in the file.
     start: u64,
+    /// Where they do not lie in the order of the shape: sizes of axes and how far apart neighbours along each are, in
+    /// values.
+    view: Option<Vec<(usize, usize)>>,
 }
 
 /// Values that are worth a temporary file; fewer stay in memory.
@@ -97,26 +116,35 @@ impl Weights {
                 Error::user(format!("cannot read {}: {error}", path.display()))
                     .help(advice.unreadable)
             })?;
-            let (begin, metadata) = header(&mut file).map_err(|why| {
+            let kind = Kind::of(path);
+            let found = match kind {
+                Kind::Safetensors => header(&mut file),
+                Kind::Torch => torch::tensors(&mut file),
+                Kind::Gguf => gguf::tensors(&file),
+            };
+            let found = found.map_err(|why| {
                 Error::user(format!(
-                    "{} is not a readable safetensors file: {why}",
-                    path.display()
+                    "{} is not a readable {}: {why}",
+                    path.display(),
+                    kind.name()
                 ))
-                .help(advice.damaged)
+                .help(kind.advice(advice.damaged))
             })?;
-            for (name, info) in metadata.tensors() {
+            for tensor in found {
+                let name = tensor.name.clone();
                 let entry = Entry {
-                    name: name.clone(),
-                    dtype: info.dtype,
-                    shape: info.shape.clone(),
+                    tensor,
                     file: weights.files.len(),
-                    start: begin + info.data_offsets.0 as u64,
                 };
                 if let Some(other) = weights.entries.insert(name, entry) {
                     return Err(Error::user(format!(
-                        "tensor {} is in two files: {} and {}",
-                        other.name,
-                        weights.files[other.file].path.display(),
+                        "tensor {} is there twice: in {} and {}",
+                        other.tensor.shown(),
+                        weights
+                            .files
+                            .get(other.file)
+                            .map_or(path, |file| &file.path)
+                            .display(),
                         path.display()
                     ))
                     .help(advice.damaged));
@@ -133,12 +161,12 @@ impl Weights {
     /// The same tensors under the names that `canonical` makes of those in the file; errors keep the latter.
     pub fn renamed(mut self, canonical: impl Fn(&str) -> String) -> Result<Self> {
         for (name, entry) in std::mem::take(&mut self.entries) {
-            let (path, twice) = (self.path(&entry).to_owned(), entry.name.clone());
+            let (path, twice) = (self.path(&entry).to_owned(), entry.tensor.shown());
             if let Some(other) = self.entries.insert(canonical(&name), entry) {
                 return Err(Error::user(format!(
                     "{}: {twice} and {} are one tensor under two names",
                     path.display(),
-                    other.name
+                    other.tensor.shown()
                 ))
                 .help("leave one of them out"));
             }
@@ -151,17 +179,22 @@ impl Weights {
         self.entries.keys().map(String::as_str)
     }
 
-    /// What the file calls the tensor `name`.
+    /// What the checkpoint calls the tensor `name`, to Transformers.
     pub fn name_in_file<'a>(&'a self, name: &'a str) -> &'a str {
-        self.entries.get(name).map_or(name, |entry| &entry.name)
+        let entry = self.entries.get(name);
+        entry.map_or(name, |entry| &entry.tensor.name)
     }
 
-    /// The number of values in all tensors of floats.
+    /// The number of values in all tensors of floats, those that are there under two names counted once.
     pub fn parameters(&self) -> u64 {
-        let floats = self.entries.values().filter(|entry| is_float(entry.dtype));
-        floats
-            .map(|entry| entry.shape.iter().product::<usize>() as u64)
-            .sum()
+        let floats = self.entries.values();
+        let floats = floats.filter(|entry| entry.tensor.stored.is_float());
+        let mut places: BTreeMap<(usize, u64), u64> = BTreeMap::new();
+        for entry in floats {
+            let most = places.entry((entry.file, entry.tensor.start)).or_default();
+            *most = (*most).max(entry.tensor.count() as u64);
+        }
+        places.values().sum()
     }
 
     /// Whether there is a tensor of this name.
@@ -172,12 +205,14 @@ impl Weights {
     /// Whether a tensor is kept in half precision.
     pub fn is_half(&self, name: &str) -> bool {
         let entry = self.entries.get(name);
-        entry.is_some_and(|entry| matches!(entry.dtype, Dtype::F16 | Dtype::BF16))
+        entry.is_some_and(|entry| matches!(entry.tensor.stored, Stored::F16 | Stored::Bf16))
     }
 
     /// The shape of a tensor, if there is one of this name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.entries.get(name).map(|entry| entry.shape.as_slice())
+        self.entries
+            .get(name)
+            .map(|entry| entry.tensor.shape.as_slice())
     }
 
     /// Refuses a checkpoint whose header has no tensor `name` of floats with `shape`; reads no value.
@@ -188,19 +223,23 @@ impl Weights {
     fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry> {
         let entry = self.entries.get(name).ok_or_else(|| self.missing(name))?;
         let path = self.path(entry).display();
-        if entry.shape != shape {
+        let tensor = &entry.tensor;
+        if tensor.shape != shape {
             return Err(Error::user(format!(
                 "{path}: tensor {} has shape {:?}, but {} asks for {shape:?}",
-                entry.name, entry.shape, self.advice.config
+                tensor.shown(),
+                tensor.shape,
+                self.advice.config
             ))
             .help(self.advice.misshapen));
         }
-        if !is_float(entry.dtype) {
+        if let Stored::Other(kind) = &tensor.stored {
+            let (read, help) = Kind::of(self.path(entry)).read();
             return Err(Error::user(format!(
-                "{path}: tensor {} has element type {:?}; f32, f16 and bf16 are supported",
-                entry.name, entry.dtype
+                "{path}: tensor {} has element type {kind}; {read} are supported",
+                tensor.shown()
             ))
-            .help("convert the checkpoint to one of these"));
+            .help(help));
         }
         Ok(entry)
     }
@@ -219,12 +258,12 @@ impl Weights {
     /// The tensor `name` under a new one, to be written again in f32; none where it is not of floats.
     pub fn saved(&self, name: &str, new: String) -> Result<Option<Saved>> {
         let entry = self.entries.get(name).ok_or_else(|| self.missing(name))?;
-        if !is_float(entry.dtype) {
+        if !entry.tensor.stored.is_float() {
             return Ok(None);
         }
         Ok(Some(Saved {
             name: new,
-            shape: entry.shape.clone(),
+            shape: entry.tensor.shape.clone(),
             values: self.values(entry)?,
         }))
     }
@@ -252,7 +291,7 @@ impl Weights {
     /// A tensor's values in a temporary file of nobody else's; none where they are few, or where there is no room
     /// for it.
     fn spilled(&self, entry: &Entry) -> Result<Option<Bytes>> {
-        if entry.shape.iter().product::<usize>() < SPILLED {
+        if entry.tensor.count() < SPILLED {
             return Ok(None);
         }
         let mut file = tempfile::tempfile();
@@ -271,66 +310,88 @@ impl Weights {
                 Ok(Some(Bytes::from_shared(shared, AllocationProperty::File)))
             }
             Err(error) => {
-                tracing::debug!("{} stays in memory: {error}", entry.name);
+                tracing::debug!("{} stays in memory: {error}", entry.tensor.shown());
                 Ok(None)
             }
         }
     }
 
     fn values(&self, entry: &Entry) -> Result<Vec<f32>> {
-        // The header was held against the file's length: this is no more than the file has, twice that for halves.
-        let mut values = Vec::with_capacity(entry.shape.iter().product());
+        // The header was held against the file's length: this is a small factor of what the file has.
+        let mut values = Vec::with_capacity(entry.tensor.count());
         self.read(entry, |chunk| values.extend_from_slice(chunk))?;
         Ok(values)
     }
 
-    /// Hands a tensor's values to `sink`, part by part.
+    /// Hands a tensor's values to `sink`, part by part, in the order of its shape. All are finite.
     fn read(&self, entry: &Entry, mut sink: impl FnMut(&[f32])) -> Result<()> {
-        let path = self.path(entry).display();
-        let failed = |error: std::io::Error| match error.kind() {
-            ErrorKind::UnexpectedEof => Error::user(format!(
-                "{path}: the file has become shorter since it was opened: tensor {} is cut off",
-                entry.name
-            ))
-            .help(self.advice.damaged),
-            _ => Error::failure(format!("cannot read {path}: {error}")),
-        };
-        // A lock that a panic left is as good as any: each reader seeks first.
-        let source = &self.files[entry.file].file;
-        let mut file = source.lock().unwrap_or_else(|poison| poison.into_inner());
-        file.seek(SeekFrom::Start(entry.start)).map_err(failed)?;
-        let count: usize = entry.shape.iter().product();
-        let mut left = count * entry.dtype.bitsize() / 8;
-        let mut buffer = vec![0; left.min(CHUNK)];
-        let mut values: Vec<f32> = Vec::new();
-        let mut read = 0;
-        while left > 0 {
-            let chunk = &mut buffer[..left.min(CHUNK)];
-            file.read_exact(chunk).map_err(failed)?;
-            left -= chunk.len();
-            values.clear();
-            match entry.dtype {
-                Dtype::F16 => widen(chunk, &mut values, |bytes| {
-                    f16::from_le_bytes(bytes).to_f32()
-                }),
-                Dtype::BF16 => widen(chunk, &mut values, |bytes| {
-                    bf16::from_le_bytes(bytes).to_f32()
-                }),
-                _ => widen(chunk, &mut values, f32::from_le_bytes),
-            }
+        let (tensor, mut read) = (&entry.tensor, 0);
+        let mut sink = |values: &[f32]| {
             if let Some(at) = values.iter().position(|value| !value.is_finite()) {
                 return Err(Error::user(format!(
-                    "{path}: tensor {} has the value {} (element {} of {count})",
-                    entry.name,
+                    "{}: tensor {} has the value {} (element {} of {})",
+                    self.path(entry).display(),
+                    tensor.shown(),
                     values[at],
-                    read + at
+                    read + at,
+                    tensor.count()
                 ))
                 .help(
                     "nothing can be computed with it: the weights come from a training that diverged, or are damaged",
                 ));
             }
             read += values.len();
-            sink(&values);
+            sink(values);
+            Ok(())
+        };
+        let Some(axes) = tensor.view.as_ref().filter(|_| tensor.count() > 0) else {
+            return self.stored(entry, tensor.count(), sink);
+        };
+        let reach = axes.iter().map(|(size, stride)| (size - 1) * stride);
+        let reach = reach.sum::<usize>() + 1;
+        let mut stored = Vec::with_capacity(reach);
+        self.stored(entry, reach, |values| {
+            stored.extend_from_slice(values);
+            Ok(())
+        })?;
+        let mut ordered = Vec::new();
+        gather(&stored, axes, &mut ordered);
+        sink(&ordered)
+    }
+
+    /// Hands the first `count` of a tensor's values to `sink`, part by part, as they lie in the file.
+    fn stored(
+        &self,
+        entry: &Entry,
+        count: usize,
+        mut sink: impl FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let (path, tensor) = (self.path(entry).display(), &entry.tensor);
+        let failed = |error: std::io::Error| match error.kind() {
+            ErrorKind::UnexpectedEof => Error::user(format!(
+                "{path}: the file has become shorter since it was opened: tensor {} is cut off",
+                tensor.shown()
+            ))
+            .help(self.advice.damaged),
+            _ => Error::failure(format!("cannot read {path}: {error}")),
+        };
+        // `entry` has refused what has none.
+        let (per_block, bytes) = tensor.stored.block().unwrap_or((1, 1));
+        // A lock that a panic left is as good as any: each reader seeks first.
+        let source = &self.files[entry.file].file;
+        let mut file = source.lock().unwrap_or_else(|poison| poison.into_inner());
+        file.seek(SeekFrom::Start(tensor.start)).map_err(failed)?;
+        let mut left = count.div_ceil(per_block) * bytes;
+        let at_a_time = CHUNK / bytes * bytes;
+        let mut buffer = vec![0; left.min(at_a_time)];
+        let mut values: Vec<f32> = Vec::new();
+        while left > 0 {
+            let chunk = &mut buffer[..left.min(at_a_time)];
+            file.read_exact(chunk).map_err(failed)?;
+            left -= chunk.len();
+            values.clear();
+            tensor.stored.decode(chunk, &mut values);
+            sink(&values)?;
         }
         Ok(())
     }
@@ -356,13 +417,88 @@ impl Weights {
     }
 }
 
-fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+/// What kind of file holds tensors, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Safetensors,
+    Torch,
+    Gguf,
 }
 
-/// Where a file's values begin, and what its header says of them: one tensor behind the other, from there to the
-/// file's end. The header is read after its length has been held against the file's.
-fn header(file: &mut File) -> Result<(u64, Metadata), String> {
+impl Kind {
+    fn of(path: &Path) -> Self {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("bin") => Kind::Torch,
+            Some("gguf") => Kind::Gguf,
+            _ => Kind::Safetensors,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Safetensors => "safetensors file",
+            Kind::Torch => "file of torch.save",
+            Kind::Gguf => "GGUF file",
+        }
+    }
+
+    /// What to do about a file that cannot be read, where `damaged` is what to do about one that is not whole.
+    fn advice(self, damaged: &str) -> String {
+        match self {
+            Kind::Torch => format!(
+                "only state dicts of tensors are read, and no pickle is ever run. Where you trust the file, convert \
+                 it: load it in PyTorch and write it by `safetensors.torch.save_file`; else {damaged}"
+            ),
+            Kind::Safetensors | Kind::Gguf => damaged.to_owned(),
+        }
+    }
+
+    /// The element types that are read, and what to do about others.
+    fn read(self) -> (&'static str, &'static str) {
+        match self {
+            Kind::Safetensors | Kind::Torch => (
+                "f32, f16 and bf16",
+                "convert the checkpoint to one of these",
+            ),
+            Kind::Gguf => (
+                "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K",
+                "take the model as Q4_K_M or Q8_0, or unquantised",
+            ),
+        }
+    }
+}
+
+impl Placed {
+    /// Its values.
+    fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Its name, as one finds it in the file.
+    fn shown(&self) -> String {
+        match &self.alias {
+            Some(alias) => format!("{alias} ({})", self.name),
+            None => self.name.clone(),
+        }
+    }
+}
+
+/// Values in the order of a view's axes.
+fn gather(stored: &[f32], axes: &[(usize, usize)], ordered: &mut Vec<f32>) {
+    match axes {
+        [] => ordered.extend(stored.first()),
+        [(size, 1)] => ordered.extend_from_slice(&stored[..*size]),
+        [(size, stride), rest @ ..] => {
+            for nth in 0..*size {
+                gather(&stored[nth * stride..], rest, ordered);
+            }
+        }
+    }
+}
+
+/// What a safetensors file's header says of its tensors, whose values lie one behind the other from the header's end to
+/// the file's. The header is read after its length has been held against the file's.
+fn header(file: &mut File) -> Result<Vec<Placed>, String> {
     let length = file.metadata().map_err(|error| error.to_string())?.len();
     let mut size = [0; 8];
     file.read_exact(&mut size)
@@ -384,11 +520,21 @@ fn header(file: &mut File) -> Result<(u64, Metadata), String> {
             length - begin
         ));
     }
-    Ok((begin, metadata))
-}
-
-fn widen<const N: usize>(bytes: &[u8], values: &mut Vec<f32>, convert: impl Fn([u8; N]) -> f32) {
-    values.extend(bytes.as_chunks::<N>().0.iter().map(|bytes| convert(*bytes)));
+    let tensors = metadata.tensors().into_iter();
+    let placed = tensors.map(|(name, info)| Placed {
+        name,
+        alias: None,
+        stored: match info.dtype {
+            Dtype::F32 => Stored::F32,
+            Dtype::F16 => Stored::F16,
+            Dtype::BF16 => Stored::Bf16,
+            other => Stored::Other(format!("{other:?}")),
+        },
+        shape: info.shape.clone(),
+        start: begin + info.data_offsets.0 as u64,
+        view: None,
+    });
+    Ok(placed.collect())
 }
 
 /// A tensor on its way into a file.

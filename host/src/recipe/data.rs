@@ -10,9 +10,10 @@ use super::metric::Metric;
 use super::task::{Problem, Task};
 use crate::error::{Error, Result};
 
-/// Where the examples come from: a known `task`, or files of one's own.
+/// Where the examples come from: a known `task`, files of one's own, or a data set of the Hub.
 ///
-/// Exactly one of `task` and `train` is given, or for images `dir`. Relative paths are relative to the recipe's folder.
+/// Exactly one of `task`, `hub` and `train` is given, or for images `dir`; with `hub`, `train`, `validation` and `test` name
+/// splits. Relative paths are relative to the recipe's folder.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
@@ -23,17 +24,27 @@ pub struct DataConfig {
     /// files for each split.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
+    /// A data set of the Hugging Face Hub, `owner/name`, in Parquet, CSV, TSV or JSON lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hub: Option<String>,
+    /// Of a data set of the Hub: which of its configurations (subsets), where it has several; by default its own default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// Of a data set of the Hub: the branch, tag or commit; by default `main`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// Of `minimal-pairs`: so many sentences are a text, all of them acceptable or none; by default one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub sentences: Option<usize>,
-    /// Examples to train on.
+    /// Examples to train on: a file, or the name of the Hub's split, by default `train`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<PathBuf>,
-    /// Labelled examples to evaluate on.
+    /// Labelled examples to evaluate on: a file, or the name of the Hub's split, by default `validation` if it is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<PathBuf>,
-    /// Examples to predict, with or without labels.
+    /// Examples to predict, with or without labels: a file, or the name of the Hub's split, by default `test` if it is
+    /// there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test: Option<PathBuf>,
     /// How the files are written; by default what their extension says.
@@ -115,14 +126,28 @@ fn label_column() -> Column {
 impl DataConfig {
     /// The same table with every path joined to `base`, for use from another folder.
     pub fn resolved(&self, base: &Path) -> Self {
-        let join = |path: &Option<PathBuf>| path.as_ref().map(|path| base.join(path));
-        DataConfig {
-            dir: join(&self.dir),
-            train: join(&self.train),
-            validation: join(&self.validation),
-            test: join(&self.test),
-            ..self.clone()
+        let mut resolved = self.clone();
+        for path in resolved.paths() {
+            *path = base.join(&path);
         }
+        resolved
+    }
+
+    /// Every path in it. Of a data set of the Hub the keys name splits.
+    pub fn paths(&mut self) -> Vec<&mut PathBuf> {
+        let own = match self.hub {
+            Some(_) => [None, None, None],
+            None => [&mut self.train, &mut self.validation, &mut self.test].map(Option::as_mut),
+        };
+        own.into_iter()
+            .chain([self.dir.as_mut()])
+            .flatten()
+            .collect()
+    }
+
+    /// The revision of the Hub's data set.
+    pub fn revision(&self) -> &str {
+        self.revision.as_deref().unwrap_or("main")
     }
 
     /// What a run is judged by, the deciding one first: the recipe's choice or the task's own.
@@ -175,17 +200,24 @@ impl DataConfig {
 
     /// Refuses keys that contradict each other or cannot mean anything.
     pub fn validate(&self) -> Result<()> {
-        match (self.task, &self.train) {
-            (Some(task), Some(_)) => {
+        self.validate_hub()?;
+        let own = match self.hub {
+            Some(_) => Some("hub"),
+            None => self.train.as_ref().map(|_| "train"),
+        };
+        match (self.task, own) {
+            (Some(task), Some(key)) => {
                 return Err(Error::user(format!(
-                    "`data.task = \"{task}\"` and `data.train` are both given: a run learns one of them"
+                    "`data.task = \"{task}\"` and `data.{key}` are both given: a run learns one of them"
                 ))
-                .help("Keep `task` and `dir` for a known task, or `train` and `columns` for files of your own."));
+                .help(format!(
+                    "Keep `task` and `dir` for a known task, or `{key}` and `columns` for files of your own."
+                )));
             }
             (None, None) if self.is_images() && self.dir.is_some() => self.validate_images()?,
             (None, None) => {
                 return Err(Error::user("[data] does not say what to learn").help(
-                    "Give `task = \"cola\"` and `dir`, or `train = \"train.csv\"` with [data.columns].",
+                    "Give `task = \"cola\"` and `dir`, or `train = \"train.csv\"` or `hub = \"owner/name\"` with [data.columns].",
                 ));
             }
             (Some(task), None) => self.validate_task(task)?,
@@ -198,6 +230,51 @@ impl DataConfig {
                 .help("Give a number of examples, or leave `limit` out to use them all."));
         }
         self.validate_metrics()
+    }
+
+    fn validate_hub(&self) -> Result<()> {
+        let Some(hub) = &self.hub else {
+            let of_hub = [("config", &self.config), ("revision", &self.revision)];
+            return match of_hub.iter().find(|(_, given)| given.is_some()) {
+                Some((key, _)) => Err(Error::user(format!(
+                    "`data.{key}` is of a data set of the Hub, and `data.hub` is not given"
+                ))
+                .help(format!("Give `hub = \"owner/name\"`, or take `{key}` out."))),
+                None => Ok(()),
+            };
+        };
+        let named = [
+            ("hub", Some(hub.as_str())),
+            ("config", self.config.as_deref()),
+            ("revision", self.revision.as_deref()),
+            (
+                "train",
+                self.train.as_ref().and_then(|split| split.to_str()),
+            ),
+            (
+                "validation",
+                self.validation.as_ref().and_then(|split| split.to_str()),
+            ),
+            ("test", self.test.as_ref().and_then(|split| split.to_str())),
+        ];
+        if let Some((key, _)) = named
+            .iter()
+            .find(|(_, name)| name.is_some_and(|name| name.trim().is_empty()))
+        {
+            return Err(Error::user(format!("`data.{key}` is empty"))
+                .help("With `hub`, `config` names one of its configurations, and `train`, `validation` and `test` name splits."));
+        }
+        if self.dir.is_some() && self.task.is_none() {
+            return Err(Error::user("`data.hub` and `data.dir` are both given")
+                .help("Keep `hub` for a data set of the Hub, or `dir` for a local one."));
+        }
+        if let Some(Format::Txt) = self.format {
+            return Err(
+                Error::user("`data.format = \"txt\"` means nothing with `data.hub`")
+                    .help("Parquet, CSV, TSV and JSON lines are read from the Hub."),
+            );
+        }
+        Ok(())
     }
 
     fn validate_sentences(&self) -> Result<()> {
@@ -365,6 +442,9 @@ impl DataConfig {
 
     /// Whether all files are plain text.
     fn is_all_text(&self) -> bool {
+        if self.hub.is_some() {
+            return false;
+        }
         let files = [&self.train, &self.validation, &self.test];
         let text = |path: &PathBuf| {
             let format = self.format.or_else(|| Format::of(path).ok());
@@ -474,6 +554,11 @@ mod tests {
     fn contradictions_are_refused_by_key() {
         assert_eq!(message("task = 'cola'\ndir = 'x'"), "fine");
         assert_eq!(message("task = 'minimal-pairs'"), "fine");
+        assert_eq!(
+            message("hub = 'a/b'\nconfig = 'c'\ntrain = 'train_sft'\n[columns]\ntext = 't'"),
+            "fine"
+        );
+        assert_eq!(message("hub = 'a/b'\nformat = 'images'"), "fine");
         assert_eq!(message("task = 'minimal-pairs'\nsentences = 64"), "fine");
         assert_eq!(
             message("train = 'a.csv'\n[columns]\ntext = 'sentence'"),
@@ -487,6 +572,21 @@ mod tests {
             ("", "does not say what to learn"),
             ("task = 'cola'\ndir = 'x'\ntrain = 'y.csv'", "both given"),
             ("task = 'cola'", "`data.dir` is missing"),
+            (
+                "revision = 'x'\ntask = 'minimal-pairs'",
+                "`data.hub` is not given",
+            ),
+            (
+                "hub = 'a/b'\ntask = 'minimal-pairs'",
+                "`data.hub` are both given",
+            ),
+            ("hub = 'a/b'\ndir = 'x'", "`data.dir` are both given"),
+            ("hub = 'a/b'", "[data.columns] is missing"),
+            (
+                "hub = 'a/b'\nformat = 'txt'",
+                "means nothing with `data.hub`",
+            ),
+            ("hub = 'a/b'\ntrain = ' '", "`data.train` is empty"),
             (
                 "task = 'cola'\ndir = 'x'\nlabels = ['a', 'b']",
                 "`data.labels` is for files of your own",

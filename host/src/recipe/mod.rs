@@ -294,21 +294,16 @@ impl Recipe {
                 plugin.plugin = absolute_text(base, &plugin.plugin)?;
             }
         }
-        // A name is a Hub id unless it can only be a path or a folder of that name is there.
+        // A name is a Hub id unless it can only be a path, or a folder or GGUF file of that name is there.
         let name = Path::new(&self.model.name);
         let only_a_path = name.is_absolute() || name.starts_with(".") || name.starts_with("..");
-        if only_a_path || base.join(name).is_dir() {
+        let is_gguf = name
+            .extension()
+            .is_some_and(|extension| extension == "gguf");
+        if only_a_path || is_gguf || base.join(name).is_dir() {
             self.model.name = absolute_text(base, &self.model.name)?;
         }
-        for path in [
-            &mut self.data.dir,
-            &mut self.data.train,
-            &mut self.data.validation,
-            &mut self.data.test,
-        ]
-        .into_iter()
-        .flatten()
-        {
+        for path in self.data.paths() {
             *path = absolute(base, path)?;
         }
         Ok(())

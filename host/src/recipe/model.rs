@@ -11,7 +11,7 @@ use crate::error::Result;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// A Hugging Face folder, relative to the recipe, or a Hub id such as
+    /// A Hugging Face folder or a GGUF file, relative to the recipe, or a Hub id such as
     /// `sentence-transformers/all-MiniLM-L6-v2`. A folder of that name wins over the Hub.
     pub name: String,
     /// The branch, tag or commit to take from the Hub.

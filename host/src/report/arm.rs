@@ -301,8 +301,11 @@ fn repeated(names: &[String]) -> Option<&String> {
 }
 
 /// Keys that name what a run reads, which counts by its content where that is known.
-const PLACES: [&str; 7] = [
+const PLACES: [&str; 10] = [
     "data.dir",
+    "data.hub",
+    "data.config",
+    "data.revision",
     "data.train",
     "data.validation",
     "data.test",

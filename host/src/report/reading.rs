@@ -188,10 +188,16 @@ fn recipe(run: &Run) -> Result<Recipe> {
 /// What a run is evaluated on, in words.
 fn task(recipe: &Recipe) -> String {
     let data = &recipe.data;
-    match (data.task, &data.validation) {
-        (Some(task), _) => task.to_string(),
-        (None, Some(file)) => file.display().to_string(),
-        (None, None) => "nothing".to_owned(),
+    match (data.task, &data.hub, &data.validation) {
+        (Some(task), ..) => task.to_string(),
+        (None, Some(id), split) => {
+            let split = split.as_ref().map(|split| split.display().to_string());
+            let parts = [Some(id), data.config.as_ref(), split.as_ref()];
+            let parts: Vec<&str> = parts.into_iter().flatten().map(String::as_str).collect();
+            parts.join(" ")
+        }
+        (None, None, Some(file)) => file.display().to_string(),
+        (None, None, None) => "nothing".to_owned(),
     }
 }
 

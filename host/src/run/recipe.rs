@@ -25,8 +25,11 @@ const FREE: [&str; 13] = [
 ];
 
 /// Keys that name files and folders, whose content counts where it is known.
-const PLACES: [&str; 8] = [
+const PLACES: [&str; 11] = [
     "data.dir",
+    "data.hub",
+    "data.config",
+    "data.revision",
     "data.train",
     "data.validation",
     "data.test",

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Columns, Examples, Images, Processor, Reading, Sources};
+use crate::data::files::{PARTS, named, own};
 use crate::data::load::{check_metrics, no_split};
 use crate::data::{Data, Encoded, Label, Learnt, Part, Places, Problem};
 use crate::error::{Error, Result};
@@ -93,6 +94,14 @@ pub fn check_kind(model: &Architecture) -> Result<()> {
 
 /// Where the images of a recipe are.
 pub fn sources(config: &DataConfig) -> Result<Sources> {
+    if config.hub.is_some() {
+        let [train, validation, test] = own(config, &PARTS)?;
+        return Ok(Sources {
+            train,
+            validation,
+            test,
+        });
+    }
     match (&config.dir, &config.train) {
         (Some(dir), _) => Sources::of_dir(dir),
         (None, Some(train)) => Ok(Sources::own(
@@ -210,18 +219,10 @@ pub fn load_split(
 
 /// Every path that `config` reads images from, by what it is read as.
 pub fn files(config: &DataConfig) -> Result<Vec<(String, PathBuf)>> {
-    let sources = sources(config)?;
-    let parts = [
-        (Part::Train, sources.train),
-        (Part::Validation, sources.validation),
-        (Part::Test, sources.test),
-    ];
-    let named = |(part, paths): (Part, Vec<PathBuf>)| {
-        let paths = paths.into_iter().enumerate();
-        paths.map(move |(nth, path)| match nth {
-            0 => (format!("data.{}", part.name()), path),
-            nth => (format!("data.{}[{nth}]", part.name()), path),
-        })
-    };
-    Ok(parts.into_iter().flat_map(named).collect())
+    let Sources {
+        train,
+        validation,
+        test,
+    } = sources(config)?;
+    Ok(named([train, validation, test]))
 }
