@@ -28,6 +28,8 @@ DROPOUTS = (
     "resid_pdrop",
     "embd_pdrop",
     "attn_pdrop",
+    "embedding_dropout",
+    "mlp_dropout",
 )
 
 

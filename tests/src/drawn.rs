@@ -146,7 +146,7 @@ impl Drawn {
         let deep = (self.get("model.name")).is_some_and(|name| name.contains("deep-bert"));
         let one_of_a_layer = matches!(
             self.get("adapter.targets"),
-            Some("[\"query\"]" | "[\"q_lin\"]" | "[\"q_proj\"]" | "[\"c_attn\"]")
+            Some("[\"query\"]" | "[\"q_lin\"]" | "[\"q_proj\"]" | "[\"c_attn\"]" | "[\"Wqkv\"]")
         );
         let two_layers = one_of_a_layer || self.get("allocation.unit").is_some();
         if c.once_in(4) {
@@ -183,6 +183,11 @@ impl Drawn {
             "tiny-llama",
             "tiny-qwen3",
             "tiny-gpt2",
+            "tiny-modernbert",
+            "tiny-modernbert-biased",
+            "tiny-mistral-sliding",
+            "tiny-gemma2",
+            "tiny-gemma3",
             "chat-tiny-llama",
             "tiny-vit",
             "tiny-deit",
@@ -321,10 +326,12 @@ impl Drawn {
         self
     }
 
-    /// The roles of the model's linear layers, if it is no text encoder.
+    /// The roles of the model's linear layers, if it is no relative of BERT's with their names.
     fn roles(&self) -> Option<&'static [&'static str]> {
+        let modern = (self.get("model.name")).is_some_and(|name| name.contains("modernbert"));
         match self.reads_images() {
             true => Some(&["q_proj", "fc1", "o_proj"]),
+            false if modern => Some(&["Wqkv", "Wi", "Wo"]),
             false => self.decoder(),
         }
     }
@@ -334,7 +341,12 @@ impl Drawn {
         let name = self.get("model.name")?;
         let is = |family: &str| name.contains(family);
         match () {
-            () if is("tiny-llama") || is("tiny-qwen3") => Some(&["q_proj", "down_proj", "up_proj"]),
+            () if ["llama", "qwen3", "mistral", "gemma"]
+                .iter()
+                .any(|of| is(of)) =>
+            {
+                Some(&["q_proj", "down_proj", "up_proj"])
+            }
             () if is("tiny-gpt2") => Some(&["c_attn", "c_proj", "c_fc"]),
             () => None,
         }

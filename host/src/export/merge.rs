@@ -161,12 +161,17 @@ fn config(
     set("torch_dtype", json!("float32"));
     set("dtype", json!("float32"));
     let kind = match problem {
-        Problem::CausalLm if class == "GPT2" => "LMHeadModel",
         Problem::CausalLm => "ForCausalLM",
         _ if pretrained.config.patches().is_some() => "ForImageClassification",
         Problem::Classification | Problem::Regression => "ForSequenceClassification",
     };
-    set("architectures", json!([format!("{class}{kind}")]));
+    let language = pretrained.config.language_head.as_ref();
+    let of_its_own = language.and_then(|head| head.class);
+    let class = match of_its_own.filter(|_| problem == Problem::CausalLm) {
+        Some(class) => class.to_owned(),
+        None => format!("{class}{kind}"),
+    };
+    set("architectures", json!([class]));
     let labels = match problem {
         Problem::CausalLm => return Ok(config),
         Problem::Regression => {

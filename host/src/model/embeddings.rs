@@ -56,9 +56,7 @@ pub(super) fn require(embeddings: &Embeddings, source: Source<'_>, hidden: usize
                 require(&format!("{}.weight", table.name), &[table.entries, hidden])?;
             }
             let norm = words.norm.as_ref();
-            norm.map_or(Ok(()), |norm| {
-                require_norm(source, norm.name, norm.kind, hidden)
-            })
+            norm.map_or(Ok(()), |norm| require_norm(source, norm.name, norm, hidden))
         }
         Embeddings::Patches(patches) => {
             let name = patches.projection;
@@ -151,7 +149,11 @@ impl<B: Kernels> Embedder<B> {
                     positions,
                 },
             ) => {
-                let words = Tensor::from_inner(words.clone().select(0, ids.clone()));
+                let words = words.clone().select(0, ids.clone());
+                let words = Tensor::from_inner(match of.scale {
+                    Some(scale) => words * scale,
+                    None => words,
+                });
                 let of_positions = of_positions.as_ref().map(|table| {
                     let rows = positions.clone() + of.first_position as i64;
                     table.clone().select(0, rows)

@@ -73,6 +73,15 @@ impl Json {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
+    /// The table under a key that is there and not null.
+    pub fn table(&self, key: &str) -> Result<Option<&Map<String, Value>>> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(other) => self.refuse(key, other, "expected a table"),
+        }
+    }
+
     /// A size: at least 1, and no more than can be computed with.
     pub fn size(&self, names: &[&str], default: usize) -> Result<usize> {
         let size = self.get(names, "a whole number", default)?;
@@ -123,6 +132,15 @@ impl Json {
         }
     }
 
+    /// A limit that values do not exceed; none where it is null.
+    pub fn cap(&self, key: &str, default: Option<f64>) -> Result<Option<f32>> {
+        let cap = self.get(&[key], "a number above 0, or null", default)?;
+        match cap.filter(|cap| !(*cap > 0.0 && *cap < f64::from(f32::MAX))) {
+            None => Ok(cap.map(|cap| cap as f32)),
+            Some(cap) => self.refuse(key, cap, "expected a number above 0, or null"),
+        }
+    }
+
     pub fn activation(&self, key: &str, default: &str) -> Result<Activation> {
         let name: String = self.get(&[key], "the name of an activation", default.to_owned())?;
         match name.as_str() {
@@ -136,7 +154,7 @@ impl Json {
             Err(_) => self.refuse(
                 key,
                 format!("\"{name}\""),
-                "the supported activations are gelu, gelu_new (gelu_pytorch_tanh, gelu_fast), relu and silu (swish)",
+                "the supported activations are gelu, gelu_new (gelu_pytorch_tanh, gelu_fast), quick_gelu, relu and silu (swish)",
             ),
         }
     }

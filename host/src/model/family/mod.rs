@@ -3,10 +3,14 @@
 
 mod bert;
 mod distilbert;
+mod gemma;
 mod gpt2;
 mod json;
 mod llama;
+mod modernbert;
 mod roberta;
+mod rotary;
+mod sliding;
 mod vit;
 
 use std::path::Path;
@@ -37,11 +41,13 @@ const fn name(model_type: &'static str, class: &'static str) -> Name {
 }
 
 /// All of them.
-const FAMILIES: [&Family; 6] = [
+const FAMILIES: [&Family; 8] = [
     &bert::FAMILY,
     &roberta::FAMILY,
     &distilbert::FAMILY,
+    &modernbert::FAMILY,
     &llama::FAMILY,
+    &gemma::FAMILY,
     &gpt2::FAMILY,
     &vit::FAMILY,
 ];

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::json::Json;
 use super::{Family, Name, name};
 use crate::error::Result;
-use crate::kernel::{AttentionShape, NormKind};
+use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, CHANNELS, Dropouts, Embeddings, FeedForward, HeadPart,
     LinearPart, NormPart, Order, Patches, Reads, WeightLayout,
@@ -40,11 +40,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
     let of_heads = "heads share the hidden features evenly";
     json.only("head_dim", Value::from(hidden / heads), of_heads)?;
     let patches = patches(json, name)?;
-    let norm = |name| NormPart {
-        name,
-        kind: NormKind::Layer,
-        epsilon,
-    };
+    let norm = |name| NormPart::layer(name, epsilon);
     let linear = |name, inputs, outputs, bias| LinearPart {
         name,
         inputs,
@@ -63,6 +59,8 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         block: Block {
             order: Order::PreNorm,
             norms: [norm("layernorm_before"), norm("layernorm_after")],
+            first_bare: false,
+            output_norms: None,
             attention: Attention {
                 projections: vec![
                     linear("attention.q_proj", hidden, hidden, bias),
@@ -73,11 +71,14 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
                 shape: AttentionShape::full(heads, hidden / heads),
                 head_norms: None,
                 rotary: None,
+                local: None,
+                drops_output_as_weights: false,
             },
             feed_forward: FeedForward {
                 inner: vec![linear("mlp.fc1", hidden, intermediate, true)],
                 down: linear("mlp.fc2", intermediate, hidden, true),
                 activation: json.activation("hidden_act", "gelu")?,
+                drops_inside: false,
             },
         },
         final_norm: Some(norm("layernorm")),
