@@ -112,7 +112,7 @@ def write_tiny(out):
             for suffix in ("-f16", "-bf16"):
                 half = out / (name + suffix)
                 forward.write_tiny(half / "golden", half, encoder, head)
-    for name in tiny.IMAGES:
+    for name in (*tiny.IMAGES, "tiny-clip"):
         tiny.write_images(out, name)
         worst = max(worst, images.write(out / name, name, **short))
     return max(worst, write_decoders(out, short))

@@ -9,6 +9,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     BertConfig,
     BertModel,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
     DistilBertConfig,
     DistilBertForMaskedLM,
     Gemma2Config,
@@ -424,8 +427,34 @@ IMAGES = {
 }
 
 
+def write_clip(folder):
+    """Both towers, and beside it the images' alone."""
+    tower = {
+        "hidden_size": 24,
+        "num_hidden_layers": SHAPE["layers"],
+        "num_attention_heads": 3,
+        "intermediate_size": 40,
+        "projection_dim": 8,
+    }
+    config = CLIPConfig(
+        vision_config={**tower, "image_size": 15, "patch_size": 5},
+        text_config={**tower, "num_hidden_layers": 1, "vocab_size": 40, "max_position_embeddings": 8},
+        projection_dim=8,
+    )
+    model = CLIPModel(config)
+    randomise(model)
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 15}, crop_size=15, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    for part, to in ((model, folder), (model.vision_model, folder.with_name(folder.name + "-vision"))):
+        part.save_pretrained(to)
+        processor.save_pretrained(to)
+
+
 def write_images(out, name):
     """A base model without a pooler."""
+    if name == "tiny-clip":
+        return write_clip(out / name)
     make_config, make, settings = IMAGES[name]
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)

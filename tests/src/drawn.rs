@@ -15,7 +15,7 @@ use crate::pictures::write_stripes;
 pub struct Drawn(pub BTreeMap<String, String>);
 
 /// Models that read images.
-const IMAGES: [&str; 2] = ["tiny-vit", "tiny-deit"];
+const IMAGES: [&str; 3] = ["tiny-vit", "tiny-deit", "tiny-clip"];
 
 /// Allocators that choose components, which only LoRA's pairs have.
 const CHOOSE_RANKS: [&str; 2] = ["rank-budget", "grow"];
@@ -191,6 +191,7 @@ impl Drawn {
             "chat-tiny-llama",
             "tiny-vit",
             "tiny-deit",
+            "tiny-clip",
         ]);
         let path = match family {
             "deep-bert" | "chat-tiny-llama" => folder.join(family),
@@ -328,10 +329,11 @@ impl Drawn {
 
     /// The roles of the model's linear layers, if it is no relative of BERT's with their names.
     fn roles(&self) -> Option<&'static [&'static str]> {
-        let modern = (self.get("model.name")).is_some_and(|name| name.contains("modernbert"));
+        let is = |family: &str| (self.get("model.name")).is_some_and(|name| name.contains(family));
         match self.reads_images() {
+            true if is("clip") => Some(&["q_proj", "fc1", "out_proj"]),
             true => Some(&["q_proj", "fc1", "o_proj"]),
-            false if modern => Some(&["Wqkv", "Wi", "Wo"]),
+            false if is("modernbert") => Some(&["Wqkv", "Wi", "Wo"]),
             false => self.decoder(),
         }
     }

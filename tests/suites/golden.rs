@@ -248,9 +248,14 @@ fn sequences_of_one_token_and_of_the_most_match_transformers() {
 
 #[test]
 fn tiny_models_of_images_match_transformers() {
-    for name in ["tiny-vit", "tiny-deit"] {
-        let folder = fixture(name);
-        let pretrained = pretrained(&folder);
+    for (name, goldens) in [
+        ("tiny-vit", "tiny-vit"),
+        ("tiny-deit", "tiny-deit"),
+        ("tiny-clip", "tiny-clip"),
+        ("tiny-clip-vision", "tiny-clip"),
+    ] {
+        let folder = fixture(goldens);
+        let pretrained = pretrained(&fixture(name));
         let golden = Golden::open(&folder.join("golden/forward.safetensors"));
         let trainee = bare(&pretrained, &golden);
         let images = Inputs::images(&folder, &pretrained);
@@ -275,7 +280,7 @@ fn tiny_models_of_images_match_transformers() {
 
 #[test]
 fn tiny_models_of_images_train_as_peft_does() {
-    for model in ["tiny-vit", "tiny-deit"] {
+    for model in ["tiny-vit", "tiny-deit", "tiny-clip"] {
         let goldens = format!("{model}/golden/all-linear");
         let case = Case::open(&fixture(model), &goldens, "");
         case.check_run("random_b", 1e-3);
@@ -709,9 +714,10 @@ fn running_layers_twice_changes_no_bit() {
         ("tiny-gemma2", "all-linear"),
         ("tiny-gemma3", "causal-lm"),
         ("tiny-vit", "all-linear"),
+        ("tiny-clip", "all-linear"),
     ] {
         let tokens = match model {
-            "tiny-vit" => String::new(),
+            "tiny-vit" | "tiny-clip" => String::new(),
             _ => format!("{model}/golden/tokens.safetensors"),
         };
         let goldens = format!("{model}/golden/{task}");

@@ -155,6 +155,9 @@ fn config(
     })?;
     let mut config: Map<String, Value> = serde_json::from_str(&text)
         .map_err(|error| Error::failure(format!("{}: {error}", folder.config.display())))?;
+    if let Some(key) = pretrained.config.nested {
+        config = Map::from_iter([(key.to_owned(), Value::Object(config))]);
+    }
     let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
     let class = pretrained.config.class;
     set("model_type", json!(pretrained.config.family));

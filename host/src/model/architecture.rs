@@ -38,6 +38,10 @@ pub struct Architecture {
     pub weights: WeightLayout,
     /// What checkpoints call parts that have other names here, and those, to be replaced one after the other.
     pub stored: &'static [(&'static str, &'static str)],
+    /// Parts of the body that nothing reads here, and that a merged model keeps.
+    pub unread: &'static [&'static str],
+    /// The key under which Transformers' class with a head has what is the whole `config.json` here, where it has.
+    pub nested: Option<&'static str>,
     /// Probabilities of dropout.
     pub dropout: Dropouts,
 }
@@ -95,14 +99,21 @@ pub struct Words {
 pub struct Patches {
     /// Path of the linear layer over a patch's values, kept as the convolution `[hidden, channels, height, width]`.
     pub projection: &'static str,
+    /// Whether that has a bias.
+    pub bias: bool,
     /// Height and width of an image, in pixels: multiples of a patch's.
     pub image: [usize; 2],
     /// Height and width of a patch, in pixels.
     pub patch: [usize; 2],
-    /// Names of the tokens in front of the patches, each `[1, 1, hidden]`. The first stands for the whole image.
+    /// Names of the tokens in front of the patches. The first stands for the whole image.
     pub firsts: &'static [&'static str],
-    /// Name of what is added to each token for its place, `[1, tokens, hidden]`.
+    /// Name of what is added to each token for its place.
     pub positions: &'static str,
+    /// Whether checkpoints have these as `[hidden]` and `[tokens, hidden]`, not as `[1, 1, hidden]` and
+    /// `[1, tokens, hidden]`.
+    pub flat: bool,
+    /// The norm of the sum.
+    pub norm: Option<NormPart>,
 }
 
 /// A norm over the features of each token.
@@ -352,7 +363,7 @@ impl Embeddings {
     pub fn norm(&self) -> Option<&NormPart> {
         match self {
             Embeddings::Words(words) => words.norm.as_ref(),
-            Embeddings::Patches(_) => None,
+            Embeddings::Patches(patches) => patches.norm.as_ref(),
         }
     }
 
@@ -365,7 +376,8 @@ impl Embeddings {
             }
             Embeddings::Patches(patches) => {
                 let parts = [patches.projection, patches.positions].into_iter();
-                parts.chain(patches.firsts.iter().copied()).collect()
+                let parts = parts.chain(patches.firsts.iter().copied());
+                parts.chain(patches.norm.map(|norm| norm.name)).collect()
             }
         }
     }

@@ -105,6 +105,7 @@ impl Pretrained {
         let parts = config.embeddings.paths().into_iter();
         let parts = parts.chain(config.final_norm.map(|norm| norm.name));
         let parts = parts.chain([config.layer_path]).chain(config.pooler());
+        let parts = parts.chain(config.unread.iter().copied());
         let mut parts = parts.filter_map(|part| name.strip_prefix(part));
         parts.any(|rest| rest.is_empty() || rest.starts_with('.'))
     }

@@ -103,6 +103,8 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: &[],
+        unread: &[],
+        nested: None,
         dropout: Dropouts {
             embeddings: dropout,
             hidden: dropout,

@@ -94,6 +94,8 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: &[],
+        unread: &[],
+        nested: None,
         dropout: Dropouts {
             embeddings: dropout,
             hidden: dropout,

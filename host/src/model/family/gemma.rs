@@ -114,6 +114,8 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         }),
         weights: WeightLayout::OutIn,
         stored: &[],
+        unread: &[],
+        nested: None,
         dropout: Dropouts {
             attention: match json.value("attention_dropout") {
                 Some(_) => json.dropout("attention_dropout", 0.0)?,

@@ -92,6 +92,8 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         }),
         weights: WeightLayout::InOut,
         stored: &[],
+        unread: &[],
+        nested: None,
         dropout: Dropouts {
             embeddings: json.dropout("embd_pdrop", 0.1)?,
             hidden: json.dropout("resid_pdrop", 0.1)?,

@@ -33,6 +33,23 @@ impl Json {
         }
     }
 
+    /// What the tables under these keys say, which must not contradict each other; nothing where there are none.
+    pub fn inner(&self, keys: &[&str]) -> Result<Json> {
+        let mut map = Map::new();
+        for key in keys {
+            for (name, value) in self.table(key)?.into_iter().flatten() {
+                if let Some(other) = map.get(name).filter(|other| *other != value) {
+                    let both = format!("{value}, but {} has {other}", keys[0]);
+                    let help = "leave one of the two out";
+                    return self.refuse(&format!("{key}.{name}"), both, help);
+                }
+                map.insert(name.clone(), value.clone());
+            }
+        }
+        let at = format!("{}, {}", self.at, keys[0]);
+        Ok(Json { at, map })
+    }
+
     pub fn refuse<T>(&self, key: &str, found: impl Display, help: &str) -> Result<T> {
         Err(Error::user(format!("{}: {key} is {found}", self.at)).help(help))
     }

@@ -151,6 +151,8 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         }),
         weights: WeightLayout::OutIn,
         stored: &[],
+        unread: &[],
+        nested: None,
         dropout: Dropouts {
             attention: json.dropout("attention_dropout", 0.0)?,
             ..Dropouts::default()

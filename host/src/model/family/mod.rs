@@ -2,6 +2,7 @@
 //! under which names.
 
 mod bert;
+mod clip;
 mod distilbert;
 mod gemma;
 mod gpt2;
@@ -41,7 +42,7 @@ const fn name(model_type: &'static str, class: &'static str) -> Name {
 }
 
 /// All of them.
-const FAMILIES: [&Family; 8] = [
+const FAMILIES: [&Family; 9] = [
     &bert::FAMILY,
     &roberta::FAMILY,
     &distilbert::FAMILY,
@@ -50,6 +51,7 @@ const FAMILIES: [&Family; 8] = [
     &gemma::FAMILY,
     &gpt2::FAMILY,
     &vit::FAMILY,
+    &clip::FAMILY,
 ];
 
 /// Reads a `config.json`.

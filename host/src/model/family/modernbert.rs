@@ -113,6 +113,8 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: &[],
+        unread: &[],
+        nested: None,
         dropout: Dropouts {
             embeddings: json.dropout("embedding_dropout", 0.0)?,
             hidden: json.dropout("mlp_dropout", 0.0)?,

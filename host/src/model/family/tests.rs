@@ -511,6 +511,81 @@ fn image_models_have_the_defaults_of_transformers_and_follow_every_key() {
 }
 
 #[test]
+fn the_images_part_of_clip_is_read_alone_or_from_the_file_of_both() {
+    let alone = architecture(r#"{"model_type": "clip_vision_model"}"#).unwrap();
+    let patches = alone.patches().expect("a model of images");
+    assert_eq!(
+        (patches.image, patches.patch, patches.tokens()),
+        ([224; 2], [32; 2], 50)
+    );
+    assert_eq!(
+        (alone.hidden, alone.block.intermediate(), alone.layers),
+        (768, 3072, 12)
+    );
+    assert_eq!(alone.block.feed_forward.activation, Activation::QuickGelu);
+    assert_eq!(alone.block.norms[0].epsilon, 1e-5);
+    assert_eq!(
+        alone.head.reads,
+        crate::model::architecture::Reads::Mean { after: 1 }
+    );
+    assert_eq!(alone.nested, Some("vision_config"));
+    let both = architecture(r#"{"model_type": "clip", "text_config": {"hidden_size": 3}}"#);
+    let mut both = both.unwrap();
+    both.nested = alone.nested;
+    assert_eq!(both, alone);
+
+    let keys = r#""hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "num_hidden_layers": 2,
+        "image_size": 28, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-3, "attention_dropout": 0.1"#;
+    for json in [
+        format!(r#"{{"model_type": "clip_vision_model", {keys}}}"#),
+        format!(r#"{{"model_type": "clip", "vision_config": {{{keys}}}}}"#),
+        format!(
+            r#"{{"model_type": "clip", "vision_config": {{"hidden_size": 24}}, "vision_config_dict": {{{keys}}}}}"#
+        ),
+    ] {
+        let of = architecture(&json).unwrap();
+        let patches = of.patches().expect("a model of images");
+        assert_eq!(
+            (
+                of.hidden,
+                of.block.intermediate(),
+                of.layers,
+                patches.tokens()
+            ),
+            (24, 40, 2, 5)
+        );
+        assert_eq!(of.block.feed_forward.activation, Activation::Gelu);
+        assert_eq!(
+            (of.block.norms[1].epsilon, of.dropout.attention),
+            (1e-3, 0.1)
+        );
+    }
+    for (json, words) in [
+        (
+            r#""clip", "vision_config": {"image_size": 30}"#,
+            "vision_config: image_size is 30 by 30",
+        ),
+        (
+            r#""clip", "vision_config": {"num_channels": 1}"#,
+            "num_channels",
+        ),
+        (r#""clip", "vision_config": 3"#, "vision_config"),
+        (
+            r#""clip", "vision_config": {"hidden_size": 24}, "vision_config_dict": {"hidden_size": 36}"#,
+            "vision_config_dict.hidden_size",
+        ),
+        (
+            r#""clip_vision_model", "image_size": [224, 224]"#,
+            "image_size",
+        ),
+        (r#""clip_text_model""#, "model_type"),
+    ] {
+        let error = refused(&format!(r#"{{"model_type": {json}}}"#));
+        assert!(error.contains(words), "{json}: {error}");
+    }
+}
+
+#[test]
 fn old_names_of_an_image_models_modules_become_those_of_transformers_5() {
     let vit = architecture(r#"{"model_type": "vit"}"#).unwrap();
     for (stored, name) in [

@@ -93,6 +93,8 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: STORED,
+        unread: &[],
+        nested: None,
         dropout: Dropouts {
             embeddings: dropout,
             hidden: dropout,
@@ -107,13 +109,10 @@ fn patches(json: &Json, name: Name) -> Result<Patches> {
         both(json, "image_size", 224)?,
         both(json, "patch_size", 16)?,
     );
-    if (0..2).any(|side| !image[side].is_multiple_of(patch[side])) {
-        let [height, width] = patch;
-        let help = format!("it must be a multiple of patch_size, {height} by {width}");
-        return json.refuse("image_size", format!("{} by {}", image[0], image[1]), &help);
-    }
+    whole(json, image, patch)?;
     Ok(Patches {
         projection: "embeddings.patch_embeddings.projection",
+        bias: true,
         image,
         patch,
         firsts: match name.model_type {
@@ -121,7 +120,19 @@ fn patches(json: &Json, name: Name) -> Result<Patches> {
             _ => &["embeddings.cls_token"],
         },
         positions: "embeddings.position_embeddings",
+        flat: false,
+        norm: None,
     })
+}
+
+/// Refuses images that are not made of whole patches.
+pub(super) fn whole(json: &Json, image: [usize; 2], patch: [usize; 2]) -> Result<()> {
+    if (0..2).all(|side| image[side].is_multiple_of(patch[side])) {
+        return Ok(());
+    }
+    let [height, width] = patch;
+    let help = format!("it must be a multiple of patch_size, {height} by {width}");
+    json.refuse("image_size", format!("{} by {}", image[0], image[1]), &help)
 }
 
 /// A height and a width, or one number for both.
