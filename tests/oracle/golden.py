@@ -58,6 +58,8 @@ def write_tiny(out):
     tiny.write_decoders(out)
     short = dict(steps=20, rank=4, alpha=8)
     worst = 0.0
+    for name in tiny.MODERNBERTS:
+        worst = max(worst, write_modernbert(out / name, name, short))
     for name, max_length, targets, head_modules in (
         ("tiny-bert", 64, ["query", "value"], ("classifier",)),
         ("tiny-roberta", 62, ["query", "value"], ("classifier",)),
@@ -114,32 +116,55 @@ def write_tiny(out):
             for suffix in ("-f16", "-bf16"):
                 half = out / (name + suffix)
                 forward.write_tiny(half / "golden", half, encoder, head)
-    for name in tiny.IMAGES:
+    for name in (*tiny.IMAGES, "tiny-clip"):
         tiny.write_images(out, name)
         worst = max(worst, images.write(out / name, name, **short))
     return max(worst, write_decoders(out, short))
 
 
+def write_modernbert(folder, name, short):
+    golden = folder / "golden"
+    encoder = Encoder(folder, tiny.SHAPE["positions"])
+    head = draw_head(folder, labels=2, scale=0.2)
+    forward.write_tokens(golden / "tokens.safetensors", folder, encoder)
+    worst = forward.write_tiny(golden, folder, encoder, head)
+    forward.write_extremes(golden, folder, head, encoder.max_length)
+    # PEFT's all-linear would take the head's hidden layer too.
+    linears = dict(targets=["Wqkv", "Wo", "Wi"], head_modules=("head", "classifier"))
+    setup = training.Setup(folder, encoder, head, name, **linears, **short)
+    training.write_tiny(setup, golden / "all-linear", forward.short_sentences(encoder))
+    if name == "tiny-modernbert":
+        signals.write(setup, golden / "all-linear" / "signals.json")
+    return worst
+
+
+# Those whose windows and caps are held against sequences of one token and of as many as there can be.
+EXTREMES = ("tiny-mistral-sliding", "tiny-qwen2-sliding", "tiny-gemma2", "tiny-gemma3")
+
+
 def write_decoders(out, short):
-    worst = 0.0
-    for name in tiny.DECODERS:
-        folder = out / name
-        golden = folder / "golden"
-        encoder = Encoder(folder, tiny.SHAPE["positions"])
-        head = draw_head(folder, labels=2, scale=0.2)
-        forward.write_tokens(golden / "tokens.safetensors", folder, encoder)
-        worst = max(worst, forward.write_tiny(golden, folder, encoder, head))
-        indices = forward.short_sentences(encoder)
-        setup = training.Setup(folder, encoder, head, name, targets="all-linear", head_modules=("score",), **short)
-        if name in ("tiny-llama", "tiny-gpt2"):
-            training.write_tiny(setup, golden / "all-linear", indices)
-            signals.write(setup, golden / "all-linear" / "signals.json")
-        language = dataclasses.replace(setup, labels=0, head_modules=())
-        training.write_tiny(language, golden / "causal-lm", indices)
-        if name == "tiny-llama":
-            # Of a prompt of so many tokens nothing is predicted.
-            masked = dataclasses.replace(language, ignored=5)
-            training.write_tiny(masked, golden / "causal-lm-response", indices)
+    return max(write_decoder(out / name, name, short) for name in tiny.DECODERS)
+
+
+def write_decoder(folder, name, short):
+    golden = folder / "golden"
+    encoder = Encoder(folder, tiny.SHAPE["positions"])
+    head = draw_head(folder, labels=2, scale=0.2)
+    forward.write_tokens(golden / "tokens.safetensors", folder, encoder)
+    worst = forward.write_tiny(golden, folder, encoder, head)
+    if name in EXTREMES:
+        forward.write_extremes(golden, folder, head, encoder.max_length)
+    indices = forward.short_sentences(encoder)
+    setup = training.Setup(folder, encoder, head, name, targets="all-linear", head_modules=("score",), **short)
+    if name in ("tiny-llama", "tiny-gpt2", "tiny-gemma2"):
+        training.write_tiny(setup, golden / "all-linear", indices)
+        signals.write(setup, golden / "all-linear" / "signals.json")
+    language = dataclasses.replace(setup, labels=0, head_modules=())
+    training.write_tiny(language, golden / "causal-lm", indices)
+    if name == "tiny-llama":
+        # Of a prompt of so many tokens nothing is predicted.
+        masked = dataclasses.replace(language, ignored=5)
+        training.write_tiny(masked, golden / "causal-lm-response", indices)
     return worst
 
 

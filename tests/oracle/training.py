@@ -11,7 +11,7 @@ from peft.tuners.vera.layer import VeraLayer
 from safetensors.torch import load_file
 from transformers import get_linear_schedule_with_warmup
 
-from common import SEED, classifier, language_model, sentences, write_json, write_tensors
+from common import SEED, body_prefix, classifier, language_model, sentences, write_json, write_tensors
 
 SIGNAL_STEPS = 5
 
@@ -189,8 +189,18 @@ def trainable(model):
 def modules(model):
     """The adapted linears in forward order, named by their path in the base model."""
     base = model.get_base_model()
-    prefix = base.base_model_prefix + "."
-    return {n.removeprefix(prefix): m for n, m in base.named_modules() if isinstance(m, (LoraLayer, VeraLayer))}
+    prefix = body_prefix(base)
+    found = {n.removeprefix(prefix): m for n, m in base.named_modules() if isinstance(m, (LoraLayer, VeraLayer))}
+    return {path: found[path] for path in in_forward_order(list(found))}
+
+
+def in_forward_order(paths):
+    """Queries before keys before values, which CLIP has another way round."""
+    parent = lambda path: path.rpartition(".")[0]
+    parents = [parent(path) for path in paths]
+    roles = ("q_proj", "k_proj", "v_proj")
+    role = lambda path: next((at for at, role in enumerate(roles) if path.endswith(role)), len(roles))
+    return sorted(paths, key=lambda path: (parents.index(parent(path)), role(path), paths.index(path)))
 
 
 def own_parameters(module):

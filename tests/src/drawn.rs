@@ -15,7 +15,7 @@ use crate::pictures::write_stripes;
 pub struct Drawn(pub BTreeMap<String, String>);
 
 /// Models that read images.
-const IMAGES: [&str; 2] = ["tiny-vit", "tiny-deit"];
+const IMAGES: [&str; 3] = ["tiny-vit", "tiny-deit", "tiny-clip"];
 
 /// Allocators that choose components, which only LoRA's pairs have.
 const CHOOSE_RANKS: [&str; 2] = ["rank-budget", "grow"];
@@ -146,7 +146,7 @@ impl Drawn {
         let deep = (self.get("model.name")).is_some_and(|name| name.contains("deep-bert"));
         let one_of_a_layer = matches!(
             self.get("adapter.targets"),
-            Some("[\"query\"]" | "[\"q_lin\"]" | "[\"q_proj\"]" | "[\"c_attn\"]")
+            Some("[\"query\"]" | "[\"q_lin\"]" | "[\"q_proj\"]" | "[\"c_attn\"]" | "[\"Wqkv\"]")
         );
         let two_layers = one_of_a_layer || self.get("allocation.unit").is_some();
         if c.once_in(4) {
@@ -187,11 +187,17 @@ impl Drawn {
             "tiny-llama",
             "tiny-qwen3",
             "tiny-gpt2",
+            "tiny-modernbert",
+            "tiny-modernbert-biased",
+            "tiny-mistral-sliding",
+            "tiny-gemma2",
+            "tiny-gemma3",
             "chat-tiny-llama",
             "formats/bin-tied",
             "formats/llama",
             "tiny-vit",
             "tiny-deit",
+            "tiny-clip",
         ]);
         let path = match family {
             "deep-bert" | "chat-tiny-llama" => folder.join(family),
@@ -330,10 +336,13 @@ impl Drawn {
         self
     }
 
-    /// The roles of the model's linear layers, if it is no text encoder.
+    /// The roles of the model's linear layers, if it is no relative of BERT's with their names.
     fn roles(&self) -> Option<&'static [&'static str]> {
+        let is = |family: &str| (self.get("model.name")).is_some_and(|name| name.contains(family));
         match self.reads_images() {
+            true if is("clip") => Some(&["q_proj", "fc1", "out_proj"]),
             true => Some(&["q_proj", "fc1", "o_proj"]),
+            false if is("modernbert") => Some(&["Wqkv", "Wi", "Wo"]),
             false => self.decoder(),
         }
     }
@@ -343,7 +352,10 @@ impl Drawn {
         let name = self.get("model.name")?;
         let is = |family: &str| name.contains(family);
         match () {
-            () if is("tiny-llama") || is("tiny-qwen3") || is("formats/llama") => {
+            () if ["llama", "qwen3", "mistral", "gemma"]
+                .iter()
+                .any(|of| is(of)) =>
+            {
                 Some(&["q_proj", "down_proj", "up_proj"])
             }
             () if is("tiny-gpt2") || is("formats/bin-tied") => Some(&["c_attn", "c_proj", "c_fc"]),

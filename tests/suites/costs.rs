@@ -150,6 +150,26 @@ targets = ["q_lin", "lin1", "lin2"]"#,
 init_lora_weights = "pissa"
 targets = ["query", "value", "dense"]"#,
         ),
+        (
+            "tiny-modernbert",
+            r#"rank = 8
+targets = ["all-linear"]"#,
+        ),
+        (
+            "tiny-modernbert-biased",
+            r#"rank = 4
+targets = ["Wqkv", "Wo"]"#,
+        ),
+        (
+            "tiny-gemma2",
+            r#"rank = 4
+targets = ["all-linear"]"#,
+        ),
+        (
+            "tiny-gemma3",
+            r#"rank = 4
+targets = ["q_proj", "v_proj"]"#,
+        ),
     ] {
         let recipe: ModelConfig = toml::from_str("name = \"fixture\"").expect("a model");
         let folder = model_folder(&fixture(folder));

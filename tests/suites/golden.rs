@@ -165,6 +165,12 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
         ("tiny-qwen2", "tiny-qwen2"),
         ("tiny-qwen3", "tiny-qwen3"),
         ("tiny-gpt2", "tiny-gpt2"),
+        ("tiny-modernbert", "tiny-modernbert"),
+        ("tiny-modernbert-biased", "tiny-modernbert-biased"),
+        ("tiny-mistral-sliding", "tiny-mistral-sliding"),
+        ("tiny-qwen2-sliding", "tiny-qwen2-sliding"),
+        ("tiny-gemma2", "tiny-gemma2"),
+        ("tiny-gemma3", "tiny-gemma3"),
     ] {
         let tokens_of = if golden.starts_with("tiny-bert") {
             "tiny-bert"
@@ -187,6 +193,14 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
             &golden.floats("logits"),
             1e-4,
         );
+        let first = upload::<Flex>(&texts.batch(&sentences[..1], vec![]), &DEVICE);
+        for depth in 0..trainee.model.base.depth() {
+            let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+            let states = trainee.model.base.prefix(&first, depth, &mut pass);
+            let theirs = golden.floats(&format!("layers.{}.{depth}", sentences[0]));
+            let ours = read(states.inner()).expect("f32 values");
+            assert_close(&format!("{folder}, {depth} layers"), &ours, &theirs, 1e-4);
+        }
         for index in sentences {
             let alone = hidden(&trainee, &texts.batch(&[index], vec![]));
             assert_close(
@@ -203,11 +217,48 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
     }
 }
 
+/// Windows of a few tokens around a sequence that has one, and around one that has as many as there can be.
+#[test]
+fn sequences_of_one_token_and_of_the_most_match_transformers() {
+    for name in [
+        "tiny-modernbert",
+        "tiny-modernbert-biased",
+        "tiny-mistral-sliding",
+        "tiny-qwen2-sliding",
+        "tiny-gemma2",
+        "tiny-gemma3",
+    ] {
+        let folder = fixture(name);
+        let golden = Golden::open(&folder.join("golden/forward.safetensors"));
+        let trainee = bare(&pretrained(&folder), &golden);
+        let golden = Golden::open(&folder.join("golden/extremes.safetensors"));
+        let offsets = golden.integers("offsets").into_iter();
+        let texts = Inputs(Encoded {
+            ids: golden.integers("ids"),
+            type_ids: golden.integers("type_ids"),
+            offsets: offsets.map(|offset| offset as usize).collect(),
+            ..Encoded::default()
+        });
+        let ours = logits(&trainee, &texts.batch(&[0, 1], vec![]));
+        assert_close(name, &ours, &golden.floats("logits"), 1e-4);
+        for index in [0, 1] {
+            let alone = hidden(&trainee, &texts.batch(&[index], vec![]));
+            let theirs = golden.floats(&format!("hidden.{index}"));
+            assert_close(name, &alone, &theirs, 1e-4);
+        }
+    }
+}
+
 #[test]
 fn tiny_models_of_images_match_transformers() {
-    for name in ["tiny-vit", "tiny-deit"] {
-        let folder = fixture(name);
-        let pretrained = pretrained(&folder);
+    for (name, goldens) in [
+        ("tiny-vit", "tiny-vit"),
+        ("tiny-deit", "tiny-deit"),
+        ("tiny-clip", "tiny-clip"),
+        ("tiny-clip-vision", "tiny-clip"),
+    ] {
+        let folder = fixture(goldens);
+        let pretrained = pretrained(&fixture(name));
         let golden = Golden::open(&folder.join("golden/forward.safetensors"));
         let trainee = bare(&pretrained, &golden);
         let images = Inputs::images(&folder, &pretrained);
@@ -232,7 +283,7 @@ fn tiny_models_of_images_match_transformers() {
 
 #[test]
 fn tiny_models_of_images_train_as_peft_does() {
-    for model in ["tiny-vit", "tiny-deit"] {
+    for model in ["tiny-vit", "tiny-deit", "tiny-clip"] {
         let goldens = format!("{model}/golden/all-linear");
         let case = Case::open(&fixture(model), &goldens, "");
         case.check_run("random_b", 1e-3);
@@ -285,6 +336,10 @@ fn a_text_that_grows_token_by_token_is_the_one_that_is_read_at_once() {
         "tiny-qwen2",
         "tiny-qwen3",
         "tiny-gpt2",
+        "tiny-mistral-sliding",
+        "tiny-qwen2-sliding",
+        "tiny-gemma2",
+        "tiny-gemma3",
     ] {
         let pretrained = pretrained(&fixture(name));
         let trained = fixture(&format!("{name}/golden/causal-lm/trained"));
@@ -636,6 +691,9 @@ fn tiny_models_train_as_peft_does() {
         ("tiny-distilbert", "query-value"),
         ("tiny-llama", "all-linear"),
         ("tiny-gpt2", "all-linear"),
+        ("tiny-modernbert", "all-linear"),
+        ("tiny-modernbert-biased", "all-linear"),
+        ("tiny-gemma2", "all-linear"),
     ] {
         let tokens = format!("{model}/golden/tokens.safetensors");
         Case::open(&fixture(model), &format!("{model}/golden/{task}"), &tokens)
@@ -664,10 +722,15 @@ fn running_layers_twice_changes_no_bit() {
         ("tiny-llama", "causal-lm-response"),
         ("tiny-qwen3", "causal-lm"),
         ("tiny-gpt2", "causal-lm"),
+        ("tiny-modernbert", "all-linear"),
+        ("tiny-modernbert-biased", "all-linear"),
+        ("tiny-gemma2", "all-linear"),
+        ("tiny-gemma3", "causal-lm"),
         ("tiny-vit", "all-linear"),
+        ("tiny-clip", "all-linear"),
     ] {
         let tokens = match model {
-            "tiny-vit" => String::new(),
+            "tiny-vit" | "tiny-clip" => String::new(),
             _ => format!("{model}/golden/tokens.safetensors"),
         };
         let goldens = format!("{model}/golden/{task}");
@@ -727,6 +790,10 @@ fn decoders_learn_to_predict_tokens_as_with_peft() {
         ("tiny-qwen2", "causal-lm"),
         ("tiny-qwen3", "causal-lm"),
         ("tiny-gpt2", "causal-lm"),
+        ("tiny-mistral-sliding", "causal-lm"),
+        ("tiny-qwen2-sliding", "causal-lm"),
+        ("tiny-gemma2", "causal-lm"),
+        ("tiny-gemma3", "causal-lm"),
     ] {
         let tokens = format!("{model}/golden/tokens.safetensors");
         let goldens = format!("{model}/golden/{task}");
@@ -770,6 +837,9 @@ fn an_adapter_that_peft_trained_gives_its_logits_here() {
         ("tiny-distilbert", "query-value", 2),
         ("tiny-llama", "all-linear", 2),
         ("tiny-gpt2", "all-linear", 2),
+        ("tiny-modernbert", "all-linear", 2),
+        ("tiny-modernbert-biased", "all-linear", 2),
+        ("tiny-gemma2", "all-linear", 2),
     ] {
         let trained = fixture(&format!("{model}/golden/{task}/trained"));
         let trainee = adapted(&pretrained(&fixture(model)), &trained, outputs);

@@ -335,7 +335,7 @@ fn tiny_models_signals_are_pytorchs() {
     for goldens in ["all-linear", "regression", "vera"] {
         Subject::tiny(goldens, 0.0).check();
     }
-    for model in ["tiny-llama", "tiny-gpt2"] {
+    for model in ["tiny-llama", "tiny-gpt2", "tiny-modernbert", "tiny-gemma2"] {
         Subject::of(model, "all-linear").check();
     }
 }

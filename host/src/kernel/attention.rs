@@ -15,7 +15,7 @@ use super::gemm::{Segment, Start, sweep};
 use super::matrix::Matrix;
 use super::panels::{narrowest, pack, panel_width};
 use super::record::{input, plain, record, unwrap};
-use super::simd::{LANES, Level, exp, fma, level, map_sum, max_of, vectorised};
+use super::simd::{LANES, Level, exp, fma, level, map_sum, max_of, tanh, vectorised};
 use super::{Ad, Kernels};
 
 /// Where each sequence lies among the packed tokens.
@@ -71,33 +71,52 @@ impl Sequences {
     }
 }
 
-/// The sizes of multi-head attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The sizes of multi-head attention, and what a token sees.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
     /// Number of heads of the queries.
     pub heads: usize,
     /// Number of heads of the keys and values, a divisor of `heads`: each serves a group of query heads
     /// (Ainslie et al. 2023).
     pub pair_heads: usize,
-    /// Features of one head; scores are scaled by its inverse square root.
+    /// Features of one head.
     pub head_size: usize,
-    /// Whether a token sees only itself and those before it. The queries are the last ones of their sequence.
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// Whether a token sees only itself and those before it. The queries are the last ones of their sequence, and the
+    /// first ones where they see all.
     pub causal: bool,
+    /// How far from a token those lie that it sees at most, where there is a limit (Beltagy et al. 2020).
+    pub reach: Option<usize>,
+    /// What no scaled score s exceeds, where there is a limit c: `c·tanh(s/c)` (Gemma Team 2024).
+    pub soft_cap: Option<f32>,
 }
 
 impl AttentionShape {
-    /// As many heads of keys as of queries, every token seeing every other.
+    /// As many heads of keys as of queries, every token seeing every other, scores scaled by the inverse square root of
+    /// a head's size.
     pub fn full(heads: usize, head_size: usize) -> Self {
         AttentionShape {
             heads,
             pair_heads: heads,
             head_size,
+            scale: 1.0 / (head_size as f32).sqrt(),
             causal: false,
+            reach: None,
+            soft_cap: None,
         }
     }
 
-    fn scale(self) -> f32 {
-        1.0 / (self.head_size as f32).sqrt()
+    /// Which of so many `keys` the query number `i` of so many sees.
+    fn seen(self, i: usize, queries: usize, keys: usize) -> Range<usize> {
+        let (at, end) = match self.causal {
+            true => (keys - queries + i, keys - queries + i + 1),
+            false => (i, keys),
+        };
+        match self.reach {
+            None => 0..end,
+            Some(reach) => at.saturating_sub(reach)..end.min(at.saturating_add(reach + 1)),
+        }
     }
 
     /// Features of a token's queries.
@@ -171,12 +190,8 @@ impl<B: Backend> Rectangle<B> {
         for i in 0..count {
             let (queries, keys) = (layout.queries.range(i).len(), layout.pairs.range(i).len());
             for row in 0..queries {
-                let seen = if layout.shape.causal {
-                    keys - queries + row + 1
-                } else {
-                    keys
-                };
-                bias[(i * rows + row) * columns..][..seen].fill(0.0);
+                let seen = layout.shape.seen(row, queries, keys);
+                bias[(i * rows + row) * columns..][seen].fill(0.0);
                 packed.push((i * rows + row) as i64);
             }
         }
@@ -244,7 +259,12 @@ pub fn composed<B: Kernels>(
     let q = split(q, &rectangle.queries, shape.heads);
     let k = split(k, &rectangle.pairs, shape.pair_heads);
     let v = split(v, &rectangle.pairs, shape.pair_heads);
-    let scores = q.matmul(k.transpose()) * shape.scale() + rectangle.bias.clone();
+    let scores = q.matmul(k.transpose()) * shape.scale;
+    let scores = match shape.soft_cap {
+        Some(cap) => (scores / cap).tanh() * cap,
+        None => scores,
+    };
+    let scores = scores + rectangle.bias.clone();
     let weights = dropout::composed(softmax(scores, 3), dropout);
     weights
         .matmul(v)
@@ -342,8 +362,7 @@ struct Head<'a> {
     len: usize,
     group: usize,
     size: usize,
-    scale: f32,
-    causal: bool,
+    shape: AttentionShape,
     dropout: Dropout,
     /// Seeds the dropout of the first query head's weights.
     index: u32,
@@ -399,8 +418,7 @@ impl Saved {
                     len: key.len(),
                     group,
                     size: shape.head_size,
-                    scale: shape.scale(),
-                    causal: shape.causal,
+                    shape: *shape,
                     dropout: self.dropout,
                     index: (sequence * shape.heads + pair_head * group) as u32,
                 };
@@ -420,12 +438,19 @@ impl Head<'_> {
     }
 
     /// Keys that the query `i` sees.
-    fn seen(&self, i: usize) -> usize {
-        if self.causal {
-            self.len - self.query_count + i + 1
-        } else {
-            self.len
+    fn seen(&self, i: usize) -> Range<usize> {
+        self.shape.seen(i, self.query_count, self.len)
+    }
+
+    /// The keys that so many queries from the `first` on are run against: all of them, or, where there is a limit to how
+    /// far they see, those that one of them sees, from the start of a panel on.
+    fn met(&self, level: Level, first: usize, rows: usize) -> Range<usize> {
+        if self.shape.reach.is_none() {
+            return 0..self.len;
         }
+        let width = panel_width(level);
+        let start = self.seen(first).start / width * width;
+        start..self.seen(first + rows - 1).end
     }
 }
 
@@ -444,6 +469,27 @@ struct Panelled {
     /// Between the rows of a panel, and between panels.
     strides: [usize; 2],
     columns: usize,
+}
+
+impl Panelled {
+    /// Some of its columns, from the start of a panel on, in whole vectors.
+    fn columns(&self, level: Level, span: &Range<usize>) -> Panelled {
+        let panel = span.start / panel_width(level) * self.strides[1];
+        let whole = span.len().next_multiple_of(level.lanes());
+        Panelled {
+            panel: self.panel.wrapping_add(panel),
+            strides: self.strides,
+            columns: whole.min(self.columns - span.start),
+        }
+    }
+
+    /// The same without its first rows.
+    fn rows(&self, first: usize) -> Panelled {
+        Panelled {
+            panel: self.panel.wrapping_add(first * self.strides[0]),
+            ..*self
+        }
+    }
 }
 
 /// Room for a copy of a `rows × columns` matrix in panels.
@@ -520,13 +566,35 @@ unsafe fn times(
 }
 
 vectorised! {
-    /// Softmax of scaled scores, row by row from the query `first` on, in place; zeros behind what a row sees.
-    fn softmax_rows(head: &Head<'_>, scores: &mut [f32], first: usize, width: usize) {
+    /// Scores capped in place, scaled before; `slopes`, where it is there, becomes what each changes by with its scaled score.
+    fn cap_scores(head: &Head<'_>, cap: f32, scores: &mut [f32], slopes: &mut [f32]) {
+        let scale = head.shape.scale / cap;
+        for score in scores.iter_mut() {
+            *score = tanh::<FMA>(*score * scale);
+        }
+        for (slope, tanh) in slopes.iter_mut().zip(&*scores) {
+            *slope = fma::<FMA>(-tanh, *tanh, 1.0);
+        }
+        for score in scores {
+            *score *= cap;
+        }
+    }
+}
+
+vectorised! {
+    /// Softmax of scaled scores of the keys from `start` on, row by row from the query `first` on, in place; zeros around
+    /// what a row sees.
+    fn softmax_rows(head: &Head<'_>, scores: &mut [f32], first: usize, width: usize, start: usize) {
+        // What is capped was scaled before.
+        let scale = if head.shape.soft_cap.is_some() { 1.0 } else { head.shape.scale };
         for (r, row) in scores.chunks_exact_mut(width).enumerate() {
-            let (row, hidden) = row.split_at_mut(head.seen(first + r));
-            hidden.fill(0.0);
+            let seen = head.seen(first + r);
+            let (row, after) = row.split_at_mut(seen.end - start);
+            let (before, row) = row.split_at_mut(seen.start.saturating_sub(start));
+            before.fill(0.0);
+            after.fill(0.0);
             let max = max_of(row);
-            let inverse = 1.0 / map_sum(row, |score| exp::<FMA>((score - max) * head.scale));
+            let inverse = 1.0 / map_sum(row, |score| exp::<FMA>((score - max) * scale));
             for weight in row.iter_mut() {
                 *weight *= inverse;
             }
@@ -535,12 +603,19 @@ vectorised! {
 }
 
 vectorised! {
-    /// Dropout of the weights of rows from the query `first` on.
-    fn drop_weights(head: &Head<'_>, seed: u32, weights: &mut [f32], first: usize, width: usize) {
+    /// Dropout of the weights of rows from the query `first` on, and of the `met` keys.
+    fn drop_weights(
+        head: &Head<'_>,
+        seed: u32,
+        weights: &mut [f32],
+        first: usize,
+        width: usize,
+        met: &Range<usize>,
+    ) {
         let (threshold, scale) = (head.dropout.threshold(), head.dropout.scale());
         for (r, row) in weights.chunks_exact_mut(width).enumerate() {
-            let position = ((first + r) * head.len) as u32;
-            for (j, weight) in row[..head.len].iter_mut().enumerate() {
+            let position = ((first + r) * head.len + met.start) as u32;
+            for (j, weight) in row[..met.len()].iter_mut().enumerate() {
                 let keep = hash(seed, position.wrapping_add(j as u32)) >= threshold;
                 *weight = if keep { *weight * scale } else { 0.0 };
             }
@@ -549,11 +624,11 @@ vectorised! {
 }
 
 vectorised! {
-    /// `dS = P ∘ (dP - Σ_j P·dP)`, scaled as the scores were, over `slopes`, which holds dP.
-    fn score_slopes(head: &Head<'_>, weights: &[f32], slopes: &mut [f32], width: usize) {
+    /// `dS = P ∘ (dP - Σ_j P·dP)`, scaled as the scores were, over `slopes`, which holds dP of so many keys.
+    fn score_slopes(head: &Head<'_>, weights: &[f32], slopes: &mut [f32], width: usize, keys: usize) {
         let rows = weights.chunks_exact(width).zip(slopes.chunks_exact_mut(width));
         for (weights, slopes) in rows {
-            slopes[head.len..].fill(0.0);
+            slopes[keys..].fill(0.0);
             let pairs = weights.as_chunks::<LANES>().0.iter().zip(slopes.as_chunks::<LANES>().0);
             let mut lanes = [0f32; LANES];
             for (w, s) in pairs {
@@ -563,7 +638,19 @@ vectorised! {
             }
             let mean: f32 = lanes.iter().sum();
             for (slope, weight) in slopes.iter_mut().zip(weights) {
-                *slope = *weight * (*slope - mean) * head.scale;
+                *slope = *weight * (*slope - mean) * head.shape.scale;
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Each row's first `keys` values times those of `factors`.
+    fn scale_rows(values: &mut [f32], factors: &[f32], width: usize, keys: usize) {
+        let rows = values.chunks_exact_mut(width).zip(factors.chunks_exact(width));
+        for (values, factors) in rows {
+            for (value, factor) in values[..keys].iter_mut().zip(factors) {
+                *value *= factor;
             }
         }
     }
@@ -597,6 +684,8 @@ fn forward(level: Level, head: &Head<'_>, scratch: &mut Vec<f32>, out: Disjoint)
         let seed = head.seed(of);
         for first in (0..head.query_count).step_by(BLOCK) {
             let rows = BLOCK.min(head.query_count - first);
+            let met = head.met(level, first, rows);
+            let width = met.len().next_multiple_of(LANES);
             let weights = &mut weights[..rows * width];
             let left = head.queries[queries.first + first * queries.stride..].as_ptr();
             // SAFETY: the block's rows of this head, which is nobody else's to write.
@@ -606,14 +695,17 @@ fn forward(level: Level, head: &Head<'_>, scratch: &mut Vec<f32>, out: Disjoint)
                     level,
                     (left, queries.stride, 1),
                     [rows, size],
-                    &keys,
+                    &keys.columns(level, &met),
                     to,
                     Start::Zero,
                 );
             }
-            softmax_rows(head, weights, first, width);
+            if let Some(cap) = head.shape.soft_cap {
+                cap_scores(head, cap, weights, &mut []);
+            }
+            softmax_rows(head, weights, first, width, met.start);
             if !head.dropout.is_none() {
-                drop_weights(head, seed, weights, first, width);
+                drop_weights(head, seed, weights, first, width, &met);
             }
             // SAFETY: as above.
             unsafe {
@@ -621,8 +713,8 @@ fn forward(level: Level, head: &Head<'_>, scratch: &mut Vec<f32>, out: Disjoint)
                 times(
                     level,
                     (weights.as_ptr(), width, 1),
-                    [rows, len],
-                    &values,
+                    [rows, met.len()],
+                    &values.rows(met.start),
                     (to, output.stride),
                     Start::Zero,
                 );
@@ -655,6 +747,7 @@ fn head_backward(
     let tall = panels_len(level, len, size);
     let block = panels_len(level, BLOCK, size);
     let weights_len = BLOCK * width;
+    let caps_len = head.shape.soft_cap.map_or(0, |_| weights_len);
     let lens = [
         wide,
         wide,
@@ -664,6 +757,7 @@ fn head_backward(
         weights_len,
         weights_len,
         weights_len,
+        caps_len,
     ];
     let [
         keys_room,
@@ -674,6 +768,7 @@ fn head_backward(
         weights,
         dropped,
         slopes,
+        caps,
     ] = cut(scratch, lens);
     let [queries, keys, values] = head.places;
     let key_rows = head.matrix(head.pairs, keys, len);
@@ -692,12 +787,26 @@ fn head_backward(
             place.stride,
         )
     };
+    let nothing = |which: usize, place: Place| {
+        for row in 0..len {
+            // SAFETY: as above.
+            unsafe { std::slice::from_raw_parts_mut(to(which, place, row).0, size) }.fill(0.0);
+        }
+    };
     let mut start = Start::Zero;
+    // Some keys may meet no query, and no block of queries may meet them all.
+    if head.query_count == 0 || head.shape.reach.is_some() {
+        nothing(1, keys);
+        nothing(2, values);
+        start = Start::Sum;
+    }
     for of in 0..head.group {
         let (queries, output) = (member(queries, of, size), member(head.output, of, size));
         let seed = head.seed(of);
         for first in (0..head.query_count).step_by(BLOCK) {
             let rows = BLOCK.min(head.query_count - first);
+            let met = head.met(level, first, rows);
+            let width = met.len().next_multiple_of(LANES);
             let [weights, dropped, slopes] =
                 [&mut *weights, &mut *dropped, &mut *slopes].map(|part| &mut part[..rows * width]);
             let query_at = queries.first + first * queries.stride;
@@ -713,7 +822,7 @@ fn head_backward(
                     level,
                     (query_block.at(0, 0), queries.stride, 1),
                     [rows, size],
-                    &key_columns,
+                    &key_columns.columns(level, &met),
                     (weights.as_mut_ptr(), width),
                     Start::Zero,
                 );
@@ -721,21 +830,27 @@ fn head_backward(
                     level,
                     (gradient_block.at(0, 0), output.stride, 1),
                     [rows, size],
-                    &value_columns,
+                    &value_columns.columns(level, &met),
                     (slopes.as_mut_ptr(), width),
                     Start::Zero,
                 );
             }
-            softmax_rows(head, weights, first, width);
+            if let Some(cap) = head.shape.soft_cap {
+                cap_scores(head, cap, weights, &mut caps[..rows * width]);
+            }
+            softmax_rows(head, weights, first, width, met.start);
             let dropped = if head.dropout.is_none() {
                 &*weights
             } else {
                 dropped.copy_from_slice(weights);
-                drop_weights(head, seed, dropped, first, width);
-                drop_weights(head, seed, slopes, first, width);
+                drop_weights(head, seed, dropped, first, width, &met);
+                drop_weights(head, seed, slopes, first, width, &met);
                 &*dropped
             };
-            score_slopes(head, weights, slopes, width);
+            score_slopes(head, weights, slopes, width, met.len());
+            if head.shape.soft_cap.is_some() {
+                scale_rows(slopes, caps, width, met.len());
+            }
             let query_block = panelled(level, query_block, false, queries_room);
             let gradient_block = panelled(level, gradient_block, false, gradient_room);
             // dQ = dS·K; dK += dSᵀ·Q and dV += Pᵀ·dO.
@@ -744,38 +859,29 @@ fn head_backward(
                 times(
                     level,
                     (slopes.as_ptr(), width, 1),
-                    [rows, len],
-                    &key_rows,
+                    [rows, met.len()],
+                    &key_rows.rows(met.start),
                     to(0, queries, first),
                     Start::Zero,
                 );
                 times(
                     level,
                     (slopes.as_ptr(), 1, width),
-                    [len, rows],
+                    [met.len(), rows],
                     &query_block,
-                    to(1, keys, 0),
+                    to(1, keys, met.start),
                     start,
                 );
                 times(
                     level,
                     (dropped.as_ptr(), 1, width),
-                    [len, rows],
+                    [met.len(), rows],
                     &gradient_block,
-                    to(2, values, 0),
+                    to(2, values, met.start),
                     start,
                 );
             }
             start = Start::Sum;
-        }
-    }
-    if matches!(start, Start::Zero) {
-        // No query: its keys and values were read by nobody.
-        for (which, place) in [(1, keys), (2, values)] {
-            for row in 0..len {
-                // SAFETY: as above.
-                unsafe { std::slice::from_raw_parts_mut(to(which, place, row).0, size) }.fill(0.0);
-            }
         }
     }
 }

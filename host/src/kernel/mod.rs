@@ -15,6 +15,7 @@ mod dropout;
 mod gemm;
 mod linear;
 mod matrix;
+mod means;
 mod measure;
 mod norm;
 mod panels;
@@ -104,14 +105,20 @@ pub trait Kernels: Backend {
     }
 
     /// The mean cross-entropy, in nats, of `softmax(x·Wᵀ + b)` against `targets`, one class for each row of
-    /// `x [rows, hidden]`: a language-model head and its loss over a frozen W. The CPU computes the logits a
-    /// few rows at a time and never has all of them.
+    /// `x [rows, hidden]`: a language-model head and its loss over a frozen W. Logits l are capped to `c·tanh(l/c)` where
+    /// there is a `soft_cap` c. The CPU computes the logits a few rows at a time and never has all of them.
     fn linear_cross_entropy(
         x: Tensor<Ad<Self>, 2>,
         head: &Frozen<Self>,
         targets: &[u32],
+        soft_cap: Option<f32>,
     ) -> Tensor<Ad<Self>, 1> {
-        cross_entropy::composed(x, head, targets)
+        cross_entropy::composed(x, head, targets, soft_cap)
+    }
+
+    /// The mean over each of these ranges of rows, `[ranges, features]`. No two have a row in common, and none is empty.
+    fn means(x: Tensor<Ad<Self>, 2>, ranges: Vec<std::ops::Range<usize>>) -> Tensor<Ad<Self>, 2> {
+        means::composed(x, &ranges)
     }
 
     /// Multi-head softmax attention within each packed sequence, `[queries, heads · head size]`.
@@ -218,8 +225,13 @@ impl Kernels for Flex {
         x: Tensor<Ad<Self>, 2>,
         head: &Frozen<Self>,
         targets: &[u32],
+        soft_cap: Option<f32>,
     ) -> Tensor<Ad<Self>, 1> {
-        cross_entropy::cpu(x, head, targets)
+        cross_entropy::cpu(x, head, targets, soft_cap)
+    }
+
+    fn means(x: Tensor<Ad<Self>, 2>, ranges: Vec<std::ops::Range<usize>>) -> Tensor<Ad<Self>, 2> {
+        means::cpu(x, ranges)
     }
 
     fn packed_attention(

@@ -120,6 +120,7 @@ fn activations() {
         Activation::GeluNew,
         Activation::Relu,
         Activation::Silu,
+        Activation::QuickGelu,
     ] {
         // Away from zero, where ReLU has a corner.
         let x = random(37, 53) * 2.0;
@@ -196,24 +197,26 @@ fn rotary_positions() {
     }
 }
 
-/// `softmax` of logits up to ±60, with more rows than one chunk has.
+/// `softmax` of logits up to ±60, with more rows than one chunk has; and of capped ones.
 #[test]
 fn a_language_model_head_and_its_loss() {
     let _alone = alone();
-    let targets: Vec<u32> = (0..33).map(|row| row * 7 % 130).collect();
-    let head = frozen(130, 24);
-    compare(
-        [random(33, 24) * 3.0],
-        |[x]| Flex::linear_cross_entropy(x, &head, &targets).unsqueeze(),
-        |[x]| cross_entropy::composed(x, &head, &targets).unsqueeze(),
-    );
-    let wide = frozen(140_000, 8);
-    let targets: Vec<u32> = (0..65).map(|row| row * 2111).collect();
-    compare(
-        [random(65, 8)],
-        |[x]| Flex::linear_cross_entropy(x, &wide, &targets).unsqueeze(),
-        |[x]| cross_entropy::composed(x, &wide, &targets).unsqueeze(),
-    );
+    for cap in [None, Some(2.0)] {
+        let targets: Vec<u32> = (0..33).map(|row| row * 7 % 130).collect();
+        let head = frozen(130, 24);
+        compare(
+            [random(33, 24) * 3.0],
+            |[x]| Flex::linear_cross_entropy(x, &head, &targets, cap).unsqueeze(),
+            |[x]| cross_entropy::composed(x, &head, &targets, cap).unsqueeze(),
+        );
+        let wide = frozen(140_000, 8);
+        let targets: Vec<u32> = (0..65).map(|row| row * 2111).collect();
+        compare(
+            [random(65, 8)],
+            |[x]| Flex::linear_cross_entropy(x, &wide, &targets, cap).unsqueeze(),
+            |[x]| cross_entropy::composed(x, &wide, &targets, cap).unsqueeze(),
+        );
+    }
 }
 
 /// A branch whose pair, if any, is made of these.
@@ -582,10 +585,9 @@ fn attention_within_sequences() {
     ] {
         for causal in [false, true] {
             let shape = AttentionShape {
-                heads,
                 pair_heads,
-                head_size,
                 causal,
+                ..AttentionShape::full(heads, head_size)
             };
             let sequences = Sequences::new(&offsets);
             let layout = AttentionLayout::new(sequences.clone(), sequences, shape);
@@ -600,6 +602,111 @@ fn attention_within_sequences() {
                 |[q, k, v]| attention::composed(joint(q, k, v), &layout, Dropout::NONE),
             );
         }
+    }
+}
+
+/// What of a sequence is near a token, whose window may be wider than it, and scores that are capped where it matters.
+#[test]
+fn attention_to_what_is_near_and_capped_scores() {
+    let _alone = alone();
+    let offsets = [0, 1, 6, 22, 39, 60, 190];
+    for (heads, pair_heads, head_size, causal, reach, soft_cap) in [
+        (2, 2, 16, false, Some(0), None),
+        (2, 2, 16, true, Some(0), None),
+        (3, 1, 5, false, Some(3), None),
+        (4, 2, 32, true, Some(17), None),
+        (2, 1, 64, false, Some(40), Some(0.7)),
+        (2, 1, 12, true, Some(1000), Some(1.5)),
+        (2, 2, 20, false, None, Some(0.7)),
+        (4, 2, 8, true, None, Some(0.7)),
+    ] {
+        let shape = AttentionShape {
+            pair_heads,
+            causal,
+            reach,
+            soft_cap,
+            scale: 0.3,
+            ..AttentionShape::full(heads, head_size)
+        };
+        let sequences = Sequences::new(&offsets);
+        let layout = AttentionLayout::new(sequences.clone(), sequences.clone(), shape);
+        let inputs = || {
+            let pairs = [(); 2].map(|()| random(190, pair_heads * head_size));
+            let [k, v] = pairs;
+            [random(190, heads * head_size), k, v]
+        };
+        compare(
+            inputs(),
+            |[q, k, v]| Flex::packed_attention(joint(q, k, v), &layout, Dropout::NONE),
+            |[q, k, v]| attention::composed(joint(q, k, v), &layout, Dropout::NONE),
+        );
+        // The composition itself: what is out of reach changes nothing of a token.
+        let Some(reach) = reach.filter(|reach| *reach < 60) else {
+            continue;
+        };
+        let [q, k, v] = inputs();
+        let run = |k: &Wide| {
+            let projected = joint(q.clone(), k.clone(), v.clone());
+            let out = attention::composed(projected, &layout, Dropout::NONE).inner();
+            out.slice_dim(0, 100..101).into_data()
+        };
+        let row = |at: usize| {
+            let mut moved = k.clone().inner().into_data();
+            let width = pair_heads * head_size;
+            let values = moved.as_mut_slice::<f32>().expect("f32 values");
+            values[at * width..(at + 1) * width].fill(3.0);
+            run(&Tensor::from_data(moved, &Default::default()))
+        };
+        let plain = run(&k);
+        assert_eq!(row(100 - reach - 1), plain, "behind");
+        assert_eq!(row(100 + reach + 1), plain, "ahead");
+        if reach > 0 {
+            assert_ne!(row(100 - reach), plain);
+            assert_eq!(row(100 + reach) == plain, causal);
+        }
+    }
+}
+
+#[test]
+fn attention_of_some_queries_to_what_is_near() {
+    let _alone = alone();
+    let pairs = Sequences::new(&[0, 7, 8, 108]);
+    for (queries, causal) in [
+        // The first of each, and the last ones.
+        (Sequences::single(3), false),
+        (Sequences::single(3), true),
+        (Sequences::new(&[0, 2, 2, 60]), false),
+        (Sequences::new(&[0, 3, 4, 64]), true),
+    ] {
+        let shape = AttentionShape {
+            causal,
+            reach: Some(4),
+            soft_cap: Some(1.0),
+            ..AttentionShape::full(3, 8)
+        };
+        let layout = AttentionLayout::new(queries, pairs.clone(), shape);
+        let split = |q: Wide, kv: Wide| Projected::Split {
+            queries: q,
+            pairs: kv,
+        };
+        compare(
+            [random(layout.queries.tokens(), 24), random(108, 48)],
+            |[q, kv]| Flex::packed_attention(split(q, kv), &layout, Dropout::NONE),
+            |[q, kv]| attention::composed(split(q, kv), &layout, Dropout::NONE),
+        );
+    }
+}
+
+#[test]
+fn means_of_ranges() {
+    let _alone = alone();
+    let ranges = [0..1, 3..20, 20..31];
+    for width in [1, 16, 37] {
+        compare(
+            [random(33, width)],
+            |[x]| Flex::means(x, ranges.to_vec()),
+            |[x]| means::composed(x, &ranges),
+        );
     }
 }
 
@@ -634,8 +741,16 @@ fn attention_of_some_queries() {
 #[test]
 fn attention_dropout_has_the_gradient_of_its_output() {
     let _alone = alone();
+    dropout_of_attention(AttentionShape::full(2, 4));
+    dropout_of_attention(AttentionShape {
+        reach: Some(2),
+        soft_cap: Some(2.0),
+        ..AttentionShape::full(2, 4)
+    });
+}
+
+fn dropout_of_attention(shape: AttentionShape) {
     let sequences = Sequences::new(&[0, 7]);
-    let shape = AttentionShape::full(2, 4);
     let layout = AttentionLayout::new(sequences.clone(), sequences, shape);
     let site = Dropout {
         probability: 0.3,

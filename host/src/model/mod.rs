@@ -110,6 +110,7 @@ impl Pretrained {
         let parts = config.embeddings.paths().into_iter();
         let parts = parts.chain(config.final_norm.map(|norm| norm.name));
         let parts = parts.chain([config.layer_path]).chain(config.pooler());
+        let parts = parts.chain(config.unread.iter().copied());
         let mut parts = parts.filter_map(|part| name.strip_prefix(part));
         parts.any(|rest| rest.is_empty() || rest.starts_with('.'))
     }
@@ -163,20 +164,19 @@ impl Pretrained {
         let (source, hidden) = (self.source(), config.hidden);
         embeddings::require(&config.embeddings, source, hidden)?;
         if let Some(norm) = &config.final_norm {
-            require_norm(source, norm.name, norm.kind, hidden)?;
+            require_norm(source, norm.name, norm, hidden)?;
         }
         let block = &config.block;
         let of_heads = block.attention.head_norms.iter().flatten();
         let of_heads = of_heads.map(|norm| (norm, block.attention.shape.head_size));
-        let of_block = block.norms.iter().map(|norm| (norm, hidden));
-        let norms: Vec<_> = of_block.chain(of_heads).collect();
         for layer in 0..config.layers {
             for (linear, part) in config.linears_of(layer).zip(block.linears()) {
                 source.require(&linear, part.bias)?;
             }
-            for (norm, features) in &norms {
+            let of_layer = block.norms_of(layer).map(|norm| (norm, hidden));
+            for (norm, features) in of_layer.chain(of_heads.clone()) {
                 let path = format!("{}.{layer}.{}", config.layer_path, norm.name);
-                require_norm(source, &path, norm.kind, *features)?;
+                require_norm(source, &path, norm, features)?;
             }
         }
         let start = format!("{prefix}{}.", config.layer_path);
@@ -219,7 +219,7 @@ impl Pretrained {
                 "data.problem is \"causal-lm\", but the model is a {}, which predicts no next token",
                 self.config.family
             ))
-            .help("take a decoder (llama, mistral, qwen2, qwen3, gpt2), or another problem"));
+            .help("take a decoder (llama, mistral, qwen2, qwen3, gemma2, gemma3_text, gpt2), or another problem"));
         };
         let shape = [self.config.vocabulary(), self.config.hidden];
         let name = match self.config.words().filter(|_| head.tied) {
@@ -314,6 +314,8 @@ pub struct Model<B: Kernels> {
     pub head: Head<B>,
     /// The frozen head that predicts tokens, where that is what is asked.
     language_head: Option<Frozen<B>>,
+    /// What its logits do not exceed.
+    soft_cap: Option<f32>,
 }
 
 impl<B: Kernels> Model<B> {
@@ -357,6 +359,10 @@ impl<B: Kernels> Model<B> {
         let language_head = (outputs == 0).then(|| pretrained.language_head(&base, device));
         Ok(Model {
             language_head: language_head.transpose()?,
+            soft_cap: pretrained
+                .config
+                .language_head
+                .and_then(|head| head.soft_cap),
             base,
             head: Head::load(pretrained, pooler, outputs, device)?,
         })
@@ -396,7 +402,11 @@ impl<B: Kernels> Model<B> {
             frozen: head.expect("loaded to predict tokens"),
             lora: None,
         };
-        B::linears(x, vec![branch]).y.inner()
+        let logits = B::linears(x, vec![branch]).y.inner();
+        match self.soft_cap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        }
     }
 
     /// The mean loss, in nats, of the predicted `tokens`, from the hidden states of all tokens after the first `depth`
@@ -414,6 +424,11 @@ impl<B: Kernels> Model<B> {
         let rows = whole_numbers(tokens.rows.iter().copied(), &device);
         let x = self.base.normed(x.select(0, rows));
         let head = self.language_head.as_ref();
-        B::linear_cross_entropy(x, head.expect("loaded to predict tokens"), &tokens.ids)
+        B::linear_cross_entropy(
+            x,
+            head.expect("loaded to predict tokens"),
+            &tokens.ids,
+            self.soft_cap,
+        )
     }
 }

@@ -9,7 +9,7 @@ pub use dynalora_plugin_api::{Cost, Sizes};
 use crate::adapter::LinearInfo;
 use crate::data::{Encoded, EpochPlan};
 use crate::model::Architecture;
-use crate::model::architecture::Order;
+use crate::model::architecture::{Order, Reads, Rotary};
 use crate::recipe::TrainConfig;
 
 /// Bytes of a value.
@@ -104,7 +104,9 @@ impl Shape<'_> {
         let mut builder = Builder {
             shape: self,
             costs: CostModel::default(),
+            angles: [None; 2],
         };
+        builder.turn();
         let costs = &mut builder.costs;
         costs.parameters = self
             .modules
@@ -113,7 +115,8 @@ impl Shape<'_> {
             .collect();
         costs.gradient_bytes = BYTES;
         costs.moment_bytes = 2 * BYTES;
-        let last = match self.language {
+        let of_all = matches!(self.config.head.reads, Reads::Mean { .. });
+        let last = match self.language || of_all {
             true => LastLayer::Whole,
             false => last,
         };
@@ -248,12 +251,19 @@ impl Costs {
     }
 }
 
+/// What these linear layers give, side by side.
+fn columns(linears: &[&LinearInfo]) -> usize {
+    linears.iter().map(|linear| linear.outputs).sum()
+}
+
 /// How an amount of each row grows: with the tokens, or with the sequences.
 type Rows = fn(u64) -> Amount;
 
 struct Builder<'a> {
     shape: Shape<'a>,
     costs: CostModel,
+    /// By how much heads are turned: in most layers, and where attention is local.
+    angles: [Option<u32>; 2],
 }
 
 impl Builder<'_> {
@@ -261,6 +271,34 @@ impl Builder<'_> {
     fn value(&mut self, rows: Rows, features: usize) -> u32 {
         self.costs.values.push(rows(BYTES * features as u64));
         self.costs.values.len() as u32 - 1
+    }
+
+    /// Makes the cosines and sines by which heads are turned, which all layers of a kind share.
+    fn turn(&mut self) {
+        let attention = &self.shape.config.block.attention;
+        let angles = |rotary: &Rotary| 2 * rotary.frequencies.len();
+        let everywhere = attention.rotary.as_ref().map(angles);
+        let near = attention.local.as_ref();
+        let near = near.and_then(|local| local.rotary.as_ref()).map(angles);
+        let [everywhere, near] = [everywhere, near]
+            .map(|features| features.map(|features| self.value(Amount::per_token, features)));
+        self.angles = [everywhere, near.or(everywhere)];
+    }
+
+    /// The heads of queries and keys normalised, and turned by the angles of all tokens.
+    fn placed(&mut self, index: u32, x: u32, columns: usize) -> u32 {
+        let values = self.shape.config.block.attention.shape.pair_width();
+        let x = self.head_norms(index, x, [columns - values, values], Amount::per_token);
+        let attention = &self.shape.config.block.attention;
+        let local = attention.local_in(index as usize).is_some();
+        let Some(angles) = self.angles[usize::from(local)] else {
+            return x;
+        };
+        let y = self.value(Amount::per_token, columns);
+        let mut turn = Self::operation(Some(index), &[x], y);
+        turn.keeps = vec![angles];
+        self.costs.operations.push(turn);
+        y
     }
 
     /// An operation that reads these values and writes one, and counts for nothing yet.
@@ -274,8 +312,7 @@ impl Builder<'_> {
 
     /// Linear layers that read `x` side by side, of which so many rows are run: what they write.
     fn linear(&mut self, layer: Option<u32>, x: u32, linears: &[&LinearInfo], rows: Rows) -> u32 {
-        let outputs = linears.iter().map(|linear| linear.outputs).sum();
-        let y = self.value(rows, outputs);
+        let y = self.value(rows, columns(linears));
         let mut operation = Self::operation(layer, &[x], y);
         for linear in linears {
             let frozen = (linear.inputs * linear.outputs) as u64;
@@ -356,7 +393,7 @@ impl Builder<'_> {
         let read = self.read(index, x);
         let projections: Vec<&LinearInfo> = layer.projections.iter().collect();
         let joint = self.linear(Some(index), read, &projections, Amount::per_token);
-        let joint = self.head_norms(index, joint, Amount::per_token);
+        let joint = self.placed(index, joint, columns(&projections));
         let met = self.attention();
         self.finish(index, layer, &[joint], x, Amount::per_token, met)
     }
@@ -371,7 +408,7 @@ impl Builder<'_> {
         };
         let of_all: Vec<&LinearInfo> = pairs.iter().collect();
         let pairs = self.linear(Some(index), read, &of_all, Amount::per_token);
-        let pairs = self.head_norms(index, pairs, Amount::per_token);
+        let pairs = self.placed(index, pairs, columns(&of_all));
         if outputs {
             self.measured(index, query, layer);
         }
@@ -383,7 +420,7 @@ impl Builder<'_> {
                 false => self.picked(index, read),
             };
             let queries = self.linear(Some(index), read, &[query], Amount::per_sequence);
-            self.head_norms(index, queries, Amount::per_sequence)
+            self.head_norms(index, queries, [query.outputs, 0], Amount::per_sequence)
         });
         let projected: Vec<u32> = queries.into_iter().chain([pairs]).collect();
         let met = Amount::per_token(4 * self.attention_width());
@@ -400,23 +437,31 @@ impl Builder<'_> {
 
     /// What the attention reads of a layer's input.
     fn read(&mut self, index: u32, x: u32) -> u32 {
-        match self.shape.config.block.order {
-            Order::PostNorm => x,
-            Order::PreNorm => self.norm(Some(index), x, Amount::per_token),
+        let block = &self.shape.config.block;
+        match block.order {
+            Order::PreNorm if !(block.first_bare && index == 0) => {
+                self.norm(Some(index), x, Amount::per_token)
+            }
+            _ => x,
         }
     }
 
-    /// The norms of the heads, which keep what they read.
-    fn head_norms(&mut self, index: u32, x: u32, rows: Rows) -> u32 {
-        let attention = &self.shape.config.block.attention;
-        if attention.head_norms.is_none() {
+    /// What a sublayer gives, as it is added to the residual.
+    fn given(&mut self, layer: Option<u32>, x: u32, rows: Rows) -> u32 {
+        match self.shape.config.block.output_norms {
+            Some(_) => self.norm(layer, x, rows),
+            None => x,
+        }
+    }
+
+    /// The norms of the heads in so many columns, which keep what they read; others pass.
+    fn head_norms(&mut self, index: u32, x: u32, [normed, others]: [usize; 2], rows: Rows) -> u32 {
+        if self.shape.config.block.attention.head_norms.is_none() {
             return x;
         }
-        let shape = attention.shape;
-        let width = shape.query_width() + 2 * shape.pair_width();
-        let y = self.value(rows, width);
+        let y = self.value(rows, normed + others);
         let mut norm = Self::operation(Some(index), &[x], y);
-        norm.saved = rows(BYTES * width as u64);
+        norm.saved = rows(BYTES * normed as u64);
         self.costs.operations.push(norm);
         y
     }
@@ -470,6 +515,7 @@ impl Builder<'_> {
                 (x, x)
             }
             Order::PreNorm => {
+                let x = self.given(layer, x, rows);
                 let x = self.sum(layer, x, residual, rows);
                 (x, self.norm(layer, x, rows))
             }
@@ -483,7 +529,10 @@ impl Builder<'_> {
         let down = self.linear(layer, activated, &[parts.down], rows);
         match order {
             Order::PostNorm => self.add_norm(layer, down, x, rows),
-            Order::PreNorm => self.sum(layer, down, x, rows),
+            Order::PreNorm => {
+                let down = self.given(layer, down, rows);
+                self.sum(layer, down, x, rows)
+            }
         }
     }
 
