@@ -7,8 +7,7 @@ use std::time::Instant;
 
 use burn::tensor::{Distribution, Tensor};
 use burn_flex::Flex;
-use dynalora::kernel::{Ad, Branch, Frozen, Kernels};
-use dynalora::recipe::Precision;
+use dynalora::kernel::{Ad, Branch, Frozen, Kernels, Precision};
 use gemm::Parallelism;
 
 #[global_allocator]

@@ -10,8 +10,7 @@ use super::gemm::{Left, Out, Start, Term, multiply, product};
 use super::matrix::Matrix;
 use super::panels::Panels;
 use super::record::{input, is_tracked, plain, record, unwrap};
-use super::{Ad, Kernels};
-use crate::recipe::Precision;
+use super::{Ad, Kernels, Precision};
 
 /// A frozen linear layer `y = x·Wᵀ + b`, its weight laid out for the way the backend reads it.
 #[derive(Clone, Debug)]

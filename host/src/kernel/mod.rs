@@ -32,8 +32,6 @@ use burn_autodiff::Autodiff;
 use burn_backend::Backend;
 use burn_flex::Flex;
 
-use crate::recipe::Precision;
-
 pub use activation::Activation;
 pub use adamw::{AdamWStep, Moments};
 pub use attention::{AttentionLayout, AttentionShape, Projected, Sequences};
@@ -48,6 +46,16 @@ pub use tap::tap;
 
 /// The backend that records what is needed for gradients.
 pub type Ad<B> = Autodiff<B>;
+
+/// What products with a frozen weight are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32.
+    #[default]
+    F32,
+    /// Both sides rounded to bf16, summed up in f32.
+    Bf16,
+}
 
 /// A backend with dynalora's fused operations. Every method has a default composed of burn's own
 /// operations, which serves GPUs, where burn fuses it; the CPU overrides all of them.

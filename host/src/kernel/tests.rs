@@ -10,7 +10,6 @@ use super::matrix::Matrix;
 use super::panels::Panels;
 use super::simd::{Level, force};
 use super::*;
-use crate::recipe::Precision;
 
 type Wide = Tensor<Ad<Flex>, 2>;
 

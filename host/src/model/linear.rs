@@ -4,8 +4,7 @@ use super::Weights;
 use super::architecture::WeightLayout;
 use crate::adapter::LinearInfo;
 use crate::error::Result;
-use crate::kernel::{Frozen, Kernels};
-use crate::recipe::Precision;
+use crate::kernel::{Frozen, Kernels, Precision};
 
 /// A frozen linear layer, and which module it is. Run by [`Pass::linear`](crate::adapter::Pass::linear), which
 /// has the adapters.

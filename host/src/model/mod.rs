@@ -17,8 +17,8 @@ use dynalora_plugin_api::ModuleInfo;
 
 use crate::adapter::{Adapted, LinearInfo, Pass};
 use crate::error::{Error, Result};
-use crate::kernel::{Ad, Branch, Frozen, Kernels, Sequences};
-use crate::recipe::{AdapterConfig, ModelConfig, Precision};
+use crate::kernel::{Ad, Branch, Frozen, Kernels, Precision, Sequences, bf16_is_native};
+use crate::recipe::{self, AdapterConfig, ModelConfig};
 
 use architecture::Embeddings;
 
@@ -80,7 +80,10 @@ impl Pretrained {
             String::new()
         };
         let pretrained = Pretrained {
-            precision: recipe.precision,
+            precision: match recipe.precision {
+                recipe::Precision::F32 => Precision::F32,
+                recipe::Precision::Bf16 => Precision::Bf16,
+            },
             config,
             weights,
             prefix,
@@ -332,7 +335,7 @@ impl<B: Kernels> Model<B> {
             )
             .help("leave the key out, or set `device = \"cpu\"`"));
         }
-        if pretrained.precision == Precision::Bf16 && !crate::kernel::bf16_is_native() {
+        if pretrained.precision == Precision::Bf16 && !bf16_is_native() {
             tracing::warn!(
                 "model.precision is \"bf16\", but this CPU has no AVX512-BF16: results are the same, and slower than in f32"
             );
