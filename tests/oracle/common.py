@@ -30,6 +30,8 @@ DROPOUTS = (
     "attn_pdrop",
     "embedding_dropout",
     "mlp_dropout",
+    "cls_dropout",
+    "pooler_dropout",
 )
 
 

@@ -58,6 +58,7 @@ def write_tiny(out):
     tiny.write_decoders(out)
     short = dict(steps=20, rank=4, alpha=8)
     worst = 0.0
+    worst = max(worst, write_deberta(out / "tiny-deberta", short))
     for name in tiny.MODERNBERTS:
         worst = max(worst, write_modernbert(out / name, name, short))
     for name, max_length, targets, head_modules in (
@@ -122,15 +123,26 @@ def write_tiny(out):
     return max(worst, write_decoders(out, short))
 
 
+def write_deberta(folder, short):
+    # The head's hidden layer is a `dense` too.
+    layers = ["query_proj", "key_proj", "value_proj", "attention.output.dense", "intermediate.dense", "output.dense"]
+    linears = dict(targets=layers, head_modules=("pooler", "classifier"))
+    return write_encoder(folder, "tiny-deberta", linears, short)
+
+
 def write_modernbert(folder, name, short):
+    # PEFT's all-linear would take the head's hidden layer too.
+    linears = dict(targets=["Wqkv", "Wo", "Wi"], head_modules=("head", "classifier"))
+    return write_encoder(folder, name, linears, short)
+
+
+def write_encoder(folder, name, linears, short):
     golden = folder / "golden"
     encoder = Encoder(folder, tiny.SHAPE["positions"])
     head = draw_head(folder, labels=2, scale=0.2)
     forward.write_tokens(golden / "tokens.safetensors", folder, encoder)
     worst = forward.write_tiny(golden, folder, encoder, head)
     forward.write_extremes(golden, folder, head, encoder.max_length)
-    # PEFT's all-linear would take the head's hidden layer too.
-    linears = dict(targets=["Wqkv", "Wo", "Wi"], head_modules=("head", "classifier"))
     setup = training.Setup(folder, encoder, head, name, **linears, **short)
     training.write_tiny(setup, golden / "all-linear", forward.short_sentences(encoder))
     if name == "tiny-modernbert":

@@ -12,6 +12,8 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
     Gemma2Config,
@@ -226,6 +228,29 @@ def write_distilbert(folder):
     write_folder(folder, model, tokenizer, bert_tokenizer_config("DistilBertTokenizer"))
 
 
+def write_deberta(out):
+    """As the third version is published, with distances that share rows within 64 positions."""
+    tokenizer = wordpiece()
+    config = DebertaV2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=30,
+        num_hidden_layers=SHAPE["layers"],
+        num_attention_heads=3,
+        intermediate_size=40,
+        max_position_embeddings=SHAPE["positions"],
+        type_vocab_size=0,
+        relative_attention=True,
+        position_biased_input=False,
+        pos_att_type="p2c|c2p",
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_buckets=8,
+        max_relative_positions=-1,
+        pooler_hidden_act="gelu",
+    )
+    write_folder(out / "tiny-deberta", DebertaV2ForMaskedLM(config), tokenizer, bert_tokenizer_config("PreTrainedTokenizerFast"))
+
+
 # Windows shorter than most sentences, heads that are no power of two. As published: no biases, a head over the mean, one
 # layer in three that attends to all; and the contrary: every bias, a head over the first token, whose last layer is local.
 MODERNBERTS = {
@@ -281,6 +306,7 @@ def write_all(out):
     write_bert_variants(out / "tiny-bert", write_bert(out / "tiny-bert"))
     write_roberta(out / "tiny-roberta")
     write_distilbert(out / "tiny-distilbert")
+    write_deberta(out)
     for name in MODERNBERTS:
         write_modernbert(out, name)
 

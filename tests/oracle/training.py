@@ -237,6 +237,9 @@ class Signals:
 
     def keep(self, path):
         def hook(_module, inputs, output):
+            # DeBERTa's run once more, over positions.
+            if path in self.inputs:
+                return
             self.inputs[path], self.outputs[path] = inputs[0].detach(), output.detach()
 
         return hook

@@ -146,7 +146,14 @@ impl Drawn {
         let deep = (self.get("model.name")).is_some_and(|name| name.contains("deep-bert"));
         let one_of_a_layer = matches!(
             self.get("adapter.targets"),
-            Some("[\"query\"]" | "[\"q_lin\"]" | "[\"q_proj\"]" | "[\"c_attn\"]" | "[\"Wqkv\"]")
+            Some(
+                "[\"query\"]"
+                    | "[\"q_lin\"]"
+                    | "[\"q_proj\"]"
+                    | "[\"c_attn\"]"
+                    | "[\"Wqkv\"]"
+                    | "[\"query_proj\"]"
+            )
         );
         let two_layers = one_of_a_layer || self.get("allocation.unit").is_some();
         if c.once_in(4) {
@@ -187,6 +194,7 @@ impl Drawn {
             "tiny-llama",
             "tiny-qwen3",
             "tiny-gpt2",
+            "tiny-deberta",
             "tiny-modernbert",
             "tiny-modernbert-biased",
             "tiny-mistral-sliding",
@@ -342,6 +350,7 @@ impl Drawn {
         match self.reads_images() {
             true if is("clip") => Some(&["q_proj", "fc1", "out_proj"]),
             true => Some(&["q_proj", "fc1", "o_proj"]),
+            false if is("deberta") => Some(&["query_proj", "value_proj", "key_proj"]),
             false if is("modernbert") => Some(&["Wqkv", "Wi", "Wo"]),
             false => self.decoder(),
         }

@@ -151,6 +151,11 @@ init_lora_weights = "pissa"
 targets = ["query", "value", "dense"]"#,
         ),
         (
+            "tiny-deberta",
+            r#"rank = 4
+targets = ["all-linear"]"#,
+        ),
+        (
             "tiny-modernbert",
             r#"rank = 8
 targets = ["all-linear"]"#,

@@ -165,6 +165,7 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
         ("tiny-qwen2", "tiny-qwen2"),
         ("tiny-qwen3", "tiny-qwen3"),
         ("tiny-gpt2", "tiny-gpt2"),
+        ("tiny-deberta", "tiny-deberta"),
         ("tiny-modernbert", "tiny-modernbert"),
         ("tiny-modernbert-biased", "tiny-modernbert-biased"),
         ("tiny-mistral-sliding", "tiny-mistral-sliding"),
@@ -221,6 +222,7 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
 #[test]
 fn sequences_of_one_token_and_of_the_most_match_transformers() {
     for name in [
+        "tiny-deberta",
         "tiny-modernbert",
         "tiny-modernbert-biased",
         "tiny-mistral-sliding",
@@ -691,6 +693,7 @@ fn tiny_models_train_as_peft_does() {
         ("tiny-distilbert", "query-value"),
         ("tiny-llama", "all-linear"),
         ("tiny-gpt2", "all-linear"),
+        ("tiny-deberta", "all-linear"),
         ("tiny-modernbert", "all-linear"),
         ("tiny-modernbert-biased", "all-linear"),
         ("tiny-gemma2", "all-linear"),
@@ -722,6 +725,7 @@ fn running_layers_twice_changes_no_bit() {
         ("tiny-llama", "causal-lm-response"),
         ("tiny-qwen3", "causal-lm"),
         ("tiny-gpt2", "causal-lm"),
+        ("tiny-deberta", "all-linear"),
         ("tiny-modernbert", "all-linear"),
         ("tiny-modernbert-biased", "all-linear"),
         ("tiny-gemma2", "all-linear"),
@@ -837,6 +841,7 @@ fn an_adapter_that_peft_trained_gives_its_logits_here() {
         ("tiny-distilbert", "query-value", 2),
         ("tiny-llama", "all-linear", 2),
         ("tiny-gpt2", "all-linear", 2),
+        ("tiny-deberta", "all-linear", 2),
         ("tiny-modernbert", "all-linear", 2),
         ("tiny-modernbert-biased", "all-linear", 2),
         ("tiny-gemma2", "all-linear", 2),

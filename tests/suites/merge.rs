@@ -51,6 +51,12 @@ fn a_merged_model_answers_as_the_adapter_did() {
         ),
         ("tiny-llama", "", all, "LlamaForSequenceClassification"),
         (
+            "tiny-deberta",
+            "",
+            all,
+            "DebertaV2ForSequenceClassification",
+        ),
+        (
             "tiny-modernbert",
             "",
             all,

@@ -23,6 +23,8 @@ pub enum Site {
     FeedForward(u32),
     /// The input of the head's layer of this number.
     Head(u32),
+    /// The relative positions that a layer reads.
+    Positions(u32),
 }
 
 impl Site {
@@ -34,6 +36,8 @@ impl Site {
             Site::AttentionOutput(layer) => 4 * layer + 2,
             Site::FeedForward(layer) => 4 * layer + 3,
             Site::Head(layer) => 4 * layer + 4,
+            // A head has two at most.
+            Site::Positions(layer) => 4 * layer + 12,
         }
     }
 }
@@ -258,6 +262,14 @@ impl<B: Kernels> Pass<B> {
         let observe = std::mem::take(&mut self.observe);
         let result = run(self);
         self.observe = observe;
+        result
+    }
+
+    /// Runs what is of no example: neither it nor what comes back to it is measured.
+    pub fn unmeasured<R>(&mut self, run: impl FnOnce(&mut Self) -> R) -> R {
+        let sense = self.sense.take();
+        let result = self.unobserved(run);
+        self.sense = sense;
         result
     }
 

@@ -34,7 +34,7 @@ use burn_flex::Flex;
 
 pub use activation::Activation;
 pub use adamw::{AdamWStep, Moments};
-pub use attention::{AttentionLayout, AttentionShape, Projected, Sequences};
+pub use attention::{AttentionLayout, AttentionShape, Buckets, Projected, Sequences};
 pub use bf16::native as bf16_is_native;
 pub use dropout::Dropout;
 pub use linear::{Branch, Frozen, Lora, Outputs};
@@ -135,7 +135,18 @@ pub trait Kernels: Backend {
         layout: &AttentionLayout<Self>,
         dropout: Dropout,
     ) -> Tensor<Ad<Self>, 2> {
-        attention::composed(projected, layout, dropout)
+        attention::composed(projected, None, layout, dropout)
+    }
+
+    /// The same with disentangled positions (He et al. 2021, eq. 4): a score is `q·k + q·p_k + p_q·k`, where keys and queries
+    /// of relative `positions`, `[rows, k | q]`, have the row that the layout's buckets give the pair.
+    fn disentangled_attention(
+        projected: Projected<Self>,
+        positions: Tensor<Ad<Self>, 2>,
+        layout: &AttentionLayout<Self>,
+        dropout: Dropout,
+    ) -> Tensor<Ad<Self>, 2> {
+        attention::composed(projected, Some(positions), layout, dropout)
     }
 
     /// Inverted dropout (Srivastava et al. 2014): zero with probability p, else `x / (1 - p)`.
@@ -247,7 +258,16 @@ impl Kernels for Flex {
         layout: &AttentionLayout<Self>,
         dropout: Dropout,
     ) -> Tensor<Ad<Self>, 2> {
-        attention::cpu(projected, layout, dropout)
+        attention::cpu(projected, None, layout, dropout)
+    }
+
+    fn disentangled_attention(
+        projected: Projected<Self>,
+        positions: Tensor<Ad<Self>, 2>,
+        layout: &AttentionLayout<Self>,
+        dropout: Dropout,
+    ) -> Tensor<Ad<Self>, 2> {
+        attention::cpu(projected, Some(positions), layout, dropout)
     }
 
     fn dropout(x: Tensor<Ad<Self>, 2>, dropout: Dropout) -> Tensor<Ad<Self>, 2> {

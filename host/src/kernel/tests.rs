@@ -598,7 +598,7 @@ fn attention_within_sequences() {
                     random(160, pair_width),
                 ],
                 |[q, k, v]| Flex::packed_attention(joint(q, k, v), &layout, Dropout::NONE),
-                |[q, k, v]| attention::composed(joint(q, k, v), &layout, Dropout::NONE),
+                |[q, k, v]| attention::composed(joint(q, k, v), None, &layout, Dropout::NONE),
             );
         }
     }
@@ -637,7 +637,7 @@ fn attention_to_what_is_near_and_capped_scores() {
         compare(
             inputs(),
             |[q, k, v]| Flex::packed_attention(joint(q, k, v), &layout, Dropout::NONE),
-            |[q, k, v]| attention::composed(joint(q, k, v), &layout, Dropout::NONE),
+            |[q, k, v]| attention::composed(joint(q, k, v), None, &layout, Dropout::NONE),
         );
         // The composition itself: what is out of reach changes nothing of a token.
         let Some(reach) = reach.filter(|reach| *reach < 60) else {
@@ -646,7 +646,7 @@ fn attention_to_what_is_near_and_capped_scores() {
         let [q, k, v] = inputs();
         let run = |k: &Wide| {
             let projected = joint(q.clone(), k.clone(), v.clone());
-            let out = attention::composed(projected, &layout, Dropout::NONE).inner();
+            let out = attention::composed(projected, None, &layout, Dropout::NONE).inner();
             out.slice_dim(0, 100..101).into_data()
         };
         let row = |at: usize| {
@@ -691,8 +691,64 @@ fn attention_of_some_queries_to_what_is_near() {
         compare(
             [random(layout.queries.tokens(), 24), random(108, 48)],
             |[q, kv]| Flex::packed_attention(split(q, kv), &layout, Dropout::NONE),
-            |[q, kv]| attention::composed(split(q, kv), &layout, Dropout::NONE),
+            |[q, kv]| attention::composed(split(q, kv), None, &layout, Dropout::NONE),
         );
+    }
+}
+
+/// Rows of relative positions near and far, of which a short sequence has few and a long one all.
+#[test]
+fn disentangled_attention() {
+    let _alone = alone();
+    // Distances are told apart up to 5, then in twos, and beyond 9 no more: 16 rows.
+    let row = |distance: isize| {
+        let size = distance.abs();
+        let size = if size <= 5 {
+            size
+        } else {
+            (5 + (size - 4) / 2).min(7)
+        };
+        (size * distance.signum() + 8) as usize
+    };
+    for (heads, head_size, single) in [(2, 16, false), (3, 5, false), (1, 64, false), (2, 12, true)]
+    {
+        let pairs = Sequences::new(&[0, 1, 6, 22, 39, 60, 160]);
+        let queries = match single {
+            true => Sequences::single(6),
+            false => pairs.clone(),
+        };
+        let shape = AttentionShape {
+            scale: 0.2,
+            ..AttentionShape::full(heads, head_size)
+        };
+        let mut layout = AttentionLayout::new(queries, pairs, shape);
+        layout.buckets = Some(Buckets::new(100, row));
+        let width = heads * head_size;
+        let split = |q: Wide, kv: Wide| Projected::Split {
+            queries: q,
+            pairs: kv,
+        };
+        compare(
+            [
+                random(layout.queries.tokens(), width),
+                random(160, 2 * width),
+                random(16, 2 * width),
+            ],
+            |[q, kv, p]| Flex::disentangled_attention(split(q, kv), p, &layout, Dropout::NONE),
+            |[q, kv, p]| attention::composed(split(q, kv), Some(p), &layout, Dropout::NONE),
+        );
+        if !single {
+            compare(
+                [random(160, 3 * width), random(16, 2 * width)],
+                |[all, p]| {
+                    let all = Projected::Joint(all);
+                    Flex::disentangled_attention(all, p, &layout, Dropout::NONE)
+                },
+                |[all, p]| {
+                    attention::composed(Projected::Joint(all), Some(p), &layout, Dropout::NONE)
+                },
+            );
+        }
     }
 }
 
@@ -730,7 +786,7 @@ fn attention_of_some_queries() {
         compare(
             [random(layout.queries.tokens(), 24), random(48, 48)],
             |[q, kv]| Flex::packed_attention(split(q, kv), &layout, Dropout::NONE),
-            |[q, kv]| attention::composed(split(q, kv), &layout, Dropout::NONE),
+            |[q, kv]| attention::composed(split(q, kv), None, &layout, Dropout::NONE),
         );
     }
 }

@@ -207,8 +207,43 @@ pub struct Attention {
     pub rotary: Option<Rotary>,
     /// What is otherwise in some of the layers.
     pub local: Option<Local>,
+    /// The table of relative positions, of which keys and queries are made too.
+    pub relative: Option<Relative>,
     /// Whether its output is dropped from with the probability of its weights, not with that of hidden states.
     pub drops_output_as_weights: bool,
+}
+
+/// Relative positions that take part in the scores as tokens do (He et al. 2021): the first two projections make queries
+/// and keys of them too.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Relative {
+    /// The table of the body that has them: those of keys ahead of their query, and of keys behind it.
+    pub table: Table,
+    /// The norm of its rows.
+    pub norm: Option<NormPart>,
+    /// How many rows distances are put in on each side, and the one from which on they are not told apart; without
+    /// them, each has a row as long as there are any.
+    pub buckets: Option<[usize; 2]>,
+}
+
+impl Relative {
+    /// The row of a key so far behind its query.
+    pub fn row(&self, distance: isize) -> usize {
+        let half = (self.table.entries / 2) as isize;
+        let bucket = match self.buckets {
+            // In f32, and rounded up, as it is computed there.
+            Some([buckets, furthest]) if distance.unsigned_abs() > buckets / 2 => {
+                let middle = (buckets / 2) as f32;
+                let size = distance.unsigned_abs() as f32;
+                let most = ((furthest - 1) as f64 / f64::from(middle)) as f32;
+                let share = (size / middle).ln() / most.ln();
+                let bucket = (share * (middle - 1.0)).ceil() + middle;
+                bucket as isize * distance.signum()
+            }
+            _ => distance,
+        };
+        (bucket + half).clamp(0, 2 * half - 1) as usize
+    }
 }
 
 /// Attention in which a token sees those alone that are near it.

@@ -48,6 +48,8 @@ pub struct Base<B: Kernels> {
     embedder: Embedder<B>,
     blocks: Vec<Block<B>>,
     final_norm: Option<Norm<B>>,
+    /// The relative positions, `[rows, hidden]`, where scores have them.
+    relative: Option<Tensor<B, 2>>,
 }
 
 impl<B: Kernels> Base<B> {
@@ -66,7 +68,18 @@ impl<B: Kernels> Base<B> {
             .take(architecture.layers)
             .enumerate()
             .map(|(index, modules)| Block::load(architecture, source, index, modules, device));
+        let relative = architecture.block.attention.relative.as_ref();
+        let relative = relative.map(|relative| {
+            let name = format!("{}{}.weight", source.prefix, relative.table.name);
+            let shape = [relative.table.entries, hidden];
+            let table = source.weights.tensor::<B, 2>(&name, shape, device)?;
+            Ok(match relative.norm.as_ref().map(norm).transpose()? {
+                Some(norm) => B::add_norm(Tensor::from_inner(table), None, &norm).inner(),
+                None => table,
+            })
+        });
         Ok(Base {
+            relative: relative.transpose()?,
             embedder: Embedder::load(&architecture.embeddings, source, hidden, device)?,
             blocks: blocks.collect::<Result<_>>()?,
             final_norm: architecture.final_norm.as_ref().map(norm).transpose()?,
@@ -232,6 +245,7 @@ impl<B: Kernels> Base<B> {
         Around {
             architecture: &self.architecture,
             sequences,
+            relative: self.relative.as_ref(),
             angles: match turned_otherwise {
                 true => [everywhere, angles(true)],
                 false => [everywhere.clone(), everywhere],

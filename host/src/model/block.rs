@@ -9,7 +9,7 @@ use super::linear::{Linear, Source};
 use super::norm::load_norm;
 use crate::adapter::{Pass, Site};
 use crate::error::Result;
-use crate::kernel::{Ad, Angles, AttentionLayout, Kernels, Norm, Projected, Sequences};
+use crate::kernel::{Ad, Angles, AttentionLayout, Buckets, Kernels, Norm, Projected, Sequences};
 
 /// A layer, frozen; what trains comes in with the [`Pass`].
 #[derive(Clone, Debug)]
@@ -36,6 +36,8 @@ pub struct Around<'a, B: Kernels> {
     pub(super) architecture: &'a Architecture,
     /// Where the tokens' sequences lie.
     pub(super) sequences: &'a Sequences,
+    /// The relative positions, `[rows, hidden]`, where scores have them.
+    pub(super) relative: Option<&'a Tensor<B, 2>>,
     /// By how much each token's heads are turned, where they are: in most layers, and where attention is local.
     pub(super) angles: [Option<Angles<B>>; 2],
     /// How queries of all tokens meet their keys, and those of some, which are the same ones in all layers; again in
@@ -48,8 +50,15 @@ impl<B: Kernels> Around<'_, B> {
     fn layout(&self, queries: Sequences, local: bool) -> &AttentionLayout<B> {
         let which = usize::from(queries != *self.sequences);
         let shape = self.architecture.block.attention.shape_where(local);
-        self.layouts[usize::from(local)][which]
-            .get_or_init(|| AttentionLayout::new(queries, self.sequences.clone(), shape))
+        self.layouts[usize::from(local)][which].get_or_init(|| {
+            let mut layout = AttentionLayout::new(queries, self.sequences.clone(), shape);
+            let relative = self.architecture.block.attention.relative.as_ref();
+            layout.buckets = relative.map(|relative| {
+                let longest = self.sequences.longest().max(1);
+                Buckets::new(longest, |distance| relative.row(distance))
+            });
+            layout
+        })
     }
 }
 
@@ -211,6 +220,22 @@ impl<B: Kernels> Block<B> {
         }
     }
 
+    /// Keys and queries, `[rows, k | q]`, of relative positions, by the projections of the tokens'. They are of no example,
+    /// and nothing is measured of them.
+    fn positions(
+        &self,
+        relative: Tensor<B, 2>,
+        dropout: f32,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let site = pass.dropout(Site::Positions(self.index), dropout);
+        let relative = B::dropout(Tensor::from_inner(relative), site);
+        let [query, key, ..] = &self.projections[..] else {
+            unreachable!("queries and keys are projected apart");
+        };
+        pass.unmeasured(|pass| pass.linear(relative, &[key.parts(), query.parts()]))
+    }
+
     /// By how much each token's heads are turned.
     fn angles<'a>(&self, around: &'a Around<'_, B>) -> Option<&'a Angles<B>> {
         around.angles[usize::from(self.local)].as_ref()
@@ -343,8 +368,14 @@ impl<B: Kernels> Block<B> {
     ) -> (Tensor<Ad<B>, 2>, Tensor<Ad<B>, 2>) {
         let Architecture { block, dropout, .. } = around.architecture;
         let at_weights = pass.dropout(Site::Attention(self.index), dropout.attention);
-        let attended =
-            B::packed_attention(projected, around.layout(queries, self.local), at_weights);
+        let layout = around.layout(queries, self.local);
+        let attended = match around.relative {
+            None => B::packed_attention(projected, layout, at_weights),
+            Some(relative) => {
+                let positions = self.positions(relative.clone(), dropout.hidden, pass);
+                B::disentangled_attention(projected, positions, layout, at_weights)
+            }
+        };
         let attended = pass.linear(attended, &[self.output.parts()]);
         let at_output = match block.attention.drops_output_as_weights {
             true => dropout.attention,

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::kernel::{Ad, Branch, Frozen, Kernels, Precision, Sequences, bf16_is_native};
 use crate::recipe::{self, AdapterConfig, ModelConfig};
 
-use architecture::Embeddings;
+use architecture::{Embeddings, Table};
 
 pub use architecture::Architecture;
 pub use base::{Base, Input, Past, whole_numbers};
@@ -114,6 +114,11 @@ impl Pretrained {
         let parts = parts.chain(config.final_norm.map(|norm| norm.name));
         let parts = parts.chain([config.layer_path]).chain(config.pooler());
         let parts = parts.chain(config.unread.iter().copied());
+        let relative = config.block.attention.relative.iter();
+        let parts = parts.chain(relative.flat_map(|relative| {
+            let norm = relative.norm.map(|norm| norm.name);
+            [relative.table.name].into_iter().chain(norm)
+        }));
         let mut parts = parts.filter_map(|part| name.strip_prefix(part));
         parts.any(|rest| rest.is_empty() || rest.starts_with('.'))
     }
@@ -170,6 +175,12 @@ impl Pretrained {
             require_norm(source, norm.name, norm, hidden)?;
         }
         let block = &config.block;
+        if let Some(relative) = &block.attention.relative {
+            let Table { name, entries } = relative.table;
+            weights.require(&format!("{prefix}{name}.weight"), &[entries, hidden])?;
+            let norm = relative.norm.as_ref();
+            norm.map_or(Ok(()), |norm| require_norm(source, norm.name, norm, hidden))?;
+        }
         let of_heads = block.attention.head_norms.iter().flatten();
         let of_heads = of_heads.map(|norm| (norm, block.attention.shape.head_size));
         for layer in 0..config.layers {

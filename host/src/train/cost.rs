@@ -423,7 +423,11 @@ impl Builder<'_> {
             self.head_norms(index, queries, [query.outputs, 0], Amount::per_sequence)
         });
         let projected: Vec<u32> = queries.into_iter().chain([pairs]).collect();
-        let met = Amount::per_token(4 * self.attention_width());
+        let mut met = Amount::per_token(4 * self.attention_width());
+        if self.shape.config.block.attention.relative.is_some() {
+            // Every key meets the positions that there are between it and the query.
+            met = met + Amount::per_pair(2 * self.attention_width());
+        }
         self.finish(index, layer, &projected, picked, Amount::per_sequence, met)
     }
 
@@ -506,6 +510,13 @@ impl Builder<'_> {
         attention.forward = met;
         // The gradients of queries, keys, values and weights, for the two products of the forward pass.
         attention.backward = met + met;
+        if let Some(relative) = &self.shape.config.block.attention.relative {
+            // Each position's key and query, of which nothing goes further back.
+            let (rows, width) = (relative.table.entries as u64, self.attention_width());
+            let products = 4 * rows * width * self.shape.config.hidden as u64;
+            attention.forward = attention.forward + Amount::once(products);
+            attention.saved = Amount::once(BYTES * rows * 2 * width);
+        }
         attention.keeps = projected.to_vec();
         self.costs.operations.push(attention);
         let x = self.linear(layer, attended, &[parts.output], rows);
@@ -570,7 +581,11 @@ impl Builder<'_> {
 
     /// Operations of attention (`QKᵀ` and `PV`): every query meets every key, or those up to its own.
     fn attention(&self) -> Amount {
-        let width = self.attention_width();
+        // With relative positions, of which there are about two for each token, both sides meet them too.
+        let width = match self.shape.config.block.attention.relative {
+            Some(_) => 3 * self.attention_width(),
+            None => self.attention_width(),
+        };
         match self.shape.config.block.attention.shape.causal {
             false => Amount::per_pair(4 * width),
             // Of n² pairs, (n² + n) / 2.

@@ -76,6 +76,7 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
                 head_norms: None,
                 rotary: None,
                 local: None,
+                relative: None,
                 drops_output_as_weights: false,
             },
             feed_forward: FeedForward {

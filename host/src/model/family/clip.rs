@@ -73,6 +73,7 @@ fn vision(json: &Json, nested: Option<&'static str>) -> Result<Architecture> {
                 head_norms: None,
                 rotary: None,
                 local: None,
+                relative: None,
                 drops_output_as_weights: false,
             },
             feed_forward: FeedForward {

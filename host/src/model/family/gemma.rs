@@ -92,6 +92,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
                 head_norms: third.then(|| [norm("self_attn.q_norm"), norm("self_attn.k_norm")]),
                 rotary: Some(rotary),
                 local,
+                relative: None,
                 drops_output_as_weights: false,
             },
             feed_forward: FeedForward {

@@ -129,6 +129,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
                     .then(|| [norm("self_attn.q_norm"), norm("self_attn.k_norm")]),
                 rotary: Some(rotary::of(json, shape.head_size)?),
                 local: local(json, family, positions)?,
+                relative: None,
                 drops_output_as_weights: false,
             },
             feed_forward: FeedForward {

@@ -3,6 +3,7 @@
 
 mod bert;
 mod clip;
+mod deberta;
 mod distilbert;
 mod gemma;
 mod gpt2;
@@ -42,10 +43,11 @@ const fn name(model_type: &'static str, class: &'static str) -> Name {
 }
 
 /// All of them.
-const FAMILIES: [&Family; 9] = [
+const FAMILIES: [&Family; 10] = [
     &bert::FAMILY,
     &roberta::FAMILY,
     &distilbert::FAMILY,
+    &deberta::FAMILY,
     &modernbert::FAMILY,
     &llama::FAMILY,
     &gemma::FAMILY,

@@ -86,6 +86,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
                     rotary: Some(near),
                     layers,
                 }),
+                relative: None,
                 drops_output_as_weights: true,
             },
             feed_forward: FeedForward {

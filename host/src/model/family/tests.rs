@@ -897,3 +897,91 @@ fn what_modernbert_and_gemma_do_not_do_is_refused_by_name() {
         assert!(error.contains(words), "{json}: {error}");
     }
 }
+
+#[test]
+fn deberta_has_the_defaults_of_transformers_and_refuses_what_it_does_not_do() {
+    let plain = architecture(r#"{"model_type": "deberta-v2"}"#).unwrap();
+    let sizes = [
+        plain.vocabulary(),
+        plain.hidden,
+        plain.block.intermediate(),
+        plain.layers,
+        plain.max_length,
+    ];
+    assert_eq!(sizes, [128_100, 1536, 6144, 24, 512]);
+    assert_eq!(plain.block.attention.relative, None);
+    assert_eq!(
+        plain.block.attention.shape,
+        crate::kernel::AttentionShape::full(24, 64)
+    );
+    assert!(
+        plain
+            .words()
+            .is_some_and(|words| words.positions.is_some() && words.types.is_none())
+    );
+    let third = r#""relative_attention": true, "share_att_key": true, "pos_att_type": "p2c|c2p""#;
+    let read = |rest: &str| {
+        let json = format!(r#"{{"model_type": "deberta-v2", {third}, {rest}}}"#);
+        architecture(&json).unwrap().block.attention
+    };
+    // As published: 256 rows on each side, distances up to 128 apart, the rest by logarithms up to 511.
+    let published = read(
+        r#""position_buckets": 256, "max_relative_positions": -1, "norm_rel_ebd": "layer_norm", "pooler_dropout": 0,
+            "pooler_hidden_size": 1536"#,
+    );
+    assert!((published.shape.scale - 1.0 / 192f32.sqrt()).abs() < 1e-7);
+    let relative = published.relative.expect("relative positions");
+    assert_eq!(
+        (relative.table.entries, relative.buckets),
+        (512, Some([256, 512]))
+    );
+    assert!(relative.norm.is_some());
+    for (distance, row) in [
+        (0, 256),
+        (1, 257),
+        (-128, 128),
+        (128, 384),
+        (511, 511),
+        (-511, 1),
+        (600, 511),
+        (-9999, 0),
+    ] {
+        assert_eq!(relative.row(distance), row, "{distance}");
+    }
+    assert_eq!(relative.row(129) - 256, 129);
+    let plain = read(r#""max_relative_positions": 4"#)
+        .relative
+        .expect("relative positions");
+    assert_eq!((plain.table.entries, plain.norm), (8, None));
+    assert_eq!(
+        [-9, -4, -1, 0, 3, 9].map(|distance| plain.row(distance)),
+        [0, 0, 3, 4, 7, 7]
+    );
+
+    for (key, words) in [
+        (r#""relative_attention": true"#, "pos_att_type"),
+        (
+            r#""relative_attention": true, "pos_att_type": ["c2p"]"#,
+            "pos_att_type",
+        ),
+        (
+            r#""relative_attention": true, "pos_att_type": ["c2p", "p2c"]"#,
+            "share_att_key",
+        ),
+        (r#""conv_kernel_size": 3"#, "conv_kernel_size"),
+        (r#""embedding_size": 128"#, "embedding_size"),
+        (r#""pooler_dropout": 0.1"#, "pooler_dropout"),
+        (r#""pooler_hidden_size": 8"#, "pooler_hidden_size"),
+        (
+            r#""relative_attention": true, "pos_att_type": "c2p|p2c", "share_att_key": true, "norm_rel_ebd": "batch""#,
+            "norm_rel_ebd",
+        ),
+        (
+            r#""relative_attention": true, "pos_att_type": "c2p|p2c", "share_att_key": true, "position_buckets": 2"#,
+            "position_buckets",
+        ),
+    ] {
+        let error = refused(&format!(r#"{{"model_type": "deberta-v2", {key}}}"#));
+        assert!(error.contains(words), "{key}: {error}");
+    }
+}

@@ -72,6 +72,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
                 head_norms: None,
                 rotary: None,
                 local: None,
+                relative: None,
                 drops_output_as_weights: false,
             },
             feed_forward: FeedForward {
