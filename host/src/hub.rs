@@ -34,7 +34,7 @@ impl Kind {
         match self {
             Kind::Model => {
                 "check model.name and model.revision; the model must be saved as safetensors or pytorch_model.bin with \
-                 a tokenizer.json, or preprocessor_config.json for images"
+                 a tokenizer.json, or preprocessor_config.json for images; of GGUF files fetch one and give its path"
             }
             Kind::Dataset => "check data.hub and data.revision",
         }
@@ -136,16 +136,6 @@ impl Hub {
         })
     }
 
-    /// The cache.
-    pub fn cache(&self) -> &Path {
-        self.cache.path()
-    }
-
-    /// The variable that forbids the network, if one does.
-    pub fn offline(&self) -> Option<&'static str> {
-        self.offline
-    }
-
     /// A repository at a branch, tag or commit.
     pub fn repository(&self, kind: Kind, id: &str, revision: &str) -> Result<Repository<'_>> {
         let repo = Repo::with_revision(id.to_owned(), kind.of_hub(), revision.to_owned());
@@ -155,7 +145,7 @@ impl Hub {
             builder = builder.with_endpoint(endpoint.clone());
         }
         // A bar for each file, where somebody watches.
-        let watched = std::io::stderr().is_terminal();
+        let watched = std::io::stderr().is_terminal() && tracing::enabled!(tracing::Level::INFO);
         let api = builder.with_progress(watched).build().map_err(|error| {
             Error::failure(format!("cannot set up the connection to the Hub: {error}"))
         })?;
@@ -182,6 +172,9 @@ fn commit_of(folder: &Path, revision: &str) -> Option<String> {
         }
     }
 }
+
+/// Attempts to get a lock, of five seconds each, while nothing comes of it.
+const PATIENCE: u32 = 12;
 
 /// A repository at a revision.
 pub struct Repository<'a> {
@@ -254,8 +247,7 @@ impl Repository<'_> {
 
     /// A file, from the cache or the Hub; none where the Hub has none.
     pub fn optional(&self, file: &str) -> Result<Option<PathBuf>> {
-        let cached = self.cached().map(|snapshot| snapshot.join(file));
-        if let Some(path) = cached.filter(|path| path.exists()) {
+        if let Some(path) = self.in_cache(file) {
             return Ok(Some(path));
         }
         if let Some(variable) = self.hub.offline {
@@ -271,20 +263,48 @@ impl Repository<'_> {
         self.download(file)
     }
 
+    /// Fetches a file; one that another process is fetching is waited for, as long as that goes on.
     fn download(&self, file: &str) -> Result<Option<PathBuf>> {
+        let (mut fetched, mut unmoved) = (self.fetched(), 0);
         let found = loop {
             match self.api.download(file) {
-                // Each attempt waits for some seconds.
-                Err(ApiError::LockAcquisition(_)) => {
+                Err(error) if status(&error) == Some(404) => return Ok(None),
+                Err(error) => {
+                    // Another process was faster.
+                    if let Some(path) = self.in_cache(file) {
+                        return Ok(Some(path));
+                    }
+                    let now = self.fetched();
+                    unmoved = if now == fetched { unmoved + 1 } else { 0 };
+                    fetched = now;
+                    // Each attempt has waited for some seconds.
+                    if !matches!(error, ApiError::LockAcquisition(_)) || unmoved == PATIENCE {
+                        return Err(self.failed(file, error));
+                    }
                     tracing::info!("{}: {file} is being fetched by another process", self.id);
                 }
-                Err(error) if status(&error) == Some(404) => return Ok(None),
-                Err(error) => return Err(self.failed(file, error)),
                 Ok(path) => break path,
             }
         };
         self.verify(file, &found)?;
         Ok(Some(found))
+    }
+
+    /// Bytes that the cache has of this repository, whole files or not.
+    fn fetched(&self) -> u64 {
+        let blobs = std::fs::read_dir(self.folder.join("blobs"));
+        let sizes = blobs
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|blob| blob.metadata());
+        sizes.flatten().map(|blob| blob.len()).sum()
+    }
+
+    /// A file that was fetched before.
+    fn in_cache(&self, file: &str) -> Option<PathBuf> {
+        let path = self.cached()?.join(file);
+        path.exists().then_some(path)
     }
 
     /// Holds a large file, which the cache names by its SHA-256, against that.
@@ -417,6 +437,10 @@ impl Repository<'_> {
 
     fn failed(&self, file: &str, error: ApiError) -> Error {
         let (what, help) = match status(&error) {
+            None if matches!(error, ApiError::LockAcquisition(_)) => (
+                "another process has locked it, and nothing comes of that".to_owned(),
+                "end that process, or set HF_HUB_CACHE to a file system that has locks".to_owned(),
+            ),
             Some(401 | 403) => (
                 "the Hub refuses access to it".to_owned(),
                 format!(

@@ -112,7 +112,7 @@ impl Entry {
                 let sweep = sweep.replace("../paper/stsb-lora-minilm", "recipe");
                 vec![sweep.into_bytes(), SWEEP.as_bytes().to_vec()]
             }
-            Entry::Config => fixtures(&["tiny-bert/config.json", "tiny-roberta/config.json", "tiny-distilbert/config.json"]),
+            Entry::Config => fixtures(&["tiny-bert/config.json", "tiny-roberta/config.json", "tiny-distilbert/config.json", "tiny-llama/config.json"]),
             Entry::Weights => fixtures(&["tiny-bert/model.safetensors", "tiny-bert-f16/model.safetensors"]),
             Entry::Torch => fixtures(&["formats/bin/pytorch_model.bin"]),
             Entry::Gguf => fixtures(&["formats/llama/llama.gguf", "formats/gpt2/gpt2.gguf"]),

@@ -333,26 +333,14 @@ impl Chosen<'_> {
         if !splits.is_empty() {
             return Ok(splits);
         }
-        let between = "[-._ 0-9]";
-        let folders = |word: &str| {
-            vec![
-                format!("**/{word}/**"),
-                format!("**/{word}{between}*/**"),
-                format!("**/*{between}{word}/**"),
-                format!("**/*{between}{word}{between}*/**"),
-            ]
-        };
-        let files = |word: &str| {
-            vec![
-                format!("**/{word}{between}*"),
-                format!("**/*{between}{word}{between}*"),
-            ]
-        };
-        let kinds: [&dyn Fn(&str) -> Vec<String>; 2] = [&folders, &files];
-        for patterns in kinds {
+        for kind in [FOLDERS, FILES] {
             for (split, words) in KEYWORDS {
                 let mut found = Vec::new();
-                for pattern in words.iter().flat_map(|word| patterns(word)) {
+                for (word, pattern) in words
+                    .iter()
+                    .flat_map(|word| kind.iter().map(move |p| (word, p)))
+                {
+                    let pattern = pattern.replace("{}", word).replace('@', "[-._ 0-9]");
                     found.extend(self.matching(base, &pattern)?);
                 }
                 found.sort();
@@ -421,6 +409,10 @@ const KEYWORDS: [(&str, &[&str]); 3] = [
     ("validation", &["validation", "valid", "dev", "val"]),
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
+
+/// Folders with a split's word for `{}`, and files, with something between words for `@`.
+const FOLDERS: &[&str] = &["**/{}/**", "**/{}@*/**", "**/*@{}/**", "**/*@{}@*/**"];
+const FILES: &[&str] = &["**/{}@*", "**/*@{}@*"];
 
 /// Whether a file can be data: `datasets` passes over all others.
 fn is_data(name: &str) -> bool {

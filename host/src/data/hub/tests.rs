@@ -314,6 +314,25 @@ fn what_is_cached_needs_no_network_and_stays_at_its_commit() {
 }
 
 #[test]
+fn several_that_fetch_at_once_have_the_same_files() {
+    let cache = tempfile::tempdir().expect("a temporary folder");
+    let endpoint = serve(Serving {
+        slow: Duration::from_millis(20),
+        ..dataset(&OF_TWO, README_OF_TWO)
+    });
+    let first = config("config = 'first'");
+    let all: Vec<Files> = std::thread::scope(|scope| {
+        let fetches = [(); 3].map(|()| {
+            let (hub, first) = (client(endpoint.clone(), cache.path()), &first);
+            scope.spawn(move || fetch(&hub, first).expect("fetched"))
+        });
+        fetches.map(|fetch| fetch.join().expect("no panic")).into()
+    });
+    assert!(all.windows(2).all(|pair| pair[0] == pair[1]));
+    assert_eq!(names(all[0].clone())[0], OF_TWO[..2]);
+}
+
+#[test]
 fn what_goes_wrong_on_the_way_is_said() {
     let serving = || dataset(&OF_TWO, README_OF_TWO);
     let fails = |serving: Serving, part: &str| {

@@ -34,6 +34,9 @@ struct Defaults {
     head_norms: bool,
 }
 
+/// Features of a head, of which each pair has a frequency of its own.
+const WIDEST: usize = 1 << 16;
+
 fn defaults(family: &str) -> Defaults {
     let llama = Defaults {
         vocabulary: 32_000,
@@ -190,6 +193,11 @@ pub(super) fn grouped(
             head_size,
             "heads are turned in pairs of features: it must be even",
         );
+    }
+    // Before anything is made of that size.
+    if head_size > WIDEST {
+        let help = format!("no head has more than {WIDEST} features: the file is damaged");
+        return json.refuse("head_dim", head_size, &help);
     }
     Ok(AttentionShape {
         pair_heads: json.divides(

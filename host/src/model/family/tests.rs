@@ -425,6 +425,8 @@ fn decoders_that_are_computed_otherwise_are_refused_by_name() {
         ),
         ("llama", r#""rope_parameters": 3"#, "rope_parameters"),
         ("llama", r#""head_dim": 5"#, "head_dim"),
+        ("llama", r#""head_dim": 2000000000"#, "no head has more"),
+        ("qwen2", r#""hidden_size": 1342177344"#, "no head has more"),
         (
             "llama",
             r#""num_key_value_heads": 5"#,

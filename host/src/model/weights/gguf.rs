@@ -422,7 +422,7 @@ impl Reader<'_> {
                 ));
             }
         };
-        let bytes = count.checked_mul(size).unwrap_or(u64::MAX);
+        let bytes = count.saturating_mul(size);
         self.ask(bytes)?;
         self.seek_by(bytes)
     }
