@@ -13,7 +13,7 @@ use super::places::Places;
 use super::table::{Format, Header, Layout, Row};
 use super::task::Part;
 use super::tokenizer::Encoder;
-use super::{Encoded, EpochPlan, Example, Label, table};
+use super::{Encoded, EpochPlan, Example, Label, table, words};
 use crate::cache;
 use crate::error::{Error, Result};
 use crate::metrics;
@@ -175,9 +175,12 @@ pub fn load(recipe: &Recipe, folder: &ModelFolder, model: &Architecture) -> Resu
     if recipe.data.is_images() {
         return image::load(&recipe.data, folder, model);
     }
+    if recipe.data.tags_words() {
+        return words::load(recipe, folder, model);
+    }
     let limits = &Limits::of(model)?;
     let found = read_all(&recipe.data)?;
-    let metrics = recipe.data.metrics();
+    let metrics = recipe.data.metrics(found.labels.len());
     check_metrics(&metrics, found.problem, &found.labels)?;
     let encoder = encoder(recipe, folder, limits)?;
     let template = recipe.data.is_chat().then(|| Template::open(&folder.dir));
@@ -364,8 +367,18 @@ fn read_part(
 pub fn labels_of(config: &DataConfig) -> Result<(Vec<String>, Problem)> {
     if config.is_images() {
         let labels = image::labels_of(config)?;
-        check_metrics(&config.metrics(), Problem::Classification, &labels)?;
+        check_metrics(
+            &config.metrics(labels.len()),
+            Problem::Classification,
+            &labels,
+        )?;
         return Ok((labels, Problem::Classification));
+    }
+    if config.tags_words() {
+        let labels = words::labels_of(config)?;
+        let problem = Problem::TokenClassification;
+        check_metrics(&config.metrics(labels.len()), problem, &labels)?;
+        return Ok((labels, problem));
     }
     let (labels, problem) = match (config.task, config.problem, &config.labels) {
         (Some(task), ..) => (task.labels(), task.problem()),
@@ -381,7 +394,7 @@ pub fn labels_of(config: &DataConfig) -> Result<(Vec<String>, Problem)> {
             (labels, Problem::Classification)
         }
     };
-    check_metrics(&config.metrics(), problem, &labels)?;
+    check_metrics(&config.metrics(labels.len()), problem, &labels)?;
     Ok((labels, problem))
 }
 
@@ -476,8 +489,8 @@ fn own(config: &DataConfig) -> Result<Found> {
     let problem = config.problem.unwrap_or(Problem::Classification);
     let labels = match (problem, &config.labels) {
         (Problem::Regression | Problem::CausalLm, _) => Vec::new(),
-        (Problem::Classification, Some(labels)) => labels.clone(),
-        (Problem::Classification, None) => distinct(train, &rows, config.problem.is_some())?,
+        (_, Some(labels)) => labels.clone(),
+        (_, None) => distinct(train, &rows, config.problem.is_some())?,
     };
     let other = |path: &Option<PathBuf>, part: Part| {
         own_part(config, &columns, path, part, &labels, problem)
@@ -521,7 +534,7 @@ fn own_split(
         && match problem {
             Problem::Classification => !labels.iter().any(|label| label == "-1"),
             Problem::Regression => rows.len() > 1 && rows.iter().all(secret),
-            Problem::CausalLm => false,
+            Problem::CausalLm | Problem::TokenClassification => false,
         };
     if hidden && rows.iter().any(secret) {
         tracing::warn!(

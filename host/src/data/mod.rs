@@ -16,6 +16,7 @@ mod quiet;
 mod table;
 mod task;
 mod tokenizer;
+pub mod words;
 
 pub use batch::{Batch, EpochPlan, drawn, evaluation_batches};
 pub use chat::Template;
@@ -26,6 +27,7 @@ pub use load::{Data, Splits, check_kind, encoder, labels_of, load, load_split, r
 pub use places::Places;
 pub use task::Part;
 pub use tokenizer::Encoder;
+pub use words::Words;
 
 pub use crate::recipe::{Column, DataConfig, Format, Problem, Task};
 
@@ -49,6 +51,8 @@ pub enum Label {
     Value(f32),
     /// The example's own tokens from this one on, each predicted from those before it: at least the second.
     Tokens(u32),
+    /// The classes of so many of its words, which [`Words`] has.
+    Words(u32),
 }
 
 impl Label {
@@ -59,7 +63,7 @@ impl Label {
         }
         let classes = labels.iter().map(|label| match label {
             Label::Class(class) => Some(*class),
-            Label::Value(_) | Label::Tokens(_) => None,
+            Label::Value(_) | Label::Tokens(_) | Label::Words(_) => None,
         });
         classes.collect()
     }
@@ -71,7 +75,7 @@ impl Label {
         }
         let values = labels.iter().map(|label| match label {
             Label::Value(value) => Some(*value),
-            Label::Class(_) | Label::Tokens(_) => None,
+            Label::Class(_) | Label::Tokens(_) | Label::Words(_) => None,
         });
         values.collect()
     }

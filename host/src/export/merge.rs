@@ -163,6 +163,7 @@ fn config(
     let kind = match problem {
         Problem::CausalLm if class == "GPT2" => "LMHeadModel",
         Problem::CausalLm => "ForCausalLM",
+        Problem::TokenClassification => "ForTokenClassification",
         _ if pretrained.config.patches().is_some() => "ForImageClassification",
         Problem::Classification | Problem::Regression => "ForSequenceClassification",
     };
@@ -177,6 +178,7 @@ fn config(
             set("problem_type", json!("single_label_classification"));
             labels.to_vec()
         }
+        Problem::TokenClassification => labels.to_vec(),
     };
     let names = labels.iter().enumerate();
     let ids: Map<String, Value> = names

@@ -126,8 +126,22 @@ impl<B: Kernels> Base<B> {
         self.between(x, depth..self.depth(), &around, pass)
     }
 
-    /// The last hidden states of the one token of each sequence that the head reads, `[sequences, hidden]`, from all
-    /// tokens' after the first `depth` layers: nothing else is computed.
+    /// The last hidden states of the tokens that lie in these `rows` of the batch, `[rows, hidden]`, behind the last norm.
+    pub fn some(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        depth: usize,
+        sequences: &Sequences,
+        rows: &[usize],
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let x = self.all(x, depth, sequences, pass);
+        let rows = whole_numbers(rows.iter().copied(), &x.device());
+        self.normed(x.select(0, rows))
+    }
+
+    /// The last hidden states of the tokens that the head reads, of all tokens' after the first `depth` layers: where that
+    /// is one of each sequence, `[sequences, hidden]`, nothing else is computed.
     pub fn picked(
         &self,
         x: Tensor<Ad<B>, 2>,
@@ -136,7 +150,16 @@ impl<B: Kernels> Base<B> {
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
         let device = x.device();
-        let tokens = picked_tokens(self.architecture.head.reads, sequences);
+        let tokens = match self.architecture.head.reads {
+            Reads::First => sequences.firsts().to_vec(),
+            Reads::Last => (0..sequences.count())
+                .map(|i| sequences.range(i).end - 1)
+                .collect(),
+            Reads::Each => {
+                let x = self.all(x, depth, sequences, pass);
+                return self.normed(x);
+            }
+        };
         let rows = whole_numbers(tokens.iter().copied(), &device);
         let x = match self.blocks.split_last() {
             Some((last, below)) if depth <= below.len() => {
@@ -231,15 +254,5 @@ impl<B: Kernels> Base<B> {
         let x = self.embedder.embed(&input.tokens);
         let dropout = self.architecture.dropout.embeddings;
         B::dropout(x, pass.dropout(Site::Embeddings, dropout))
-    }
-}
-
-/// The token of each sequence that a head reads.
-fn picked_tokens(reads: Reads, sequences: &Sequences) -> Vec<usize> {
-    match reads {
-        Reads::First => sequences.firsts().to_vec(),
-        Reads::Last => (0..sequences.count())
-            .map(|i| sequences.range(i).end - 1)
-            .collect(),
     }
 }
