@@ -12,7 +12,8 @@ use dynalora::export;
 use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::{LearningRateSchedule, ModelConfig, OptimizerState, Problem};
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
-use dynalora::train::step::{self, StepPlan, StepResult};
+use dynalora::train::prefix::PrefixCache;
+use dynalora::train::step::{self, Prefix, StepPlan, StepResult};
 use dynalora::train::trainee::{Trainee, read, upload};
 use dynalora_tests::words::sentence;
 use dynalora_tests::{Golden, Run, Training, fixture, minilm, model_folder, plan};
@@ -670,6 +671,33 @@ fn bits(result: StepResult<Flex>) -> Vec<u32> {
     let mut bits: Vec<u32> = values.chain(signals).map(f32::to_bits).collect();
     bits.extend([result.loss, result.gradient_norm].map(|value| (value as f32).to_bits()));
     bits
+}
+
+#[test]
+fn nothing_is_run_twice_where_all_layers_are_kept() {
+    let tokens = "tiny-bert/golden/tokens.safetensors";
+    let case = Case::open(&fixture("tiny-bert"), "tiny-bert/golden/all-linear", tokens);
+    let trainee = case.trainee("random_b");
+    let wanted = Wanted::default();
+    // The pooler, behind both layers.
+    let modules = trainee.adapters.modules.iter();
+    let active: Vec<bool> = modules.map(|module| module.layer.is_none()).collect();
+    assert!(active.contains(&true));
+    let step = |checkpointing| {
+        let plan = StepPlan {
+            checkpointing,
+            ..plan(&active, &wanted)
+        };
+        let mut cache = PrefixCache::new(1 << 20);
+        let prefix = Prefix {
+            cache: &mut cache,
+            depth: 2,
+        };
+        let batches = [case.batch(0)];
+        let result = step::run(&trainee, &batches, &plan, Some(prefix), None, &DEVICE);
+        bits(result.expect("a step"))
+    };
+    assert!(step(false) == step(true));
 }
 
 #[test]
