@@ -86,7 +86,8 @@ def load(kind, folder, **settings):
     """The folder's model of this kind, in f32, without any dropout."""
     config = AutoConfig.from_pretrained(folder, **settings)
     for name in DROPOUTS:
-        if hasattr(config, name):
+        # A decoder's head over tokens drops out by `classifier_dropout`, which its config lacks.
+        if hasattr(config, name) or name == "classifier_dropout":
             setattr(config, name, 0.0)
     return kind.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager")
 

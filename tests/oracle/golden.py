@@ -30,6 +30,7 @@ import scores
 import signals
 import tiny
 import training
+import words
 from common import FIXTURES, SEED, Encoder, be_deterministic, draw_head, write_json
 
 MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -117,6 +118,14 @@ def write_tiny(out):
             for suffix in ("-f16", "-bf16"):
                 half = out / (name + suffix)
                 forward.write_tiny(half / "golden", half, encoder, head)
+    for name, targets, head_modules in (
+        ("tiny-bert", "all-linear", ("classifier",)),
+        ("tiny-distilbert", ["q_lin", "v_lin"], ("classifier",)),
+        ("tiny-llama", "all-linear", ("score",)),
+        ("tiny-gpt2", "all-linear", ("classifier",)),
+    ):
+        # Some sentences are longer, and cut.
+        words.write(out / name, targets, head_modules, most=40, **short)
     for name in (*tiny.IMAGES, "tiny-clip"):
         tiny.write_images(out, name)
         worst = max(worst, images.write(out / name, name, **short))

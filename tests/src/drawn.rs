@@ -247,6 +247,9 @@ impl Drawn {
         if self.reads_images() {
             return self.images(c, folder);
         }
+        if c.once_in(5) {
+            return self.words(c, folder);
+        }
         let decoder = self.decoder().is_some();
         let problem = match decoder && c.once_in(2) {
             true => "language",
@@ -272,6 +275,29 @@ impl Drawn {
         };
         if c.once_in(3) {
             self.set("data.limit", c.between(13, 40));
+        }
+        self
+    }
+
+    /// Sentences in words, each of which has a tag.
+    fn words(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
+        let kind = c.of(&["conll", "jsonl"]);
+        for part in ["train", "validation"] {
+            let file = folder.join(format!("words-{part}.{kind}"));
+            self.set(
+                &format!("data.{part}"),
+                format!("{:?}", file.display().to_string()),
+            );
+        }
+        self.set("data.problem", "\"token-classification\"");
+        // Of a head that has none.
+        self.drop("model.train_pooler");
+        if c.once_in(3) {
+            self.set("data.limit", c.between(13, 40));
+        }
+        if c.once_in(4) {
+            let labels = "[\"O\", \"I-END\", \"B-UP\", \"I-UP\", \"B-END\"]";
+            self.set("data.labels", labels);
         }
         self
     }
@@ -715,9 +741,31 @@ pub fn inputs(folder: &Path) {
         format!("\"{line}\",\"{second}\",{longer}\n")
     });
     chats(&lines, folder);
+    words(&lines, folder);
     write_stripes(&folder.join("stripes/train"), 22, 0);
     write_stripes(&folder.join("stripes/validation"), 9, 1000);
     deepen(&fixture("tiny-bert"), &folder.join("deep-bert"));
+}
+
+/// Writes sentences in words, in CoNLL's columns and as lists, with tags of what is written large and of what ends with a mark.
+fn words(lines: &[String], folder: &Path) {
+    for (part, range) in [("train", 0..45), ("validation", 45..64)] {
+        let (mut columns, mut lists) = (String::new(), String::new());
+        for line in &lines[range] {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let tags = crate::words::tags(&words);
+            for (word, tag) in words.iter().zip(&tags) {
+                columns.push_str(&format!("{word} {tag}\n"));
+            }
+            columns.push('\n');
+            let row = serde_json::json!({ "tokens": words, "ner_tags": tags });
+            lists.push_str(&format!("{row}\n"));
+        }
+        for (kind, text) in [("conll", columns), ("jsonl", lists)] {
+            let file = folder.join(format!("words-{part}.{kind}"));
+            std::fs::write(file, text).expect("a temporary file");
+        }
+    }
 }
 
 /// Writes conversations of one answer or two, and a decoder that has a template for them.

@@ -12,7 +12,7 @@ use dynalora::allocation::Wanted;
 use dynalora::data::{Batch, Label};
 use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::{AdapterConfig, ModelConfig, Recipe};
-use dynalora::train::cost::{LastLayer, Shape, Sizes, Steps, kept_by_a_layer, prefix};
+use dynalora::train::cost::{HeadKind, LastLayer, Shape, Sizes, Steps, kept_by_a_layer, prefix};
 use dynalora::train::costs;
 use dynalora::train::step::{self, StepPlan};
 use dynalora::train::trainee::{Trainee, upload};
@@ -60,6 +60,7 @@ fn batch(sequences: usize, length: usize) -> Batch {
     Batch {
         ids: (0..tokens).map(|token| token as u32 % 150 + 10).collect(),
         images: None,
+        words: None,
         type_ids: vec![0; tokens],
         positions: (0..tokens).map(|token| (token % length) as u32).collect(),
         offsets: (0..=sequences).map(|end| end * length).collect(),
@@ -188,7 +189,7 @@ targets = ["q_proj", "v_proj"]"#,
             modules: &trainee.adapters.modules,
             trains_a: trainee.adapters.config.trains_a(),
             pairs: trainee.adapters.config.pairs(),
-            language: false,
+            head: HeadKind::Sequence,
             checkpointing: false,
         }
         .model(LastLayer::AsRead { outputs: false });
@@ -464,7 +465,7 @@ fn running_layers_twice_saves_what_the_model_says() {
         modules: &trainee.adapters.modules,
         trains_a: true,
         pairs: 1,
-        language: false,
+        head: HeadKind::Sequence,
         checkpointing,
     };
     let batch = batch(100, 40);

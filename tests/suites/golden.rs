@@ -7,15 +7,16 @@ use burn_flex::{Flex, FlexDevice};
 use dynalora::adapter::{Adapters, Config, LoraConfig, Pass};
 use dynalora::allocation::{Signal, Wanted};
 use dynalora::data::image::{Images, Processor};
-use dynalora::data::{Batch, Encoded, Label};
+use dynalora::data::{Batch, Encoded, Encoder, Label, Places, words};
 use dynalora::export;
 use dynalora::model::{Model, Pretrained};
-use dynalora::recipe::LearningRateSchedule;
-use dynalora::recipe::{AdapterConfig, ModelConfig, OptimizerState};
+use dynalora::recipe::{AdapterConfig, LearningRateSchedule, ModelConfig, OptimizerState, Problem};
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
-use dynalora::train::step::{self, StepPlan, StepResult};
+use dynalora::train::prefix::PrefixCache;
+use dynalora::train::step::{self, Prefix, StepPlan, StepResult};
 use dynalora::train::trainee::{Trainee, read, upload};
 use dynalora_plugin_api::ModuleInfo;
+use dynalora_tests::words::sentence;
 use dynalora_tests::{Golden, Run, Training, fixture, minilm, model_folder, plan};
 
 const DEVICE: FlexDevice = FlexDevice;
@@ -34,6 +35,18 @@ impl Inputs {
             offsets: offsets.into_iter().map(|offset| offset as usize).collect(),
             ..Encoded::default()
         })
+    }
+
+    /// The fixtures' sentences in words, of at most so many tokens.
+    fn words(folder: &Path, most: usize, tags: u32) -> Self {
+        let texts = std::fs::read_to_string(fixture("sentences.txt")).expect("a fixture");
+        let texts = texts.lines().enumerate();
+        let sentences = texts.map(|(number, text)| sentence(number, text, tags));
+        let sentences: Vec<words::Sentence> = sentences.collect();
+        let encoder = Encoder::open(&folder.join("tokenizer.json"), most).expect("a tokenizer");
+        let names: Vec<String> = (0..tags).map(|tag| format!("B-{tag}")).collect();
+        let of = ("sentences", &Places::default());
+        Inputs(words::encode(&encoder, &sentences, &names, of).expect("sentences in words"))
     }
 
     /// The images of a golden file, from what the processor of the model in `folder` made of them.
@@ -85,7 +98,12 @@ fn no_dropout() -> ModelConfig {
 }
 
 fn pretrained(folder: &Path) -> Pretrained {
-    Pretrained::open(&model_folder(folder), &no_dropout()).expect("the fixture is a whole model")
+    pretrained_for(folder, &no_dropout(), Problem::Classification)
+}
+
+fn pretrained_for(folder: &Path, config: &ModelConfig, problem: Problem) -> Pretrained {
+    let opened = Pretrained::open_for(&model_folder(folder), config, problem);
+    opened.expect("the fixture is a whole model")
 }
 
 /// A model without adapters under the head of a golden file.
@@ -393,6 +411,7 @@ fn adapted(pretrained: &Pretrained, adapter: &Path, outputs: usize) -> Trainee<F
 
 /// One golden training: a model, its folder of goldens and what it reads.
 struct Case {
+    problem: Problem,
     pretrained: Pretrained,
     training: Training,
     folder: std::path::PathBuf,
@@ -401,17 +420,26 @@ struct Case {
 }
 
 impl Case {
-    /// `tokens` is the file of the texts; images have none.
+    /// `tokens` is the file of the texts; images have none, and sentences in words are tokenised here.
     fn open(model: &Path, goldens: &str, tokens: &str) -> Self {
         let folder = fixture(goldens);
         let training = Training::open(&folder);
         let outputs = training.config["num_labels"].as_u64().expect("a number") as usize;
-        let pretrained = pretrained(model);
+        let problem = match goldens.ends_with("/words") {
+            true => Problem::TokenClassification,
+            false => Problem::Classification,
+        };
+        let pretrained = pretrained_for(model, &no_dropout(), problem);
+        let most = training.config["max_length"].as_u64();
         let inputs = match tokens {
+            _ if problem == Problem::TokenClassification => {
+                Inputs::words(model, most.expect("a number") as usize, outputs as u32)
+            }
             "" => Inputs::images(model, &pretrained),
             tokens => Inputs::texts(&fixture(tokens), "sentences"),
         };
         Case {
+            problem,
             pretrained,
             training,
             folder,
@@ -422,6 +450,9 @@ impl Case {
 
     fn batch(&self, step: usize) -> Batch {
         let indices = &self.training.batches[step];
+        if self.problem == Problem::TokenClassification {
+            return self.inputs.0.batch(indices);
+        }
         let label = |index: &usize| match self.outputs {
             0 => Label::Tokens(self.ignored()),
             1 => Label::Value(self.training.targets[*index] as f32),
@@ -717,6 +748,33 @@ fn bits(result: StepResult<Flex>) -> Vec<u32> {
 }
 
 #[test]
+fn nothing_is_run_twice_where_all_layers_are_kept() {
+    let tokens = "tiny-bert/golden/tokens.safetensors";
+    let case = Case::open(&fixture("tiny-bert"), "tiny-bert/golden/all-linear", tokens);
+    let trainee = case.trainee("random_b");
+    let wanted = Wanted::default();
+    // The pooler, behind both layers.
+    let modules = trainee.adapters.modules.iter();
+    let active: Vec<bool> = modules.map(|module| module.layer.is_none()).collect();
+    assert!(active.contains(&true));
+    let step = |checkpointing| {
+        let plan = StepPlan {
+            checkpointing,
+            ..plan(&active, &wanted)
+        };
+        let mut cache = PrefixCache::new(1 << 20);
+        let prefix = Prefix {
+            cache: &mut cache,
+            depth: 2,
+        };
+        let batches = [case.batch(0)];
+        let result = step::run(&trainee, &batches, &plan, Some(prefix), None, &DEVICE);
+        bits(result.expect("a step"))
+    };
+    assert!(step(false) == step(true));
+}
+
+#[test]
 fn running_layers_twice_changes_no_bit() {
     for (model, task) in [
         ("tiny-bert", "all-linear"),
@@ -732,6 +790,8 @@ fn running_layers_twice_changes_no_bit() {
         ("tiny-gemma3", "causal-lm"),
         ("tiny-vit", "all-linear"),
         ("tiny-clip", "all-linear"),
+        ("tiny-bert", "words"),
+        ("tiny-gpt2", "words"),
     ] {
         let tokens = match model {
             "tiny-vit" | "tiny-clip" => String::new(),
@@ -744,8 +804,7 @@ fn running_layers_twice_changes_no_bit() {
             attention_dropout: Some(0.1),
             ..no_dropout()
         };
-        let folder = model_folder(&fixture(model));
-        case.pretrained = Pretrained::open(&folder, &dropout).expect("a whole model");
+        case.pretrained = pretrained_for(&fixture(model), &dropout, case.problem);
         let trainee = case.trainee("random_b");
         let wanted = Wanted {
             signals: Signal::ALL.to_vec(),
@@ -766,6 +825,66 @@ fn running_layers_twice_changes_no_bit() {
             let (whole, twice) = (step(false), step(true));
             assert!(whole.len() > 1000 && whole == twice, "{model}, {task}");
         }
+    }
+}
+
+#[test]
+fn words_are_given_classes_as_with_peft() {
+    for model in ["tiny-bert", "tiny-distilbert", "tiny-llama", "tiny-gpt2"] {
+        let goldens = format!("{model}/golden/words");
+        let case = Case::open(&fixture(model), &goldens, "");
+        case.check_run("random_b", 1e-5);
+
+        let trained = fixture(&goldens).join("trained");
+        let trainee = adapted(&case.pretrained, &trained, case.outputs);
+        let golden = Golden::open(&trained.join("logits.safetensors"));
+        let sentences = golden.integers("sentences").into_iter();
+        let sentences: Vec<usize> = sentences.map(|index| index as usize).collect();
+        let batch = case.inputs.0.batch(&sentences);
+        let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+        let input = upload::<Flex>(&batch, &DEVICE);
+        let x = trainee.model.base.prefix(&input, 0, &mut pass);
+        let ours = trainee.answers(x, 0, &input.sequences, &batch, &mut pass);
+        let ours = read(ours.inner()).expect("f32 values");
+        let theirs = golden.floats("logits");
+        assert_close(&goldens, &ours, &theirs, 1e-4);
+        // The head over all tokens has the same rows, and others.
+        let all = logits(&trainee, &batch);
+        assert_eq!(all.len(), batch.tokens() * case.outputs);
+        let rows = batch.word_rows().expect("words").into_iter();
+        let rows = rows.flat_map(|row| &all[row * case.outputs..(row + 1) * case.outputs]);
+        let rows: Vec<f32> = rows.copied().collect();
+        assert_close(&goldens, &rows, &ours, 1e-6);
+    }
+}
+
+#[test]
+fn the_fisher_information_of_a_sentence_is_that_of_the_sum_of_its_words_losses() {
+    let case = Case::open(&fixture("tiny-bert"), "tiny-bert/golden/words", "");
+    let trainee = case.trainee("random_b");
+    let active = vec![true; trainee.adapters.modules.len()];
+    let wanted = Wanted {
+        signals: vec![Signal::Fisher],
+        ..Wanted::default()
+    };
+    let step = |indices: &[usize]| {
+        let batches = [case.inputs.0.batch(indices)];
+        let plan = plan(&active, &wanted);
+        step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step")
+    };
+    let sentences = [3, 17, 31];
+    let together = step(&sentences);
+    for module in 0..active.len() {
+        let alone = sentences.map(|index| {
+            let result = step(&[index]);
+            assert_ne!(result.weight, 1);
+            let norm = result.gradient_norms[module].expect("it is active");
+            (norm * result.weight as f64).powi(2)
+        });
+        let expected: f64 = alone.iter().sum();
+        let found = together.observation.signals[0].values[module].expect("it is measured");
+        let off = (f64::from(found) - expected).abs() / expected;
+        assert!(off < 1e-4, "module {module}: {found}, not {expected}");
     }
 }
 

@@ -139,6 +139,7 @@ impl Subject {
             rest = others;
             let mut batch = Batch {
                 images: None,
+                words: None,
                 ids: Vec::new(),
                 type_ids: Vec::new(),
                 positions: Vec::new(),

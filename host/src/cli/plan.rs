@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::model::{Architecture, HeadStart, ModelFolder, Pretrained, fetch, head_parameters};
 use crate::number::{count, size};
 use crate::recipe::{AdapterKind, OptimizerState, Recipe, Unit};
-use crate::train::cost::{LastLayer, Shape, Sizes, Steps, cost, kept_by_a_layer};
+use crate::train::cost::{HeadKind, LastLayer, Shape, Sizes, Steps, cost, kept_by_a_layer};
 use crate::train::{check, costs, longest_step};
 
 /// Arguments of `dynalora plan`.
@@ -95,7 +95,7 @@ struct Memory {
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
-    let pretrained = Pretrained::open(&folder, &recipe.model)?;
+    let pretrained = Pretrained::open_for(&folder, &recipe.model, recipe.data.problem())?;
     let adapted = pretrained.adapted(&recipe.adapter)?;
     let held_back = check(&recipe, &pretrained, &adapted, &common.plugin_dir)?;
     let base = (&folder, &pretrained);
@@ -156,6 +156,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
                     Problem::Regression => "one value".to_owned(),
                     Problem::CausalLm => "the next token".to_owned(),
                     Problem::Classification => format!("{} classes", plan.outputs),
+                    Problem::TokenClassification => format!("{} tags of words", plan.outputs),
                 }
             ),
         ),
@@ -266,7 +267,7 @@ fn plan(
         modules: &modules,
         trains_a: adapter.trains_a(),
         pairs: adapter.pairs(),
-        language: recipe.data.predicts_tokens(),
+        head: HeadKind::of(problem, outputs),
         checkpointing: recipe.train.gradient_checkpointing,
     };
     let checkpointing = checkpointing(shape, step, &active);
@@ -295,7 +296,7 @@ fn plan(
         AdapterKind::Lora => (0, frozen_values),
     };
     let mut memory = Memory {
-        weights: pretrained.bytes(shape.language)?,
+        weights: pretrained.bytes(recipe.data.predicts_tokens())?,
         adapters: 4 * (adapter_parameters + frozen_values + head_parameters),
         gradients: batch.gradients,
         optimizer: 8 * kept,

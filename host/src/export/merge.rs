@@ -165,6 +165,7 @@ fn config(
     set("dtype", json!("float32"));
     let kind = match problem {
         Problem::CausalLm => "ForCausalLM",
+        Problem::TokenClassification => "ForTokenClassification",
         _ if pretrained.config.patches().is_some() => "ForImageClassification",
         Problem::Classification | Problem::Regression => "ForSequenceClassification",
     };
@@ -185,6 +186,7 @@ fn config(
             set("problem_type", json!("single_label_classification"));
             labels.to_vec()
         }
+        Problem::TokenClassification => labels.to_vec(),
     };
     let names = labels.iter().enumerate();
     let ids: Map<String, Value> = names

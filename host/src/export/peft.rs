@@ -11,7 +11,7 @@ use super::settings::Settings;
 use crate::adapter::{Adapters, Config, LinearInfo, Projections};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
-use crate::model::architecture::WeightLayout;
+use crate::model::architecture::{Reads, WeightLayout};
 use crate::model::{
     Advice, Architecture, Head, HeadStart, HeadTensor, Pretrained, Saved, Weights, save,
 };
@@ -137,6 +137,7 @@ pub fn write<B: Kernels>(
             [] => Some("CAUSAL_LM"),
             // PEFT has none for images.
             _ if model.patches().is_some() => None,
+            _ if model.head.reads == Reads::Each => Some("TOKEN_CLS"),
             _ => Some("SEQ_CLS"),
         },
         "base_model_name_or_path": base,

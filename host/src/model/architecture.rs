@@ -32,6 +32,8 @@ pub struct Architecture {
     pub final_norm: Option<NormPart>,
     /// What stands between the hidden states and the logits of a sequence.
     pub head: HeadPart,
+    /// What stands between each token's hidden state and its logits instead, where the family has that.
+    pub token_head: Option<TokenHead>,
     /// The head that predicts tokens, where the family has one.
     pub language_head: Option<LanguageHead>,
     /// How linear layers keep their weights.
@@ -335,9 +337,12 @@ pub enum Reads {
         /// How many are left out.
         after: usize,
     },
+    /// Each token.
+    Each,
 }
 
-/// The layers between the hidden state that is read of a sequence and its logits. They train.
+/// The layers between the hidden state that is read of a sequence and its logits, or between a token's and its own. They
+/// train.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HeadPart {
     /// What it reads.
@@ -352,6 +357,17 @@ pub struct HeadPart {
     pub bias: bool,
     /// The module of Transformers' class that all of it belongs to, where its layers are not modules of their own.
     pub module: Option<&'static str>,
+}
+
+/// The head of a `…ForTokenClassification`: dropout and one layer. It trains.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenHead {
+    /// The layer that gives the logits.
+    pub last: &'static str,
+    /// Whether that layer has a bias.
+    pub bias: bool,
+    /// The probability with which its input is dropped from.
+    pub dropout: f32,
 }
 
 /// The hidden layer of a head.
@@ -538,6 +554,25 @@ impl Architecture {
             Embeddings::Words(_) => None,
             Embeddings::Patches(patches) => Some(patches),
         }
+    }
+
+    /// The same model under the head that labels each token; none where the family has no such head.
+    pub fn labelling_tokens(mut self) -> Option<Self> {
+        let TokenHead {
+            last,
+            bias,
+            dropout,
+        } = self.token_head?;
+        self.head = HeadPart {
+            reads: Reads::Each,
+            input_dropout: false,
+            dense: None,
+            last,
+            bias,
+            module: None,
+        };
+        self.dropout.classifier = dropout;
+        Some(self)
     }
 
     /// A tensor's name here, by its name in a checkpoint.

@@ -139,8 +139,22 @@ impl<B: Kernels> Base<B> {
         self.between(x, depth..self.depth(), &around, pass)
     }
 
-    /// The last hidden states of what the head reads of each sequence, `[sequences, hidden]`, from all tokens' after the
-    /// first `depth` layers. Where that is one token, nothing else is computed.
+    /// The last hidden states of the tokens that lie in these `rows` of the batch, `[rows, hidden]`, behind the last norm.
+    pub fn some(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        depth: usize,
+        sequences: &Sequences,
+        rows: &[usize],
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let x = self.all(x, depth, sequences, pass);
+        let rows = whole_numbers(rows.iter().copied(), &x.device());
+        self.normed(x.select(0, rows))
+    }
+
+    /// The last hidden states of what the head reads, of all tokens' after the first `depth` layers: `[sequences, hidden]`,
+    /// or of each token. Where that is one token of each sequence, nothing else is computed.
     pub fn picked(
         &self,
         x: Tensor<Ad<B>, 2>,
@@ -161,6 +175,10 @@ impl<B: Kernels> Base<B> {
                     start + after..end
                 });
                 return B::means(self.normed(x), read.collect());
+            }
+            Reads::Each => {
+                let x = self.all(x, depth, sequences, pass);
+                return self.normed(x);
             }
         };
         let rows = whole_numbers(tokens.iter().copied(), &device);

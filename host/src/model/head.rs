@@ -1,4 +1,4 @@
-//! The head over one token's hidden state: it trains fully.
+//! The head over one token's hidden state, or each one's: it trains fully.
 
 use burn::tensor::{Tensor, TensorData, activation};
 use rand::SeedableRng;
@@ -98,8 +98,8 @@ pub fn head_parameters(architecture: &Architecture, frozen_pooler: bool, outputs
         .sum()
 }
 
-/// What a checkpoint has of the head that trains: as `AutoModelForSequenceClassification.from_pretrained` takes
-/// it, tensor by tensor, those of another shape aside.
+/// What a checkpoint has of the head that trains: as `from_pretrained` of Transformers' class takes it, tensor by
+/// tensor, those of another shape aside.
 pub struct HeadStart {
     /// The tensors of the head, in the order of [`Pass::head`].
     pub tensors: Vec<HeadTensor>,
@@ -185,7 +185,7 @@ fn tensors(layers: &[Layer]) -> Vec<HeadTensor> {
 }
 
 /// What stands between a token's hidden state and the logits. The names and the order of operations are those of
-/// Transformers' `…ForSequenceClassification`.
+/// Transformers' `…ForSequenceClassification` and `…ForTokenClassification`.
 #[derive(Clone, Debug)]
 pub struct Head<B: Kernels> {
     /// BERT's pretrained pooler, frozen; none where the head trains its first layer itself.
@@ -302,7 +302,7 @@ impl<B: Kernels> Head<B> {
         values
     }
 
-    /// Logits `[sequences, outputs]` from the hidden state that is read of each, `[sequences, hidden]`.
+    /// Logits `[rows, outputs]` of the hidden states that it reads, `[rows, hidden]`: one of each sequence, or of each token.
     pub fn forward(&self, picked: Tensor<Ad<B>, 2>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
         let mut x = picked;
         if self.input_dropout {

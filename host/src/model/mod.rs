@@ -18,7 +18,7 @@ use dynalora_plugin_api::ModuleInfo;
 use crate::adapter::{Adapted, LinearInfo, Pass};
 use crate::error::{Error, Result};
 use crate::kernel::{Ad, Branch, Frozen, Kernels, Precision, Sequences, bf16_is_native};
-use crate::recipe::{self, AdapterConfig, ModelConfig};
+use crate::recipe::{self, AdapterConfig, ModelConfig, Problem};
 
 use architecture::{Embeddings, Table};
 
@@ -50,18 +50,37 @@ pub struct Pretrained {
 }
 
 impl Pretrained {
-    /// Opens a model folder. `recipe` may replace the probabilities of dropout, and decides about BERT's
-    /// pooler: left open, it stays frozen where the checkpoint has one and trains where it has not.
+    /// Opens a model folder, to give sequences a class or a value. `recipe` may replace the probabilities of dropout,
+    /// and decides about BERT's pooler: left open, it stays frozen where the checkpoint has one and trains where it has
+    /// not.
     pub fn open(folder: &ModelFolder, recipe: &ModelConfig) -> Result<Self> {
-        let mut config = family::read(&folder.config)?;
+        Self::open_for(folder, recipe, Problem::Classification)
+    }
+
+    /// The same, with the head that the `problem` asks for.
+    pub fn open_for(folder: &ModelFolder, recipe: &ModelConfig, problem: Problem) -> Result<Self> {
+        let config = family::read(&folder.config)?;
+        let mut config = match problem {
+            Problem::TokenClassification => labelling_tokens(config)?,
+            Problem::Classification | Problem::Regression | Problem::CausalLm => config,
+        };
         replace_dropout(&mut config, recipe);
         let train_pooler = recipe.train_pooler;
         if train_pooler.is_some() && config.pooler().is_none() {
-            return Err(Error::user(format!(
-                "model.train_pooler is given, but {} is no BERT: its head has no pooler",
-                folder.dir.display()
-            ))
-            .help("leave the key out: every layer of this family's head trains"));
+            let (why, help) = match problem {
+                Problem::TokenClassification => (
+                    format!("data.problem is \"{problem}\": that head has no pooler"),
+                    "leave the key out",
+                ),
+                _ => (
+                    format!(
+                        "{} is no BERT: its head has no pooler",
+                        folder.dir.display()
+                    ),
+                    "leave the key out: every layer of this family's head trains",
+                ),
+            };
+            return Err(Error::user(format!("model.train_pooler is given, but {why}")).help(help));
         }
         let weights = Weights::open(&folder.weights)?;
         let weights = match config.stored {
@@ -296,6 +315,18 @@ impl Pretrained {
     }
 }
 
+/// A model under the head that labels its tokens, which it must have.
+fn labelling_tokens(config: Architecture) -> Result<Architecture> {
+    let family = config.family;
+    config.labelling_tokens().ok_or_else(|| {
+        Error::user(format!(
+            "data.problem is \"{}\", but the model is a {family}, which has no head that labels tokens",
+            Problem::TokenClassification
+        ))
+        .help("take a model of texts that Transformers has a …ForTokenClassification of, or another problem")
+    })
+}
+
 /// Puts the recipe's probabilities of dropout in place of the model's own.
 fn replace_dropout(config: &mut Architecture, recipe: &ModelConfig) {
     let dropout = &mut config.dropout;
@@ -382,13 +413,13 @@ impl<B: Kernels> Model<B> {
         })
     }
 
-    /// Logits `[sequences, outputs]`.
+    /// Logits `[sequences, outputs]`; of a head that labels tokens `[tokens, outputs]`.
     pub fn forward(&self, input: &Input<B>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
         let x = self.base.prefix(input, 0, pass);
         self.forward_from(x, 0, &input.sequences, pass)
     }
 
-    /// Logits `[sequences, outputs]` from the hidden states of all tokens after the first `depth` layers.
+    /// [`forward`](Self::forward) from the hidden states of all tokens after the first `depth` layers.
     pub fn forward_from(
         &self,
         x: Tensor<Ad<B>, 2>,
@@ -398,6 +429,20 @@ impl<B: Kernels> Model<B> {
     ) -> Tensor<Ad<B>, 2> {
         let picked = self.base.picked(x, depth, sequences, pass);
         self.head.forward(picked, pass)
+    }
+
+    /// Logits `[rows, outputs]` of the tokens that lie in these `rows` of the batch, from the hidden states of all tokens
+    /// after the first `depth` layers. The others never reach the head.
+    pub fn of_tokens(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        depth: usize,
+        sequences: &Sequences,
+        rows: &[usize],
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let x = self.base.some(x, depth, sequences, rows, pass);
+        self.head.forward(x, pass)
     }
 
     /// The logits of what follows the last of a text's next tokens, `[1, vocabulary]`; the tokens are added to its
@@ -433,10 +478,7 @@ impl<B: Kernels> Model<B> {
         tokens: &NextTokens,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 1> {
-        let device = x.device();
-        let x = self.base.all(x, depth, sequences, pass);
-        let rows = whole_numbers(tokens.rows.iter().copied(), &device);
-        let x = self.base.normed(x.select(0, rows));
+        let x = self.base.some(x, depth, sequences, &tokens.rows, pass);
         let head = self.language_head.as_ref();
         B::linear_cross_entropy(
             x,

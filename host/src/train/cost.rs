@@ -1,7 +1,7 @@
 //! What a step costs: the plugin API's [`CostModel`] of a model with its modules.
 //!
 //! The same model counts the operations that a run records, is shown by `dynalora plan`, and is what plugins are
-//! sent. Operations of a head that runs once per sequence are left out.
+//! sent. Operations of a head that runs once per sequence are left out, and so is the gradient of a head's own weights.
 
 use dynalora_plugin_api::{Amount, CostModel, ModuleInfo, Operation, SidePath};
 pub use dynalora_plugin_api::{Cost, Sizes};
@@ -10,7 +10,7 @@ use crate::adapter::LinearInfo;
 use crate::data::{Encoded, EpochPlan};
 use crate::model::Architecture;
 use crate::model::architecture::{Order, Reads, Rotary};
-use crate::recipe::TrainConfig;
+use crate::recipe::{Problem, TrainConfig};
 
 /// Bytes of a value.
 const BYTES: u64 = 4;
@@ -28,6 +28,29 @@ pub enum LastLayer {
     },
 }
 
+/// What a head counts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadKind {
+    /// Over one token of each sequence: nothing.
+    Sequence,
+    /// The frozen one that predicts tokens. It counts for every token, and so does the last layer.
+    Language,
+    /// One that gives words one of so many classes, and trains. It counts for every token, though it runs only for those
+    /// that stand for a word; and so does the last layer, which runs for all.
+    Words(usize),
+}
+
+impl HeadKind {
+    /// That of a problem, with so many logits.
+    pub fn of(problem: Problem, outputs: usize) -> Self {
+        match problem {
+            Problem::Classification | Problem::Regression => HeadKind::Sequence,
+            Problem::CausalLm => HeadKind::Language,
+            Problem::TokenClassification => HeadKind::Words(outputs),
+        }
+    }
+}
+
 /// A model with its modules.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape<'a> {
@@ -41,8 +64,8 @@ pub struct Shape<'a> {
     pub trains_a: bool,
     /// How many pairs of its rank a module's side path is: see [`Config::pairs`](crate::adapter::Config::pairs).
     pub pairs: u32,
-    /// Whether tokens are predicted: every layer is then run for all of them, and so is the head.
-    pub language: bool,
+    /// The head on top.
+    pub head: HeadKind,
     /// Whether only what goes into a layer is kept, and the layer run once more on the way back: all but the last.
     pub checkpointing: bool,
 }
@@ -116,9 +139,10 @@ impl Shape<'_> {
         costs.gradient_bytes = BYTES;
         costs.moment_bytes = 2 * BYTES;
         let of_all = matches!(self.config.head.reads, Reads::Mean { .. });
-        let last = match self.language || of_all {
-            true => LastLayer::Whole,
-            false => last,
+        let last = match self.head {
+            HeadKind::Language | HeadKind::Words(_) => LastLayer::Whole,
+            HeadKind::Sequence if of_all => LastLayer::Whole,
+            HeadKind::Sequence => last,
         };
         let per_layer = self.config.block.linears().count();
         let (layers, rest) = self.linears.split_at(per_layer * self.config.layers);
@@ -154,14 +178,25 @@ impl Shape<'_> {
         for pooler in rest {
             x = builder.linear(None, x, &[pooler], Amount::per_sequence);
         }
-        if self.language {
-            let head = LinearInfo {
-                path: String::new(),
-                layer: None,
-                inputs: self.config.hidden,
-                outputs: self.config.vocabulary(),
-            };
-            builder.linear(None, x, &[&head], Amount::per_token);
+        match self.head {
+            HeadKind::Sequence => {}
+            HeadKind::Language => {
+                let head = LinearInfo {
+                    path: String::new(),
+                    layer: None,
+                    inputs: self.config.hidden,
+                    outputs: self.config.vocabulary(),
+                };
+                builder.linear(None, x, &[&head], Amount::per_token);
+            }
+            HeadKind::Words(classes) => {
+                let logits = builder.value(Amount::per_token, classes);
+                let mut head = Builder::operation(None, &[x], logits);
+                head.forward = Amount::per_token(2 * (self.config.hidden * classes) as u64);
+                head.backward = head.forward;
+                head.keeps = vec![x];
+                builder.costs.operations.push(head);
+            }
         }
         builder.costs
     }
@@ -629,13 +664,13 @@ mod tests {
         let adapter: AdapterConfig = toml::from_str(adapter).expect("an adapter");
         let modules = model.adapted(&adapter).expect("modules").modules;
         let linears = model.linears();
-        let shape = |language| Shape {
+        let shape = |head| Shape {
             config: &model.config,
             linears: &linears,
             modules: &modules,
             trains_a: true,
             pairs: 1,
-            language,
+            head,
             checkpointing: false,
         };
         let mut sizes = Sizes::default();
@@ -649,14 +684,19 @@ mod tests {
         let head = 8 * 2 * 48 * 320;
         let read = LastLayer::AsRead { outputs: false };
         let upper = [false, true];
-        let found = cost(shape(true), &upper, sizes, 0, read);
+        let found = cost(shape(HeadKind::Language), &upper, sizes, 0, read);
         assert_eq!(found.forward, 2 * layer + head);
         // From the head down to the upper layer's values: what lies beside and below them has no gradient.
         let above = 8 * 2 * (48 * 48 + 3 * 48 * 72);
         let own = 8 * (pair + 2 * 4 * 16);
         assert_eq!(found.backward, head + above + 2 * attention + own);
+        // A head that gives tokens one of five classes.
+        let found = cost(shape(HeadKind::Words(5)), &upper, sizes, 0, read);
+        let of_words = 8 * 2 * 48 * 5;
+        assert_eq!(found.forward, 2 * layer + of_words);
+        assert_eq!(found.backward, of_words + above + 2 * attention + own);
         // Under a sequence's head the last layer runs for one token of each.
-        let found = cost(shape(false), &upper, sizes, 1, read);
+        let found = cost(shape(HeadKind::Sequence), &upper, sizes, 1, read);
         let one = 2 * 2 * (48 * 48 + 48 * 48 + 3 * 48 * 72);
         let of_all = 8 * (2 * 2 * 48 * 16 + pair);
         assert_eq!(found.forward, of_all + one + 4 * 48 * 8);
@@ -674,7 +714,7 @@ mod tests {
             modules: &modules,
             trains_a: true,
             pairs: 1,
-            language: false,
+            head: HeadKind::Sequence,
             checkpointing: false,
         };
         // Two sequences of 3 and 5 tokens.

@@ -41,7 +41,7 @@ use crate::recipe::{Every, HeadBias, Recipe};
 use crate::run::{AllocationRecord, Checkpoint, SignalRecord, Summary, Writer};
 use checkpoint::Progress;
 use constant::Constant;
-use cost::Costs;
+use cost::{Costs, HeadKind};
 use optimizer::{Optimizer, OptimizerConfig};
 use order::Steps;
 use prefix::PrefixCache;
@@ -140,7 +140,7 @@ impl<'a, B: Kernels> Training<'a, B> {
         let linears = rest.pretrained.linears();
         let adapter = Config::from(&recipe.adapter);
         let train = &recipe.train;
-        let constant = Constant::of(&rest.data.train.labels, rest.data.outputs());
+        let constant = Constant::of(&rest.data.train.expected(), rest.data.outputs());
         let answer = constant.as_ref().map(Constant::logits);
         let answer = answer.filter(|_| recipe.model.head_bias == HeadBias::Labels);
         let cache = || PrefixCache::new(train.cache_memory_mib << 20);
@@ -153,7 +153,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 modules: &modules,
                 trains_a: adapter.trains_a(),
                 pairs: adapter.pairs(),
-                language: recipe.data.predicts_tokens(),
+                head: HeadKind::of(rest.data.problem, rest.data.outputs()),
                 checkpointing: recipe.train.gradient_checkpointing,
             }),
             linears,

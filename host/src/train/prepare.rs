@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use dynalora_plugin_api::{Budget, CostModel, ModuleInfo};
 
-use super::cost::{Shape, Steps};
+use super::cost::{HeadKind, Shape, Steps};
 use crate::adapter::{Adapted, Config};
 use crate::allocation::{Controller, Named, Settings, Units};
 use crate::data::{self, Data};
@@ -45,7 +45,7 @@ impl Prepared {
     /// Opens the model, reads the data and makes the plugins; `plugin_dirs` are the command line's.
     pub fn new(mut recipe: Recipe, plugin_dirs: &[PathBuf]) -> Result<Self> {
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
-        let pretrained = Pretrained::open(&folder, &recipe.model)?;
+        let pretrained = Pretrained::open_for(&folder, &recipe.model, recipe.data.problem())?;
         refuse_dropout_under_a_cache(&recipe, &pretrained)?;
         data::check_kind(&recipe.data, &pretrained.config)?;
         refuse_tokens_without_a_head(&recipe, &pretrained)?;
@@ -135,7 +135,7 @@ pub fn costs(
         modules,
         trains_a: adapter.trains_a(),
         pairs: adapter.pairs(),
-        language: recipe.data.predicts_tokens(),
+        head: HeadKind::of(recipe.data.problem(), outputs),
         checkpointing: recipe.train.gradient_checkpointing,
     };
     let head = head_parameters(&pretrained.config, pretrained.frozen_pooler(), outputs);

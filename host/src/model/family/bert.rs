@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, DensePart, Dropouts, Embeddings, FeedForward, HeadFunction,
-    HeadPart, LinearPart, NormPart, Order, Reads, Table, WeightLayout, Words,
+    HeadPart, LinearPart, NormPart, Order, Reads, Table, TokenHead, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -29,6 +29,10 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
     let epsilon = json.epsilon("layer_norm_eps", 1e-12)?;
     let dropout = json.dropout("hidden_dropout_prob", 0.1)?;
     let norm = |name| NormPart::layer(name, epsilon);
+    let classifier_dropout = match json.value("classifier_dropout") {
+        Some(_) => json.dropout("classifier_dropout", 0.1)?,
+        None => dropout,
+    };
     let linear = |path, inputs, outputs| LinearPart {
         name: path,
         inputs,
@@ -101,6 +105,11 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
             bias: true,
             module: None,
         },
+        token_head: Some(TokenHead {
+            last: "classifier",
+            bias: true,
+            dropout: classifier_dropout,
+        }),
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: &[],
@@ -110,10 +119,7 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
             embeddings: dropout,
             hidden: dropout,
             attention: json.dropout("attention_probs_dropout_prob", 0.1)?,
-            classifier: match json.value("classifier_dropout") {
-                Some(_) => json.dropout("classifier_dropout", 0.1)?,
-                None => dropout,
-            },
+            classifier: classifier_dropout,
         },
     })
 }

@@ -93,6 +93,7 @@ fn vision(json: &Json, nested: Option<&'static str>) -> Result<Architecture> {
             bias: true,
             module: None,
         },
+        token_head: None,
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: &[],

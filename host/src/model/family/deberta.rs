@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, DensePart, Dropouts, Embeddings, FeedForward, HeadFunction,
-    HeadPart, LinearPart, NormPart, Order, Reads, Relative, Table, WeightLayout, Words,
+    HeadPart, LinearPart, NormPart, Order, Reads, Relative, Table, TokenHead, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -120,6 +120,11 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             bias: true,
             module: None,
         },
+        token_head: Some(TokenHead {
+            last: "classifier",
+            bias: true,
+            dropout: json.dropout("hidden_dropout_prob", 0.1)?,
+        }),
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: &[],

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, DensePart, Dropouts, Embeddings, FeedForward, HeadFunction,
-    HeadPart, LinearPart, NormPart, Order, Reads, Table, WeightLayout, Words,
+    HeadPart, LinearPart, NormPart, Order, Reads, Table, TokenHead, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -92,6 +92,11 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             bias: true,
             module: None,
         },
+        token_head: Some(TokenHead {
+            last: "classifier",
+            bias: true,
+            dropout,
+        }),
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: &[],

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, Dropouts, Embeddings, FeedForward, HeadPart, LanguageHead,
-    LinearPart, NormPart, Order, Table, WeightLayout, Words,
+    LinearPart, NormPart, Order, Table, TokenHead, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -85,6 +85,11 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         },
         final_norm: Some(norm("ln_f")),
         head: HeadPart::SCORE,
+        token_head: Some(TokenHead {
+            last: "classifier",
+            bias: true,
+            dropout: json.token_dropout()?,
+        }),
         language_head: Some(LanguageHead {
             name: "lm_head",
             tied: json.get(&["tie_word_embeddings"], "true or false", true)?,

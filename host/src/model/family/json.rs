@@ -141,6 +141,13 @@ impl Json {
         self.refuse(key, probability, "a probability of dropout is in [0, 1)")
     }
 
+    /// That in front of the head with which a decoder labels its tokens.
+    pub fn token_dropout(&self) -> Result<f32> {
+        let keys = ["classifier_dropout", "hidden_dropout"];
+        let given = keys.into_iter().find(|key| self.value(key).is_some());
+        given.map_or(Ok(0.1), |key| self.dropout(key, 0.1))
+    }
+
     /// Refuses `key` where it has another value than `plain`, or than null.
     pub fn only(&self, key: &str, plain: Value, help: &str) -> Result<()> {
         match self.map.get(key) {

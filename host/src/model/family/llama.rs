@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, Dropouts, Embeddings, FeedForward, HeadPart, LanguageHead,
-    Layers, LinearPart, Local, NormPart, Order, Table, WeightLayout, Words,
+    Layers, LinearPart, Local, NormPart, Order, Table, TokenHead, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -147,6 +147,11 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         },
         final_norm: Some(norm("norm")),
         head: HeadPart::SCORE,
+        token_head: Some(TokenHead {
+            last: "score",
+            bias: json.get(&["token_classification_bias"], "true or false", true)?,
+            dropout: json.token_dropout()?,
+        }),
         language_head: Some(LanguageHead {
             name: "lm_head",
             tied: json.get(&["tie_word_embeddings"], "true or false", false)?,

@@ -111,6 +111,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             bias: true,
             module: None,
         },
+        token_head: None,
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: &[],

@@ -364,6 +364,48 @@ fn decoders_have_the_defaults_of_transformers() {
 }
 
 #[test]
+fn heads_over_tokens_are_those_of_transformers() {
+    let head = |json: &str| {
+        let found = architecture(json).unwrap().labelling_tokens();
+        found.map(|it| (it.head.last, it.head.bias, it.dropout.classifier))
+    };
+    for (json, expected) in [
+        (
+            r#""model_type": "bert", "hidden_dropout_prob": 0.3"#,
+            ("classifier", true, 0.3),
+        ),
+        (
+            r#""model_type": "bert", "classifier_dropout": 0.2"#,
+            ("classifier", true, 0.2),
+        ),
+        (r#""model_type": "xlm-roberta""#, ("classifier", true, 0.1)),
+        (
+            r#""model_type": "distilbert", "dropout": 0.3, "seq_classif_dropout": 0.2"#,
+            ("classifier", true, 0.3),
+        ),
+        (
+            r#""model_type": "gpt2", "resid_pdrop": 0.0"#,
+            ("classifier", true, 0.1),
+        ),
+        (r#""model_type": "llama""#, ("score", true, 0.1)),
+        (
+            r#""model_type": "qwen3", "hidden_dropout": 0.4, "token_classification_bias": false"#,
+            ("score", false, 0.4),
+        ),
+        (
+            r#""model_type": "mistral", "classifier_dropout": 0.0"#,
+            ("score", true, 0.0),
+        ),
+    ] {
+        assert_eq!(head(&format!("{{{json}}}")), Some(expected), "{json}");
+    }
+    let bert = architecture(r#"{"model_type": "bert"}"#).unwrap();
+    assert!(bert.pooler().is_some());
+    assert_eq!(bert.labelling_tokens().unwrap().pooler(), None);
+    assert_eq!(head(r#"{"model_type": "vit"}"#), None);
+}
+
+#[test]
 fn rotary_positions_are_scaled_as_the_file_says() {
     let of = |rest: &str| {
         let json = format!(
