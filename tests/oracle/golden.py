@@ -54,6 +54,10 @@ def write_minilm(out, folder):
     return worst
 
 
+# The head's hidden layer is a `dense` too.
+DEBERTA_LAYERS = ["query_proj", "key_proj", "value_proj", "attention.output.dense", "intermediate.dense", "output.dense"]
+
+
 def write_tiny(out):
     tiny.write_all(out)
     tiny.write_decoders(out)
@@ -121,8 +125,10 @@ def write_tiny(out):
     for name, targets, head_modules in (
         ("tiny-bert", "all-linear", ("classifier",)),
         ("tiny-distilbert", ["q_lin", "v_lin"], ("classifier",)),
+        ("tiny-deberta", DEBERTA_LAYERS, ("classifier",)),
         ("tiny-llama", "all-linear", ("score",)),
         ("tiny-gpt2", "all-linear", ("classifier",)),
+        ("tiny-gemma2", "all-linear", ("score",)),
     ):
         # Some sentences are longer, and cut.
         words.write(out / name, targets, head_modules, most=40, **short)
@@ -133,9 +139,7 @@ def write_tiny(out):
 
 
 def write_deberta(folder, short):
-    # The head's hidden layer is a `dense` too.
-    layers = ["query_proj", "key_proj", "value_proj", "attention.output.dense", "intermediate.dense", "output.dense"]
-    linears = dict(targets=layers, head_modules=("pooler", "classifier"))
+    linears = dict(targets=DEBERTA_LAYERS, head_modules=("pooler", "classifier"))
     return write_encoder(folder, "tiny-deberta", linears, short)
 
 

@@ -830,7 +830,14 @@ fn running_layers_twice_changes_no_bit() {
 
 #[test]
 fn words_are_given_classes_as_with_peft() {
-    for model in ["tiny-bert", "tiny-distilbert", "tiny-llama", "tiny-gpt2"] {
+    for model in [
+        "tiny-bert",
+        "tiny-distilbert",
+        "tiny-deberta",
+        "tiny-llama",
+        "tiny-gpt2",
+        "tiny-gemma2",
+    ] {
         let goldens = format!("{model}/golden/words");
         let case = Case::open(&fixture(model), &goldens, "");
         case.check_run("random_b", 1e-5);
