@@ -2,11 +2,13 @@
 //! undefined (a division of nothing by nothing) is 0 here, so that a model that always answers the
 //! same scores no better than chance and can still be compared.
 
+mod chunks;
+
 use crate::error::{Error, Result};
 pub use crate::recipe::Metric;
-use crate::recipe::Problem;
+use crate::recipe::{Problem, TOP};
 
-/// What a model answered beside what was right: slices of equal length, one item per example.
+/// What a model answered beside what was right: slices of equal length, one item per example, or per word.
 #[derive(Clone, Copy, Debug)]
 pub enum Answers<'a> {
     /// Class indices, from 0.
@@ -15,6 +17,19 @@ pub enum Answers<'a> {
         predicted: &'a [u32],
         /// The data's.
         expected: &'a [u32],
+        /// How many classes the model would rather have answered than the data's.
+        before: &'a [u32],
+    },
+    /// Tags of words, as class indices.
+    Tags {
+        /// The model's.
+        predicted: &'a [u32],
+        /// The data's.
+        expected: &'a [u32],
+        /// Of sentence `i` they are those from `offsets[i]` to before `offsets[i + 1]`.
+        offsets: &'a [usize],
+        /// What the classes are called.
+        names: &'a [String],
     },
     /// Values of a regression.
     Values {
@@ -44,6 +59,12 @@ pub fn check(metrics: &[Metric], problem: Problem, classes: usize) -> Result<()>
             ))
             .help("name `macro_f1` or `accuracy` instead"));
         }
+        if *metric == Metric::AccuracyTop5 && classes <= TOP {
+            return Err(Error::user(format!(
+                "`data.metrics` names `accuracy_top5`, which is for more than {TOP} classes, but there are {classes}"
+            ))
+            .help("name `accuracy` instead"));
+        }
     }
     Ok(())
 }
@@ -53,6 +74,7 @@ fn other_kind(metric: Metric, problem: Problem) -> Error {
         Problem::Classification => "a classification task",
         Problem::Regression => "a regression task",
         Problem::CausalLm => "causal language modelling",
+        Problem::TokenClassification => "token classification",
     };
     Error::user(format!("the metric `{metric}` needs {needs}")).help(format!(
         "for {problem} there are: {}",
@@ -62,13 +84,19 @@ fn other_kind(metric: Metric, problem: Problem) -> Error {
 
 /// Each of `metrics` over `answers`, in the order asked for.
 ///
-/// An error for a metric of the other kind of task, F1 of more than two classes, no examples at all
+/// An error for a metric of another kind of task, F1 of more than two classes, no examples at all
 /// or lists of different length.
 pub fn compute(metrics: &[Metric], answers: Answers<'_>) -> Result<Vec<(Metric, f64)>> {
     let (predicted, expected) = match answers {
         Answers::Classes {
             predicted,
             expected,
+            ..
+        }
+        | Answers::Tags {
+            predicted,
+            expected,
+            ..
         } => (predicted.len(), expected.len()),
         Answers::Values {
             predicted,
@@ -85,19 +113,44 @@ pub fn compute(metrics: &[Metric], answers: Answers<'_>) -> Result<Vec<(Metric, 
         return Err(Error::user("there are no labelled examples to evaluate on")
             .help("check the validation file and `limit` in [data]"));
     }
+    let chunks = match answers {
+        Answers::Tags {
+            predicted,
+            expected,
+            offsets,
+            names,
+        } => chunks::count(names, offsets, [predicted, expected]),
+        _ => chunks::Counts::default(),
+    };
     metrics
         .iter()
-        .map(|&metric| Ok((metric, one(metric, answers)?)))
+        .map(|&metric| Ok((metric, one(metric, answers, chunks)?)))
         .collect()
 }
 
-fn one(metric: Metric, answers: Answers<'_>) -> Result<f64> {
+fn one(metric: Metric, answers: Answers<'_>, chunks: chunks::Counts) -> Result<f64> {
     match (metric, answers) {
         (
             Metric::Accuracy,
             Answers::Classes {
                 predicted,
                 expected,
+                ..
+            },
+        ) => Ok(accuracy(predicted, expected)),
+        (Metric::AccuracyTop5, Answers::Classes { before, .. }) => {
+            let right = before.iter().filter(|before| (**before as usize) < TOP);
+            Ok(ratio(right.count() as f64, before.len() as f64))
+        }
+        (Metric::OverallF1, Answers::Tags { .. }) => Ok(chunks.f1()),
+        (Metric::OverallPrecision, Answers::Tags { .. }) => Ok(chunks.precision()),
+        (Metric::OverallRecall, Answers::Tags { .. }) => Ok(chunks.recall()),
+        (
+            Metric::OverallAccuracy,
+            Answers::Tags {
+                predicted,
+                expected,
+                ..
             },
         ) => Ok(accuracy(predicted, expected)),
         (
@@ -105,6 +158,7 @@ fn one(metric: Metric, answers: Answers<'_>) -> Result<f64> {
             Answers::Classes {
                 predicted,
                 expected,
+                ..
             },
         ) => match predicted.iter().chain(expected).max() {
             Some(&class) if class > 1 => Err(Error::user(format!(
@@ -118,6 +172,7 @@ fn one(metric: Metric, answers: Answers<'_>) -> Result<f64> {
             Answers::Classes {
                 predicted,
                 expected,
+                ..
             },
         ) => Ok(macro_f1(predicted, expected)),
         (
@@ -125,6 +180,7 @@ fn one(metric: Metric, answers: Answers<'_>) -> Result<f64> {
             Answers::Classes {
                 predicted,
                 expected,
+                ..
             },
         ) => Ok(matthews(predicted, expected)),
         (
@@ -143,6 +199,7 @@ fn one(metric: Metric, answers: Answers<'_>) -> Result<f64> {
         ) => Ok(spearman(&wide(predicted), &wide(expected))),
         (Metric::Perplexity, Answers::Tokens { loss, count }) => Ok((loss / count as f64).exp()),
         (metric, Answers::Classes { .. }) => Err(other_kind(metric, Problem::Classification)),
+        (metric, Answers::Tags { .. }) => Err(other_kind(metric, Problem::TokenClassification)),
         (metric, Answers::Values { .. }) => Err(other_kind(metric, Problem::Regression)),
         (metric, Answers::Tokens { .. }) => Err(other_kind(metric, Problem::CausalLm)),
     }
@@ -358,6 +415,7 @@ mod tests {
         let answers = Answers::Classes {
             predicted: &PREDICTED,
             expected: &EXPECTED,
+            before: &[0, 0, 0, 1, 1, 1, 0, 0, 0, 0],
         };
         let values = compute(&[Metric::F1, Metric::Accuracy], answers).unwrap();
         assert_eq!(
@@ -373,10 +431,23 @@ mod tests {
     }
 
     #[test]
+    fn the_right_class_is_looked_for_among_the_first_five() {
+        let answers = Answers::Classes {
+            predicted: &[0, 1, 2, 3],
+            expected: &[0, 2, 0, 1],
+            before: &[0, 4, 5, 1],
+        };
+        let metrics = [Metric::AccuracyTop5, Metric::Accuracy];
+        let values = compute(&metrics, answers).unwrap();
+        assert_eq!(values, [(metrics[0], 0.75), (metrics[1], 0.25)]);
+    }
+
+    #[test]
     fn refuses_what_cannot_be_computed() {
         let classes = |predicted, expected| Answers::Classes {
             predicted,
             expected,
+            before: &[],
         };
         let values = Answers::Values {
             predicted: &[1.0],
@@ -394,6 +465,11 @@ mod tests {
                 "needs a regression task",
             ),
             (Metric::Accuracy, values, "needs a classification task"),
+            (
+                Metric::OverallF1,
+                classes(&[0], &[0]),
+                "needs token classification",
+            ),
             (Metric::Accuracy, classes(&[], &[]), "no labelled examples"),
             (
                 Metric::Accuracy,
@@ -412,8 +488,13 @@ mod tests {
         assert!(check(&[Metric::F1], classification, 2).is_ok());
         assert!(check(&[Metric::MacroF1], classification, 3).is_ok());
         assert!(check(&[Metric::Perplexity], Problem::CausalLm, 0).is_ok());
+        assert!(check(&[Metric::AccuracyTop5], classification, 6).is_ok());
+        assert!(check(&[Metric::OverallRecall], Problem::TokenClassification, 9).is_ok());
         for (metric, problem, classes) in [
             (Metric::F1, classification, 3),
+            (Metric::AccuracyTop5, classification, 5),
+            (Metric::OverallF1, classification, 5),
+            (Metric::Accuracy, Problem::TokenClassification, 5),
             (Metric::Pearson, classification, 2),
             (Metric::Accuracy, Problem::Regression, 0),
             (Metric::Perplexity, classification, 2),
@@ -429,11 +510,17 @@ mod tests {
     fn the_recipes_names_are_the_metrics_names() {
         for metric in [
             Metric::Accuracy,
+            Metric::AccuracyTop5,
             Metric::F1,
             Metric::MacroF1,
             Metric::Matthews,
             Metric::Pearson,
             Metric::Spearman,
+            Metric::Perplexity,
+            Metric::OverallF1,
+            Metric::OverallPrecision,
+            Metric::OverallRecall,
+            Metric::OverallAccuracy,
         ] {
             assert_eq!(serde_json::to_value(metric).unwrap(), metric.name());
         }

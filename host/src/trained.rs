@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::data::words::{self, Sentence};
 use crate::data::{self, Encoded, Encoder, Example, Learnt, Limits, Places, Template, image};
 use crate::error::{Error, Result};
 use crate::export::{self, Peft};
 use crate::kernel::Kernels;
 use crate::metrics::{self, Metric};
 use crate::model::{Model, ModelFolder, Pretrained, fetch};
-use crate::recipe::Recipe;
+use crate::recipe::{Problem, Recipe};
 use crate::run::Run;
 use crate::train::trainee::Trainee;
 
@@ -20,6 +21,7 @@ const ANSWERS: &[&str] = &[
     "model.name",
     "model.revision",
     "model.max_length",
+    "model.precision",
     "model.train_pooler",
 ];
 /// Keys that decide what is scored.
@@ -114,7 +116,7 @@ impl Trained {
             None => Learnt::from_recipe(&recipe, &adapter_dir)?,
         };
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
-        let pretrained = Pretrained::open(&folder, &recipe.model)?;
+        let pretrained = Pretrained::open_for(&folder, &recipe.model, learnt.problem)?;
         let adapter = export::read(&adapter_dir, &pretrained.config)?;
         let pretrained = adapter.fit(pretrained)?;
         Ok(Trained {
@@ -148,6 +150,10 @@ impl Trained {
             return image::load_split(&self.recipe.data, &reader, &self.learnt, name);
         }
         let limits = Limits::of(&self.pretrained.config)?;
+        if self.learnt.problem == Problem::TokenClassification {
+            let encoder = self.encoder()?;
+            return words::load_split(&self.recipe.data, &encoder, &limits, &self.learnt, name);
+        }
         let template = self.recipe.data.is_chat().then(|| self.chat_template());
         let (encoder, template) = (self.encoder()?, template.transpose()?);
         let written = (&encoder, template.as_ref());
@@ -212,6 +218,15 @@ impl Trained {
     pub fn tokenize(&self, texts: &[Example], places: &Places) -> Result<Encoded> {
         let (encoder, limits) = (self.encoder()?, Limits::of(&self.pretrained.config)?);
         let encoded = data::encode(&encoder, texts, places)?;
+        data::check(&encoded, &limits, &encoder)?;
+        Ok(encoded)
+    }
+
+    /// Sentences in words, tokenised; `places` names them in errors.
+    pub fn tokenize_words(&self, sentences: &[Sentence], places: &Places) -> Result<Encoded> {
+        let (encoder, limits) = (self.encoder()?, Limits::of(&self.pretrained.config)?);
+        let named = ("what is to be tagged", places);
+        let encoded = words::encode(&encoder, sentences, &self.learnt.labels, named)?;
         data::check(&encoded, &limits, &encoder)?;
         Ok(encoded)
     }

@@ -147,7 +147,8 @@ pub struct Operation {
     /// Bytes that are kept there beside whole values.
     #[serde(skip_serializing_if = "is_default")]
     pub saved: Amount,
-    /// Bytes of its frozen weights, which are laid out a second time where the gradient of what it reads is wanted.
+    /// Bytes of its frozen weights, where a host lays them out a second time once the gradient of what it reads is
+    /// wanted. dynalora reads one layout both ways, and says none.
     #[serde(skip_serializing_if = "is_default")]
     pub weights: u64,
     /// The modules in it.
@@ -200,7 +201,7 @@ pub struct Cost {
     pub backward: u64,
     /// Bytes of activations that are kept from the forward pass for the backward one.
     pub activations: u64,
-    /// Bytes of frozen weights that are laid out a second time, for the gradients of what their layers read.
+    /// Bytes of frozen weights that a host lays out a second time, for the gradients of what their layers read.
     pub weights: u64,
     /// Bytes of the gradients of what trains.
     pub gradients: u64,

@@ -5,7 +5,8 @@
 
 With --expect it also compares, with --merged with those of the folder that `dynalora merge` wrote: exit code 1 where the
 logits are further apart than --tolerance, or where PEFT did not take every tensor of the adapter's file as it stands.
-Of a model that predicts tokens, the logits are those after a sentence's last.
+Of a model that predicts tokens, the logits are those after a sentence's last; of one that tags words, those of each word's
+first token, one word after the other.
 """
 
 import argparse
@@ -22,11 +23,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
 )
 from transformers.image_utils import load_image
 
 from common import be_deterministic, write_json
+from words import first_tokens, tokenizer_of
 
 # The last layer of each family's head: its rows are the labels.
 HEAD_OUTPUTS = ("classifier.weight", "classifier.out_proj.weight", "score.weight")
@@ -58,6 +61,17 @@ def logits(model, tokenizer, lines, with_pairs, max_length):
         inputs = tokenizer(*texts, truncation="longest_first", max_length=max_length, return_tensors="pt")
         found = model(**inputs).logits[0]
         result.append((found if found.ndim == 1 else found[-1]).tolist())
+    return result
+
+
+@torch.no_grad()
+def logits_of_words(model, tokenizer, lines, max_length):
+    result = []
+    for line in lines:
+        inputs = tokenizer(
+            [line.split()], is_split_into_words=True, truncation=True, max_length=max_length, return_tensors="pt"
+        )
+        result += model(**inputs).logits[0][first_tokens(inputs, 0)].tolist()
     return result
 
 
@@ -102,6 +116,8 @@ def main():
     if task == "CAUSAL_LM":
         kind = AutoModelForCausalLM
     else:
+        if task == "TOKEN_CLS":
+            kind = AutoModelForTokenClassification
         settings["num_labels"] = count_labels(saved)
     if arguments.images is not None:
         kind = AutoModelForImageClassification
@@ -116,6 +132,8 @@ def main():
         if arguments.images is not None:
             return logits_of_images(model, folder, arguments.images)
         lines = arguments.sentences.read_text(encoding="utf-8").splitlines()
+        if task == "TOKEN_CLS":
+            return logits_of_words(model, tokenizer_of(folder), lines, arguments.max_length)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return logits(model, tokenizer, lines, arguments.pairs, arguments.max_length)
 

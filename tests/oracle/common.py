@@ -28,6 +28,10 @@ DROPOUTS = (
     "resid_pdrop",
     "embd_pdrop",
     "attn_pdrop",
+    "embedding_dropout",
+    "mlp_dropout",
+    "cls_dropout",
+    "pooler_dropout",
 )
 
 
@@ -82,7 +86,8 @@ def load(kind, folder, **settings):
     """The folder's model of this kind, in f32, without any dropout."""
     config = AutoConfig.from_pretrained(folder, **settings)
     for name in DROPOUTS:
-        if hasattr(config, name):
+        # A decoder's head over tokens drops out by `classifier_dropout`, which its config lacks.
+        if hasattr(config, name) or name == "classifier_dropout":
             setattr(config, name, 0.0)
     return kind.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager")
 
@@ -110,11 +115,17 @@ def image_classifier(folder, labels, head=None):
     return classifier(folder, labels, head, AutoModelForImageClassification)
 
 
+def body_prefix(model):
+    """What names of the base model's parts begin with."""
+    # CLIP's class says `clip`, which none of its parts is called.
+    return "vision_model." if model.config.model_type == "clip" else model.base_model_prefix + "."
+
+
 def draw_head(folder, labels, scale, make=classifier):
     """A head drawn from a normal distribution: every parameter outside the base model."""
     model = make(folder, labels)
     generator = torch.Generator().manual_seed(SEED + labels)
-    base = model.base_model_prefix + "."
+    base = body_prefix(model)
     return {
         name: torch.randn(parameter.shape, generator=generator) * scale
         for name, parameter in model.named_parameters()

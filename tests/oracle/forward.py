@@ -3,7 +3,7 @@
 import torch
 from tokenizers import Tokenizer
 
-from common import classifier, pairs, sentences, write_tensors
+from common import SEED, classifier, pairs, sentences, write_tensors
 
 # The sentences whose whole hidden state is kept: short, middling and rather long.
 WHOLE = (0, 17, 31, 3)
@@ -108,3 +108,20 @@ def write_tiny(out, folder, encoder, head):
     }
     write_tensors(out / "forward.safetensors", tensors)
     return worst
+
+
+@torch.no_grad()
+def write_extremes(out, folder, head, max_length):
+    """A sequence of one token and one of as many as there can be: their hidden states and logits."""
+    model = classifier(folder, head=head)
+    generator = torch.Generator().manual_seed(SEED)
+    # Beyond the special ones.
+    ids = torch.randint(5, model.config.vocab_size, (1 + max_length,), generator=generator)
+    tensors = {"ids": ids.to(torch.int32), "type_ids": torch.zeros_like(ids, dtype=torch.int32)}
+    tensors["offsets"] = torch.tensor([0, 1, 1 + max_length], dtype=torch.int32)
+    logits = []
+    for index, part in enumerate((ids[:1], ids[1:])):
+        output = model(input_ids=part[None], output_hidden_states=True)
+        tensors[f"hidden.{index}"] = output.hidden_states[-1][0]
+        logits.append(output.logits[0])
+    write_tensors(out / "extremes.safetensors", {**tensors, "logits": torch.stack(logits)})

@@ -30,6 +30,7 @@ import scores
 import signals
 import tiny
 import training
+import words
 from common import FIXTURES, SEED, Encoder, be_deterministic, draw_head, write_json
 
 MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -53,11 +54,18 @@ def write_minilm(out, folder):
     return worst
 
 
+# The head's hidden layer is a `dense` too.
+DEBERTA_LAYERS = ["query_proj", "key_proj", "value_proj", "attention.output.dense", "intermediate.dense", "output.dense"]
+
+
 def write_tiny(out):
     tiny.write_all(out)
     tiny.write_decoders(out)
     short = dict(steps=20, rank=4, alpha=8)
     worst = 0.0
+    worst = max(worst, write_deberta(out / "tiny-deberta", short))
+    for name in tiny.MODERNBERTS:
+        worst = max(worst, write_modernbert(out / name, name, short))
     for name, max_length, targets, head_modules in (
         ("tiny-bert", 64, ["query", "value"], ("classifier",)),
         ("tiny-roberta", 62, ["query", "value"], ("classifier",)),
@@ -101,6 +109,10 @@ def write_tiny(out):
                 folder, encoder, head, name, targets="all-linear", loraplus_lr_ratio=8.0, weight_decay=0.0, **short
             )
             training.write_tiny(plus, folder / "golden" / "loraplus", indices)
+            pissa = training.Setup(
+                folder, encoder, head, name, targets="all-linear", init_lora_weights="pissa", **short
+            )
+            training.write_pissa(pissa, folder / "golden" / "pissa", indices)
             setup = training.Setup(
                 folder, encoder, head, name, head_modules=("classifier", "pooler"), pooler_scale=2.0, **short
             )
@@ -110,32 +122,74 @@ def write_tiny(out):
             for suffix in ("-f16", "-bf16"):
                 half = out / (name + suffix)
                 forward.write_tiny(half / "golden", half, encoder, head)
-    for name in tiny.IMAGES:
+    for name, targets, head_modules in (
+        ("tiny-bert", "all-linear", ("classifier",)),
+        ("tiny-distilbert", ["q_lin", "v_lin"], ("classifier",)),
+        ("tiny-deberta", DEBERTA_LAYERS, ("classifier",)),
+        ("tiny-llama", "all-linear", ("score",)),
+        ("tiny-gpt2", "all-linear", ("classifier",)),
+        ("tiny-gemma2", "all-linear", ("score",)),
+    ):
+        # Some sentences are longer, and cut.
+        words.write(out / name, targets, head_modules, most=40, **short)
+    for name in (*tiny.IMAGES, "tiny-clip"):
         tiny.write_images(out, name)
         worst = max(worst, images.write(out / name, name, **short))
     return max(worst, write_decoders(out, short))
 
 
+def write_deberta(folder, short):
+    linears = dict(targets=DEBERTA_LAYERS, head_modules=("pooler", "classifier"))
+    return write_encoder(folder, "tiny-deberta", linears, short)
+
+
+def write_modernbert(folder, name, short):
+    # PEFT's all-linear would take the head's hidden layer too.
+    linears = dict(targets=["Wqkv", "Wo", "Wi"], head_modules=("head", "classifier"))
+    return write_encoder(folder, name, linears, short)
+
+
+def write_encoder(folder, name, linears, short):
+    golden = folder / "golden"
+    encoder = Encoder(folder, tiny.SHAPE["positions"])
+    head = draw_head(folder, labels=2, scale=0.2)
+    forward.write_tokens(golden / "tokens.safetensors", folder, encoder)
+    worst = forward.write_tiny(golden, folder, encoder, head)
+    forward.write_extremes(golden, folder, head, encoder.max_length)
+    setup = training.Setup(folder, encoder, head, name, **linears, **short)
+    training.write_tiny(setup, golden / "all-linear", forward.short_sentences(encoder))
+    if name == "tiny-modernbert":
+        signals.write(setup, golden / "all-linear" / "signals.json")
+    return worst
+
+
+# Those whose windows and caps are held against sequences of one token and of as many as there can be.
+EXTREMES = ("tiny-mistral-sliding", "tiny-qwen2-sliding", "tiny-gemma2", "tiny-gemma3")
+
+
 def write_decoders(out, short):
-    worst = 0.0
-    for name in tiny.DECODERS:
-        folder = out / name
-        golden = folder / "golden"
-        encoder = Encoder(folder, tiny.SHAPE["positions"])
-        head = draw_head(folder, labels=2, scale=0.2)
-        forward.write_tokens(golden / "tokens.safetensors", folder, encoder)
-        worst = max(worst, forward.write_tiny(golden, folder, encoder, head))
-        indices = forward.short_sentences(encoder)
-        setup = training.Setup(folder, encoder, head, name, targets="all-linear", head_modules=("score",), **short)
-        if name in ("tiny-llama", "tiny-gpt2"):
-            training.write_tiny(setup, golden / "all-linear", indices)
-            signals.write(setup, golden / "all-linear" / "signals.json")
-        language = dataclasses.replace(setup, labels=0, head_modules=())
-        training.write_tiny(language, golden / "causal-lm", indices)
-        if name == "tiny-llama":
-            # Of a prompt of so many tokens nothing is predicted.
-            masked = dataclasses.replace(language, ignored=5)
-            training.write_tiny(masked, golden / "causal-lm-response", indices)
+    return max(write_decoder(out / name, name, short) for name in tiny.DECODERS)
+
+
+def write_decoder(folder, name, short):
+    golden = folder / "golden"
+    encoder = Encoder(folder, tiny.SHAPE["positions"])
+    head = draw_head(folder, labels=2, scale=0.2)
+    forward.write_tokens(golden / "tokens.safetensors", folder, encoder)
+    worst = forward.write_tiny(golden, folder, encoder, head)
+    if name in EXTREMES:
+        forward.write_extremes(golden, folder, head, encoder.max_length)
+    indices = forward.short_sentences(encoder)
+    setup = training.Setup(folder, encoder, head, name, targets="all-linear", head_modules=("score",), **short)
+    if name in ("tiny-llama", "tiny-gpt2", "tiny-gemma2"):
+        training.write_tiny(setup, golden / "all-linear", indices)
+        signals.write(setup, golden / "all-linear" / "signals.json")
+    language = dataclasses.replace(setup, labels=0, head_modules=())
+    training.write_tiny(language, golden / "causal-lm", indices)
+    if name == "tiny-llama":
+        # Of a prompt of so many tokens nothing is predicted.
+        masked = dataclasses.replace(language, ignored=5)
+        training.write_tiny(masked, golden / "causal-lm-response", indices)
     return worst
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig
 
 import training
-from common import SEED, draw_head, image_classifier, write_tensors
+from common import SEED, body_prefix, draw_head, image_classifier, write_tensors
 from forward import PADDING_TOLERANCE
 
 IMAGES = 12
@@ -16,12 +16,13 @@ BATCH = 4
 WHOLE = range(4)
 # Every linear of the layers, by the names that the modules have since Transformers 5. The checkpoint, and every
 # release before, calls them query, key, value, attention.output.dense, intermediate.dense, output.dense.
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2"]
 
 
 def draw_images(folder):
     """Images of random bytes in the model's size, made what the processor makes of them: from -1 to 1."""
-    size = AutoConfig.from_pretrained(folder).image_size
+    config = AutoConfig.from_pretrained(folder)
+    size = getattr(config, "vision_config", config).image_size
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     generator = torch.Generator().manual_seed(SEED)
     values = torch.randint(0, 256, (IMAGES, 3, height, width), generator=generator)
@@ -60,7 +61,8 @@ class ImageSetup(training.Setup):
 def write_forward(out, folder, head, pixels):
     model = image_classifier(folder, LABELS, head)
     outputs = [model(image[None], output_hidden_states=True) for image in pixels]
-    last = [model.base_model(image[None]).last_hidden_state[0] for image in pixels]
+    body = getattr(model, body_prefix(model).removesuffix("."))
+    last = [body(image[None]).last_hidden_state[0] for image in pixels]
     logits = torch.stack([output.logits[0] for output in outputs])
     worst = (model(pixels).logits - logits).abs().max().item()
     if worst > PADDING_TOLERANCE:

@@ -9,14 +9,26 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     BertConfig,
     BertModel,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -103,13 +115,15 @@ def byte_level_bpe():
 
 def randomise(model):
     """Gives every parameter its own noise, biases and norms too, so that none can be mistaken for another."""
+    # Gemma's norms keep their scale less 1.
+    usual = 0.0 if "gemma" in model.config.model_type else 1.0
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             norm_weight = ("norm" in name.lower() or ".ln_" in name) and name.endswith("weight")
             scale = 0.1 if parameter.ndim == 1 else 0.2
             noise = torch.randn(parameter.shape, generator=generator) * scale
-            parameter.copy_(noise + 1.0 if norm_weight else noise)
+            parameter.copy_(noise + usual if norm_weight else noise)
 
 
 def write_folder(folder, model, tokenizer, tokenizer_config):
@@ -214,10 +228,95 @@ def write_distilbert(folder):
     write_folder(folder, model, tokenizer, bert_tokenizer_config("DistilBertTokenizer"))
 
 
+def write_deberta(out):
+    """As the third version is published, with distances that share rows within 64 positions."""
+    tokenizer = wordpiece()
+    config = DebertaV2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=30,
+        num_hidden_layers=SHAPE["layers"],
+        num_attention_heads=3,
+        intermediate_size=40,
+        max_position_embeddings=SHAPE["positions"],
+        type_vocab_size=0,
+        relative_attention=True,
+        position_biased_input=False,
+        pos_att_type="p2c|c2p",
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_buckets=8,
+        max_relative_positions=-1,
+        pooler_hidden_act="gelu",
+    )
+    write_folder(out / "tiny-deberta", DebertaV2ForMaskedLM(config), tokenizer, bert_tokenizer_config("PreTrainedTokenizerFast"))
+
+
+# Windows shorter than most sentences, heads that are no power of two. As published: no biases, a head over the mean, one
+# layer in three that attends to all; and the contrary: every bias, a head over the first token, whose last layer is local.
+MODERNBERTS = {
+    "tiny-modernbert": (
+        ModernBertForMaskedLM,
+        dict(num_hidden_layers=3, classifier_pooling="mean", local_attention=9, mlp_dropout=0.1, classifier_dropout=0.1),
+    ),
+    "tiny-modernbert-biased": (
+        ModernBertModel,
+        dict(
+            num_hidden_layers=2,
+            global_attn_every_n_layers=2,
+            local_attention=6,
+            norm_bias=True,
+            attention_bias=True,
+            mlp_bias=True,
+            classifier_bias=True,
+            classifier_activation="relu",
+            hidden_activation="silu",
+            norm_eps=1e-3,
+            attention_dropout=0.1,
+            embedding_dropout=0.1,
+            rope_parameters={
+                "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        ),
+    ),
+}
+
+
+def write_modernbert(out, name):
+    make, settings = MODERNBERTS[name]
+    tokenizer = wordpiece()
+    specials = {role: tokenizer.token_to_id(f"[{role.upper()}]") for role in ("pad", "cls", "sep")}
+    config = ModernBertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=36,
+        intermediate_size=40,
+        num_attention_heads=3,
+        max_position_embeddings=SHAPE["positions"],
+        bos_token_id=specials["cls"],
+        eos_token_id=specials["sep"],
+        **{f"{role}_token_id": index for role, index in specials.items()},
+        **settings,
+    )
+    tokenizer_config = bert_tokenizer_config("PreTrainedTokenizerFast")
+    tokenizer_config["model_input_names"] = ["input_ids", "attention_mask"]
+    write_folder(out / name, make(config), tokenizer, tokenizer_config)
+
+
 def write_all(out):
     write_bert_variants(out / "tiny-bert", write_bert(out / "tiny-bert"))
     write_roberta(out / "tiny-roberta")
     write_distilbert(out / "tiny-distilbert")
+    write_deberta(out)
+    for name in MODERNBERTS:
+        write_modernbert(out, name)
+
+
+def small(common):
+    return {**common, "hidden_size": 24, "intermediate_size": 40}
+
+
+# What puts a token before a text.
+STARTED = ("tiny-llama", "tiny-mistral", "tiny-gemma2")
 
 
 # Grouped heads, heads wider than their share, tied and own heads, biases, norms of heads, scaled positions: each
@@ -257,6 +356,47 @@ DECODERS = {
     "tiny-qwen3": lambda common: Qwen3ForCausalLM(
         Qwen3Config(num_attention_heads=4, num_key_value_heads=2, head_dim=8, **common)
     ),
+    "tiny-mistral-sliding": lambda common: MistralForCausalLM(
+        MistralConfig(num_attention_heads=3, num_key_value_heads=1, sliding_window=5, **small(common))
+    ),
+    "tiny-qwen2-sliding": lambda common: Qwen2ForCausalLM(
+        Qwen2Config(
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            use_sliding_window=True,
+            sliding_window=4,
+            max_window_layers=1,
+            **small(common),
+        )
+    ),
+    "tiny-gemma2": lambda common: Gemma2ForCausalLM(
+        Gemma2Config(
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            head_dim=12,
+            query_pre_attn_scalar=20,
+            attn_logit_softcapping=1.5,
+            final_logit_softcapping=2.5,
+            sliding_window=5,
+            **{**small(common), "num_hidden_layers": 3},
+        )
+    ),
+    "tiny-gemma3": lambda common: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=10,
+            query_pre_attn_scalar=7,
+            sliding_window=6,
+            attention_bias=True,
+            layer_types=["full_attention", "sliding_attention"],
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+            **small(common),
+        )
+    ),
     "tiny-gpt2": lambda common: GPT2LMHeadModel(
         GPT2Config(
             vocab_size=common["vocab_size"],
@@ -272,33 +412,37 @@ DECODERS = {
 
 
 def write_decoders(out):
-    for name, make in DECODERS.items():
-        tokenizer = byte_level_bpe()
-        # Of these families some put a token before a text, and some nothing.
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A" if name in ("tiny-llama", "tiny-mistral") else "$A",
-            pair="<s> $A $B" if name in ("tiny-llama", "tiny-mistral") else "$A $B",
-            special_tokens=[("<s>", tokenizer.token_to_id("<s>"))],
-        )
-        common = dict(
-            vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=48,
-            intermediate_size=72,
-            num_hidden_layers=SHAPE["layers"],
-            max_position_embeddings=SHAPE["positions"],
-            bos_token_id=0,
-            pad_token_id=1,
-            eos_token_id=2,
-        )
-        tokenizer_config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": SHAPE["positions"],
-            "model_input_names": ["input_ids", "attention_mask"],
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "pad_token": "<pad>",
-        }
-        write_folder(out / name, make(common), tokenizer, tokenizer_config)
+    for name in DECODERS:
+        write_decoder(out, name)
+
+
+def write_decoder(out, name):
+    tokenizer = byte_level_bpe()
+    # Of these families some put a token before a text, and some nothing.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A" if name in STARTED else "$A",
+        pair="<s> $A $B" if name in STARTED else "$A $B",
+        special_tokens=[("<s>", tokenizer.token_to_id("<s>"))],
+    )
+    common = dict(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=48,
+        intermediate_size=72,
+        num_hidden_layers=SHAPE["layers"],
+        max_position_embeddings=SHAPE["positions"],
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": SHAPE["positions"],
+        "model_input_names": ["input_ids", "attention_mask"],
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+    }
+    write_folder(out / name, DECODERS[name](common), tokenizer, tokenizer_config)
 
 
 # Image models: a square of square patches; and an oblong of oblong ones, with a second token in front of them and queries,
@@ -309,8 +453,34 @@ IMAGES = {
 }
 
 
+def write_clip(folder):
+    """Both towers, and beside it the images' alone."""
+    tower = {
+        "hidden_size": 24,
+        "num_hidden_layers": SHAPE["layers"],
+        "num_attention_heads": 3,
+        "intermediate_size": 40,
+        "projection_dim": 8,
+    }
+    config = CLIPConfig(
+        vision_config={**tower, "image_size": 15, "patch_size": 5},
+        text_config={**tower, "num_hidden_layers": 1, "vocab_size": 40, "max_position_embeddings": 8},
+        projection_dim=8,
+    )
+    model = CLIPModel(config)
+    randomise(model)
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 15}, crop_size=15, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    for part, to in ((model, folder), (model.vision_model, folder.with_name(folder.name + "-vision"))):
+        part.save_pretrained(to)
+        processor.save_pretrained(to)
+
+
 def write_images(out, name):
     """A base model without a pooler."""
+    if name == "tiny-clip":
+        return write_clip(out / name)
     make_config, make, settings = IMAGES[name]
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,10 @@ from peft import LoraConfig, TaskType, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.vera.layer import VeraLayer
+from safetensors.torch import load_file
 from transformers import get_linear_schedule_with_warmup
 
-from common import SEED, classifier, language_model, sentences, write_json, write_tensors
+from common import SEED, body_prefix, classifier, language_model, sentences, write_json, write_tensors
 
 SIGNAL_STEPS = 5
 
@@ -36,6 +37,8 @@ class Setup:
     rank_pattern: dict = field(default_factory=dict)
     alpha_pattern: dict = field(default_factory=dict)
     use_rslora: bool = False
+    # True for PEFT's own start, or "pissa".
+    init_lora_weights: object = True
     # LoRA+'s, whose weight decay is 0 and leaves out vectors where it is not.
     loraplus_lr_ratio: float = None
     # What a saved pooler is multiplied by, so that it is not the base model's.
@@ -108,6 +111,7 @@ class Setup:
             **({"alpha": self.alpha} if self.method == "lora" else {"d_initial": self.d_initial}),
             **({"rank_pattern": self.rank_pattern} if self.rank_pattern else {}),
             **({"alpha_pattern": self.alpha_pattern} if self.alpha_pattern else {}),
+            **({"init_lora_weights": self.init_lora_weights} if self.init_lora_weights is not True else {}),
             "dropout": 0.0,
             "optimiser": "torch.optim.AdamW",
             "learning_rate": self.learning_rate,
@@ -136,7 +140,12 @@ def build(setup, random_b):
     if setup.method == "lora":
         patterns = dict(rank_pattern=setup.rank_pattern, alpha_pattern=setup.alpha_pattern)
         config = LoraConfig(
-            lora_alpha=setup.alpha, lora_dropout=0.0, use_rslora=setup.use_rslora, **patterns, **common
+            lora_alpha=setup.alpha,
+            lora_dropout=0.0,
+            use_rslora=setup.use_rslora,
+            init_lora_weights=setup.init_lora_weights,
+            **patterns,
+            **common,
         )
         noise = {".lora_B.": setup.b_scale}
     else:
@@ -180,8 +189,18 @@ def trainable(model):
 def modules(model):
     """The adapted linears in forward order, named by their path in the base model."""
     base = model.get_base_model()
-    prefix = base.base_model_prefix + "."
-    return {n.removeprefix(prefix): m for n, m in base.named_modules() if isinstance(m, (LoraLayer, VeraLayer))}
+    prefix = body_prefix(base)
+    found = {n.removeprefix(prefix): m for n, m in base.named_modules() if isinstance(m, (LoraLayer, VeraLayer))}
+    return {path: found[path] for path in in_forward_order(list(found))}
+
+
+def in_forward_order(paths):
+    """Queries before keys before values, which CLIP has another way round."""
+    parent = lambda path: path.rpartition(".")[0]
+    parents = [parent(path) for path in paths]
+    roles = ("q_proj", "k_proj", "v_proj")
+    role = lambda path: next((at for at, role in enumerate(roles) if path.endswith(role)), len(roles))
+    return sorted(paths, key=lambda path: (parents.index(parent(path)), role(path), paths.index(path)))
 
 
 def own_parameters(module):
@@ -218,6 +237,9 @@ class Signals:
 
     def keep(self, path):
         def hook(_module, inputs, output):
+            # DeBERTa's run once more, over positions.
+            if path in self.inputs:
+                return
             self.inputs[path], self.outputs[path] = inputs[0].detach(), output.detach()
 
         return hook
@@ -383,6 +405,32 @@ def write_tiny(setup, out, indices):
     save_adapter(setup, model, out / "trained")
     write_logits(setup, model, out / "trained", indices)
     write_json(out / "training.json", {**header(setup), "runs": {"random_b": log}})
+
+
+def write_pissa(setup, out, indices):
+    """A run of PiSSA's: the pair that it starts from, its curve, and what has been learnt as plain LoRA."""
+    start = build(setup, random_b=False)
+    # PEFT would take the components out of the weight once more.
+    start.peft_config["default"].init_lora_weights = True
+    save_adapter(setup, start, out / "start")
+    model, log = train(setup, random_b=False)
+    # Of a share that the start is a part of.
+    del log["signals"]
+    model.peft_config["default"].init_lora_weights = True
+    model.peft_config["default"].base_model_name_or_path = setup.name
+    model.peft_config["default"].target_modules = setup.targets
+    model.save_pretrained(
+        out / "trained", save_embedding_layers=False, path_initial_model_for_weight_conversion=str(out / "start")
+    )
+    for folder in ("start", "trained"):
+        (out / folder / "README.md").unlink(missing_ok=True)
+    # What is not LoRA's is left out there.
+    tensors = load_file(out / "trained" / "adapter_model.safetensors")
+    head = {name: tensor for name, tensor in trainable(model).items() if ".lora_" not in name}
+    write_tensors(out / "trained" / "adapter_model.safetensors", {**tensors, **head})
+    save_adapter(setup, start, out / "start")
+    write_logits(setup, model, out / "trained", indices)
+    write_json(out / "training.json", {**header(setup), "runs": {"start": log}})
 
 
 def write_adapter(setup, out, indices):

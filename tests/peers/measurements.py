@@ -67,9 +67,18 @@ def peft_cola(lab: Lab) -> Sample:
     return {"rate": rate(lab.cola, lab.run_peer(lab.model, lab.cola))}
 
 
-def peft_cola_bf16(lab: Lab) -> Sample:
+def require_bf16() -> None:
     if not has_bf16(cpu()[1]):
         raise Unavailable("this processor has neither avx512_bf16 nor amx_bf16")
+
+
+def cola_bf16(lab: Lab) -> Sample:
+    require_bf16()
+    return {"rate": rate(lab.cola, lab.run_ours(lab.model, lab.cola, model__precision="bf16").seconds())}
+
+
+def peft_cola_bf16(lab: Lab) -> Sample:
+    require_bf16()
     return {"rate": rate(lab.cola, lab.run_peer(lab.model, lab.cola, bf16=True))}
 
 

@@ -63,6 +63,7 @@ MEASUREMENTS = {
     for function in (
         m.cola,
         m.peft_cola,
+        m.cola_bf16,
         m.topk50_cola,
         m.peft_cola_bf16,
         m.upper_cached_cola,
@@ -107,6 +108,14 @@ ROWS = (
         "lora_cola_throughput_bf16_peer",
         "the same in f32; against PEFT under bf16 autocast",
         "cola.rate",
+        ("peft_cola_bf16.rate",),
+        RATE,
+        at_least(None, 1.7),
+    ),
+    Row(
+        "bf16_cola_throughput",
+        "the same under `model.precision = \"bf16\"`; against PEFT under bf16 autocast",
+        "cola_bf16.rate",
         ("peft_cola_bf16.rate",),
         RATE,
         at_least(None, 1.7),

@@ -15,7 +15,7 @@ use crate::pictures::write_stripes;
 pub struct Drawn(pub BTreeMap<String, String>);
 
 /// Models that read images.
-const IMAGES: [&str; 2] = ["tiny-vit", "tiny-deit"];
+const IMAGES: [&str; 3] = ["tiny-vit", "tiny-deit", "tiny-clip"];
 
 /// Allocators that choose components, which only LoRA's pairs have.
 const CHOOSE_RANKS: [&str; 2] = ["rank-budget", "grow"];
@@ -146,7 +146,14 @@ impl Drawn {
         let deep = (self.get("model.name")).is_some_and(|name| name.contains("deep-bert"));
         let one_of_a_layer = matches!(
             self.get("adapter.targets"),
-            Some("[\"query\"]" | "[\"q_lin\"]" | "[\"q_proj\"]" | "[\"c_attn\"]")
+            Some(
+                "[\"query\"]"
+                    | "[\"q_lin\"]"
+                    | "[\"q_proj\"]"
+                    | "[\"c_attn\"]"
+                    | "[\"Wqkv\"]"
+                    | "[\"query_proj\"]"
+            )
         );
         let two_layers = one_of_a_layer || self.get("allocation.unit").is_some();
         if c.once_in(4) {
@@ -157,6 +164,10 @@ impl Drawn {
                 (false, false) => c.of(&["0", "1", "[1]"]),
             };
             self.set("adapter.layers_to_transform", layers);
+        }
+        if c.once_in(4) && lora && self.get("adapter.dropout").is_none() {
+            let starts = ["\"pissa\"", "\"pissa_niter_2\""];
+            self.set("adapter.init_lora_weights", c.of(&starts));
         }
         // An expression that matches nothing is refused; which layers are there is seen above.
         let upper = match self.get("adapter.layers_to_transform") {
@@ -183,11 +194,18 @@ impl Drawn {
             "tiny-llama",
             "tiny-qwen3",
             "tiny-gpt2",
+            "tiny-deberta",
+            "tiny-modernbert",
+            "tiny-modernbert-biased",
+            "tiny-mistral-sliding",
+            "tiny-gemma2",
+            "tiny-gemma3",
             "chat-tiny-llama",
             "formats/bin-tied",
             "formats/llama",
             "tiny-vit",
             "tiny-deit",
+            "tiny-clip",
         ]);
         let path = match family {
             "deep-bert" | "chat-tiny-llama" => folder.join(family),
@@ -216,6 +234,9 @@ impl Drawn {
         if c.once_in(3) {
             self.set("model.head_bias", c.of(&["\"labels\"", "\"zero\""]));
         }
+        if c.once_in(4) {
+            self.set("model.precision", "\"bf16\"");
+        }
         if family.ends_with("-bert") && c.once_in(3) {
             self.set("model.train_pooler", c.once_in(2));
         }
@@ -225,6 +246,9 @@ impl Drawn {
     fn data(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
         if self.reads_images() {
             return self.images(c, folder);
+        }
+        if c.once_in(5) {
+            return self.words(c, folder);
         }
         let decoder = self.decoder().is_some();
         let problem = match decoder && c.once_in(2) {
@@ -251,6 +275,29 @@ impl Drawn {
         };
         if c.once_in(3) {
             self.set("data.limit", c.between(13, 40));
+        }
+        self
+    }
+
+    /// Sentences in words, each of which has a tag.
+    fn words(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {
+        let kind = c.of(&["conll", "jsonl"]);
+        for part in ["train", "validation"] {
+            let file = folder.join(format!("words-{part}.{kind}"));
+            self.set(
+                &format!("data.{part}"),
+                format!("{:?}", file.display().to_string()),
+            );
+        }
+        self.set("data.problem", "\"token-classification\"");
+        // Of a head that has none.
+        self.drop("model.train_pooler");
+        if c.once_in(3) {
+            self.set("data.limit", c.between(13, 40));
+        }
+        if c.once_in(4) {
+            let labels = "[\"O\", \"I-END\", \"B-UP\", \"I-UP\", \"B-END\"]";
+            self.set("data.labels", labels);
         }
         self
     }
@@ -323,10 +370,14 @@ impl Drawn {
         self
     }
 
-    /// The roles of the model's linear layers, if it is no text encoder.
+    /// The roles of the model's linear layers, if it is no relative of BERT's with their names.
     fn roles(&self) -> Option<&'static [&'static str]> {
+        let is = |family: &str| (self.get("model.name")).is_some_and(|name| name.contains(family));
         match self.reads_images() {
+            true if is("clip") => Some(&["q_proj", "fc1", "out_proj"]),
             true => Some(&["q_proj", "fc1", "o_proj"]),
+            false if is("deberta") => Some(&["query_proj", "value_proj", "key_proj"]),
+            false if is("modernbert") => Some(&["Wqkv", "Wi", "Wo"]),
             false => self.decoder(),
         }
     }
@@ -336,7 +387,10 @@ impl Drawn {
         let name = self.get("model.name")?;
         let is = |family: &str| name.contains(family);
         match () {
-            () if is("tiny-llama") || is("tiny-qwen3") || is("formats/llama") => {
+            () if ["llama", "qwen3", "mistral", "gemma"]
+                .iter()
+                .any(|of| is(of)) =>
+            {
                 Some(&["q_proj", "down_proj", "up_proj"])
             }
             () if is("tiny-gpt2") || is("formats/bin-tied") => Some(&["c_attn", "c_proj", "c_fc"]),
@@ -687,9 +741,31 @@ pub fn inputs(folder: &Path) {
         format!("\"{line}\",\"{second}\",{longer}\n")
     });
     chats(&lines, folder);
+    words(&lines, folder);
     write_stripes(&folder.join("stripes/train"), 22, 0);
     write_stripes(&folder.join("stripes/validation"), 9, 1000);
     deepen(&fixture("tiny-bert"), &folder.join("deep-bert"));
+}
+
+/// Writes sentences in words, in CoNLL's columns and as lists, with tags of what is written large and of what ends with a mark.
+fn words(lines: &[String], folder: &Path) {
+    for (part, range) in [("train", 0..45), ("validation", 45..64)] {
+        let (mut columns, mut lists) = (String::new(), String::new());
+        for line in &lines[range] {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let tags = crate::words::tags(&words);
+            for (word, tag) in words.iter().zip(&tags) {
+                columns.push_str(&format!("{word} {tag}\n"));
+            }
+            columns.push('\n');
+            let row = serde_json::json!({ "tokens": words, "ner_tags": tags });
+            lists.push_str(&format!("{row}\n"));
+        }
+        for (kind, text) in [("conll", columns), ("jsonl", lists)] {
+            let file = folder.join(format!("words-{part}.{kind}"));
+            std::fs::write(file, text).expect("a temporary file");
+        }
+    }
 }
 
 /// Writes conversations of one answer or two, and a decoder that has a template for them.

@@ -7,12 +7,14 @@
 use std::path::Path;
 
 use burn_flex::{Flex, FlexDevice};
-use dynalora::data::{DataConfig, Example, read, tokenize};
+use dynalora::data::{DataConfig, Example, read, tokenize, words};
 use dynalora::export;
 use dynalora::model::{Model, ModelFolder, Pretrained};
 use dynalora::recipe::{Column, Columns, Problem, Recipe};
 use dynalora::sweep;
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
@@ -44,6 +46,12 @@ pub enum Entry {
     Jsonl,
     /// A table in Parquet.
     Parquet,
+    /// Sentences in words, in CoNLL's columns.
+    Conll,
+    /// Sentences in words, as lists in JSON lines.
+    WordLists,
+    /// Sentences in words, as lists in Parquet.
+    WordTable,
     /// An adapter's `adapter_config.json`.
     AdapterConfig,
     /// An adapter's `adapter_model.safetensors`.
@@ -53,7 +61,7 @@ pub enum Entry {
 }
 
 /// All kinds.
-pub const ENTRIES: [Entry; 14] = [
+pub const ENTRIES: [Entry; 17] = [
     Entry::Recipe,
     Entry::Sweep,
     Entry::Config,
@@ -65,6 +73,9 @@ pub const ENTRIES: [Entry; 14] = [
     Entry::Tsv,
     Entry::Jsonl,
     Entry::Parquet,
+    Entry::Conll,
+    Entry::WordLists,
+    Entry::WordTable,
     Entry::AdapterConfig,
     Entry::AdapterWeights,
     Entry::Checkpoint,
@@ -82,7 +93,12 @@ impl Entry {
     pub fn is_text(self) -> bool {
         !matches!(
             self,
-            Entry::Weights | Entry::Torch | Entry::Gguf | Entry::Parquet | Entry::AdapterWeights
+            Entry::Weights
+                | Entry::Torch
+                | Entry::Gguf
+                | Entry::Parquet
+                | Entry::WordTable
+                | Entry::AdapterWeights
         )
     }
 
@@ -131,6 +147,14 @@ impl Entry {
                 b"{\"sentence\": \"a\\u00e9\\n\", \"label\": \"yes\", \"more\": [1, {\"x\": null}]}\n\n{\"label\": \"no\", \"sentence\": \"b\"}\n".to_vec(),
             ],
             Entry::Parquet => vec![table(2), table(40)],
+            Entry::Conll => vec![
+                b"-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\n\nPeter NNP B-NP B-PER\n".to_vec(),
+                "a\tB-x\r\n b c \tI-x\r\n\r\n\u{e9}\tO\r\n".into(),
+            ],
+            Entry::WordLists => vec![
+                b"{\"tokens\": [\"EU\", \"rejects\"], \"ner_tags\": [\"B-ORG\", \"O\"]}\n{\"ner_tags\": [\"O\"], \"tokens\": [\"a\\u00e9\"]}\n".to_vec(),
+            ],
+            Entry::WordTable => vec![word_table(&WORDS, true)],
             Entry::AdapterConfig => fixtures(&[
                 &format!("tiny-bert/{trained}/adapter_config.json"),
                 "tiny-bert/golden/rank-pattern/adapter_config.json",
@@ -265,11 +289,26 @@ impl Entry {
                         text_pair: None,
                         response: None,
                         label: Column::Name("label".to_owned()),
+                        tokens: None,
+                        tags: None,
                     }),
                     problem: Some(Problem::Classification),
                     ..DataConfig::default()
                 };
                 read(&config).map(drop).map_err(said)
+            }
+            Entry::Conll | Entry::WordLists | Entry::WordTable => {
+                let extension = match self {
+                    Entry::Conll => "conll",
+                    Entry::WordLists => "jsonl",
+                    _ => "parquet",
+                };
+                let config = DataConfig {
+                    train: Some(write(&format!("train.{extension}"))),
+                    problem: Some(Problem::TokenClassification),
+                    ..DataConfig::default()
+                };
+                words::read(&config).map(drop).map_err(said)
             }
             Entry::AdapterConfig | Entry::AdapterWeights => {
                 write(match self {
@@ -359,6 +398,60 @@ pub fn table(rows: usize) -> Vec<u8> {
     column
         .typed::<Int64Type>()
         .write_batch(&labels, None, None)
+        .expect("written");
+    column.close().expect("closed");
+    group.close().expect("closed");
+    writer.close().expect("closed");
+    bytes
+}
+
+/// Sentences, each a word with the index of its tag among `O`, `B-ORG` and `B-PER`.
+const WORDS: [&[(&str, i64)]; 3] = [
+    &[("EU", 1), ("rejects", 0), ("it", 0)],
+    &[("Peter", 2)],
+    &[("no", 0), ("EU", 1)],
+];
+
+/// Sentences in Parquet as `datasets` writes them; where they are `named`, with what the tags are called.
+pub fn word_table(sentences: &[&[(&str, i64)]], named: bool) -> Vec<u8> {
+    let list = |name: &str, element: &str| {
+        format!("OPTIONAL GROUP {name} (LIST) {{ REPEATED GROUP list {{ OPTIONAL {element}; }} }}")
+    };
+    let schema = format!(
+        "message rows {{ {} {} }}",
+        list("tokens", "BYTE_ARRAY element (UTF8)"),
+        list("ner_tags", "INT64 element")
+    );
+    let schema = std::sync::Arc::new(parse_message_type(&schema).expect("a schema"));
+    let features = serde_json::json!({"info": {"features": {"ner_tags": {
+        "_type": "List", "feature": {"_type": "ClassLabel", "names": ["O", "B-ORG", "B-PER"]}
+    }}}});
+    let pair = KeyValue::new("huggingface".to_owned(), features.to_string());
+    let pairs = named.then(|| vec![pair]);
+    let settings = WriterProperties::builder().set_key_value_metadata(pairs);
+    let mut bytes = Vec::new();
+    let mut writer =
+        SerializedFileWriter::new(&mut bytes, schema, settings.build().into()).expect("a writer");
+    let mut group = writer.next_row_group().expect("a row group");
+    let words = sentences.iter().copied().flatten();
+    // Every element is there; a list's first has the level 0.
+    let defined = vec![3; words.clone().count()];
+    let firsts = sentences
+        .iter()
+        .flat_map(|words| (0..words.len()).map(|at| i16::from(at > 0)));
+    let repeated: Vec<i16> = firsts.collect();
+    let texts: Vec<ByteArray> = words.clone().map(|(word, _)| (*word).into()).collect();
+    let tags: Vec<i64> = words.map(|(_, tag)| *tag).collect();
+    let mut column = group.next_column().expect("no error").expect("a column");
+    column
+        .typed::<ByteArrayType>()
+        .write_batch(&texts, Some(&defined), Some(&repeated))
+        .expect("written");
+    column.close().expect("closed");
+    let mut column = group.next_column().expect("no error").expect("a column");
+    column
+        .typed::<Int64Type>()
+        .write_batch(&tags, Some(&defined), Some(&repeated))
         .expect("written");
     column.close().expect("closed");
     group.close().expect("closed");

@@ -8,6 +8,7 @@ pub mod pictures;
 mod plan;
 mod said;
 mod scene;
+pub mod words;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

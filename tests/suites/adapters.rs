@@ -675,7 +675,18 @@ fn training_starts_from_the_checkpoints_pooler_and_classifier() {
     }
     // Classifiers of each family.
     const HIDDEN: usize = 32;
-    let cases: [Headed; 3] = [
+    let cases: [Headed; 4] = [
+        (
+            "tiny-modernbert-biased",
+            &[
+                ("head.dense.weight", &[36, 36]),
+                ("head.dense.bias", &[36]),
+                ("head.norm.weight", &[36]),
+                ("head.norm.bias", &[36]),
+                ("classifier.weight", &[2, 36]),
+                ("classifier.bias", &[2]),
+            ],
+        ),
         (
             "tiny-bert",
             &[

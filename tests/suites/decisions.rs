@@ -402,6 +402,7 @@ fn gradients_of_all_who_use_a_pair_add_up() {
     let tokens = 3 * 7;
     let batch = Batch {
         images: None,
+        words: None,
         ids: (0..tokens).map(|token| token * 5 % 150 + 10).collect(),
         type_ids: vec![0; tokens as usize],
         positions: (0..tokens).map(|token| token % 7).collect(),

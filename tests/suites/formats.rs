@@ -143,6 +143,7 @@ fn gguf_files_have_the_tensors_and_logits_that_transformers_makes_of_them() {
             rank: 1,
             alpha: 1.0,
             dropout: 0.0,
+            start: None,
         };
         let adapters = Adapters::new(Config::Lora(lora), vec![], 0, &DEVICE);
         let head: [Tensor<Flex, 2>; 0] = [];

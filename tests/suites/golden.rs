@@ -7,14 +7,16 @@ use burn_flex::{Flex, FlexDevice};
 use dynalora::adapter::{Adapters, Config, LoraConfig, Pass};
 use dynalora::allocation::{Signal, Wanted};
 use dynalora::data::image::{Images, Processor};
-use dynalora::data::{Batch, Encoded, Label};
+use dynalora::data::{Batch, Encoded, Encoder, Label, Places, words};
 use dynalora::export;
 use dynalora::model::{Model, Pretrained};
-use dynalora::recipe::LearningRateSchedule;
-use dynalora::recipe::{ModelConfig, OptimizerState};
+use dynalora::recipe::{AdapterConfig, LearningRateSchedule, ModelConfig, OptimizerState, Problem};
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
-use dynalora::train::step::{self, StepPlan, StepResult};
+use dynalora::train::prefix::PrefixCache;
+use dynalora::train::step::{self, Prefix, StepPlan, StepResult};
 use dynalora::train::trainee::{Trainee, read, upload};
+use dynalora_plugin_api::ModuleInfo;
+use dynalora_tests::words::sentence;
 use dynalora_tests::{Golden, Run, Training, fixture, minilm, model_folder, plan};
 
 const DEVICE: FlexDevice = FlexDevice;
@@ -33,6 +35,18 @@ impl Inputs {
             offsets: offsets.into_iter().map(|offset| offset as usize).collect(),
             ..Encoded::default()
         })
+    }
+
+    /// The fixtures' sentences in words, of at most so many tokens.
+    fn words(folder: &Path, most: usize, tags: u32) -> Self {
+        let texts = std::fs::read_to_string(fixture("sentences.txt")).expect("a fixture");
+        let texts = texts.lines().enumerate();
+        let sentences = texts.map(|(number, text)| sentence(number, text, tags));
+        let sentences: Vec<words::Sentence> = sentences.collect();
+        let encoder = Encoder::open(&folder.join("tokenizer.json"), most).expect("a tokenizer");
+        let names: Vec<String> = (0..tags).map(|tag| format!("B-{tag}")).collect();
+        let of = ("sentences", &Places::default());
+        Inputs(words::encode(&encoder, &sentences, &names, of).expect("sentences in words"))
     }
 
     /// The images of a golden file, from what the processor of the model in `folder` made of them.
@@ -79,11 +93,17 @@ fn no_dropout() -> ModelConfig {
         classifier_dropout: Some(0.0),
         train_pooler: None,
         head_bias: Default::default(),
+        precision: Default::default(),
     }
 }
 
 fn pretrained(folder: &Path) -> Pretrained {
-    Pretrained::open(&model_folder(folder), &no_dropout()).expect("the fixture is a whole model")
+    pretrained_for(folder, &no_dropout(), Problem::Classification)
+}
+
+fn pretrained_for(folder: &Path, config: &ModelConfig, problem: Problem) -> Pretrained {
+    let opened = Pretrained::open_for(&model_folder(folder), config, problem);
+    opened.expect("the fixture is a whole model")
 }
 
 /// A model without adapters under the head of a golden file.
@@ -105,6 +125,7 @@ fn bare(pretrained: &Pretrained, golden: &Golden) -> Trainee<Flex> {
         rank: 1,
         alpha: 1.0,
         dropout: 0.0,
+        start: None,
     });
     let head = head.collect();
     Trainee {
@@ -162,6 +183,13 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
         ("tiny-qwen2", "tiny-qwen2"),
         ("tiny-qwen3", "tiny-qwen3"),
         ("tiny-gpt2", "tiny-gpt2"),
+        ("tiny-deberta", "tiny-deberta"),
+        ("tiny-modernbert", "tiny-modernbert"),
+        ("tiny-modernbert-biased", "tiny-modernbert-biased"),
+        ("tiny-mistral-sliding", "tiny-mistral-sliding"),
+        ("tiny-qwen2-sliding", "tiny-qwen2-sliding"),
+        ("tiny-gemma2", "tiny-gemma2"),
+        ("tiny-gemma3", "tiny-gemma3"),
     ] {
         let tokens_of = if golden.starts_with("tiny-bert") {
             "tiny-bert"
@@ -184,6 +212,14 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
             &golden.floats("logits"),
             1e-4,
         );
+        let first = upload::<Flex>(&texts.batch(&sentences[..1], vec![]), &DEVICE);
+        for depth in 0..trainee.model.base.depth() {
+            let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+            let states = trainee.model.base.prefix(&first, depth, &mut pass);
+            let theirs = golden.floats(&format!("layers.{}.{depth}", sentences[0]));
+            let ours = read(states.inner()).expect("f32 values");
+            assert_close(&format!("{folder}, {depth} layers"), &ours, &theirs, 1e-4);
+        }
         for index in sentences {
             let alone = hidden(&trainee, &texts.batch(&[index], vec![]));
             assert_close(
@@ -200,11 +236,49 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
     }
 }
 
+/// Windows of a few tokens around a sequence that has one, and around one that has as many as there can be.
+#[test]
+fn sequences_of_one_token_and_of_the_most_match_transformers() {
+    for name in [
+        "tiny-deberta",
+        "tiny-modernbert",
+        "tiny-modernbert-biased",
+        "tiny-mistral-sliding",
+        "tiny-qwen2-sliding",
+        "tiny-gemma2",
+        "tiny-gemma3",
+    ] {
+        let folder = fixture(name);
+        let golden = Golden::open(&folder.join("golden/forward.safetensors"));
+        let trainee = bare(&pretrained(&folder), &golden);
+        let golden = Golden::open(&folder.join("golden/extremes.safetensors"));
+        let offsets = golden.integers("offsets").into_iter();
+        let texts = Inputs(Encoded {
+            ids: golden.integers("ids"),
+            type_ids: golden.integers("type_ids"),
+            offsets: offsets.map(|offset| offset as usize).collect(),
+            ..Encoded::default()
+        });
+        let ours = logits(&trainee, &texts.batch(&[0, 1], vec![]));
+        assert_close(name, &ours, &golden.floats("logits"), 1e-4);
+        for index in [0, 1] {
+            let alone = hidden(&trainee, &texts.batch(&[index], vec![]));
+            let theirs = golden.floats(&format!("hidden.{index}"));
+            assert_close(name, &alone, &theirs, 1e-4);
+        }
+    }
+}
+
 #[test]
 fn tiny_models_of_images_match_transformers() {
-    for name in ["tiny-vit", "tiny-deit"] {
-        let folder = fixture(name);
-        let pretrained = pretrained(&folder);
+    for (name, goldens) in [
+        ("tiny-vit", "tiny-vit"),
+        ("tiny-deit", "tiny-deit"),
+        ("tiny-clip", "tiny-clip"),
+        ("tiny-clip-vision", "tiny-clip"),
+    ] {
+        let folder = fixture(goldens);
+        let pretrained = pretrained(&fixture(name));
         let golden = Golden::open(&folder.join("golden/forward.safetensors"));
         let trainee = bare(&pretrained, &golden);
         let images = Inputs::images(&folder, &pretrained);
@@ -229,7 +303,7 @@ fn tiny_models_of_images_match_transformers() {
 
 #[test]
 fn tiny_models_of_images_train_as_peft_does() {
-    for model in ["tiny-vit", "tiny-deit"] {
+    for model in ["tiny-vit", "tiny-deit", "tiny-clip"] {
         let goldens = format!("{model}/golden/all-linear");
         let case = Case::open(&fixture(model), &goldens, "");
         case.check_run("random_b", 1e-3);
@@ -282,6 +356,10 @@ fn a_text_that_grows_token_by_token_is_the_one_that_is_read_at_once() {
         "tiny-qwen2",
         "tiny-qwen3",
         "tiny-gpt2",
+        "tiny-mistral-sliding",
+        "tiny-qwen2-sliding",
+        "tiny-gemma2",
+        "tiny-gemma3",
     ] {
         let pretrained = pretrained(&fixture(name));
         let trained = fixture(&format!("{name}/golden/causal-lm/trained"));
@@ -333,6 +411,7 @@ fn adapted(pretrained: &Pretrained, adapter: &Path, outputs: usize) -> Trainee<F
 
 /// One golden training: a model, its folder of goldens and what it reads.
 struct Case {
+    problem: Problem,
     pretrained: Pretrained,
     training: Training,
     folder: std::path::PathBuf,
@@ -341,17 +420,26 @@ struct Case {
 }
 
 impl Case {
-    /// `tokens` is the file of the texts; images have none.
+    /// `tokens` is the file of the texts; images have none, and sentences in words are tokenised here.
     fn open(model: &Path, goldens: &str, tokens: &str) -> Self {
         let folder = fixture(goldens);
         let training = Training::open(&folder);
         let outputs = training.config["num_labels"].as_u64().expect("a number") as usize;
-        let pretrained = pretrained(model);
+        let problem = match goldens.ends_with("/words") {
+            true => Problem::TokenClassification,
+            false => Problem::Classification,
+        };
+        let pretrained = pretrained_for(model, &no_dropout(), problem);
+        let most = training.config["max_length"].as_u64();
         let inputs = match tokens {
+            _ if problem == Problem::TokenClassification => {
+                Inputs::words(model, most.expect("a number") as usize, outputs as u32)
+            }
             "" => Inputs::images(model, &pretrained),
             tokens => Inputs::texts(&fixture(tokens), "sentences"),
         };
         Case {
+            problem,
             pretrained,
             training,
             folder,
@@ -362,6 +450,9 @@ impl Case {
 
     fn batch(&self, step: usize) -> Batch {
         let indices = &self.training.batches[step];
+        if self.problem == Problem::TokenClassification {
+            return self.inputs.0.batch(indices);
+        }
         let label = |index: &usize| match self.outputs {
             0 => Label::Tokens(self.ignored()),
             1 => Label::Value(self.training.targets[*index] as f32),
@@ -479,8 +570,17 @@ impl Case {
 
     /// A whole run with PEFT's start and batches: losses, norms and the final parameters.
     fn check_run(&self, name: &str, tolerance: f64) {
+        self.check_run_of(self.trainee(name), name, tolerance);
+    }
+
+    /// The same, of a trainee that starts as PEFT's; what it ends as.
+    fn check_run_of(
+        &self,
+        mut trainee: Trainee<Flex>,
+        name: &str,
+        tolerance: f64,
+    ) -> Trainee<Flex> {
         let golden: &Run = &self.training.runs[name];
-        let mut trainee = self.trainee(name);
         let modules = trainee.adapters.modules.len();
         let mut optimizer = self.optimizer(modules);
         let mut furthest = 0f64;
@@ -534,6 +634,7 @@ impl Case {
         );
         assert!(furthest <= tolerance, "{name}: losses off by {furthest:e}");
         self.check_final(&trainee, golden);
+        trainee
     }
 
     fn check_final(&self, trainee: &Trainee<Flex>, golden: &Run) {
@@ -623,6 +724,10 @@ fn tiny_models_train_as_peft_does() {
         ("tiny-distilbert", "query-value"),
         ("tiny-llama", "all-linear"),
         ("tiny-gpt2", "all-linear"),
+        ("tiny-deberta", "all-linear"),
+        ("tiny-modernbert", "all-linear"),
+        ("tiny-modernbert-biased", "all-linear"),
+        ("tiny-gemma2", "all-linear"),
     ] {
         let tokens = format!("{model}/golden/tokens.safetensors");
         Case::open(&fixture(model), &format!("{model}/golden/{task}"), &tokens)
@@ -643,6 +748,33 @@ fn bits(result: StepResult<Flex>) -> Vec<u32> {
 }
 
 #[test]
+fn nothing_is_run_twice_where_all_layers_are_kept() {
+    let tokens = "tiny-bert/golden/tokens.safetensors";
+    let case = Case::open(&fixture("tiny-bert"), "tiny-bert/golden/all-linear", tokens);
+    let trainee = case.trainee("random_b");
+    let wanted = Wanted::default();
+    // The pooler, behind both layers.
+    let modules = trainee.adapters.modules.iter();
+    let active: Vec<bool> = modules.map(|module| module.layer.is_none()).collect();
+    assert!(active.contains(&true));
+    let step = |checkpointing| {
+        let plan = StepPlan {
+            checkpointing,
+            ..plan(&active, &wanted)
+        };
+        let mut cache = PrefixCache::new(1 << 20);
+        let prefix = Prefix {
+            cache: &mut cache,
+            depth: 2,
+        };
+        let batches = [case.batch(0)];
+        let result = step::run(&trainee, &batches, &plan, Some(prefix), None, &DEVICE);
+        bits(result.expect("a step"))
+    };
+    assert!(step(false) == step(true));
+}
+
+#[test]
 fn running_layers_twice_changes_no_bit() {
     for (model, task) in [
         ("tiny-bert", "all-linear"),
@@ -651,10 +783,18 @@ fn running_layers_twice_changes_no_bit() {
         ("tiny-llama", "causal-lm-response"),
         ("tiny-qwen3", "causal-lm"),
         ("tiny-gpt2", "causal-lm"),
+        ("tiny-deberta", "all-linear"),
+        ("tiny-modernbert", "all-linear"),
+        ("tiny-modernbert-biased", "all-linear"),
+        ("tiny-gemma2", "all-linear"),
+        ("tiny-gemma3", "causal-lm"),
         ("tiny-vit", "all-linear"),
+        ("tiny-clip", "all-linear"),
+        ("tiny-bert", "words"),
+        ("tiny-gpt2", "words"),
     ] {
         let tokens = match model {
-            "tiny-vit" => String::new(),
+            "tiny-vit" | "tiny-clip" => String::new(),
             _ => format!("{model}/golden/tokens.safetensors"),
         };
         let goldens = format!("{model}/golden/{task}");
@@ -664,8 +804,7 @@ fn running_layers_twice_changes_no_bit() {
             attention_dropout: Some(0.1),
             ..no_dropout()
         };
-        let folder = model_folder(&fixture(model));
-        case.pretrained = Pretrained::open(&folder, &dropout).expect("a whole model");
+        case.pretrained = pretrained_for(&fixture(model), &dropout, case.problem);
         let trainee = case.trainee("random_b");
         let wanted = Wanted {
             signals: Signal::ALL.to_vec(),
@@ -686,6 +825,73 @@ fn running_layers_twice_changes_no_bit() {
             let (whole, twice) = (step(false), step(true));
             assert!(whole.len() > 1000 && whole == twice, "{model}, {task}");
         }
+    }
+}
+
+#[test]
+fn words_are_given_classes_as_with_peft() {
+    for model in [
+        "tiny-bert",
+        "tiny-distilbert",
+        "tiny-deberta",
+        "tiny-llama",
+        "tiny-gpt2",
+        "tiny-gemma2",
+    ] {
+        let goldens = format!("{model}/golden/words");
+        let case = Case::open(&fixture(model), &goldens, "");
+        case.check_run("random_b", 1e-5);
+
+        let trained = fixture(&goldens).join("trained");
+        let trainee = adapted(&case.pretrained, &trained, case.outputs);
+        let golden = Golden::open(&trained.join("logits.safetensors"));
+        let sentences = golden.integers("sentences").into_iter();
+        let sentences: Vec<usize> = sentences.map(|index| index as usize).collect();
+        let batch = case.inputs.0.batch(&sentences);
+        let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
+        let input = upload::<Flex>(&batch, &DEVICE);
+        let x = trainee.model.base.prefix(&input, 0, &mut pass);
+        let ours = trainee.answers(x, 0, &input.sequences, &batch, &mut pass);
+        let ours = read(ours.inner()).expect("f32 values");
+        let theirs = golden.floats("logits");
+        assert_close(&goldens, &ours, &theirs, 1e-4);
+        // The head over all tokens has the same rows, and others.
+        let all = logits(&trainee, &batch);
+        assert_eq!(all.len(), batch.tokens() * case.outputs);
+        let rows = batch.word_rows().expect("words").into_iter();
+        let rows = rows.flat_map(|row| &all[row * case.outputs..(row + 1) * case.outputs]);
+        let rows: Vec<f32> = rows.copied().collect();
+        assert_close(&goldens, &rows, &ours, 1e-6);
+    }
+}
+
+#[test]
+fn the_fisher_information_of_a_sentence_is_that_of_the_sum_of_its_words_losses() {
+    let case = Case::open(&fixture("tiny-bert"), "tiny-bert/golden/words", "");
+    let trainee = case.trainee("random_b");
+    let active = vec![true; trainee.adapters.modules.len()];
+    let wanted = Wanted {
+        signals: vec![Signal::Fisher],
+        ..Wanted::default()
+    };
+    let step = |indices: &[usize]| {
+        let batches = [case.inputs.0.batch(indices)];
+        let plan = plan(&active, &wanted);
+        step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step")
+    };
+    let sentences = [3, 17, 31];
+    let together = step(&sentences);
+    for module in 0..active.len() {
+        let alone = sentences.map(|index| {
+            let result = step(&[index]);
+            assert_ne!(result.weight, 1);
+            let norm = result.gradient_norms[module].expect("it is active");
+            (norm * result.weight as f64).powi(2)
+        });
+        let expected: f64 = alone.iter().sum();
+        let found = together.observation.signals[0].values[module].expect("it is measured");
+        let off = (f64::from(found) - expected).abs() / expected;
+        assert!(off < 1e-4, "module {module}: {found}, not {expected}");
     }
 }
 
@@ -714,6 +920,10 @@ fn decoders_learn_to_predict_tokens_as_with_peft() {
         ("tiny-qwen2", "causal-lm"),
         ("tiny-qwen3", "causal-lm"),
         ("tiny-gpt2", "causal-lm"),
+        ("tiny-mistral-sliding", "causal-lm"),
+        ("tiny-qwen2-sliding", "causal-lm"),
+        ("tiny-gemma2", "causal-lm"),
+        ("tiny-gemma3", "causal-lm"),
     ] {
         let tokens = format!("{model}/golden/tokens.safetensors");
         let goldens = format!("{model}/golden/{task}");
@@ -757,6 +967,10 @@ fn an_adapter_that_peft_trained_gives_its_logits_here() {
         ("tiny-distilbert", "query-value", 2),
         ("tiny-llama", "all-linear", 2),
         ("tiny-gpt2", "all-linear", 2),
+        ("tiny-deberta", "all-linear", 2),
+        ("tiny-modernbert", "all-linear", 2),
+        ("tiny-modernbert-biased", "all-linear", 2),
+        ("tiny-gemma2", "all-linear", 2),
     ] {
         let trained = fixture(&format!("{model}/golden/{task}/trained"));
         let trainee = adapted(&pretrained(&fixture(model)), &trained, outputs);
@@ -968,6 +1182,69 @@ fn an_adapter_with_ranks_and_alphas_of_its_own_gives_pefts_logits() {
     assert_eq!(ranks("attention.output.dense"), [4, 4]);
     assert_eq!(ranks("intermediate.dense"), [2, 2]);
     assert_logits_of(&trainee, &folder);
+}
+
+/// PiSSA starts at the same components as PEFT's, learns what it learns, and what is exported is PEFT's own conversion of
+/// it to plain LoRA.
+#[test]
+fn pissa_trains_and_is_exported_as_pefts() {
+    let tokens = "tiny-bert/golden/tokens.safetensors";
+    let case = Case::open(&fixture("tiny-bert"), "tiny-bert/golden/pissa", tokens);
+    let adapter: AdapterConfig = toml::from_str(
+        "rank = 4\nalpha = 8\ntargets = \"all-linear\"\ninit_lora_weights = \"pissa\"",
+    )
+    .expect("an [adapter]");
+    let mut trainee = adapted(&case.pretrained, &case.folder.join("start"), 2);
+    let theirs = trainee.adapters;
+    let found = case.pretrained.adapted(&adapter).expect("modules");
+    assert_eq!(found.modules.len(), theirs.modules.len());
+    trainee.adapters = Adapters::new((&adapter).into(), found.modules, 0, &DEVICE);
+    let weight = |module: &ModuleInfo| {
+        let weight = case.pretrained.frozen_weight::<Flex>(module, &DEVICE)?;
+        read(weight)
+    };
+    let how = adapter.init_lora_weights.expect("PiSSA");
+    trainee
+        .adapters
+        .start_from(weight, how, 0, &DEVICE)
+        .expect("singular values");
+    for (module, info) in theirs.modules.iter().enumerate() {
+        let product = |adapters: &Adapters<Flex>| {
+            let [a, b] = adapters.pairs()[module].clone();
+            read(b.matmul(a) * adapters.scale(module)).expect("f32 values")
+        };
+        assert_close(
+            &info.path,
+            &product(&trainee.adapters),
+            &product(&theirs),
+            2e-5,
+        );
+        // Nothing has been learnt yet.
+        let [a, b] = trainee.adapters.factors(module);
+        let share = read(b.matmul(a)).expect("f32 values");
+        assert!(share.iter().all(|value| *value == 0.0), "{}", info.path);
+    }
+    let trainee = case.check_run_of(trainee, "start", 1e-4);
+    // As with PEFT's, on the base model as it was published.
+    let trained = case.folder.join("trained");
+    assert_logits_of(&adapted(&case.pretrained, &trained, 2), &trained);
+    assert_logits_of(&trainee, &trained);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let head = trainee.model.head.tensors().into_iter().zip(trainee.head);
+    export::write(
+        folder.path(),
+        &case.pretrained.config,
+        "tiny-bert",
+        &trainee.adapters,
+        None,
+        &case.pretrained.linears(),
+        &head.collect::<Vec<_>>(),
+    )
+    .expect("it writes");
+    let ours = export::read(folder.path(), &case.pretrained.config).expect("it reads");
+    let theirs = export::read(&trained, &case.pretrained.config).expect("it reads");
+    assert_eq!(ours.config(), theirs.config());
+    assert_logits_of(&adapted(&case.pretrained, folder.path(), 2), &trained);
 }
 
 /// What a recipe's patterns give each module is what PEFT's give it.

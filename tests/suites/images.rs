@@ -40,9 +40,30 @@ const LONG: [&str; 3] = [
 
 #[test]
 fn images_are_learnt_and_answered() {
-    for (model, class) in [
-        ("tiny-vit", "ViTForImageClassification"),
-        ("tiny-deit", "DeiTForImageClassification"),
+    let vits = [
+        "encoder.layer.1.attention.attention.query.weight",
+        "embeddings.cls_token",
+    ];
+    // What nothing reads is there too.
+    let clips = [
+        "encoder.layers.1.self_attn.q_proj.weight",
+        "post_layernorm.bias",
+    ];
+    for (model, class, prefix, tensors) in [
+        ("tiny-vit", "ViTForImageClassification", "vit", vits),
+        ("tiny-deit", "DeiTForImageClassification", "deit", vits),
+        (
+            "tiny-clip",
+            "CLIPForImageClassification",
+            "vision_model",
+            clips,
+        ),
+        (
+            "tiny-clip-vision",
+            "CLIPForImageClassification",
+            "vision_model",
+            clips,
+        ),
     ] {
         let scene = scene(model, "");
         scene.train("run", &LONG);
@@ -98,13 +119,13 @@ fn images_are_learnt_and_answered() {
         assert!(scene.path("merged/preprocessor_config.json").is_file());
         let weights = std::fs::read(scene.path("merged/model.safetensors")).expect("weights");
         let weights = safetensors::SafeTensors::deserialize(&weights).expect("safetensors");
-        let prefix = &model["tiny-".len()..];
-        for name in [
-            format!("{prefix}.encoder.layer.1.attention.attention.query.weight"),
-            format!("{prefix}.embeddings.cls_token"),
-            "classifier.weight".to_owned(),
-        ] {
-            assert!(weights.names().contains(&name.as_str()), "{name}");
+        let names = tensors.map(|name| format!("{prefix}.{name}"));
+        for name in names
+            .iter()
+            .map(String::as_str)
+            .chain(["classifier.weight"])
+        {
+            assert!(weights.names().contains(&name), "{name}");
         }
         let name = format!("model.name={merged}");
         let still = [

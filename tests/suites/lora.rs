@@ -241,3 +241,122 @@ fn loraplus_gives_b_a_rate_of_its_own() {
         &["`train.loraplus_lr_ratio` is given for VeRA"],
     );
 }
+
+const PISSA: &str = "adapter.init_lora_weights=pissa";
+
+#[test]
+fn pissa_starts_as_the_base_model_and_is_exported_as_plain_lora() {
+    let scene = Scene::new();
+    let plain = "allocation.schedule={ kind = \"never\" }";
+    // Nothing has been learnt in a step of such a rate, and the base model is what it was.
+    let still = ["train.steps=1", "train.learning_rate=1e-30", LAST];
+    let lora = scene.train("lora", &[&still[..], &[plain]].concat());
+    for (run, start) in [
+        ("exact", PISSA),
+        ("nearly", "adapter.init_lora_weights=pissa_niter_2"),
+    ] {
+        scene.train(run, &[&still[..], &[plain, start]].concat());
+        let losses = ["lora", run].map(|run| {
+            let records = scene.records(run, "metrics.jsonl");
+            records[0]["loss"].as_f64().expect("a loss")
+        });
+        assert!((losses[0] - losses[1]).abs() < 1e-6, "{losses:?}");
+        assert_exported_and_merged(&scene, run);
+        let trained = format!("{run}-trained");
+        scene.train(&trained, &[plain, start, LAST]);
+        assert_exported_and_merged(&scene, &trained);
+        let found = config(&scene.path(&trained));
+        assert_eq!((&found["r"], &found["lora_alpha"]), (&json!(8), &json!(32)));
+        assert_eq!(found["init_lora_weights"], true);
+        assert_eq!(found["rank_pattern"], json!({}));
+    }
+    assert_eq!(config(&lora)["r"], 4);
+    assert_ne!(
+        difference(
+            &scene.path("exact-trained"),
+            &scene.path("nearly-trained"),
+            &[]
+        ),
+        ""
+    );
+    let count = |set: &str| {
+        let said = scene.ok(&["plan", "recipe.toml", "--json", "--set", set]);
+        let plan: Value = serde_json::from_str(&said).expect("JSON");
+        ["adapter_parameters", "start_values"].map(|key| plan[key].as_u64().expect("a number"))
+    };
+    let [parameters, none] = count("seed=1");
+    assert_eq!((none, count(PISSA)), (0, [parameters; 2]));
+}
+
+/// What is pruned, grown, shared, scaled or dropped is what has been learnt, not what the model came with.
+#[test]
+fn pissa_meets_what_allocators_decide() {
+    let scene = Scene::new();
+    for (run, allocator, more) in [
+        (
+            "budget",
+            "rank-budget\", target_r = \"50%",
+            &["adapter.r_max=6"][..],
+        ),
+        (
+            "grow",
+            "grow\", rank = \"50%",
+            &["adapter.rank_pattern={ query = 2 }"],
+        ),
+        ("drop", "drop\", threshold = 0.5, others = \"drop", &[]),
+        ("share", "drop\", threshold = 0.5, others = \"share", &[]),
+    ] {
+        let allocator = format!("allocator={{ plugin = \"{allocator}\" }}");
+        let sets = [&[allocator.as_str(), PISSA, LAST], more].concat();
+        scene.train(run, &sets);
+        assert_exported_and_merged(&scene, run);
+    }
+    // A module that is tried out without is as the model came.
+    let sets = [
+        "scorer={ plugin = \"trial\", held_back = 8 }",
+        "train.learning_rate=1e-30",
+        PISSA,
+        LAST,
+    ];
+    scene.train("trial", &sets);
+    let records = scene.records("trial", "allocations.jsonl");
+    let scores = records[1]["scores"].as_array().expect("scores");
+    assert!(
+        scores
+            .iter()
+            .all(|score| score.as_f64().is_some_and(|score| score < 1e-6)),
+        "{scores:?}"
+    );
+}
+
+#[test]
+fn pissa_is_refused_where_it_cannot_be() {
+    let scene = Scene::new();
+    for (sets, words) in [
+        (
+            &["adapter.rank=40"][..],
+            &[
+                "the rank of encoder.layer.0.attention.self.query is 40",
+                "32 singular values",
+            ][..],
+        ),
+        (
+            &["adapter.dropout=0.1"],
+            &["adapter.init_lora_weights", "drop out at random"],
+        ),
+        (
+            &["adapter.kind=vera"],
+            &["`adapter.init_lora_weights` belongs to kind = \"lora\""],
+        ),
+        (
+            &["adapter.init_lora_weights=olora"],
+            &["adapter.init_lora_weights", "pissa_niter_4"],
+        ),
+        (
+            &["adapter.init_lora_weights=pissa_niter_0"],
+            &["pissa_niter_4"],
+        ),
+    ] {
+        refused(&scene, &[&[PISSA], sets].concat(), words);
+    }
+}

@@ -512,6 +512,8 @@ impl Runs<'_> {
             .set("train.learning_rate", "0.0")
             .drop("train.head_learning_rate");
         parts.drop("train.max_grad_norm").set("train.log_every", 1);
+        // Gradients of a larger batch are smaller, and are rounded elsewhere.
+        parts.drop("model.precision");
         // Whatever is chosen by scores may turn on the last bit.
         parts.drop("scorer").drop("allocator").drop("allocation");
         parts
@@ -549,13 +551,13 @@ impl Runs<'_> {
     }
 
     fn flops(&self) -> Result<(), Outcome> {
-        use dynalora::train::cost::{LastLayer, Shape, Sizes, cost};
+        use dynalora::train::cost::{HeadKind, LastLayer, Shape, Sizes, cost};
         let mut drawn = self.drawn.clone();
         // Every text is cut at the same length, so that tokens tell of sequences.
         drawn.set("train.log_every", 1);
         let length = match drawn.get("data.format") {
             // As many as an image has.
-            Some(_) => {
+            Some("\"images\"") => {
                 let name = drawn.get("model.name").expect("a model").trim_matches('"');
                 let folder = dynalora_tests::model_folder(Path::new(name));
                 let config: dynalora::recipe::ModelConfig =
@@ -563,7 +565,7 @@ impl Runs<'_> {
                 let model = dynalora::model::Pretrained::open(&folder, &config);
                 model.expect("a model").config.max_length
             }
-            None => {
+            _ => {
                 drawn.set("model.max_length", 8);
                 8
             }
@@ -586,8 +588,10 @@ impl Runs<'_> {
         let recipe =
             dynalora::recipe::Recipe::load(&run.join("recipe.toml"), &[]).expect("a run's recipe");
         let folder = dynalora_tests::model_folder(Path::new(&recipe.model.name));
-        let pretrained =
-            dynalora::model::Pretrained::open(&folder, &recipe.model).expect("a model");
+        let (problem, model) = (recipe.data.problem(), &recipe.model);
+        let pretrained = dynalora::model::Pretrained::open_for(&folder, model, problem);
+        let pretrained = pretrained.expect("a model");
+        let classes = recipe.data.labels.as_deref().unwrap_or_default();
         let modules = pretrained
             .adapted(&recipe.adapter)
             .expect("modules")
@@ -598,7 +602,8 @@ impl Runs<'_> {
             linears: &linears,
             modules: &modules,
             trains_a: drawn.get("adapter.kind").is_none(),
-            language: recipe.data.predicts_tokens(),
+            pairs: 1 + u32::from(drawn.get("adapter.init_lora_weights").is_some()),
+            head: HeadKind::of(problem, problem.outputs(classes)),
             checkpointing: recipe.train.gradient_checkpointing,
         };
         let allocations = records(&run, "allocations.jsonl", &[]);

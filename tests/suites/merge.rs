@@ -51,6 +51,42 @@ fn a_merged_model_answers_as_the_adapter_did() {
         ),
         ("tiny-llama", "", all, "LlamaForSequenceClassification"),
         (
+            "tiny-deberta",
+            "",
+            all,
+            "DebertaV2ForSequenceClassification",
+        ),
+        (
+            "tiny-modernbert",
+            "",
+            all,
+            "ModernBertForSequenceClassification",
+        ),
+        (
+            "tiny-modernbert-biased",
+            "",
+            all,
+            "ModernBertForSequenceClassification",
+        ),
+        (
+            "tiny-gemma2",
+            "problem = \"causal-lm\"",
+            all,
+            "Gemma2ForCausalLM",
+        ),
+        (
+            "tiny-gemma3",
+            "",
+            all,
+            "Gemma3TextForSequenceClassification",
+        ),
+        (
+            "tiny-gemma3",
+            "problem = \"causal-lm\"",
+            all,
+            "Gemma3ForCausalLM",
+        ),
+        (
             "tiny-qwen3",
             "problem = \"causal-lm\"",
             all,

@@ -171,6 +171,10 @@ const ROWS: &[(&str, &[(&str, &str)])] = &[
         &[("adapter.kind", "\"vera\""), ("adapter.rank", "16")],
     ),
     (
+        "PiSSA, which keeps where it started",
+        &[("adapter.init_lora_weights", "\"pissa\"")],
+    ),
+    (
         "scorer with state: window run",
         &[
             ("scorer.plugin", "\"gradient\""),

@@ -87,6 +87,7 @@ impl Subject {
             classifier_dropout: Some(dropout),
             train_pooler: None,
             head_bias: Default::default(),
+            precision: Default::default(),
         };
         let folder = fixture(goldens);
         Subject {
@@ -138,6 +139,7 @@ impl Subject {
             rest = others;
             let mut batch = Batch {
                 images: None,
+                words: None,
                 ids: Vec::new(),
                 type_ids: Vec::new(),
                 positions: Vec::new(),
@@ -334,7 +336,7 @@ fn tiny_models_signals_are_pytorchs() {
     for goldens in ["all-linear", "regression", "vera"] {
         Subject::tiny(goldens, 0.0).check();
     }
-    for model in ["tiny-llama", "tiny-gpt2"] {
+    for model in ["tiny-llama", "tiny-gpt2", "tiny-modernbert", "tiny-gemma2"] {
         Subject::of(model, "all-linear").check();
     }
 }

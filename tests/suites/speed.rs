@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use burn::tensor::{Distribution, Tensor};
 use burn_flex::Flex;
-use dynalora::kernel::{Ad, Branch, Frozen, Kernels};
+use dynalora::kernel::{Ad, Branch, Frozen, Kernels, Precision};
 use gemm::Parallelism;
 
 #[global_allocator]
@@ -78,7 +78,7 @@ fn a_linear_layer_keeps_nine_tenths_of_a_bare_product() {
             let values = |x: &Tensor<Flex, 2>| x.to_data().into_vec::<f32>().expect("f32 values");
             let (bare_x, bare_weight) = (values(&x), values(&weight));
             let mut out = vec![0.0; m * n];
-            let frozen = Frozen::new(weight, None);
+            let frozen = Frozen::new(weight, None, Precision::F32);
             let (mut ours, mut theirs) = (f64::MAX, f64::MAX);
             // As long as it takes, up to a bound: noise goes away, a slow kernel stays slow.
             for round in 0..400 {

@@ -49,6 +49,7 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
     );
     let batch = || Batch {
         images: None,
+        words: None,
         ids: (3..15).collect(),
         type_ids: vec![0; 12],
         positions: (0..5).chain(0..7).collect(),

@@ -42,6 +42,18 @@ impl Adapted {
             .iter()
             .map(|(rank, alpha)| Config::of(recipe, *rank, *alpha))
             .collect();
+        for (linear, config) in chosen.iter().zip(&configs) {
+            let most = linear.inputs.min(linear.outputs);
+            if config.pairs() == 2 && config.rank() as usize > most {
+                return Err(Error::user(format!(
+                    "the rank of {} is {}, but its weight has {most} singular values for `adapter.init_lora_weights` \
+                     to start from",
+                    linear.path,
+                    config.rank()
+                ))
+                .help("lower `adapter.rank`, or drop `adapter.init_lora_weights`"));
+            }
+        }
         let initial = sizes.iter().map(|(rank, _)| *rank as u32).collect();
         Ok(Adapted {
             modules: chosen

@@ -5,8 +5,20 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::kernel::Kernels;
 
-/// Sets the columns of B whose components do not remain to zero.
-pub fn prune<B: Kernels>(pair: &mut [Tensor<B, 2>; 2], remaining: &[bool]) {
+/// Sets the columns of B whose components do not remain to zero; of a pair with a `start` these components are put back
+/// to it.
+pub fn prune<B: Kernels>(
+    pair: &mut [Tensor<B, 2>; 2],
+    start: Option<&[Tensor<B, 2>; 2]>,
+    remaining: &[bool],
+) {
+    if let Some(start) = start {
+        let others: Vec<bool> = remaining.iter().map(|remains| !remains).collect();
+        let kept = keep(pair.clone(), remaining);
+        let [a, b] = keep(start.clone(), &others);
+        *pair = [kept[0].clone() + a, kept[1].clone() + b];
+        return;
+    }
     let [_, b] = pair;
     *b = b.clone() * flags(remaining, &b.device());
 }

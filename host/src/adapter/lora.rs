@@ -5,6 +5,7 @@ use dynalora_plugin_api::ModuleInfo;
 
 use super::{sizes, uniform};
 use crate::kernel::Kernels;
+use crate::recipe::InitLoraWeights;
 
 /// Sizes of LoRA's pairs, as in PEFT's `LoraConfig`.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +16,8 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// `lora_dropout`: dropout of the side path's input while training.
     pub dropout: f64,
+    /// `init_lora_weights`: what pairs start from, where that is not the base model as it is.
+    pub start: Option<InitLoraWeights>,
 }
 
 impl LoraConfig {

@@ -4,6 +4,7 @@ mod adapted;
 pub mod components;
 mod lora;
 mod pass;
+mod pissa;
 mod sensed;
 mod targets;
 mod vera;
@@ -12,9 +13,11 @@ use burn::tensor::{Tensor, TensorData};
 use dynalora_plugin_api::ModuleInfo;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
+use crate::error::Result;
 use crate::kernel::Kernels;
-use crate::recipe::{AdapterConfig, AdapterKind};
+use crate::recipe::{AdapterConfig, AdapterKind, InitLoraWeights};
 
 pub use adapted::Adapted;
 pub use lora::LoraConfig;
@@ -54,6 +57,7 @@ impl Config {
                         false => recipe.scale(alpha, rank) * most as f64,
                     },
                     dropout,
+                    start: recipe.init_lora_weights,
                 })
             }
             AdapterKind::Vera => Config::Vera(VeraConfig {
@@ -89,6 +93,15 @@ impl Config {
         }
     }
 
+    /// How many pairs of its rank a module's side path is: of PiSSA two, the second of which takes away what the first
+    /// started from.
+    pub fn pairs(&self) -> u32 {
+        match self {
+            Config::Lora(lora) if lora.start.is_some() => 2,
+            _ => 1,
+        }
+    }
+
     /// Whether A, the side path's first matrix, has a gradient where a module is active.
     pub fn trains_a(&self) -> bool {
         matches!(self, Config::Lora(_))
@@ -112,9 +125,10 @@ impl Config {
     }
 
     /// Values that are kept beside those of the modules themselves: VeRA's projections, one copy for each
-    /// width there is.
-    pub fn shared_values(&self, modules: &[ModuleInfo]) -> u64 {
+    /// width there is, or where PiSSA's pairs started.
+    pub fn frozen_values(&self, modules: &[ModuleInfo]) -> u64 {
         match self {
+            Config::Lora(_) if self.pairs() == 2 => modules.iter().map(|it| it.parameters).sum(),
             Config::Lora(_) => 0,
             Config::Vera(vera) => vera.projected_widths(modules) * u64::from(vera.rank),
         }
@@ -149,14 +163,19 @@ impl LinearInfo {
     ///
     /// Forward: `2·in·out` for the frozen product and `2·r·(in + out)` for the side path. Backward of an
     /// active module: the same again for the input's gradient, and for its own `2·r·(in + out)`, of VeRA's
-    /// vectors `2·r·out`.
+    /// vectors `2·r·out`. PiSSA's r is twice its rank here.
     pub fn module(&self, config: &Config) -> ModuleInfo {
         let (inputs, outputs) = (self.inputs as u64, self.outputs as u64);
         let rank = u64::from(config.rank());
+        let parameters = match config {
+            Config::Lora(_) => rank * (inputs + outputs),
+            Config::Vera(_) => rank + outputs,
+        };
+        let rank = u64::from(config.pairs()) * rank;
         let pair = rank * (inputs + outputs);
-        let (parameters, own) = match config {
-            Config::Lora(_) => (pair, 2 * pair),
-            Config::Vera(_) => (rank + outputs, 2 * rank * outputs),
+        let own = match config {
+            Config::Lora(_) => 2 * pair,
+            Config::Vera(_) => 2 * rank * outputs,
         };
         let forward = 2 * inputs * outputs + 2 * pair;
         let mut info = ModuleInfo::default();
@@ -182,6 +201,8 @@ pub struct Adapters<B: Kernels> {
     pub modules: Vec<ModuleInfo>,
     /// VeRA's frozen matrices.
     pub projections: Option<Projections<B>>,
+    /// PiSSA: where each pair started, `[A₀, B₀]`.
+    starts: Option<Vec<[Tensor<B, 2>; 2]>>,
     pairs: Vec<[Tensor<B, 2>; 2]>,
     /// How often each pair was given out to be written to, or came into another use.
     versions: Vec<u64>,
@@ -208,7 +229,12 @@ impl<B: Kernels> Adapters<B> {
             Config::Lora(_) => None,
             Config::Vera(vera) => Some(Projections::draw(vera, &modules, device)),
         };
-        Adapters::of(config, modules, pairs, projections)
+        let mut adapters = Adapters::of(config, modules, pairs, projections);
+        if adapters.config.pairs() == 2 {
+            // Until they are found, or read from a checkpoint.
+            adapters.starts = Some(adapters.pairs.clone());
+        }
+        adapters
     }
 
     /// Adapters with the values of these `pairs`, one for each of `modules`.
@@ -222,6 +248,7 @@ impl<B: Kernels> Adapters<B> {
             own: vec![config.clone(); modules.len()],
             config,
             projections,
+            starts: None,
             versions: vec![0; modules.len()],
             scales: vec![1.0; modules.len()],
             shared: (0..modules.len()).collect(),
@@ -234,6 +261,62 @@ impl<B: Kernels> Adapters<B> {
     pub fn with_own(mut self, configs: Vec<Config>) -> Self {
         self.own = configs;
         self
+    }
+
+    /// Lets the pairs start at the principal components of the modules' weights `[out, in]`, which `weight` gives row by
+    /// row. What is drawn goes by `seed` and the modules' names.
+    pub fn start_from(
+        &mut self,
+        weight: impl Fn(&ModuleInfo) -> Result<Vec<f32>> + Sync,
+        how: InitLoraWeights,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<()> {
+        let modules = self.modules.par_iter().zip(&self.own);
+        let found: Vec<[Vec<f32>; 2]> = modules
+            .map(|(module, own)| {
+                let [inputs, outputs, rank] = sizes(module);
+                let (shape, drawn) = ([outputs, inputs], (seed, module.path.as_str()));
+                pissa::principal(&weight(module)?, shape, rank, own.scale(), how, drawn)
+            })
+            .collect::<Result<_>>()?;
+        let starts = self.modules.iter().zip(found).map(|(module, found)| {
+            let shapes = self.config.shapes(module);
+            let mut both = found.into_iter().zip(shapes);
+            std::array::from_fn(|_| {
+                let (values, shape) = both.next().expect("A and B");
+                Tensor::from_data(TensorData::new(values, shape), device)
+            })
+        });
+        let starts: Vec<[Tensor<B, 2>; 2]> = starts.collect();
+        self.pairs.clone_from(&starts);
+        self.starts = Some(starts);
+        self.versions.iter_mut().for_each(|version| *version += 1);
+        Ok(())
+    }
+
+    /// Where the pairs of PiSSA started, to be written to.
+    pub fn start_mut(&mut self, module: usize) -> Option<&mut [Tensor<B, 2>; 2]> {
+        self.versions[module] += 1;
+        Some(&mut self.starts.as_mut()?[module])
+    }
+
+    /// Where the pairs started, if they are PiSSA's.
+    pub fn starts(&self) -> Option<&[[Tensor<B, 2>; 2]]> {
+        self.starts.as_deref()
+    }
+
+    /// Where the pair that a module uses started.
+    fn start(&self, module: usize) -> Option<&[Tensor<B, 2>; 2]> {
+        let starts = self.starts.as_ref()?;
+        Some(&starts[self.shared[module]])
+    }
+
+    /// Takes the components of a module that do not remain out of what it adds.
+    pub fn prune(&mut self, module: usize, remaining: &[bool]) {
+        self.versions[module] += 1;
+        let start = self.starts.as_ref().map(|starts| &starts[module]);
+        components::prune(&mut self.pairs[module], start, remaining);
     }
 
     /// Method and sizes of a module.
@@ -291,12 +374,38 @@ impl<B: Kernels> Adapters<B> {
         [module, self.shared[module]].map(|module| self.versions[module])
     }
 
-    /// A `[rank, in]` and B `[out, rank]` of a module as it stands: its share of the weight is `s·BA`.
+    /// What a component of a module adds something by where it is not zero: B's columns, and of PiSSA how far these and
+    /// A's rows have come. Whether it is rows.
+    pub fn learnt(&self, module: usize) -> Vec<(Tensor<B, 2>, bool)> {
+        let [a, b] = self.pair(module).clone();
+        match self.start(module).cloned() {
+            Some([a0, b0]) => vec![(a - a0, true), (b - b0, false)],
+            None => vec![(b, false)],
+        }
+    }
+
+    /// What a module has learnt, of its components that remain alone if any do not: its two tensors, or the pair of twice
+    /// the rank that PiSSA's is.
+    pub fn trained(&self, module: usize, remaining: &[bool]) -> [Tensor<B, 2>; 2] {
+        let of = |pair: &[Tensor<B, 2>; 2]| match remaining.contains(&false) {
+            true => components::extract(pair, remaining),
+            false => pair.clone(),
+        };
+        let pair = of(self.pair(module));
+        match self.start(module) {
+            Some(start) => pissa::moved(pair, of(start)),
+            None => pair,
+        }
+    }
+
+    /// A `[rank, in]` and B `[out, rank]` of a module as it stands, of PiSSA twice as many: its share of the weight is
+    /// `s·BA`.
     pub fn factors(&self, module: usize) -> [Tensor<B, 2>; 2] {
         let [inputs, outputs, _] = sizes(&self.modules[module]);
-        match &self.projections {
-            None => self.pair(module).clone(),
-            Some(projections) => {
+        match (&self.projections, self.start(module)) {
+            (None, None) => self.pair(module).clone(),
+            (None, Some(start)) => pissa::moved(self.pair(module).clone(), start.clone()),
+            (Some(projections), _) => {
                 let pair = self.pair(module).clone().map(Tensor::from_inner);
                 projections
                     .factors([outputs, inputs], pair)

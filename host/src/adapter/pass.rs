@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use dynalora_plugin_api::Trial;
 
 use super::sensed::{Sense, Sensed};
-use super::{Adapters, Projections, components, stream};
+use super::{Adapters, Projections, components, pissa, stream};
 use crate::kernel::{Ad, Branch, Dropout, Frozen, Kernels, Lora, Outputs};
 
 /// Where something is dropped. A mask is a function of the pass's seed, the site and the element's place in
@@ -23,6 +23,8 @@ pub enum Site {
     FeedForward(u32),
     /// The input of the head's layer of this number.
     Head(u32),
+    /// The relative positions that a layer reads.
+    Positions(u32),
 }
 
 impl Site {
@@ -34,6 +36,8 @@ impl Site {
             Site::AttentionOutput(layer) => 4 * layer + 2,
             Site::FeedForward(layer) => 4 * layer + 3,
             Site::Head(layer) => 4 * layer + 4,
+            // A head has two at most.
+            Site::Positions(layer) => 4 * layer + 12,
         }
     }
 }
@@ -101,6 +105,8 @@ pub struct Pass<B: Kernels> {
     /// What was measured, one entry per module, in the order the modules ran.
     pub observed: Vec<Option<Observed<B>>>,
     projections: Option<Projections<B>>,
+    /// Where the pair that each module uses started, of PiSSA's; empty for others.
+    starts: Vec<[Tensor<Ad<B>, 2>; 2]>,
     /// The scale of each module's side path.
     scales: Vec<f32>,
     adapter_dropout: f32,
@@ -170,6 +176,13 @@ impl<B: Kernels> Pass<B> {
                 .collect(),
             observed: vec![None; adapters.modules.len()],
             projections: adapters.projections.clone(),
+            starts: match adapters.starts() {
+                Some(starts) => (0..starts.len())
+                    .map(|module| starts[adapters.owner(module)].clone())
+                    .map(|start| start.map(Tensor::from_inner))
+                    .collect(),
+                None => Vec::new(),
+            },
             scales: (0..adapters.modules.len())
                 .map(|module| adapters.scale(module))
                 .collect(),
@@ -182,19 +195,19 @@ impl<B: Kernels> Pass<B> {
         }
     }
 
-    /// Changes the adapters as a trial says: what is multiplied is the second tensor of a pair, which the module's
-    /// share of its output is linear in.
+    /// Changes the adapters as a trial says.
     pub fn change(&mut self, trial: &Trial) {
-        for (pair, factor) in self.pairs.iter_mut().zip(&trial.factors) {
-            if *factor != 1.0 {
-                pair[1] = pair[1].clone() * *factor;
-            }
+        for (scale, factor) in self.scales.iter_mut().zip(&trial.factors) {
+            *scale *= *factor;
         }
         let components = trial.components.iter().flatten();
-        for (pair, applied) in self.pairs.iter_mut().zip(components) {
+        for (module, applied) in components.enumerate() {
             if applied.contains(&false) {
-                let kept = components::keep(pair.clone().map(Tensor::inner), applied);
-                *pair = kept.map(Tensor::from_inner);
+                let mut pair = self.pairs[module].clone().map(Tensor::inner);
+                let start = self.starts.get(module).cloned();
+                let start = start.map(|start| start.map(Tensor::inner));
+                components::prune(&mut pair, start.as_ref(), applied);
+                self.pairs[module] = pair.map(Tensor::from_inner);
             }
         }
     }
@@ -249,6 +262,14 @@ impl<B: Kernels> Pass<B> {
         let observe = std::mem::take(&mut self.observe);
         let result = run(self);
         self.observe = observe;
+        result
+    }
+
+    /// Runs what is of no example: neither it nor what comes back to it is measured.
+    pub fn unmeasured<R>(&mut self, run: impl FnOnce(&mut Self) -> R) -> R {
+        let sense = self.sense.take();
+        let result = self.unobserved(run);
+        self.sense = sense;
         result
     }
 
@@ -321,9 +342,10 @@ impl<B: Kernels> Pass<B> {
         if self.beside {
             pair = pair.map(|tensor| Tensor::from_inner(tensor.inner()));
         }
-        let [a, b] = match &self.projections {
-            None => pair,
-            Some(projections) => projections.factors(dims, pair),
+        let [a, b] = match (&self.projections, self.starts.get(index)) {
+            (None, None) => pair,
+            (None, Some(start)) => pissa::moved(pair, start.clone()),
+            (Some(projections), _) => projections.factors(dims, pair),
         };
         Lora {
             a,

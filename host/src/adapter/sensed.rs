@@ -146,11 +146,15 @@ impl<B: Kernels> Sensor<B> {
         }
         let fisher = self.sense.fisher.as_ref().filter(|_| trains);
         let own = fisher.zip(xa).map(|(fisher, xa)| Own {
-            xa,
+            // Of PiSSA's two the pair that trains.
+            xa: match &fisher.projections {
+                None => xa.slice_dim(1, 0..pair[0].dims()[0]),
+                Some(_) => xa,
+            },
             scale: lora.scale,
             trained: match &fisher.projections {
                 None => Trained::Pair {
-                    b: lora.b.clone().inner(),
+                    b: pair[1].clone().inner(),
                     dropout: lora.dropout,
                     remaining: remaining(fisher, index, &lora.b.device()),
                 },

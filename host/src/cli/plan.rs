@@ -12,8 +12,8 @@ use crate::data::{self, Problem, labels_of};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, HeadStart, ModelFolder, Pretrained, fetch, head_parameters};
 use crate::number::{count, size};
-use crate::recipe::{OptimizerState, Recipe, Unit};
-use crate::train::cost::{LastLayer, Shape, Sizes, Steps, cost, kept_by_a_layer};
+use crate::recipe::{AdapterKind, OptimizerState, Recipe, Unit};
+use crate::train::cost::{HeadKind, LastLayer, Shape, Sizes, Steps, cost, kept_by_a_layer};
 use crate::train::{check, costs, longest_step};
 
 /// Arguments of `dynalora plan`.
@@ -43,6 +43,8 @@ struct Plan {
     adapter_parameters: u64,
     /// Values of VeRA's frozen projections; 0 for LoRA.
     projection_values: u64,
+    /// Values of what PiSSA's pairs start from; 0 for others.
+    start_values: u64,
     head_parameters: u64,
     base_parameters: u64,
     problem: Problem,
@@ -85,8 +87,6 @@ struct Memory {
     gradients: u64,
     optimizer: u64,
     activations: u64,
-    /// Frozen weights laid out a second time, for the gradients of their layers' inputs.
-    backward_weights: u64,
     total: u64,
 }
 
@@ -95,7 +95,7 @@ struct Memory {
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
-    let pretrained = Pretrained::open(&folder, &recipe.model)?;
+    let pretrained = Pretrained::open_for(&folder, &recipe.model, recipe.data.problem())?;
     let adapted = pretrained.adapted(&recipe.adapter)?;
     let held_back = check(&recipe, &pretrained, &adapted, &common.plugin_dir)?;
     let base = (&folder, &pretrained);
@@ -139,9 +139,11 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
                 "{} parameters in {} modules{}",
                 count(plan.adapter_parameters),
                 plan.modules.len(),
-                match plan.projection_values {
-                    0 => String::new(),
-                    values => format!(", {} frozen values shared by all", count(values)),
+                match [plan.projection_values, plan.start_values] {
+                    [0, 0] => String::new(),
+                    [0, values] =>
+                        format!(", {} frozen values that they start from", count(values)),
+                    [values, _] => format!(", {} frozen values shared by all", count(values)),
                 }
             ),
         ),
@@ -154,6 +156,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
                     Problem::Regression => "one value".to_owned(),
                     Problem::CausalLm => "the next token".to_owned(),
                     Problem::Classification => format!("{} classes", plan.outputs),
+                    Problem::TokenClassification => format!("{} tags of words", plan.outputs),
                 }
             ),
         ),
@@ -193,16 +196,14 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         (
             "memory, estimated",
             format!(
-                "{} = weights {} + adapters {} + gradients {} + optimiser {} + activations of {} tokens {} + weights \
-                 for the way back {}",
+                "{} = weights {} + adapters {} + gradients {} + optimiser {} + activations of {} tokens {}",
                 size(memory.total),
                 size(memory.weights),
                 size(memory.adapters),
                 size(memory.gradients),
                 size(memory.optimizer),
                 plan.tokens,
-                size(memory.activations),
-                size(memory.backward_weights)
+                size(memory.activations)
             ),
         ),
     ];
@@ -265,7 +266,8 @@ fn plan(
         linears: &linears,
         modules: &modules,
         trains_a: adapter.trains_a(),
-        language: recipe.data.predicts_tokens(),
+        pairs: adapter.pairs(),
+        head: HeadKind::of(problem, outputs),
         checkpointing: recipe.train.gradient_checkpointing,
     };
     let checkpointing = checkpointing(shape, step, &active);
@@ -288,25 +290,24 @@ fn plan(
         _ => trainable,
     };
     let base_parameters = pretrained.weights.parameters();
-    let projection_values = adapter.shared_values(&modules);
+    let frozen_values = adapter.frozen_values(&modules);
+    let (projection_values, start_values) = match recipe.adapter.kind {
+        AdapterKind::Vera => (frozen_values, 0),
+        AdapterKind::Lora => (0, frozen_values),
+    };
     let mut memory = Memory {
-        weights: 4 * base_parameters,
-        adapters: 4 * (adapter_parameters + projection_values + head_parameters),
+        weights: pretrained.bytes(recipe.data.predicts_tokens())?,
+        adapters: 4 * (adapter_parameters + frozen_values + head_parameters),
         gradients: batch.gradients,
         optimizer: 8 * kept,
         activations: match checkpointing.on {
             true => checkpointing.with,
             false => checkpointing.without,
         } + working_set(config, tokens as u64),
-        backward_weights: batch.weights,
         total: 0,
     };
-    memory.total = memory.weights
-        + memory.adapters
-        + memory.gradients
-        + memory.optimizer
-        + memory.activations
-        + memory.backward_weights;
+    memory.total =
+        memory.weights + memory.adapters + memory.gradients + memory.optimizer + memory.activations;
     let share = |of: fn(&Cost) -> u64| {
         let none = of(&model.none());
         let above = |cost: Cost| (of(&cost) - none) as f64;
@@ -315,6 +316,7 @@ fn plan(
     Ok(Plan {
         adapter_parameters,
         projection_values,
+        start_values,
         head_parameters,
         base_parameters,
         problem,

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::session::{self, OnDevice, Session};
 use super::{Common, print};
+use crate::data::words::Sentence;
 use crate::data::{Encoded, Example, Places, Problem};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
@@ -19,7 +20,7 @@ pub struct Arguments {
     /// A run's folder, or a PEFT adapter's
     target: PathBuf,
     /// Texts to label, or files of images; without any, lines of standard input. In a run on pairs a tab parts the two
-    /// texts
+    /// texts, in one on words blanks part them
     texts: Vec<String>,
     /// The recipe whose model to use; a run has its own
     #[arg(long)]
@@ -30,7 +31,7 @@ pub struct Arguments {
     /// Threads to compute with on the CPU; by default the recipe's
     #[arg(long, value_parser = session::threads())]
     threads: Option<usize>,
-    /// Print one JSON object a line, with the logits, and the probability of each label
+    /// Print one JSON object a line, with the logits, and the probability of each label, or of each word's
     #[arg(long)]
     json: bool,
 }
@@ -57,7 +58,21 @@ enum Answer {
     },
 }
 
-/// Labels texts or images, one line each, in the order they come in.
+/// A tagged sentence.
+#[derive(Debug, Serialize)]
+struct Tagged {
+    words: Vec<String>,
+    /// Of each word; none of one that the model has not read.
+    tags: Vec<Option<String>>,
+    /// The probability of each of these.
+    probabilities: Vec<Option<f64>>,
+    logits: Vec<Option<Vec<f32>>>,
+}
+
+/// What stands for the tag of a word that the model has not read.
+const UNREAD: &str = "_";
+
+/// Labels texts or images, or the words of sentences, one line each, in the order they come in.
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let trained = Trained::open(
         &arguments.target,
@@ -78,6 +93,9 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         return Err(Error::user("there is nothing to label")
             .help("give texts, or for a run on images their files, as arguments or one a line on standard input"));
     }
+    if trained.learnt.problem == Problem::TokenClassification {
+        return tag(&trained, texts, &places, arguments, common);
+    }
     let examples = examples(texts, trained.learnt.text_pair, &places)?;
     let encoded = match trained.reads_images() {
         true => {
@@ -95,7 +113,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     for (example, logits) in examples.into_iter().zip(logits) {
         let answer = match trained.learnt.problem {
             Problem::Regression => Answer::Value { value: logits[0] },
-            Problem::CausalLm => unreachable!("refused above"),
+            Problem::CausalLm | Problem::TokenClassification => unreachable!("dealt with above"),
             Problem::Classification => Answer::Class {
                 label: labels[evaluate::class(&logits) as usize].clone(),
                 probabilities: labels.iter().cloned().zip(softmax(&logits)).collect(),
@@ -108,9 +126,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
             logits,
         };
         if arguments.json {
-            let line = serde_json::to_string(&prediction)
-                .map_err(|error| Error::failure(format!("cannot write a prediction: {error}")))?;
-            print(&line)?;
+            print_line(&prediction)?;
             continue;
         }
         let text = match prediction.text_pair {
@@ -129,6 +145,64 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Tags the words of each text, which blanks part.
+fn tag(
+    trained: &Trained,
+    texts: Vec<String>,
+    places: &Places,
+    arguments: &Arguments,
+    common: &Common,
+) -> Result<()> {
+    let sentences = examples(texts, false, places)?.into_iter().map(|example| {
+        let words = example.text.split_whitespace();
+        Sentence {
+            words: words.map(str::to_owned).collect(),
+            classes: None,
+        }
+    });
+    let sentences: Vec<Sentence> = sentences.collect();
+    let encoded = trained.tokenize_words(&sentences, places)?;
+    let session = Session::start(trained.recipe.device, common)?;
+    let mut logits = session
+        .on_device(Predict {
+            trained,
+            encoded: &encoded,
+        })?
+        .into_iter();
+    let read = encoded.words.as_ref().expect("they are sentences in words");
+    for (index, Sentence { words, .. }) in sentences.into_iter().enumerate() {
+        let mut tagged = Tagged {
+            tags: vec![None; words.len()],
+            probabilities: vec![None; words.len()],
+            logits: vec![None; words.len()],
+            words,
+        };
+        for answer in encoded.answers(index) {
+            let word = read.numbers[answer] as usize;
+            let logits = logits.next().expect("one for each answer");
+            let class = evaluate::class(&logits) as usize;
+            tagged.tags[word] = Some(trained.learnt.labels[class].clone());
+            tagged.probabilities[word] = Some(softmax(&logits)[class]);
+            tagged.logits[word] = Some(logits);
+        }
+        if arguments.json {
+            print_line(&tagged)?;
+            continue;
+        }
+        let tags = tagged.tags.iter().map(|tag| tag.as_deref());
+        let tags: Vec<&str> = tags.map(|tag| tag.unwrap_or(UNREAD)).collect();
+        print(&format!("{}\t{}", tags.join(" "), tagged.words.join(" ")))?;
+    }
+    Ok(())
+}
+
+/// Prints a JSON object on one line.
+fn print_line(answer: &impl Serialize) -> Result<()> {
+    let line = serde_json::to_string(answer)
+        .map_err(|error| Error::failure(format!("cannot write a prediction: {error}")))?;
+    print(&line)
 }
 
 /// Texts as the run was trained on them. None is dropped, so that output line i answers input line i; what was

@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use super::{Common, print, print_json};
 use crate::error::{Error, Result};
-use crate::recipe::{Recipe, Task};
+use crate::recipe::{Format, Problem, Recipe, Task};
 use crate::sweep;
 use crate::train::say;
 
@@ -20,7 +20,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Write a recipe to start from
-    New(New),
+    New(Box<New>),
     /// Say whether recipes are right, without reading model or data
     Check(Check),
     /// Print a recipe with every default written out
@@ -42,7 +42,7 @@ struct New {
     /// The folder of the task's files
     #[arg(long, value_name = "FOLDER", requires = "task")]
     data: Option<PathBuf>,
-    /// A CSV, TSV, JSONL or Parquet file to learn from
+    /// A CSV, TSV, JSONL, Parquet or CoNLL file to learn from
     #[arg(long, value_name = "FILE", requires = "validation")]
     train: Option<PathBuf>,
     /// And one to evaluate on
@@ -57,6 +57,12 @@ struct New {
     /// Their column of labels; by default `label`
     #[arg(long, value_name = "COLUMN")]
     label: Option<String>,
+    /// Their column of lists of words, each of which gets a tag; by default `tokens`
+    #[arg(long, value_name = "COLUMN")]
+    tokens: Option<String>,
+    /// Their column of lists of tags; by default `ner_tags`
+    #[arg(long, value_name = "COLUMN")]
+    tags: Option<String>,
     /// What scores modules
     #[arg(long, value_name = "PLUGIN", default_value = "activation")]
     scorer: String,
@@ -147,14 +153,15 @@ fn write(new: &New, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// Refuses columns of no file.
+/// Refuses columns of no file, and those of texts beside those of words.
 fn check_columns(new: &New) -> Result<()> {
-    let columns = [
+    let texts = [
         ("--text", &new.text),
         ("--text-pair", &new.text_pair),
         ("--label", &new.label),
     ];
-    for (flag, column) in columns {
+    let words = [("--tokens", &new.tokens), ("--tags", &new.tags)];
+    for (flag, column) in texts.into_iter().chain(words) {
         if let (Some(column), None) = (column, &new.train) {
             return Err(Error::user(format!(
                 "{flag} {column} names a column of --train, which is not given"
@@ -164,7 +171,31 @@ fn check_columns(new: &New) -> Result<()> {
             )));
         }
     }
-    Ok(())
+    let given = |columns: &[(&'static str, &Option<String>)]| {
+        let given = columns.iter().find(|(_, column)| column.is_some());
+        given.map(|(flag, _)| *flag)
+    };
+    match (given(&texts), given(&words)) {
+        (Some(text), Some(word)) => Err(Error::user(format!(
+            "{text} is a column of texts, but {word} is one of words"
+        ))
+        .help("give --text and --label for texts that have a label each, or --tokens and --tags for words that have one")),
+        (Some(text), None) if is_conll(new) => Err(Error::user(format!(
+            "{text} is a column of texts, but --train is a file of words and their tags"
+        ))
+        .help("leave it out: the first column is the word, the last one its tag")),
+        (None, Some(word)) if is_conll(new) => Err(Error::user(format!(
+            "{word} names a column, but those of --train have no names"
+        ))
+        .help("leave it out: the first column is the word, the last one its tag")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the training file has a word and its tag a line.
+fn is_conll(new: &New) -> bool {
+    let format = new.train.as_ref().and_then(|path| Format::of(path).ok());
+    format == Some(Format::Conll)
 }
 
 fn text(new: &New) -> Result<String> {
@@ -187,6 +218,24 @@ fn text(new: &New) -> Result<String> {
                 }
             };
             format!("task = \"{task}\"\n{dir}")
+        }
+        (None, Some(train), Some(validation))
+            if is_conll(new) || new.tokens.is_some() || new.tags.is_some() =>
+        {
+            let columns = match is_conll(new) {
+                true => String::new(),
+                false => format!(
+                    "\n[data.columns]\ntokens = {}\ntags = {}\n",
+                    quoted(new.tokens.as_deref().unwrap_or("tokens")),
+                    quoted(new.tags.as_deref().unwrap_or("ner_tags"))
+                ),
+            };
+            format!(
+                "problem = \"{}\"\ntrain = {}\nvalidation = {}\n{columns}",
+                Problem::TokenClassification,
+                path(train)?,
+                path(validation)?
+            )
         }
         (None, Some(train), Some(validation)) => {
             let pair = match &new.text_pair {

@@ -5,8 +5,9 @@ use std::ops::Range;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use super::encode::expected;
 use super::image::Images;
-use super::{Encoded, Label};
+use super::{Encoded, Label, Words};
 use crate::model::NextTokens;
 use crate::recipe::{BatchLimit, Order, TrainConfig};
 
@@ -25,6 +26,8 @@ pub struct Batch {
     pub offsets: Vec<usize>,
     /// Labels, where the data has any.
     pub labels: Vec<Label>,
+    /// The words that are given a class each, where the examples are sentences in words.
+    pub words: Option<Words>,
     /// Which examples these are.
     pub indices: Vec<usize>,
 }
@@ -35,6 +38,7 @@ impl Encoded {
         let tokens = indices.iter().map(|index| self.length(*index)).sum();
         let mut batch = Batch::of(indices.to_vec(), tokens);
         batch.images = self.images.as_ref().map(|images| images.select(indices));
+        batch.words = self.words.as_ref().map(|words| words.select(indices));
         for index in indices {
             batch.push(
                 self.offsets[*index]..self.offsets[index + 1],
@@ -59,6 +63,7 @@ impl Batch {
             positions: Vec::with_capacity(tokens),
             offsets: vec![0],
             labels: Vec::new(),
+            words: None,
             indices,
         }
     }
@@ -77,11 +82,13 @@ impl Batch {
         self.positions.len()
     }
 
-    /// How much the batch weighs in its step: as many as it has examples, or tokens that are predicted.
+    /// How much the batch weighs in its step: as many as it has examples, tokens that are predicted, or words that are
+    /// given a class.
     pub fn weight(&self) -> usize {
         let examples = self.offsets.windows(2).zip(&self.labels);
         let weights = examples.map(|(range, label)| match label {
             Label::Tokens(from) => range[1] - range[0] - *from as usize,
+            Label::Words(count) => *count as usize,
             Label::Class(_) | Label::Value(_) => 1,
         });
         weights.sum()
@@ -99,6 +106,23 @@ impl Batch {
             tokens.ids.extend(&self.ids[predicted]);
         }
         (!self.labels.is_empty()).then_some(tokens)
+    }
+
+    /// The tokens whose words are given a class, by where they lie in the batch; none where the examples are no sentences
+    /// in words.
+    pub fn word_rows(&self) -> Option<Vec<usize>> {
+        let words = self.words.as_ref()?;
+        let examples = words.offsets.windows(2).zip(&self.offsets);
+        let rows = examples.flat_map(|(range, first)| {
+            let tokens = words.tokens[range[0]..range[1]].iter();
+            tokens.map(move |token| first + *token as usize)
+        });
+        Some(rows.collect())
+    }
+
+    /// What each answer is to be: the labels, or those of all words.
+    pub fn expected(&self) -> Vec<Label> {
+        expected(&self.labels, self.words.as_ref())
     }
 
     /// The examples at these positions of the batch, without their labels.

@@ -13,7 +13,7 @@ use serde_json::ser::{Formatter, Serializer};
 
 use super::Example;
 use super::places::Places;
-use super::table::told as json_told;
+use super::table::json_told;
 use super::tokenizer::{CONFIG, read_config};
 use crate::error::{Error, Result};
 use crate::file;

@@ -1,5 +1,6 @@
 //! From texts to packed token ids, once: the result is cached.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -10,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::image::Images;
 use super::places::Places;
 use super::tokenizer::Encoder;
-use super::{Example, Label};
+use super::{Example, Label, Words};
 use crate::error::{Error, Result};
 use crate::model::Architecture;
 
@@ -27,6 +28,8 @@ pub struct Encoded {
     pub offsets: Vec<usize>,
     /// One label per example, or none at all.
     pub labels: Vec<Label>,
+    /// The words that are given a class each, where the examples are sentences in words.
+    pub words: Option<Words>,
     /// Where the examples stand.
     pub places: Places,
 }
@@ -76,6 +79,7 @@ impl Encoded {
         let mut selected = Encoded {
             offsets: vec![0],
             images: self.images.as_ref().map(|images| images.select(indices)),
+            words: self.words.as_ref().map(|words| words.select(indices)),
             places: self.places.select(indices),
             ..Encoded::default()
         };
@@ -100,9 +104,30 @@ impl Encoded {
         self.offsets.last().copied().unwrap_or(0)
     }
 
+    /// Which of all answers are to example `i`: one, or one to each of its words.
+    pub fn answers(&self, i: usize) -> Range<usize> {
+        match &self.words {
+            Some(words) => words.offsets[i]..words.offsets[i + 1],
+            None => i..i + 1,
+        }
+    }
+
+    /// What each answer is to be: the labels, or those of all words.
+    pub fn expected(&self) -> Vec<Label> {
+        expected(&self.labels, self.words.as_ref())
+    }
+
     /// Tokens of example `i`.
     pub fn length(&self, i: usize) -> usize {
         self.offsets[i + 1] - self.offsets[i]
+    }
+}
+
+/// What each answer to examples with such labels, or of such words, is to be.
+pub(super) fn expected(labels: &[Label], words: Option<&Words>) -> Vec<Label> {
+    match words {
+        Some(words) => words.classes.iter().copied().map(Label::Class).collect(),
+        None => labels.to_vec(),
     }
 }
 

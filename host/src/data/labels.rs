@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::recipe::Problem;
 
 /// More different labels would be a column of texts or numbers, not of classes.
-const MOST: usize = 1000;
+pub(super) const MOST: usize = 1000;
 
 /// Whether `label` is a whole number.
 pub(super) fn is_whole(label: &str) -> bool {
@@ -139,7 +139,7 @@ impl Reader<'_> {
             }
         }
         problems.finish(match self.problem {
-            Problem::Classification => {
+            Problem::Classification | Problem::TokenClassification => {
                 "Correct the rows, or the label column and `labels` in [data]."
             }
             Problem::Regression | Problem::CausalLm => {
@@ -159,21 +159,24 @@ impl Reader<'_> {
             Some(label) if self.hidden == Some(label) => Ok(None),
             Some(label) => match self.problem {
                 Problem::Regression => value(label),
-                Problem::Classification => self.class(label),
+                Problem::Classification | Problem::TokenClassification => {
+                    self.class(label).map(Label::Class)
+                }
                 Problem::CausalLm => Ok(Label::Tokens(1)),
             }
             .map(Some),
         }
     }
 
-    fn class(&self, label: &str) -> Result<Label, String> {
+    /// The class of a name, or of a position where those count.
+    pub(super) fn class(&self, label: &str) -> Result<u32, String> {
         let named = self.labels.iter().position(|known| known == label);
         let numbered = || {
             let position = label.parse::<usize>().ok().filter(|_| self.numbered)?;
             (position < self.labels.len()).then_some(position)
         };
         match named.or_else(numbered) {
-            Some(class) => Ok(Label::Class(class as u32)),
+            Some(class) => Ok(class as u32),
             None => Err(format!(
                 "the label {:?} is none of the classes {}",
                 shorten(label, 40),

@@ -76,7 +76,7 @@ impl Learnt {
             serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
         let right = match learnt.problem {
             Problem::Regression | Problem::CausalLm => learnt.labels.is_empty(),
-            Problem::Classification => learnt.labels.len() > 1,
+            Problem::Classification | Problem::TokenClassification => learnt.labels.len() > 1,
         };
         if !right || learnt.max_length == 0 || learnt.metrics.is_empty() {
             return Err(damaged("its values contradict each other".to_owned()));
@@ -89,8 +89,7 @@ impl Learnt {
     pub fn from_recipe(recipe: &Recipe, adapter: &Path) -> Result<Self> {
         let data = &recipe.data;
         let (labels, problem) = labels_of(data)?;
-        let told =
-            data.task.is_some() || data.labels.is_some() || problem != Problem::Classification;
+        let told = data.task.is_some() || data.labels.is_some() || !problem.has_classes();
         if !told {
             tracing::warn!(
                 "{} has no {FILE}: that its classes are, in this order, {} is a guess from the training data; \
@@ -101,8 +100,8 @@ impl Learnt {
         }
         Ok(Learnt {
             problem,
+            metrics: data.metrics(labels.len()),
             labels,
-            metrics: data.metrics(),
             text_pair: data.pairs(),
             max_length: recipe.model.longest(),
             tokenizer: None,

@@ -14,7 +14,7 @@ use super::places::Places;
 use super::table::{Format, Header, Layout, Row};
 use super::task::Part;
 use super::tokenizer::Encoder;
-use super::{Encoded, EpochPlan, Example, Label, table};
+use super::{Encoded, EpochPlan, Example, Label, table, words};
 use crate::cache;
 use crate::error::{Error, Result};
 use crate::metrics;
@@ -176,9 +176,12 @@ pub fn load(recipe: &Recipe, folder: &ModelFolder, model: &Architecture) -> Resu
     if recipe.data.is_images() {
         return image::load(&recipe.data, folder, model);
     }
+    if recipe.data.tags_words() {
+        return words::load(recipe, folder, model);
+    }
     let limits = &Limits::of(model)?;
     let found = read_all(&recipe.data)?;
-    let metrics = recipe.data.metrics();
+    let metrics = recipe.data.metrics(found.labels.len());
     check_metrics(&metrics, found.problem, &found.labels)?;
     let encoder = encoder(recipe, folder, limits)?;
     let template = recipe.data.is_chat().then(|| Template::open(&folder.dir));
@@ -367,8 +370,18 @@ fn read_part(
 pub fn labels_of(config: &DataConfig) -> Result<(Vec<String>, Problem)> {
     if config.is_images() {
         let labels = image::labels_of(config)?;
-        check_metrics(&config.metrics(), Problem::Classification, &labels)?;
+        check_metrics(
+            &config.metrics(labels.len()),
+            Problem::Classification,
+            &labels,
+        )?;
         return Ok((labels, Problem::Classification));
+    }
+    if config.tags_words() {
+        let labels = words::labels_of(config)?;
+        let problem = Problem::TokenClassification;
+        check_metrics(&config.metrics(labels.len()), problem, &labels)?;
+        return Ok((labels, problem));
     }
     let (labels, problem) = match (config.task, config.problem, &config.labels) {
         (Some(task), ..) => (task.labels(), task.problem()),
@@ -385,7 +398,7 @@ pub fn labels_of(config: &DataConfig) -> Result<(Vec<String>, Problem)> {
             (labels, Problem::Classification)
         }
     };
-    check_metrics(&config.metrics(), problem, &labels)?;
+    check_metrics(&config.metrics(labels.len()), problem, &labels)?;
     Ok((labels, problem))
 }
 
@@ -481,8 +494,8 @@ fn own(config: &DataConfig) -> Result<Found> {
     let problem = config.problem.unwrap_or(Problem::Classification);
     let labels = match (problem, &config.labels) {
         (Problem::Regression | Problem::CausalLm, _) => Vec::new(),
-        (Problem::Classification, Some(labels)) => labels.clone(),
-        (Problem::Classification, None) => own_labels(&train, config.problem.is_some())?,
+        (_, Some(labels)) => labels.clone(),
+        (_, None) => own_labels(&train, config.problem.is_some())?,
     };
     let other =
         |paths: Vec<PathBuf>, part: Part| own_part(config, &columns, paths, part, &labels, problem);
@@ -534,7 +547,7 @@ fn own_split(
         && match problem {
             Problem::Classification => !labels.iter().any(|label| label == "-1"),
             Problem::Regression => rows().count() > 1 && rows().all(secret),
-            Problem::CausalLm => false,
+            Problem::CausalLm | Problem::TokenClassification => false,
         };
     if let (true, Some((path, _))) = (hidden && rows().any(secret), files.first()) {
         tracing::warn!(

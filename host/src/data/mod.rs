@@ -17,6 +17,7 @@ mod quiet;
 mod table;
 mod task;
 mod tokenizer;
+pub mod words;
 
 pub use batch::{Batch, EpochPlan, drawn, evaluation_batches};
 pub use chat::Template;
@@ -27,6 +28,7 @@ pub use load::{Data, Splits, check_kind, encoder, labels_of, load, load_split, r
 pub use places::Places;
 pub use task::Part;
 pub use tokenizer::Encoder;
+pub use words::Words;
 
 pub use crate::recipe::{Column, DataConfig, Format, Problem, Task};
 
@@ -50,6 +52,8 @@ pub enum Label {
     Value(f32),
     /// The example's own tokens from this one on, each predicted from those before it: at least the second.
     Tokens(u32),
+    /// The classes of so many of its words, which [`Words`] has.
+    Words(u32),
 }
 
 impl Label {
@@ -60,7 +64,7 @@ impl Label {
         }
         let classes = labels.iter().map(|label| match label {
             Label::Class(class) => Some(*class),
-            Label::Value(_) | Label::Tokens(_) => None,
+            Label::Value(_) | Label::Tokens(_) | Label::Words(_) => None,
         });
         classes.collect()
     }
@@ -72,7 +76,7 @@ impl Label {
         }
         let values = labels.iter().map(|label| match label {
             Label::Value(value) => Some(*value),
-            Label::Class(_) | Label::Tokens(_) => None,
+            Label::Class(_) | Label::Tokens(_) | Label::Words(_) => None,
         });
         values.collect()
     }

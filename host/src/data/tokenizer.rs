@@ -1,6 +1,8 @@
 //! A model's tokenizer as its whole folder describes it: `tokenizer.json`, and what `tokenizer_config.json` says
 //! over it, as Transformers' `AutoTokenizer` reads the two.
 
+mod words;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +21,7 @@ use tokenizers::{
 use super::Example;
 use super::quiet::without_panic;
 use crate::error::{Error, Result};
+pub(super) use words::{OfWords, Pieces};
 
 /// The file beside `tokenizer.json`.
 pub(super) const CONFIG: &str = "tokenizer_config.json";

@@ -155,18 +155,27 @@ fn config(
     })?;
     let mut config: Map<String, Value> = serde_json::from_str(&text)
         .map_err(|error| Error::failure(format!("{}: {error}", folder.config.display())))?;
+    if let Some(key) = pretrained.config.nested {
+        config = Map::from_iter([(key.to_owned(), Value::Object(config))]);
+    }
     let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
     let class = pretrained.config.class;
     set("model_type", json!(pretrained.config.family));
     set("torch_dtype", json!("float32"));
     set("dtype", json!("float32"));
     let kind = match problem {
-        Problem::CausalLm if class == "GPT2" => "LMHeadModel",
         Problem::CausalLm => "ForCausalLM",
+        Problem::TokenClassification => "ForTokenClassification",
         _ if pretrained.config.patches().is_some() => "ForImageClassification",
         Problem::Classification | Problem::Regression => "ForSequenceClassification",
     };
-    set("architectures", json!([format!("{class}{kind}")]));
+    let language = pretrained.config.language_head.as_ref();
+    let of_its_own = language.and_then(|head| head.class);
+    let class = match of_its_own.filter(|_| problem == Problem::CausalLm) {
+        Some(class) => class.to_owned(),
+        None => format!("{class}{kind}"),
+    };
+    set("architectures", json!([class]));
     let labels = match problem {
         Problem::CausalLm => return Ok(config),
         Problem::Regression => {
@@ -177,6 +186,7 @@ fn config(
             set("problem_type", json!("single_label_classification"));
             labels.to_vec()
         }
+        Problem::TokenClassification => labels.to_vec(),
     };
     let names = labels.iter().enumerate();
     let ids: Map<String, Value> = names

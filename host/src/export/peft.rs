@@ -8,10 +8,10 @@ use dynalora_plugin_api::ModuleInfo;
 use serde_json::{Map, Value, json};
 
 use super::settings::Settings;
-use crate::adapter::{Adapters, Config, LinearInfo, Projections, components};
+use crate::adapter::{Adapters, Config, LinearInfo, Projections};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
-use crate::model::architecture::WeightLayout;
+use crate::model::architecture::{Reads, WeightLayout};
 use crate::model::{
     Advice, Architecture, Head, HeadStart, HeadTensor, Pretrained, Saved, Weights, save,
 };
@@ -42,7 +42,8 @@ pub struct Peft {
 /// Of each module only its `components` that remain, where any were pruned: its rank then stands in
 /// `rank_pattern`, and its alpha in `alpha_pattern`, in proportion, so that the scale stays what it was.
 /// A module of which none remains is not among the `target_modules`. A factor on a module's scale is one on its alpha.
-/// A pair that several modules use is written under the name of each.
+/// A pair that several modules use is written under the name of each. Of PiSSA what has been learnt is written, as plain
+/// LoRA of twice the rank: what PEFT's `path_initial_model_for_weight_conversion` makes of its own.
 pub fn write<B: Kernels>(
     folder: &Path,
     model: &Architecture,
@@ -53,18 +54,17 @@ pub fn write<B: Kernels>(
     head: &[(HeadTensor, Tensor<B, 2>)],
 ) -> Result<()> {
     let prefix = model.prefix;
+    let shared = as_exported(&adapters.config);
     let mut tensors = Vec::new();
     let mut modules = Vec::new();
     let (mut rank_pattern, mut alpha_pattern) = (Map::new(), Map::new());
     for (index, module) in adapters.modules.iter().enumerate() {
-        let pair = adapters.pair(index);
         let remaining = components.map_or(&[][..], |all| &all[index]);
-        let pair = match remaining.contains(&false) {
-            true if !remaining.contains(&true) => continue,
-            true => components::extract(pair, remaining),
-            false => pair.clone(),
-        };
-        if let (Config::Lora(shared), Config::Lora(own)) = (&adapters.config, adapters.own(index)) {
+        if remaining.contains(&false) && !remaining.contains(&true) {
+            continue;
+        }
+        let pair = adapters.trained(index, remaining);
+        if let (Config::Lora(shared), Config::Lora(own)) = (&shared, adapters.own(index)) {
             let rank = pair[0].dims()[0] as u32;
             let path = format!("{prefix}.{}", module.path);
             let mut alpha = own.alpha;
@@ -109,7 +109,7 @@ pub fn write<B: Kernels>(
         }
     }
     save(&folder.join(TENSORS), &tensors, &[("format", "pt")])?;
-    let mut config = match &adapters.config {
+    let mut config = match &shared {
         Config::Lora(lora) => json!({
             "peft_type": "LORA",
             "r": lora.rank,
@@ -137,6 +137,7 @@ pub fn write<B: Kernels>(
             [] => Some("CAUSAL_LM"),
             // PEFT has none for images.
             _ if model.patches().is_some() => None,
+            _ if model.head.reads == Reads::Each => Some("TOKEN_CLS"),
             _ => Some("SEQ_CLS"),
         },
         "base_model_name_or_path": base,
@@ -154,6 +155,17 @@ pub fn write<B: Kernels>(
         .map_err(|error| Error::failure(format!("{}: {error}", path.display())))?;
     std::fs::write(&path, text + "\n")
         .map_err(|error| Error::failure(format!("cannot write {}: {error}", path.display())))
+}
+
+/// The sizes that `adapter_config.json` speaks of: of PiSSA those of the pairs of twice the rank.
+fn as_exported(config: &Config) -> Config {
+    let mut config = config.clone();
+    let pairs = config.pairs();
+    if let Config::Lora(lora) = &mut config {
+        lora.rank *= pairs;
+        lora.alpha *= f64::from(pairs);
+    }
+    config
 }
 
 /// The module of Transformers' class that a head tensor belongs to, as `modules_to_save` names it.

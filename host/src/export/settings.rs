@@ -132,6 +132,7 @@ impl Settings {
                     rank,
                     alpha,
                     dropout,
+                    start: None,
                 })
             }
             _ => Config::Vera(VeraConfig {
@@ -174,6 +175,7 @@ impl Settings {
             rank,
             alpha: alpha * stabiliser(self.rank_stabilised, rank),
             dropout: shared.dropout,
+            start: None,
         })
     }
 

@@ -25,7 +25,12 @@ pub enum Activation {
     /// `x·sigmoid(x)`.
     #[serde(alias = "swish")]
     Silu,
+    /// `x·sigmoid(1.702·x)`, a rougher approximation of GELU.
+    QuickGelu,
 }
+
+/// The slope of `QuickGelu`'s sigmoid.
+const QUICK: f32 = 1.702;
 
 /// √(2/π), of the tanh approximation.
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
@@ -41,6 +46,7 @@ pub fn composed<B: Backend>(x: Tensor<B, 2>, function: Activation) -> Tensor<B, 
         }
         Activation::Relu => burn_activation::relu(x),
         Activation::Silu => burn_activation::silu(x),
+        Activation::QuickGelu => x.clone() * burn_activation::sigmoid(x * QUICK),
     }
 }
 
@@ -166,6 +172,7 @@ vectorised! {
             Activation::GeluNew => x.iter_mut().for_each(|x| *x *= tanh_gate::<FMA>(*x)),
             Activation::Relu => x.iter_mut().for_each(|x| *x = if *x > 0.0 { *x } else { 0.0 }),
             Activation::Silu => x.iter_mut().for_each(|x| *x /= 1.0 + exp::<FMA>(-*x)),
+            Activation::QuickGelu => x.iter_mut().for_each(|x| *x /= 1.0 + exp::<FMA>(-QUICK * *x)),
         }
     }
 }
@@ -191,6 +198,10 @@ vectorised! {
             Activation::Silu => pairs.for_each(|(g, &x)| {
                 let gate = 1.0 / (1.0 + exp::<FMA>(-x));
                 *g *= fma::<FMA>(x * gate, 1.0 - gate, gate);
+            }),
+            Activation::QuickGelu => pairs.for_each(|(g, &x)| {
+                let gate = 1.0 / (1.0 + exp::<FMA>(-QUICK * x));
+                *g *= fma::<FMA>(QUICK * x * gate, 1.0 - gate, gate);
             }),
         }
     }

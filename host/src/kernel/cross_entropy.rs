@@ -5,9 +5,10 @@ use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::cpu::{View, tensor};
-use super::gemm::{Matrix, Out, Start, Term, multiply, product};
+use super::gemm::{Left, Out, Start, Term, multiply, product};
+use super::matrix::Matrix;
 use super::record::{input, is_tracked, plain, record, unwrap};
-use super::simd::{exp, map_sum, max_of, vectorised};
+use super::simd::{exp, fma, map_sum, max_of, tanh, vectorised};
 use super::{Ad, Frozen, Kernels};
 
 /// By burn's own operations, over all logits at once.
@@ -15,11 +16,15 @@ pub fn composed<B: Kernels>(
     x: Tensor<Ad<B>, 2>,
     head: &Frozen<B>,
     targets: &[u32],
+    soft_cap: Option<f32>,
 ) -> Tensor<Ad<B>, 1> {
     let device = x.device();
     let mut logits = x.matmul(Tensor::from_inner(head.weight.clone()).transpose());
     if let Some(bias) = &head.bias {
         logits = logits + Tensor::from_inner(bias.clone()).unsqueeze();
+    }
+    if let Some(cap) = soft_cap {
+        logits = (logits / cap).tanh() * cap;
     }
     let classes: Vec<i64> = targets.iter().map(|class| i64::from(*class)).collect();
     let classes = TensorData::new(classes, [targets.len(), 1]);
@@ -35,7 +40,12 @@ const CHUNK: usize = 4 << 20;
 
 /// By hand, some rows at a time. W is frozen, so that the gradient of `x` is all that the backward pass will
 /// want; it is computed at once, while the logits are there, and scaled later.
-pub fn cpu(x: Tensor<Ad<Flex>, 2>, head: &Frozen<Flex>, targets: &[u32]) -> Tensor<Ad<Flex>, 1> {
+pub fn cpu(
+    x: Tensor<Ad<Flex>, 2>,
+    head: &Frozen<Flex>,
+    targets: &[u32],
+    soft_cap: Option<f32>,
+) -> Tensor<Ad<Flex>, 1> {
     let [rows, hidden] = x.dims();
     let [classes, _] = head.weight.dims();
     assert_eq!(rows, targets.len(), "one target for each row");
@@ -52,19 +62,30 @@ pub fn cpu(x: Tensor<Ad<Flex>, 2>, head: &Frozen<Flex>, targets: &[u32]) -> Tens
         let first = chunk * step * hidden;
         let part = &view.values()[first..][..targets.len() * hidden];
         let part = Matrix::new(part, targets.len(), hidden);
-        let mut logits = product(start, &[Term::packed(part, head.packed().forward())]);
-        let losses = logits
-            .par_chunks_mut(classes)
-            .zip(targets)
-            .map(|(row, target)| f64::from(slope(row, *target as usize)));
+        let part = Left::new(part, head.packed());
+        let mut logits = product(start, &[Term::packed(&part, head.packed())]);
+        let losses = logits.par_chunks_mut(classes).zip(targets).map_init(
+            Vec::new,
+            |caps, (row, target)| {
+                let target = *target as usize;
+                f64::from(match soft_cap {
+                    None => slope(row, target),
+                    Some(cap) => {
+                        caps.resize(row.len(), 0.0);
+                        capped_slope(row, target, cap, caps)
+                    }
+                })
+            },
+        );
         // Added up in order, so that threads do not change a bit.
         loss += losses.collect::<Vec<f64>>().iter().sum::<f64>();
         if tracked {
             let slopes = Matrix::new(&logits, targets.len(), classes);
+            let slopes = Left::new(slopes, head.packed());
             let out = dx[first..].as_mut_ptr();
             // SAFETY: the chunk's own rows of `dx`.
             unsafe {
-                let terms = [Term::packed(slopes, head.packed().backward())];
+                let terms = [Term::transposed(&slopes, head.packed())];
                 multiply(Out::new(out, hidden), Start::Zero, &terms);
             }
         }
@@ -94,5 +115,21 @@ vectorised! {
         }
         logits[target] -= 1.0;
         sum.ln() - of_target
+    }
+}
+
+vectorised! {
+    /// The same of logits l that are capped first, `c·tanh(l/c)`; `caps` is room for what each changes by.
+    fn capped_slope(logits: &mut [f32], target: usize, cap: f32, caps: &mut [f32]) -> f32 {
+        for (logit, slope) in logits.iter_mut().zip(caps.iter_mut()) {
+            let tanh = tanh::<FMA>(*logit / cap);
+            *slope = fma::<FMA>(-tanh, tanh, 1.0);
+            *logit = tanh * cap;
+        }
+        let loss = slope(logits, target);
+        for (logit, slope) in logits.iter_mut().zip(&*caps) {
+            *logit *= slope;
+        }
+        loss
     }
 }

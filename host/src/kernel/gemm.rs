@@ -2,309 +2,93 @@
 //!
 //! A product is cut as in Goto & van de Geijn (2008). The right-hand matrix lies in *panels*, a few vectors
 //! wide and contiguous along `k`; the left-hand one is read where it lies, one broadcast element at a time.
-//! A tile of rows × panel is summed up in registers and written once. Frozen weights keep their panels;
-//! other right-hand matrices are copied into one as they are met, or read in place where few rows would pay
-//! for the copy. Each element is summed in an order that depends on `k` alone, so that the number of threads
+//! A tile of rows × panel is summed up in registers and written once. Frozen weights keep their
+//! [panels](super::panels); other right-hand matrices are copied into one as they are met, or read in place where
+//! few rows would pay for the copy. A task is some rows of one panel, so that a copy is used by all of them. Each element is summed in an order that depends on `k` alone, so that the number of threads
 //! never changes a bit.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::bf16::{self, PairSegment, Rounded, Values};
 use super::cpu::Disjoint;
+use super::matrix::Matrix;
+use super::panels::{Line, Panels, VECTORS, load, narrowest, pack, panel_width, store};
 use super::simd::{Level, level};
 
-/// A matrix seen in values: element `(i, j)` lies at `i · row_stride + j · column_stride`.
-#[derive(Clone, Copy)]
-pub struct Matrix<'a> {
-    values: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a> Matrix<'a> {
-    /// A row-major `rows × columns` matrix.
-    pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
-        assert_eq!(values.len(), rows * columns, "a {rows} × {columns} matrix");
-        Matrix {
-            values,
-            rows,
-            columns,
-            row_stride: columns,
-            column_stride: 1,
-        }
-    }
-
-    /// `rows × columns` of values whose rows are `row_stride` apart.
-    pub fn strided(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        assert!(
-            rows == 0 || values.len() >= (rows - 1) * row_stride + columns,
-            "a {rows} × {columns} matrix in rows of {row_stride}"
-        );
-        Matrix {
-            values,
-            rows,
-            columns,
-            row_stride,
-            column_stride: 1,
-        }
-    }
-
-    /// The transpose, without moving anything.
-    pub fn t(self) -> Self {
-        Matrix {
-            values: self.values,
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-        }
-    }
-
-    /// `count` columns from `first`, without moving anything.
-    pub fn columns(self, first: usize, count: usize) -> Self {
-        assert!(first + count <= self.columns, "columns of a matrix");
-        let start = (first * self.column_stride).min(self.values.len());
-        Matrix {
-            values: &self.values[start..],
-            columns: count,
-            ..self
-        }
-    }
-
-    /// `count` rows from `first`, without moving anything.
-    pub fn rows(self, first: usize, count: usize) -> Self {
-        self.t().columns(first, count).t()
-    }
-
-    /// Number of columns.
-    pub fn width(&self) -> usize {
-        self.columns
-    }
-
-    /// Number of rows.
-    pub fn height(&self) -> usize {
-        self.rows
-    }
-
-    /// How far apart its rows are, if the values of a row lie side by side.
-    pub fn row_major(&self) -> Option<usize> {
-        (self.column_stride == 1).then_some(self.row_stride)
-    }
-
-    /// The address of an element.
-    pub fn at(&self, row: usize, column: usize) -> *const f32 {
-        // In bounds by construction wherever the element exists; never read elsewhere.
-        self.values
-            .as_ptr()
-            .wrapping_add(row * self.row_stride + column * self.column_stride)
-    }
-}
-
-/// One cache line, which panels start on.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-/// Vectors in a row of a panel.
-const VECTORS: usize = 2;
-
-/// Rows of a panel that are gone through before the tiles move on: a panel of them fits the L2, and with
-/// [`ROWS`] rows of the other matrix.
+/// Rows of a panel that are gone through before the tiles move on: a panel of them fits the first-level cache, or the
+/// second beside what streams past.
 const DEPTH: usize = 384;
 
-/// Rows of the left-hand matrix that one task takes.
-const ROWS: usize = 192;
+/// Rows of the left-hand matrix that one task takes at most.
+const ROWS: usize = 1024;
+
+/// Rows of the largest tile.
+const TILE: usize = 12;
 
 /// Values of the widest panels that one step reads: a stretch and a short one beside it.
 const SCRATCH: usize = (DEPTH + DEPTH / 8) * 16 * VECTORS;
-
-/// Columns of a panel.
-pub fn panel_width(level: Level) -> usize {
-    VECTORS * level.lanes()
-}
-
-/// Columns of a panel made for `columns`: one vector is enough for few.
-pub fn narrowest(level: Level, columns: usize) -> usize {
-    if columns <= level.lanes() {
-        level.lanes()
-    } else {
-        panel_width(level)
-    }
-}
-
-/// A right-hand matrix `[k, n]` laid out once for the way products read it.
-#[derive(Clone)]
-pub struct Panels {
-    values: Vec<Line>,
-    rows: usize,
-    columns: usize,
-    /// Its vectors are as wide as this level's.
-    level: Level,
-}
-
-impl std::fmt::Debug for Panels {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Panels {} × {}", self.rows, self.columns)
-    }
-}
-
-impl Panels {
-    /// Lays out `matrix`.
-    pub fn new(matrix: Matrix<'_>) -> Self {
-        let level = level();
-        Self::filled(matrix.rows, matrix.columns, level, |first, count, out| {
-            let part = matrix.columns(first, count);
-            // SAFETY: `out` has room for a panel.
-            unsafe { pack(level, part, 1.0, panel_width(level), out) }
-        })
-    }
-
-    /// The transpose, laid out in the same way. Nothing but these panels is read, so that the pages of the
-    /// matrix they were made from can stay on disk.
-    pub fn transposed(&self) -> Self {
-        let width = panel_width(self.level);
-        let all: &[f32] = bytemuck::cast_slice(&self.values);
-        Self::filled(self.columns, self.rows, self.level, |first, count, out| {
-            for (index, panel) in all.chunks_exact(self.rows * width).enumerate() {
-                let columns = width.min(self.columns - index * width);
-                let part = Matrix::strided(panel, self.rows, columns, width).t();
-                // SAFETY: `out` has room for a panel, of which these are the rows from `index · width` on.
-                unsafe {
-                    let out = out.add(index * width * width);
-                    pack(self.level, part.columns(first, count), 1.0, width, out);
-                }
-            }
-        })
-    }
-
-    /// Panels that `fill` writes: it is told the first column, how many there are, and where.
-    fn filled(
-        rows: usize,
-        columns: usize,
-        level: Level,
-        fill: impl Fn(usize, usize, *mut f32) + Sync,
-    ) -> Self {
-        let width = panel_width(level);
-        let panel = rows * width;
-        let panels = columns.div_ceil(width);
-        let mut values = vec![Line([0.0; 16]); (panels * panel).div_ceil(16)];
-        let to = Disjoint::new(values.as_mut_ptr().cast());
-        (0..panels).into_par_iter().for_each(|index| {
-            let first = index * width;
-            // SAFETY: the panels do not overlap, and `values` has room for all.
-            let out = unsafe { to.pointer(index * panel) };
-            fill(first, width.min(columns - first), out);
-        });
-        Panels {
-            values,
-            rows,
-            columns,
-            level,
-        }
-    }
-
-    fn panel(&self, index: usize, row: usize) -> *const f32 {
-        let width = panel_width(self.level);
-        self.values
-            .as_ptr()
-            .cast::<f32>()
-            .wrapping_add((index * self.rows + row) * width)
-    }
-}
-
-/// Copies `scale · matrix` into a panel of `width` columns, zeros beside the last of its own.
-///
-/// # Safety
-/// `out` has room for `matrix.rows · width` values.
-pub unsafe fn pack(level: Level, matrix: Matrix<'_>, scale: f32, width: usize, out: *mut f32) {
-    level.run(Pack {
-        matrix,
-        scale,
-        width,
-        out,
-    });
-}
-
-struct Pack<'a> {
-    matrix: Matrix<'a>,
-    scale: f32,
-    width: usize,
-    out: *mut f32,
-}
-
-impl WithSimd for Pack<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Pack {
-            matrix,
-            scale,
-            width,
-            out,
-        } = self;
-        let columns = matrix.columns;
-        // SAFETY: rows and columns are the matrix's own, and `out` has room by the caller's promise.
-        unsafe {
-            if matrix.column_stride == 1 && columns == width {
-                let factor = simd.splat_f32s(scale);
-                for row in 0..matrix.rows {
-                    let (from, to) = (matrix.at(row, 0), out.add(row * width));
-                    for column in (0..width).step_by(S::F32_LANES) {
-                        let values = simd.mul_f32s(factor, load::<S>(from.add(column)));
-                        store::<S>(to.add(column), values);
-                    }
-                }
-                return;
-            }
-            if columns < width {
-                std::ptr::write_bytes(out, 0, matrix.rows * width);
-            }
-            if matrix.column_stride == 1 {
-                for row in 0..matrix.rows {
-                    for column in 0..columns {
-                        *out.add(row * width + column) = scale * *matrix.at(row, column);
-                    }
-                }
-            } else {
-                for column in 0..columns {
-                    for row in 0..matrix.rows {
-                        *out.add(row * width + column) = scale * *matrix.at(row, column);
-                    }
-                }
-            }
-        }
-    }
-}
 
 /// The right-hand side of a product.
 #[derive(Clone, Copy)]
 enum Right<'a> {
     Panels(&'a Panels),
+    /// The transpose of what they hold.
+    Transposed(&'a Panels),
     /// With a factor.
     Plain(Matrix<'a>, f32),
+}
+
+/// A left-hand matrix, as products with a frozen weight read it.
+pub struct Left<'a> {
+    matrix: Matrix<'a>,
+    /// Where the weight is for products in bf16.
+    rounded: Option<Rounded>,
+}
+
+impl<'a> Left<'a> {
+    /// For products with `panels`, or others of their kind.
+    pub fn new(matrix: Matrix<'a>, panels: &Panels) -> Self {
+        Left {
+            matrix,
+            rounded: panels.is_paired().then(|| Rounded::new(matrix)),
+        }
+    }
 }
 
 /// One product of a sum of products.
 #[derive(Clone, Copy)]
 pub struct Term<'a> {
     left: Matrix<'a>,
+    /// The same, where the product is in bf16.
+    rounded: Option<&'a Rounded>,
     right: Right<'a>,
 }
 
 impl<'a> Term<'a> {
     /// `left · right`, the right one laid out beforehand.
-    pub fn packed(left: Matrix<'a>, right: &'a Panels) -> Self {
-        assert_eq!(left.columns, right.rows, "inner sizes of a product");
+    pub fn packed(left: &'a Left<'a>, right: &'a Panels) -> Self {
+        assert_eq!(left.matrix.columns, right.rows, "inner sizes of a product");
+        Self::frozen(left, Right::Panels(right))
+    }
+
+    /// `left · rightᵀ`, the right one laid out beforehand.
+    pub fn transposed(left: &'a Left<'a>, right: &'a Panels) -> Self {
+        assert_eq!(
+            left.matrix.columns, right.columns,
+            "inner sizes of a product"
+        );
+        Self::frozen(left, Right::Transposed(right))
+    }
+
+    fn frozen(left: &'a Left<'a>, right: Right<'a>) -> Self {
         Term {
-            left,
-            right: Right::Panels(right),
+            left: left.matrix,
+            rounded: left.rounded.as_ref(),
+            right,
         }
     }
 
@@ -313,6 +97,7 @@ impl<'a> Term<'a> {
         assert_eq!(left.columns, right.rows, "inner sizes of a product");
         Term {
             left,
+            rounded: None,
             right: Right::Plain(right, scale),
         }
     }
@@ -321,9 +106,44 @@ impl<'a> Term<'a> {
         self.left.rows
     }
 
+    /// The width of a panel that [`copy`](Self::copy) makes for so many columns.
+    fn copied_width(&self, level: Level, columns: usize) -> usize {
+        match self.right {
+            Right::Plain(..) => narrowest(level, columns),
+            Right::Panels(_) | Right::Transposed(_) => panel_width(level),
+        }
+    }
+
+    /// Copies a stretch of panel `index` of the right-hand side.
+    ///
+    /// # Safety
+    /// `out` has room for it.
+    unsafe fn copy(
+        &self,
+        level: Level,
+        index: usize,
+        columns: usize,
+        Stretch { first, count, .. }: Stretch,
+        out: *mut f32,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.right {
+                Right::Panels(panels) => panels.widened(index, first, count, out),
+                Right::Transposed(panels) => panels.transposed(index, first, count, out),
+                Right::Plain(matrix, scale) => {
+                    let left = index * panel_width(level);
+                    let part = matrix.rows(first, count).columns(left, columns);
+                    pack(level, part, scale, narrowest(level, columns), out);
+                }
+            }
+        }
+    }
+
     fn columns(&self) -> usize {
         match self.right {
             Right::Panels(panels) => panels.columns,
+            Right::Transposed(panels) => panels.rows,
             Right::Plain(matrix, _) => matrix.columns,
         }
     }
@@ -374,7 +194,7 @@ pub unsafe fn multiply(out: Out, start: Start<'_>, terms: &[Term<'_>]) {
         return;
     }
     let mut packed_for = terms.iter().filter_map(|term| match term.right {
-        Right::Panels(panels) => Some(panels.level),
+        Right::Panels(panels) | Right::Transposed(panels) => Some(panels.level),
         Right::Plain(..) => None,
     });
     let level = packed_for.next().unwrap_or_else(level);
@@ -389,24 +209,28 @@ pub unsafe fn multiply(out: Out, start: Start<'_>, terms: &[Term<'_>]) {
         steps: steps(terms),
         columns: n,
     };
-    let threads = rayon::current_num_threads();
     let panels = n.div_ceil(panel_width(level));
-    // Two tasks a thread at least, so that a thread that is held up is helped out.
-    let rows = ROWS.min(m.div_ceil(2 * threads).next_multiple_of(12));
-    let tasks = m.div_ceil(rows);
-    if tasks >= 2 * threads {
-        (0..tasks).into_par_iter().for_each(|task| {
-            product.block(level, task * rows..((task + 1) * rows).min(m), 0..panels);
+    let rows = shared_rows(m, panels, rayon::current_num_threads());
+    (0..m.div_ceil(rows) * panels)
+        .into_par_iter()
+        .for_each(|task| {
+            let first = task / panels * rows;
+            product.block(level, first..(first + rows).min(m), task % panels);
         });
-    } else {
-        // Few rows: the panels are shared out instead.
-        let width = panels.div_ceil(2 * threads);
-        (0..panels.div_ceil(width))
-            .into_par_iter()
-            .for_each(|task| {
-                product.block(level, 0..m, task * width..((task + 1) * width).min(panels));
-            });
-    }
+}
+
+/// How many of `m` rows one task takes, of one panel: as many as can be, so that a panel which has to be copied is used
+/// often, of those that give each thread two tasks at least, so that one that is held up is helped out, and no thread a
+/// tenth more than its share.
+pub fn shared_rows(m: usize, panels: usize, threads: usize) -> usize {
+    let even = |rows: &usize| {
+        let tasks = m.div_ceil(*rows) * panels;
+        let longest = tasks.div_ceil(threads) * m.min(*rows);
+        tasks >= 2 * threads && 10 * longest * threads <= 11 * m * panels
+    };
+    let tiles = 1..=m.min(ROWS).div_ceil(TILE);
+    let rows = tiles.rev().map(|tiles| tiles * TILE).find(even);
+    rows.unwrap_or(TILE)
 }
 
 /// `start + Σ terms` in a new buffer.
@@ -436,9 +260,9 @@ type Step = [Option<Stretch>; 2];
 
 fn steps(terms: &[Term<'_>]) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
-    for (term, Term { left, .. }) in terms.iter().enumerate() {
+    for (term, Term { left, rounded, .. }) in terms.iter().enumerate() {
         let k = left.columns;
-        let short = k <= DEPTH / 8;
+        let short = k <= DEPTH / 8 && rounded.is_none();
         if let (true, Some([_, room @ None])) = (short, steps.last_mut()) {
             *room = Some(Stretch {
                 term,
@@ -449,8 +273,9 @@ fn steps(terms: &[Term<'_>]) -> Vec<Step> {
         }
         let parts = k.div_ceil(DEPTH).max(1);
         let part = k.div_ceil(parts).max(1);
-        steps.extend((0..parts).map(|i| {
-            let first = i * part;
+        // Pairs are not taken apart.
+        let part = part.next_multiple_of(1 + usize::from(rounded.is_some()));
+        steps.extend((0..k.max(1)).step_by(part).map(|first| {
             let stretch = Stretch {
                 term,
                 first,
@@ -471,70 +296,142 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// These rows and panels, on this thread.
-    fn block(&self, level: Level, rows: Range<usize>, panels: Range<usize>) {
+    /// These rows of a panel, on this thread.
+    fn block(&self, level: Level, rows: Range<usize>, panel: usize) {
         let width = panel_width(level);
         let mut scratch = [const { MaybeUninit::<Line>::uninit() }; SCRATCH / 16];
         let scratch = scratch.as_mut_ptr().cast::<f32>();
         for (nth, step) in self.steps.iter().enumerate() {
-            for panel in panels.clone() {
-                let first = panel * width;
-                let columns = width.min(self.columns - first);
-                let mut segments = [Segment::NONE; 2];
-                let mut room = scratch;
-                for (segment, stretch) in segments.iter_mut().zip(step) {
-                    let Some(stretch) = stretch else { continue };
-                    let term = &self.terms[stretch.term];
-                    let left = term.left;
-                    let (panel, panel_stride) = match term.right {
-                        Right::Panels(panels) => (panels.panel(panel, stretch.first), width),
-                        Right::Plain(matrix, scale) => {
-                            let part = matrix
-                                .rows(stretch.first, stretch.count)
-                                .columns(first, columns);
-                            // Few rows would not pay for the copy.
-                            let in_place = rows.len() <= 24 && scale == 1.0 && columns == width;
-                            match part.row_major() {
-                                Some(stride) if in_place => (part.at(0, 0), stride),
-                                _ => {
-                                    let width = narrowest(level, columns);
-                                    let out = room;
-                                    // SAFETY: the stretches of a step are no longer than DEPTH and an
-                                    // eighth of it, which is what `scratch` has room for.
-                                    unsafe {
-                                        pack(level, part, scale, width, out);
-                                        room = room.add(stretch.count * width);
-                                    }
-                                    (out.cast_const(), width)
-                                }
-                            }
-                        }
-                    };
-                    *segment = Segment {
-                        left: left.at(rows.start, stretch.first),
-                        row_stride: left.row_stride,
-                        column_stride: left.column_stride,
-                        panel,
-                        panel_stride,
-                        k: stretch.count,
-                    };
-                }
-                let start = match if nth == 0 { self.start } else { Start::Sum } {
-                    Start::Bias(bias) => Start::Bias(&bias[first..][..columns]),
-                    other => other,
-                };
-                // SAFETY: rows and columns lie within `out`, and no other task has them.
-                unsafe {
-                    let out = self
-                        .out
-                        .values
-                        .pointer(rows.start * self.out.stride + first);
-                    let stride = self.out.stride;
-                    sweep(level, rows.len(), columns, segments, out, stride, start);
+            let first = panel * width;
+            let columns = width.min(self.columns - first);
+            let mut room = scratch;
+            let mut read = |stretch: &Stretch| self.read(level, &rows, panel, *stretch, &mut room);
+            let [longer, side] = [0, 1].map(|nth| step[nth].as_ref().map(&mut read));
+            let start = match if nth == 0 { self.start } else { Start::Sum } {
+                Start::Bias(bias) => Start::Bias(&bias[first..][..columns]),
+                other => other,
+            };
+            let side = match side {
+                Some(Reading::Floats(segment)) => segment,
+                _ => Segment::NONE,
+            };
+            // SAFETY: rows and columns lie within `out`, and no other task has them; pairs are read where the CPU has
+            // the instruction for them.
+            unsafe {
+                let out = self
+                    .out
+                    .values
+                    .pointer(rows.start * self.out.stride + first);
+                let stride = self.out.stride;
+                match longer {
+                    #[cfg(target_arch = "x86_64")]
+                    Some(Reading::Pairs(pairs)) => {
+                        bf16::sweep(rows.len(), columns, pairs, side, out, stride, start);
+                    }
+                    Some(Reading::Floats(longer)) => {
+                        sweep(
+                            level,
+                            rows.len(),
+                            columns,
+                            [longer, side],
+                            out,
+                            stride,
+                            start,
+                        );
+                    }
+                    _ => unreachable!("a step begins with a stretch"),
                 }
             }
         }
     }
+
+    /// A stretch of a panel and of these rows; what has to be copied of the panel goes to `room`.
+    fn read(
+        &self,
+        level: Level,
+        rows: &Range<usize>,
+        panel: usize,
+        stretch: Stretch,
+        room: &mut *mut f32,
+    ) -> Reading {
+        let width = panel_width(level);
+        let first = panel * width;
+        let columns = width.min(self.columns - first);
+        let term = &self.terms[stretch.term];
+        let left = term.left;
+        let mut copied = |width: usize, copy: &dyn Fn(*mut f32)| {
+            let out = *room;
+            // The stretches of a step are no longer than DEPTH and an eighth of it, which is what there is room for.
+            *room = out.wrapping_add(stretch.count.next_multiple_of(2) * width);
+            copy(out);
+            out.cast_const()
+        };
+        let at = (stretch.first, stretch.count);
+        if let Some(Rounded { values, pairs }) = term.rounded {
+            let (step, even) = (stretch.first / 2, stretch.count.next_multiple_of(2));
+            return match values {
+                Values::Pairs(values) => Reading::Pairs(PairSegment {
+                    left: values.as_ptr().wrapping_add(rows.start * pairs + step),
+                    row_stride: *pairs,
+                    panel: match term.right {
+                        Right::Transposed(panels) => copied(width, &|out| {
+                            // SAFETY: see `copied`.
+                            unsafe { panels.transposed_pairs(panel, at.0, at.1, out.cast()) }
+                        })
+                        .cast(),
+                        Right::Panels(panels) => panels.pairs(panel, stretch.first),
+                        Right::Plain(..) => unreachable!("rounded for a frozen weight"),
+                    },
+                    k: even / 2,
+                }),
+                Values::Swapped(values) => Reading::Floats(Segment {
+                    left: values
+                        .as_ptr()
+                        .wrapping_add(rows.start * 2 * pairs + stretch.first),
+                    row_stride: 2 * pairs,
+                    column_stride: 1,
+                    // SAFETY: see `copied`.
+                    panel: copied(width, &|out| unsafe {
+                        term.copy(level, panel, columns, stretch, out);
+                        bf16::swap_rows(out, at.1, width);
+                    }),
+                    panel_stride: width,
+                    k: even,
+                }),
+            };
+        }
+        let in_place = match term.right {
+            Right::Panels(panels) => panels
+                .in_place(panel, stretch.first)
+                .map(|panel| (panel, width)),
+            Right::Transposed(_) => None,
+            // Few rows would not pay for the copy.
+            Right::Plain(matrix, scale) => matrix
+                .row_major()
+                .filter(|_| rows.len() <= 24 && scale == 1.0 && columns == width)
+                .map(|stride| (matrix.at(stretch.first, first), stride)),
+        };
+        let (panel, panel_stride) = in_place.unwrap_or_else(|| {
+            let width = term.copied_width(level, columns);
+            // SAFETY: see `copied`.
+            let copy = |out| unsafe { term.copy(level, panel, columns, stretch, out) };
+            (copied(width, &copy), width)
+        });
+        Reading::Floats(Segment {
+            left: left.at(rows.start, stretch.first),
+            row_stride: left.row_stride,
+            column_stride: left.column_stride,
+            panel,
+            panel_stride,
+            k: stretch.count,
+        })
+    }
+}
+
+/// A stretch as a micro-kernel reads it.
+enum Reading {
+    Floats(Segment),
+    Pairs(PairSegment),
 }
 
 /// One stretch as the micro-kernel reads it: `k` steps along rows of the left and down a panel.
@@ -759,16 +656,4 @@ fn prefetch(line: *const f32) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = line;
-}
-
-#[inline(always)]
-unsafe fn load<S: Simd>(from: *const f32) -> S::f32s {
-    // SAFETY: the caller's promise; alignment is not needed.
-    unsafe { from.cast::<S::f32s>().read_unaligned() }
-}
-
-#[inline(always)]
-unsafe fn store<S: Simd>(to: *mut f32, values: S::f32s) {
-    // SAFETY: the caller's promise; alignment is not needed.
-    unsafe { to.cast::<S::f32s>().write_unaligned(values) }
 }

@@ -1,16 +1,16 @@
 //! Linear layers over frozen weights, with LoRA side paths where they carry one.
 
-use std::sync::OnceLock;
-
 use burn::tensor::Tensor;
 use burn_backend::Backend;
 use burn_flex::Flex;
 
 use super::cpu::{Disjoint, View, tensor};
 use super::dropout::{self, Dropout};
-use super::gemm::{Matrix, Out, Panels, Start, Term, multiply, product};
+use super::gemm::{Left, Out, Start, Term, multiply, product};
+use super::matrix::Matrix;
+use super::panels::Panels;
 use super::record::{input, is_tracked, plain, record, unwrap};
-use super::{Ad, Kernels};
+use super::{Ad, Kernels, Precision};
 
 /// A frozen linear layer `y = x·Wᵀ + b`, its weight laid out for the way the backend reads it.
 #[derive(Clone, Debug)]
@@ -27,9 +27,9 @@ impl<B: Kernels> Frozen<B> {
     pub const LAID_OUT: bool = size_of::<B::Packed>() > 0;
 
     /// Lays the weight out.
-    pub fn new(weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Self {
+    pub fn new(weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, precision: Precision) -> Self {
         Frozen {
-            packed: B::pack(&weight),
+            packed: B::pack(&weight, precision),
             weight,
             bias,
         }
@@ -37,8 +37,8 @@ impl<B: Kernels> Frozen<B> {
 
     /// As [`new`](Self::new), without the weight's own values where the backend has laid them out anew: they would be
     /// in memory twice. `weight` then has its shape alone, and NaN for whoever reads it all the same.
-    pub fn lean(weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Self {
-        let mut frozen = Frozen::new(weight, bias);
+    pub fn lean(weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, precision: Precision) -> Self {
+        let mut frozen = Frozen::new(weight, bias, precision);
         if Self::LAID_OUT {
             let (shape, device) = (frozen.weight.dims(), frozen.weight.device());
             let nothing = Tensor::<B, 2>::full([1, 1], f32::NAN, &device);
@@ -111,35 +111,14 @@ pub fn composed<B: Kernels>(x: Tensor<Ad<B>, 2>, branches: Vec<Branch<'_, B>>) -
     Outputs { y, side }
 }
 
-/// A frozen weight as the CPU reads it.
-#[derive(Debug)]
-pub struct Packed {
-    /// `Wᵀ`, for `x·Wᵀ`.
-    forward: Panels,
-    /// `W`, for the gradient of the input; made when one is first asked for, so that layers below the
-    /// lowest active module never have it.
-    backward: OnceLock<Panels>,
-}
-
-impl Packed {
-    /// Lays out `weight`.
-    pub fn new(weight: &Tensor<Flex, 2>) -> Self {
-        let [outputs, inputs] = weight.dims();
-        let weight = View::new(weight.clone());
-        Packed {
-            forward: Panels::new(Matrix::new(weight.values(), outputs, inputs).t()),
-            backward: OnceLock::new(),
-        }
-    }
-
-    /// The panels of `Wᵀ`.
-    pub fn forward(&self) -> &Panels {
-        &self.forward
-    }
-
-    /// The panels of `W`.
-    pub fn backward(&self) -> &Panels {
-        self.backward.get_or_init(|| self.forward.transposed())
+/// Lays out a frozen weight as the CPU reads it: its transpose, for `x·Wᵀ`.
+pub fn pack(weight: &Tensor<Flex, 2>, precision: Precision) -> Panels {
+    let [outputs, inputs] = weight.dims();
+    let weight = View::new(weight.clone());
+    let weight = Matrix::new(weight.values(), outputs, inputs).t();
+    match precision {
+        Precision::F32 => Panels::new(weight),
+        Precision::Bf16 => Panels::rounded(weight),
     }
 }
 
@@ -184,6 +163,7 @@ fn cpu_of<const N: usize>(
     let inner = x.clone().inner();
     let view = View::new(inner.clone());
     let left = Matrix::new(view.values(), tokens, inputs);
+    let read = Left::new(left, &branches[0].frozen.packed);
     let widths = branches.iter().map(|branch| branch.frozen.weight.dims()[0]);
     let width: usize = widths.sum();
 
@@ -226,7 +206,7 @@ fn cpu_of<const N: usize>(
         let views = pair
             .as_ref()
             .map(|pair| [&pair.xa, &pair.b].map(|tensor| View::new(tensor.clone())));
-        let mut terms = vec![Term::packed(left, &frozen.packed.forward)];
+        let mut terms = vec![Term::packed(&read, &frozen.packed)];
         if let (Some(pair), Some([xa, b])) = (pair.as_ref().filter(|pair| !pair.silent), &views) {
             let rank = pair.xa.dims()[1];
             let xa = Matrix::new(xa.values(), tokens, rank);
@@ -326,11 +306,15 @@ fn backward<const N: usize>(
         return found;
     }
 
+    let reads: Vec<Left<'_>> = parts
+        .iter()
+        .map(|part| Left::new(part.gradient, &part.frozen.packed))
+        .collect();
     let mut terms: Vec<Term<'_>> = Vec::new();
     // A side path without dropout is a term like any other; with it, its part passes the mask first.
     let mut masked: Option<Vec<f32>> = None;
-    for part in &parts {
-        terms.push(Term::packed(part.gradient, part.frozen.packed.backward()));
+    for (part, read) in parts.iter().zip(&reads) {
+        terms.push(Term::transposed(read, &part.frozen.packed));
         let Some((dxa, a, dropout)) = &part.side else {
             continue;
         };

@@ -10,7 +10,8 @@ use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::cpu::{View, tensor};
-use super::gemm::{Matrix, Start, Term, product};
+use super::gemm::{Start, Term, product};
+use super::matrix::Matrix;
 use super::simd::{sum_of, vectorised};
 
 /// Reductions that the CPU has taken.

@@ -8,13 +8,17 @@
 mod activation;
 mod adamw;
 mod attention;
+mod bf16;
 mod cpu;
 mod cross_entropy;
 mod dropout;
 mod gemm;
 mod linear;
+mod matrix;
+mod means;
 mod measure;
 mod norm;
+mod panels;
 mod record;
 mod rotary;
 mod scaled;
@@ -30,7 +34,8 @@ use burn_flex::Flex;
 
 pub use activation::Activation;
 pub use adamw::{AdamWStep, Moments};
-pub use attention::{AttentionLayout, AttentionShape, Projected, Sequences};
+pub use attention::{AttentionLayout, AttentionShape, Buckets, Projected, Sequences};
+pub use bf16::native as bf16_is_native;
 pub use dropout::Dropout;
 pub use linear::{Branch, Frozen, Lora, Outputs};
 pub use measure::taken as reductions_taken;
@@ -42,14 +47,24 @@ pub use tap::tap;
 /// The backend that records what is needed for gradients.
 pub type Ad<B> = Autodiff<B>;
 
+/// What products with a frozen weight are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32.
+    #[default]
+    F32,
+    /// Both sides rounded to bf16, summed up in f32.
+    Bf16,
+}
+
 /// A backend with dynalora's fused operations. Every method has a default composed of burn's own
 /// operations, which serves GPUs, where burn fuses it; the CPU overrides all of them.
 pub trait Kernels: Backend {
     /// A frozen weight laid out for the way products read it; nothing where the backend lays it out itself.
     type Packed: Clone + std::fmt::Debug + Send + Sync + 'static;
 
-    /// Lays out a frozen weight `[out, in]`.
-    fn pack(weight: &Tensor<Self, 2>) -> Self::Packed;
+    /// Lays out a frozen weight `[out, in]` for products in this precision.
+    fn pack(weight: &Tensor<Self, 2>, precision: Precision) -> Self::Packed;
 
     /// `y = x·Wᵀ + b + s·(dropout(x)·Aᵀ)·Bᵀ` (Hu et al. 2021, eq. 3) of each of up to three layers that
     /// read the same `x [tokens, in]`, side by side. The pair is a side path: `W + s·BA` is never formed.
@@ -98,14 +113,20 @@ pub trait Kernels: Backend {
     }
 
     /// The mean cross-entropy, in nats, of `softmax(x·Wᵀ + b)` against `targets`, one class for each row of
-    /// `x [rows, hidden]`: a language-model head and its loss over a frozen W. The CPU computes the logits a
-    /// few rows at a time and never has all of them.
+    /// `x [rows, hidden]`: a language-model head and its loss over a frozen W. Logits l are capped to `c·tanh(l/c)` where
+    /// there is a `soft_cap` c. The CPU computes the logits a few rows at a time and never has all of them.
     fn linear_cross_entropy(
         x: Tensor<Ad<Self>, 2>,
         head: &Frozen<Self>,
         targets: &[u32],
+        soft_cap: Option<f32>,
     ) -> Tensor<Ad<Self>, 1> {
-        cross_entropy::composed(x, head, targets)
+        cross_entropy::composed(x, head, targets, soft_cap)
+    }
+
+    /// The mean over each of these ranges of rows, `[ranges, features]`. No two have a row in common, and none is empty.
+    fn means(x: Tensor<Ad<Self>, 2>, ranges: Vec<std::ops::Range<usize>>) -> Tensor<Ad<Self>, 2> {
+        means::composed(x, &ranges)
     }
 
     /// Multi-head softmax attention within each packed sequence, `[queries, heads · head size]`.
@@ -114,7 +135,18 @@ pub trait Kernels: Backend {
         layout: &AttentionLayout<Self>,
         dropout: Dropout,
     ) -> Tensor<Ad<Self>, 2> {
-        attention::composed(projected, layout, dropout)
+        attention::composed(projected, None, layout, dropout)
+    }
+
+    /// The same with disentangled positions (He et al. 2021, eq. 4): a score is `q·k + q·p_k + p_q·k`, where keys and queries
+    /// of relative `positions`, `[rows, k | q]`, have the row that the layout's buckets give the pair.
+    fn disentangled_attention(
+        projected: Projected<Self>,
+        positions: Tensor<Ad<Self>, 2>,
+        layout: &AttentionLayout<Self>,
+        dropout: Dropout,
+    ) -> Tensor<Ad<Self>, 2> {
+        attention::composed(projected, Some(positions), layout, dropout)
     }
 
     /// Inverted dropout (Srivastava et al. 2014): zero with probability p, else `x / (1 - p)`.
@@ -166,10 +198,10 @@ pub trait Kernels: Backend {
 }
 
 impl Kernels for Flex {
-    type Packed = std::sync::Arc<linear::Packed>;
+    type Packed = std::sync::Arc<panels::Panels>;
 
-    fn pack(weight: &Tensor<Self, 2>) -> Self::Packed {
-        linear::Packed::new(weight).into()
+    fn pack(weight: &Tensor<Self, 2>, precision: Precision) -> Self::Packed {
+        linear::pack(weight, precision).into()
     }
 
     fn linears(x: Tensor<Ad<Self>, 2>, branches: Vec<Branch<'_, Self>>) -> Outputs<Self> {
@@ -212,8 +244,13 @@ impl Kernels for Flex {
         x: Tensor<Ad<Self>, 2>,
         head: &Frozen<Self>,
         targets: &[u32],
+        soft_cap: Option<f32>,
     ) -> Tensor<Ad<Self>, 1> {
-        cross_entropy::cpu(x, head, targets)
+        cross_entropy::cpu(x, head, targets, soft_cap)
+    }
+
+    fn means(x: Tensor<Ad<Self>, 2>, ranges: Vec<std::ops::Range<usize>>) -> Tensor<Ad<Self>, 2> {
+        means::cpu(x, ranges)
     }
 
     fn packed_attention(
@@ -221,7 +258,16 @@ impl Kernels for Flex {
         layout: &AttentionLayout<Self>,
         dropout: Dropout,
     ) -> Tensor<Ad<Self>, 2> {
-        attention::cpu(projected, layout, dropout)
+        attention::cpu(projected, None, layout, dropout)
+    }
+
+    fn disentangled_attention(
+        projected: Projected<Self>,
+        positions: Tensor<Ad<Self>, 2>,
+        layout: &AttentionLayout<Self>,
+        dropout: Dropout,
+    ) -> Tensor<Ad<Self>, 2> {
+        attention::cpu(projected, Some(positions), layout, dropout)
     }
 
     fn dropout(x: Tensor<Ad<Self>, 2>, dropout: Dropout) -> Tensor<Ad<Self>, 2> {
@@ -266,12 +312,12 @@ impl Kernels for Flex {
 impl Kernels for burn_cuda::Cuda {
     type Packed = ();
 
-    fn pack(_: &Tensor<Self, 2>) {}
+    fn pack(_: &Tensor<Self, 2>, _: Precision) {}
 }
 
 #[cfg(feature = "wgpu")]
 impl Kernels for burn_wgpu::Wgpu {
     type Packed = ();
 
-    fn pack(_: &Tensor<Self, 2>) {}
+    fn pack(_: &Tensor<Self, 2>, _: Precision) {}
 }

@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use burn::tensor::{Distribution, Tensor, TensorData, Tolerance};
 use burn_flex::Flex;
 
+use super::matrix::Matrix;
+use super::panels::Panels;
 use super::simd::{Level, force};
 use super::*;
 
@@ -117,6 +119,7 @@ fn activations() {
         Activation::GeluNew,
         Activation::Relu,
         Activation::Silu,
+        Activation::QuickGelu,
     ] {
         // Away from zero, where ReLU has a corner.
         let x = random(37, 53) * 2.0;
@@ -193,24 +196,26 @@ fn rotary_positions() {
     }
 }
 
-/// `softmax` of logits up to ±60, with more rows than one chunk has.
+/// `softmax` of logits up to ±60, with more rows than one chunk has; and of capped ones.
 #[test]
 fn a_language_model_head_and_its_loss() {
     let _alone = alone();
-    let targets: Vec<u32> = (0..33).map(|row| row * 7 % 130).collect();
-    let head = frozen(130, 24);
-    compare(
-        [random(33, 24) * 3.0],
-        |[x]| Flex::linear_cross_entropy(x, &head, &targets).unsqueeze(),
-        |[x]| cross_entropy::composed(x, &head, &targets).unsqueeze(),
-    );
-    let wide = frozen(140_000, 8);
-    let targets: Vec<u32> = (0..65).map(|row| row * 2111).collect();
-    compare(
-        [random(65, 8)],
-        |[x]| Flex::linear_cross_entropy(x, &wide, &targets).unsqueeze(),
-        |[x]| cross_entropy::composed(x, &wide, &targets).unsqueeze(),
-    );
+    for cap in [None, Some(2.0)] {
+        let targets: Vec<u32> = (0..33).map(|row| row * 7 % 130).collect();
+        let head = frozen(130, 24);
+        compare(
+            [random(33, 24) * 3.0],
+            |[x]| Flex::linear_cross_entropy(x, &head, &targets, cap).unsqueeze(),
+            |[x]| cross_entropy::composed(x, &head, &targets, cap).unsqueeze(),
+        );
+        let wide = frozen(140_000, 8);
+        let targets: Vec<u32> = (0..65).map(|row| row * 2111).collect();
+        compare(
+            [random(65, 8)],
+            |[x]| Flex::linear_cross_entropy(x, &wide, &targets, cap).unsqueeze(),
+            |[x]| cross_entropy::composed(x, &wide, &targets, cap).unsqueeze(),
+        );
+    }
 }
 
 /// A branch whose pair, if any, is made of these.
@@ -226,14 +231,14 @@ fn branch<'a>(frozen: &'a Frozen<Flex>, pair: Option<(&Wide, &Wide, Dropout)>) -
 
 fn frozen(outputs: usize, inputs: usize) -> Frozen<Flex> {
     let bias = plain_random(1, outputs).reshape([outputs]);
-    Frozen::new(plain_random(outputs, inputs), Some(bias))
+    Frozen::new(plain_random(outputs, inputs), Some(bias), Precision::F32)
 }
 
 #[test]
 fn linear_layers() {
     let _alone = alone();
     let layer = frozen(40, 24);
-    let no_bias = Frozen::new(plain_random(40, 24), None);
+    let no_bias = Frozen::new(plain_random(40, 24), None, Precision::F32);
     for (rows, layer) in [(33, &layer), (1, &no_bias)] {
         compare(
             [random(rows, 24)],
@@ -247,6 +252,43 @@ fn linear_layers() {
         |[x, a, b]| Flex::linears(x, adapted(a, b)).y,
         |[x, a, b]| linear::composed(x, adapted(a, b)).y,
     );
+}
+
+#[test]
+fn linear_layers_in_bf16() {
+    let _alone = alone();
+    let exact = frozen(40, 70);
+    let inputs = [random(33, 70), random(4, 70), random(40, 4)];
+    let weights = random(33, 40);
+    let run = |layer: &Frozen<Flex>| {
+        let tracked = inputs
+            .clone()
+            .map(|x| Tensor::from_inner(x.inner()).require_grad());
+        let [x, a, b] = &tracked;
+        let adapted = vec![branch(layer, Some((a, b, Dropout::NONE)))];
+        let y = Flex::linears(x.clone(), adapted).y;
+        let gradients = (y.clone() * weights.clone()).sum().backward();
+        let gradients = tracked.map(|x| x.grad(&gradients).expect("a gradient"));
+        [vec![y.inner()], gradients.to_vec()].concat()
+    };
+    let norm = |x: Tensor<Flex, 2>| x.powi_scalar(2).sum().sqrt().into_scalar();
+    for level in LEVELS {
+        force(level);
+        // Laid out for the level.
+        let exact = Frozen::new(exact.weight.clone(), exact.bias.clone(), Precision::F32);
+        let (weight, bias) = (exact.weight.clone(), exact.bias.clone());
+        let rounded = Frozen::lean(weight, bias, Precision::Bf16);
+        let pairs = run(&exact).into_iter().zip(run(&rounded));
+        let far: Vec<f32> = pairs
+            .map(|(exact, rounded)| norm(exact.clone() - rounded) / norm(exact))
+            .collect();
+        // The output and the input's gradient go through the weight; those of A and B do not.
+        for (what, far) in ["y", "x"].iter().zip(&far) {
+            assert!((1e-5..5e-3).contains(far), "{what} {far}");
+        }
+        assert!(far[2] < 1e-6 && far[3] < 1e-6, "{far:?}");
+    }
+    force(Level::Avx512);
 }
 
 #[test]
@@ -383,6 +425,9 @@ fn vera_is_its_own_formula() {
 #[test]
 fn products_reach_every_edge() {
     let _alone = alone();
+    let to_bf16 = |x: f32| half::bf16::from_f32(x).to_f32();
+    let to_f16 = |x: f32| half::f16::from_f32(x).to_f32();
+    let roundings: [(fn(f32) -> f32, usize); 3] = [(|x| x, 4), (to_bf16, 2), (to_f16, 2)];
     // Around the tiles' rows, the panels' columns and the stretches of the inner size.
     for (m, n, k) in [
         (1, 1, 1),
@@ -390,32 +435,134 @@ fn products_reach_every_edge() {
         (13, 31, 385),
         (25, 33, 49),
         (200, 65, 800),
+        (500, 70, 334),
         (3, 40, 2048),
     ] {
-        let [a, b] = [(m, k), (k, n)].map(|(rows, columns)| plain_random(rows, columns));
-        let expected = a.clone().matmul(b.clone()).into_data();
-        let read = |x: &Tensor<Flex, 2>| x.to_data().to_vec::<f32>().expect("f32 values");
-        let (at, bt) = (read(&a.clone().transpose()), read(&b.clone().transpose()));
-        let (a, b) = (read(&a), read(&b));
-        for level in LEVELS {
-            force(level);
-            let left = gemm::Matrix::new(&a, m, k);
-            let right = gemm::Matrix::new(&b, k, n);
-            let panels = gemm::Panels::new(right);
-            let terms = [
-                gemm::Term::packed(left, &panels),
-                gemm::Term::plain(1.0, left, right),
-                gemm::Term::plain(1.0, gemm::Matrix::new(&at, k, m).t(), right),
-                gemm::Term::plain(1.0, left, gemm::Matrix::new(&bt, n, k).t()),
-            ];
-            for term in terms {
-                let ours = gemm::product(gemm::Start::Zero, &[term]);
-                burn::tensor::TensorData::new(ours, [m, n])
+        for (rounding, bytes) in roundings {
+            let [a, b] = [(m, k), (k, n)].map(|(rows, columns)| plain_random(rows, columns));
+            let read = |x: &Tensor<Flex, 2>| x.to_data().to_vec::<f32>().expect("f32 values");
+            let b: Vec<f32> = read(&b).into_iter().map(rounding).collect();
+            let b = Tensor::<Flex, 2>::from_data(TensorData::new(b, [k, n]), &Default::default());
+            let expected = a.clone().matmul(b.clone()).into_data();
+            let (at, bt) = (read(&a.clone().transpose()), read(&b.clone().transpose()));
+            let (a, b) = (read(&a), read(&b));
+            for level in LEVELS {
+                force(level);
+                let left = Matrix::new(&a, m, k);
+                let right = Matrix::new(&b, k, n);
+                let panels = Panels::new(right);
+                let transposed = Panels::new(Matrix::new(&bt, n, k));
+                if n * k > 40 {
+                    assert!(panels.bytes() < (n + 31) * k * bytes + 64);
+                }
+                let read = gemm::Left::new(left, &panels);
+                let terms = [
+                    gemm::Term::plain(1.0, left, right),
+                    gemm::Term::packed(&read, &panels),
+                    gemm::Term::transposed(&read, &transposed),
+                    gemm::Term::plain(1.0, Matrix::new(&at, k, m).t(), right),
+                    gemm::Term::plain(1.0, left, Matrix::new(&bt, n, k).t()),
+                ];
+                let products = terms.map(|term| gemm::product(gemm::Start::Zero, &[term]));
+                TensorData::new(products[0].clone(), [m, n])
                     .assert_approx_eq(&expected, Tolerance::<f32>::rel_abs(1e-4, 1e-3));
+                // However the right-hand side is kept, the bits are the same.
+                for (way, product) in products.iter().enumerate() {
+                    assert!(*product == products[0], "{m} × {n} × {k}, {level:?}, {way}");
+                }
             }
         }
     }
     force(Level::Avx512);
+}
+
+#[test]
+fn products_in_bf16_reach_every_edge() {
+    let _alone = alone();
+    let round = |values: &[f32]| -> Vec<f32> {
+        let halves = values.iter().map(|value| half::bf16::from_f32(*value));
+        halves.map(half::bf16::to_f32).collect()
+    };
+    for (m, n, k) in [
+        (1, 1, 1),
+        (7, 16, 3),
+        (13, 31, 385),
+        (25, 33, 49),
+        (200, 65, 800),
+        (500, 70, 335),
+        (3, 40, 2048),
+    ] {
+        let read = |rows, columns| {
+            let values = plain_random(rows, columns).into_data();
+            values.into_vec::<f32>().expect("f32 values")
+        };
+        // Wider than the product reads of it, so that rows are not what is left of the last one.
+        let (a, b, c, d) = (read(m, k + 3), read(k, n), read(m, 4), read(4, n));
+        let turned = |values: &[f32]| {
+            let values = TensorData::new(values.to_vec(), [k, n]);
+            let tensor = Tensor::<Flex, 2>::from_data(values, &Default::default()).transpose();
+            tensor.into_data().to_vec::<f32>().expect("f32 values")
+        };
+        let (rounded_a, rounded_b) = (round(&a), round(&b));
+        let side = gemm::Term::plain(0.5, Matrix::new(&c, m, 4), Matrix::new(&d, 4, n));
+        let exact = gemm::Term::plain(
+            1.0,
+            Matrix::new(&rounded_a, m, k + 3).columns(1, k),
+            Matrix::new(&rounded_b, k, n),
+        );
+        let bias: Vec<f32> = (0..n).map(|column| column as f32).collect();
+        let start = gemm::Start::Bias(&bias);
+        let expected = TensorData::new(gemm::product(start, &[exact, side]), [m, n]);
+        let mut all: Vec<Vec<f32>> = Vec::new();
+        for level in LEVELS {
+            force(level);
+            let left = Matrix::new(&a, m, k + 3).columns(1, k);
+            let panels = Panels::rounded(Matrix::new(&b, k, n));
+            let bt = turned(&b);
+            let transposed = Panels::rounded(Matrix::new(&bt, n, k));
+            assert!(n * k < 200 || panels.bytes() < (n + 31) * (k + 1) * 2 + 64);
+            let read = gemm::Left::new(left, &panels);
+            for term in [
+                gemm::Term::packed(&read, &panels),
+                gemm::Term::transposed(&read, &transposed),
+            ] {
+                let ours = gemm::product(start, &[term, side]);
+                TensorData::new(ours.clone(), [m, n])
+                    .assert_approx_eq(&expected, Tolerance::<f32>::rel_abs(1e-4, 1e-3));
+                all.push(ours);
+            }
+        }
+        force(Level::Avx512);
+        // The instruction, and what stands in for it where fused products are an instruction.
+        let fused = all.iter().skip(2).all(|product| *product == all[2]);
+        assert!(fused || simd::best() < Level::Avx2, "{m} × {n} × {k}");
+    }
+}
+
+#[test]
+fn a_product_is_shared_out_evenly() {
+    for threads in 2..=64 {
+        for tokens in [512, 1000, 2048, 4096, 16384] {
+            // Of 384 columns and more, in panels of two vectors of eight or sixteen.
+            for panels in [12, 18, 24, 48, 96] {
+                let rows = gemm::shared_rows(tokens, panels, threads);
+                // Each thread takes the next task when it has done with one.
+                let mut work = vec![0; threads];
+                for first in (0..tokens).step_by(rows) {
+                    for _ in 0..panels {
+                        let next = (0..threads).min_by_key(|thread| work[*thread]);
+                        work[next.expect("a thread")] += rows.min(tokens - first);
+                    }
+                }
+                let most = *work.iter().max().expect("a thread") as f64;
+                let mean = (tokens * panels) as f64 / threads as f64;
+                assert!(
+                    most <= 1.1 * mean,
+                    "{tokens} tokens, {panels} panels, {threads} threads: {most} rows, {mean} on average"
+                );
+            }
+        }
+    }
 }
 
 fn joint(q: Wide, k: Wide, v: Wide) -> Projected<Flex> {
@@ -437,10 +584,9 @@ fn attention_within_sequences() {
     ] {
         for causal in [false, true] {
             let shape = AttentionShape {
-                heads,
                 pair_heads,
-                head_size,
                 causal,
+                ..AttentionShape::full(heads, head_size)
             };
             let sequences = Sequences::new(&offsets);
             let layout = AttentionLayout::new(sequences.clone(), sequences, shape);
@@ -452,9 +598,170 @@ fn attention_within_sequences() {
                     random(160, pair_width),
                 ],
                 |[q, k, v]| Flex::packed_attention(joint(q, k, v), &layout, Dropout::NONE),
-                |[q, k, v]| attention::composed(joint(q, k, v), &layout, Dropout::NONE),
+                |[q, k, v]| attention::composed(joint(q, k, v), None, &layout, Dropout::NONE),
             );
         }
+    }
+}
+
+/// What of a sequence is near a token, whose window may be wider than it, and scores that are capped where it matters.
+#[test]
+fn attention_to_what_is_near_and_capped_scores() {
+    let _alone = alone();
+    let offsets = [0, 1, 6, 22, 39, 60, 190];
+    for (heads, pair_heads, head_size, causal, reach, soft_cap) in [
+        (2, 2, 16, false, Some(0), None),
+        (2, 2, 16, true, Some(0), None),
+        (3, 1, 5, false, Some(3), None),
+        (4, 2, 32, true, Some(17), None),
+        (2, 1, 64, false, Some(40), Some(0.7)),
+        (2, 1, 12, true, Some(1000), Some(1.5)),
+        (2, 2, 20, false, None, Some(0.7)),
+        (4, 2, 8, true, None, Some(0.7)),
+    ] {
+        let shape = AttentionShape {
+            pair_heads,
+            causal,
+            reach,
+            soft_cap,
+            scale: 0.3,
+            ..AttentionShape::full(heads, head_size)
+        };
+        let sequences = Sequences::new(&offsets);
+        let layout = AttentionLayout::new(sequences.clone(), sequences.clone(), shape);
+        let inputs = || {
+            let pairs = [(); 2].map(|()| random(190, pair_heads * head_size));
+            let [k, v] = pairs;
+            [random(190, heads * head_size), k, v]
+        };
+        compare(
+            inputs(),
+            |[q, k, v]| Flex::packed_attention(joint(q, k, v), &layout, Dropout::NONE),
+            |[q, k, v]| attention::composed(joint(q, k, v), None, &layout, Dropout::NONE),
+        );
+        // The composition itself: what is out of reach changes nothing of a token.
+        let Some(reach) = reach.filter(|reach| *reach < 60) else {
+            continue;
+        };
+        let [q, k, v] = inputs();
+        let run = |k: &Wide| {
+            let projected = joint(q.clone(), k.clone(), v.clone());
+            let out = attention::composed(projected, None, &layout, Dropout::NONE).inner();
+            out.slice_dim(0, 100..101).into_data()
+        };
+        let row = |at: usize| {
+            let mut moved = k.clone().inner().into_data();
+            let width = pair_heads * head_size;
+            let values = moved.as_mut_slice::<f32>().expect("f32 values");
+            values[at * width..(at + 1) * width].fill(3.0);
+            run(&Tensor::from_data(moved, &Default::default()))
+        };
+        let plain = run(&k);
+        assert_eq!(row(100 - reach - 1), plain, "behind");
+        assert_eq!(row(100 + reach + 1), plain, "ahead");
+        if reach > 0 {
+            assert_ne!(row(100 - reach), plain);
+            assert_eq!(row(100 + reach) == plain, causal);
+        }
+    }
+}
+
+#[test]
+fn attention_of_some_queries_to_what_is_near() {
+    let _alone = alone();
+    let pairs = Sequences::new(&[0, 7, 8, 108]);
+    for (queries, causal) in [
+        // The first of each, and the last ones.
+        (Sequences::single(3), false),
+        (Sequences::single(3), true),
+        (Sequences::new(&[0, 2, 2, 60]), false),
+        (Sequences::new(&[0, 3, 4, 64]), true),
+    ] {
+        let shape = AttentionShape {
+            causal,
+            reach: Some(4),
+            soft_cap: Some(1.0),
+            ..AttentionShape::full(3, 8)
+        };
+        let layout = AttentionLayout::new(queries, pairs.clone(), shape);
+        let split = |q: Wide, kv: Wide| Projected::Split {
+            queries: q,
+            pairs: kv,
+        };
+        compare(
+            [random(layout.queries.tokens(), 24), random(108, 48)],
+            |[q, kv]| Flex::packed_attention(split(q, kv), &layout, Dropout::NONE),
+            |[q, kv]| attention::composed(split(q, kv), None, &layout, Dropout::NONE),
+        );
+    }
+}
+
+/// Rows of relative positions near and far, of which a short sequence has few and a long one all.
+#[test]
+fn disentangled_attention() {
+    let _alone = alone();
+    // Distances are told apart up to 5, then in twos, and beyond 9 no more: 16 rows.
+    let row = |distance: isize| {
+        let size = distance.abs();
+        let size = if size <= 5 {
+            size
+        } else {
+            (5 + (size - 4) / 2).min(7)
+        };
+        (size * distance.signum() + 8) as usize
+    };
+    for (heads, head_size, single) in [(2, 16, false), (3, 5, false), (1, 64, false), (2, 12, true)]
+    {
+        let pairs = Sequences::new(&[0, 1, 6, 22, 39, 60, 160]);
+        let queries = match single {
+            true => Sequences::single(6),
+            false => pairs.clone(),
+        };
+        let shape = AttentionShape {
+            scale: 0.2,
+            ..AttentionShape::full(heads, head_size)
+        };
+        let mut layout = AttentionLayout::new(queries, pairs, shape);
+        layout.buckets = Some(Buckets::new(100, row));
+        let width = heads * head_size;
+        let split = |q: Wide, kv: Wide| Projected::Split {
+            queries: q,
+            pairs: kv,
+        };
+        compare(
+            [
+                random(layout.queries.tokens(), width),
+                random(160, 2 * width),
+                random(16, 2 * width),
+            ],
+            |[q, kv, p]| Flex::disentangled_attention(split(q, kv), p, &layout, Dropout::NONE),
+            |[q, kv, p]| attention::composed(split(q, kv), Some(p), &layout, Dropout::NONE),
+        );
+        if !single {
+            compare(
+                [random(160, 3 * width), random(16, 2 * width)],
+                |[all, p]| {
+                    let all = Projected::Joint(all);
+                    Flex::disentangled_attention(all, p, &layout, Dropout::NONE)
+                },
+                |[all, p]| {
+                    attention::composed(Projected::Joint(all), Some(p), &layout, Dropout::NONE)
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn means_of_ranges() {
+    let _alone = alone();
+    let ranges = [0..1, 3..20, 20..31];
+    for width in [1, 16, 37] {
+        compare(
+            [random(33, width)],
+            |[x]| Flex::means(x, ranges.to_vec()),
+            |[x]| means::composed(x, &ranges),
+        );
     }
 }
 
@@ -479,7 +786,7 @@ fn attention_of_some_queries() {
         compare(
             [random(layout.queries.tokens(), 24), random(48, 48)],
             |[q, kv]| Flex::packed_attention(split(q, kv), &layout, Dropout::NONE),
-            |[q, kv]| attention::composed(split(q, kv), &layout, Dropout::NONE),
+            |[q, kv]| attention::composed(split(q, kv), None, &layout, Dropout::NONE),
         );
     }
 }
@@ -489,8 +796,16 @@ fn attention_of_some_queries() {
 #[test]
 fn attention_dropout_has_the_gradient_of_its_output() {
     let _alone = alone();
+    dropout_of_attention(AttentionShape::full(2, 4));
+    dropout_of_attention(AttentionShape {
+        reach: Some(2),
+        soft_cap: Some(2.0),
+        ..AttentionShape::full(2, 4)
+    });
+}
+
+fn dropout_of_attention(shape: AttentionShape) {
     let sequences = Sequences::new(&[0, 7]);
-    let shape = AttentionShape::full(2, 4);
     let layout = AttentionLayout::new(sequences.clone(), sequences, shape);
     let site = Dropout {
         probability: 0.3,

@@ -48,6 +48,8 @@ pub struct Base<B: Kernels> {
     embedder: Embedder<B>,
     blocks: Vec<Block<B>>,
     final_norm: Option<Norm<B>>,
+    /// The relative positions, `[rows, hidden]`, where scores have them.
+    relative: Option<Tensor<B, 2>>,
 }
 
 impl<B: Kernels> Base<B> {
@@ -66,7 +68,18 @@ impl<B: Kernels> Base<B> {
             .take(architecture.layers)
             .enumerate()
             .map(|(index, modules)| Block::load(architecture, source, index, modules, device));
+        let relative = architecture.block.attention.relative.as_ref();
+        let relative = relative.map(|relative| {
+            let name = format!("{}{}.weight", source.prefix, relative.table.name);
+            let shape = [relative.table.entries, hidden];
+            let table = source.weights.tensor::<B, 2>(&name, shape, device)?;
+            Ok(match relative.norm.as_ref().map(norm).transpose()? {
+                Some(norm) => B::add_norm(Tensor::from_inner(table), None, &norm).inner(),
+                None => table,
+            })
+        });
         Ok(Base {
+            relative: relative.transpose()?,
             embedder: Embedder::load(&architecture.embeddings, source, hidden, device)?,
             blocks: blocks.collect::<Result<_>>()?,
             final_norm: architecture.final_norm.as_ref().map(norm).transpose()?,
@@ -126,8 +139,22 @@ impl<B: Kernels> Base<B> {
         self.between(x, depth..self.depth(), &around, pass)
     }
 
-    /// The last hidden states of the one token of each sequence that the head reads, `[sequences, hidden]`, from all
-    /// tokens' after the first `depth` layers: nothing else is computed.
+    /// The last hidden states of the tokens that lie in these `rows` of the batch, `[rows, hidden]`, behind the last norm.
+    pub fn some(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        depth: usize,
+        sequences: &Sequences,
+        rows: &[usize],
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let x = self.all(x, depth, sequences, pass);
+        let rows = whole_numbers(rows.iter().copied(), &x.device());
+        self.normed(x.select(0, rows))
+    }
+
+    /// The last hidden states of what the head reads, of all tokens' after the first `depth` layers: `[sequences, hidden]`,
+    /// or of each token. Where that is one token of each sequence, nothing else is computed.
     pub fn picked(
         &self,
         x: Tensor<Ad<B>, 2>,
@@ -136,7 +163,24 @@ impl<B: Kernels> Base<B> {
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
         let device = x.device();
-        let tokens = picked_tokens(self.architecture.head.reads, sequences);
+        let tokens: Vec<usize> = match self.architecture.head.reads {
+            Reads::First => sequences.firsts().to_vec(),
+            Reads::Last => (0..sequences.count())
+                .map(|i| sequences.range(i).end - 1)
+                .collect(),
+            Reads::Mean { after } => {
+                let x = self.all(x, depth, sequences, pass);
+                let read = (0..sequences.count()).map(|i| {
+                    let Range { start, end } = sequences.range(i);
+                    start + after..end
+                });
+                return B::means(self.normed(x), read.collect());
+            }
+            Reads::Each => {
+                let x = self.all(x, depth, sequences, pass);
+                return self.normed(x);
+            }
+        };
         let rows = whole_numbers(tokens.iter().copied(), &device);
         let x = match self.blocks.split_last() {
             Some((last, below)) if depth <= below.len() => {
@@ -144,7 +188,8 @@ impl<B: Kernels> Base<B> {
                 let x = self.between(x, depth..below.len(), &around, pass);
                 let starts = sequences.firsts();
                 let positions = tokens.iter().zip(starts).map(|(at, start)| at - start);
-                let of_picked = self.angles_of(positions, &device);
+                let local = self.is_local(below.len());
+                let of_picked = self.angles_of(positions, local, &device);
                 let picked = Picked {
                     rows: &rows,
                     angles: of_picked.as_ref(),
@@ -207,21 +252,40 @@ impl<B: Kernels> Base<B> {
         positions: impl Iterator<Item = usize>,
         device: &B::Device,
     ) -> Around<'a, B> {
+        let attention = &self.architecture.block.attention;
+        let positions: Vec<usize> = positions.collect();
+        let angles = |local| self.angles_of(positions.iter().copied(), local, device);
+        let everywhere = angles(false);
+        let turned_otherwise = attention
+            .local
+            .as_ref()
+            .is_some_and(|local| local.rotary.is_some());
         Around {
             architecture: &self.architecture,
             sequences,
-            angles: self.angles_of(positions, device),
+            relative: self.relative.as_ref(),
+            angles: match turned_otherwise {
+                true => [everywhere, angles(true)],
+                false => [everywhere.clone(), everywhere],
+            },
             layouts: Default::default(),
         }
     }
 
-    /// By how much the heads of tokens at these `positions` are turned, where they are.
+    /// Whether tokens of layer `layer` see those alone that are near.
+    fn is_local(&self, layer: usize) -> bool {
+        self.architecture.block.attention.local_in(layer).is_some()
+    }
+
+    /// By how much the heads of tokens at these `positions` are turned, where they are; in layers whose attention is
+    /// `local`, or in the others.
     fn angles_of(
         &self,
         positions: impl Iterator<Item = usize>,
+        local: bool,
         device: &B::Device,
     ) -> Option<Angles<B>> {
-        let rotary = self.architecture.block.attention.rotary.as_ref()?;
+        let rotary = self.architecture.block.attention.rotary_where(local)?;
         let positions: Vec<u32> = positions.map(|position| position as u32).collect();
         Some(Angles::new(&positions, &rotary.frequencies, device))
     }
@@ -231,15 +295,5 @@ impl<B: Kernels> Base<B> {
         let x = self.embedder.embed(&input.tokens);
         let dropout = self.architecture.dropout.embeddings;
         B::dropout(x, pass.dropout(Site::Embeddings, dropout))
-    }
-}
-
-/// The token of each sequence that a head reads.
-fn picked_tokens(reads: Reads, sequences: &Sequences) -> Vec<usize> {
-    match reads {
-        Reads::First => sequences.firsts().to_vec(),
-        Reads::Last => (0..sequences.count())
-            .map(|i| sequences.range(i).end - 1)
-            .collect(),
     }
 }

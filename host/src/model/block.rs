@@ -9,7 +9,7 @@ use super::linear::{Linear, Source};
 use super::norm::load_norm;
 use crate::adapter::{Pass, Site};
 use crate::error::Result;
-use crate::kernel::{Ad, Angles, AttentionLayout, Kernels, Norm, Projected, Sequences};
+use crate::kernel::{Ad, Angles, AttentionLayout, Buckets, Kernels, Norm, Projected, Sequences};
 
 /// A layer, frozen; what trains comes in with the [`Pass`].
 #[derive(Clone, Debug)]
@@ -23,7 +23,12 @@ pub(super) struct Block<B: Kernels> {
     /// One layer, or the gate and what it lets through.
     inner: Vec<Linear<B>>,
     down: Linear<B>,
-    norms: [Norm<B>; 2],
+    /// The attention's, if it has one, and the feed-forward's.
+    norms: (Option<Norm<B>>, Norm<B>),
+    /// Of what each sublayer gives.
+    output_norms: Option<[Norm<B>; 2]>,
+    /// Whether a token sees those alone that are near.
+    local: bool,
 }
 
 /// What layers run on beside the hidden states: the same in all of them, and made once for a batch.
@@ -31,19 +36,29 @@ pub struct Around<'a, B: Kernels> {
     pub(super) architecture: &'a Architecture,
     /// Where the tokens' sequences lie.
     pub(super) sequences: &'a Sequences,
-    /// By how much each token's heads are turned, where they are.
-    pub(super) angles: Option<Angles<B>>,
-    /// How queries of all tokens meet their keys, and those of some, which are the same ones in all layers.
-    pub(super) layouts: [OnceCell<AttentionLayout<B>>; 2],
+    /// The relative positions, `[rows, hidden]`, where scores have them.
+    pub(super) relative: Option<&'a Tensor<B, 2>>,
+    /// By how much each token's heads are turned, where they are: in most layers, and where attention is local.
+    pub(super) angles: [Option<Angles<B>>; 2],
+    /// How queries of all tokens meet their keys, and those of some, which are the same ones in all layers; again in
+    /// most layers, and where attention is local.
+    pub(super) layouts: [[OnceCell<AttentionLayout<B>>; 2]; 2],
 }
 
 impl<B: Kernels> Around<'_, B> {
-    /// How these queries meet the keys of all tokens.
-    fn layout(&self, queries: Sequences) -> &AttentionLayout<B> {
+    /// How these queries meet the keys of all tokens, where attention is `local` or elsewhere.
+    fn layout(&self, queries: Sequences, local: bool) -> &AttentionLayout<B> {
         let which = usize::from(queries != *self.sequences);
-        let shape = self.architecture.block.attention.shape;
-        self.layouts[which]
-            .get_or_init(|| AttentionLayout::new(queries, self.sequences.clone(), shape))
+        let shape = self.architecture.block.attention.shape_where(local);
+        self.layouts[usize::from(local)][which].get_or_init(|| {
+            let mut layout = AttentionLayout::new(queries, self.sequences.clone(), shape);
+            let relative = self.architecture.block.attention.relative.as_ref();
+            layout.buckets = relative.map(|relative| {
+                let longest = self.sequences.longest().max(1);
+                Buckets::new(longest, |distance| relative.row(distance))
+            });
+            layout
+        })
     }
 }
 
@@ -86,6 +101,11 @@ impl<B: Kernels> Block<B> {
         let of_heads = attention.head_norms.as_ref();
         let of_heads = of_heads.map(|norms| both(norms, attention.shape.head_size));
         let one = |mut linears: Vec<Linear<B>>| linears.pop().expect("one was taken");
+        let [of_attention, of_feed_forward] = &parts.norms;
+        let bare = parts.first_bare && index == 0;
+        let of_attention = (!bare).then(|| norm(of_attention, architecture.hidden));
+        let of_outputs = parts.output_norms.as_ref();
+        let of_outputs = of_outputs.map(|norms| both(norms, architecture.hidden));
         Ok(Block {
             index: index as u32,
             projections,
@@ -93,7 +113,12 @@ impl<B: Kernels> Block<B> {
             output: one(output),
             inner,
             down: one(down),
-            norms: both(&parts.norms, architecture.hidden)?,
+            norms: (
+                of_attention.transpose()?,
+                norm(of_feed_forward, architecture.hidden)?,
+            ),
+            output_norms: of_outputs.transpose()?,
+            local: attention.local_in(index).is_some(),
         })
     }
 
@@ -106,7 +131,7 @@ impl<B: Kernels> Block<B> {
     ) -> Tensor<Ad<B>, 2> {
         let read = self.read(x.clone(), around);
         let projected = pass.linear(read, &parts(&self.projections));
-        let projected = self.placed(projected, Holds::All, around.angles.as_ref(), around);
+        let projected = self.placed(projected, Holds::All, self.angles(around), around);
         let queries = around.sequences.clone();
         self.finish(Projected::Joint(projected), x, queries, around, pass)
     }
@@ -126,7 +151,7 @@ impl<B: Kernels> Block<B> {
         match &self.projections[..] {
             [query, pairs @ ..] if !pairs.is_empty() => {
                 let pairs = pass.linear(read.clone(), &parts(pairs));
-                let pairs = self.placed(pairs, Holds::Pairs, around.angles.as_ref(), around);
+                let pairs = self.placed(pairs, Holds::Pairs, self.angles(around), around);
                 if pass.observes() {
                     self.measure(&x, &read, Some(query), &pairs, around, pass);
                 }
@@ -144,7 +169,7 @@ impl<B: Kernels> Block<B> {
             joint => {
                 // One layer gives all three: it is run for all tokens.
                 let all = pass.linear(read.clone(), &parts(joint));
-                let all = self.placed(all, Holds::All, around.angles.as_ref(), around);
+                let all = self.placed(all, Holds::All, self.angles(around), around);
                 if pass.observes() {
                     self.measure(&x, &read, None, &all, around, pass);
                 }
@@ -171,7 +196,7 @@ impl<B: Kernels> Block<B> {
     ) -> Tensor<Ad<B>, 2> {
         let read = self.read(x.clone(), around);
         let projected = pass.linear(read, &parts(&self.projections));
-        let projected = self.placed(projected, Holds::All, around.angles.as_ref(), around);
+        let projected = self.placed(projected, Holds::All, self.angles(around), around);
         let shape = around.architecture.block.attention.shape;
         let ([tokens, columns], width) = (projected.dims(), shape.query_width());
         let pairs = projected.clone().slice_dim(1, width..columns);
@@ -189,9 +214,38 @@ impl<B: Kernels> Block<B> {
 
     /// What the attention reads of the hidden states.
     fn read(&self, x: Tensor<Ad<B>, 2>, around: &Around<'_, B>) -> Tensor<Ad<B>, 2> {
-        match around.architecture.block.order {
-            Order::PostNorm => x,
-            Order::PreNorm => B::add_norm(x, None, &self.norms[0]),
+        match (around.architecture.block.order, &self.norms.0) {
+            (Order::PreNorm, Some(norm)) => B::add_norm(x, None, norm),
+            _ => x,
+        }
+    }
+
+    /// Keys and queries, `[rows, k | q]`, of relative positions, by the projections of the tokens'. They are of no example,
+    /// and nothing is measured of them.
+    fn positions(
+        &self,
+        relative: Tensor<B, 2>,
+        dropout: f32,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let site = pass.dropout(Site::Positions(self.index), dropout);
+        let relative = B::dropout(Tensor::from_inner(relative), site);
+        let [query, key, ..] = &self.projections[..] else {
+            unreachable!("queries and keys are projected apart");
+        };
+        pass.unmeasured(|pass| pass.linear(relative, &[key.parts(), query.parts()]))
+    }
+
+    /// By how much each token's heads are turned.
+    fn angles<'a>(&self, around: &'a Around<'_, B>) -> Option<&'a Angles<B>> {
+        around.angles[usize::from(self.local)].as_ref()
+    }
+
+    /// What the sublayer number `which` gives, as it is added to the residual.
+    fn given(&self, x: Tensor<Ad<B>, 2>, which: usize) -> Tensor<Ad<B>, 2> {
+        match &self.output_norms {
+            Some(norms) => B::add_norm(x, None, &norms[which]),
+            None => x,
         }
     }
 
@@ -224,12 +278,7 @@ impl<B: Kernels> Block<B> {
                 Some(query) => {
                     let queries = pass.linear(read, &[query.parts()]);
                     Projected::Split {
-                        queries: self.placed(
-                            queries,
-                            Holds::Queries,
-                            around.angles.as_ref(),
-                            around,
-                        ),
+                        queries: self.placed(queries, Holds::Queries, self.angles(around), around),
                         pairs: projected,
                     }
                 }
@@ -296,12 +345,15 @@ impl<B: Kernels> Block<B> {
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
         let (inner, x) = self.inner(projected, residual, queries, around, pass);
-        let inner = pass.linear(inner, &[self.down.parts()]);
-        let dropout = around.architecture.dropout.hidden;
-        let inner = B::dropout(inner, pass.dropout(Site::FeedForward(self.index), dropout));
-        match around.architecture.block.order {
-            Order::PostNorm => B::add_norm(inner, Some(x), &self.norms[1]),
-            Order::PreNorm => inner + x,
+        let mut inner = pass.linear(inner, &[self.down.parts()]);
+        let Architecture { block, dropout, .. } = around.architecture;
+        if !block.feed_forward.drops_inside {
+            let site = pass.dropout(Site::FeedForward(self.index), dropout.hidden);
+            inner = B::dropout(inner, site);
+        }
+        match block.order {
+            Order::PostNorm => B::add_norm(inner, Some(x), &self.norms.1),
+            Order::PreNorm => self.given(inner, 1) + x,
         }
     }
 
@@ -316,26 +368,45 @@ impl<B: Kernels> Block<B> {
     ) -> (Tensor<Ad<B>, 2>, Tensor<Ad<B>, 2>) {
         let Architecture { block, dropout, .. } = around.architecture;
         let at_weights = pass.dropout(Site::Attention(self.index), dropout.attention);
-        let attended = B::packed_attention(projected, around.layout(queries), at_weights);
+        let layout = around.layout(queries, self.local);
+        let attended = match around.relative {
+            None => B::packed_attention(projected, layout, at_weights),
+            Some(relative) => {
+                let positions = self.positions(relative.clone(), dropout.hidden, pass);
+                B::disentangled_attention(projected, positions, layout, at_weights)
+            }
+        };
         let attended = pass.linear(attended, &[self.output.parts()]);
-        let at_output = pass.dropout(Site::AttentionOutput(self.index), dropout.hidden);
+        let at_output = match block.attention.drops_output_as_weights {
+            true => dropout.attention,
+            false => dropout.hidden,
+        };
+        let at_output = pass.dropout(Site::AttentionOutput(self.index), at_output);
         let attended = B::dropout(attended, at_output);
-        let (x, read) = match block.order {
-            Order::PostNorm => {
-                let x = B::add_norm(attended, Some(residual), &self.norms[0]);
+        let (x, read) = match (block.order, &self.norms.0) {
+            (Order::PostNorm, Some(norm)) => {
+                let x = B::add_norm(attended, Some(residual), norm);
                 (x.clone(), x)
             }
-            Order::PreNorm => {
+            (Order::PostNorm, None) => {
                 let x = attended + residual;
-                (x.clone(), B::add_norm(x, None, &self.norms[1]))
+                (x.clone(), x)
+            }
+            (Order::PreNorm, _) => {
+                let x = self.given(attended, 0) + residual;
+                (x.clone(), B::add_norm(x, None, &self.norms.1))
             }
         };
         let inner = pass.linear(read, &parts(&self.inner));
         let activation = block.feed_forward.activation;
-        let inner = match self.inner.len() {
-            1 => B::activation(inner, activation),
-            _ => B::gated(inner, activation),
+        let mut inner = match block.feed_forward.gated() {
+            false => B::activation(inner, activation),
+            true => B::gated(inner, activation),
         };
+        if block.feed_forward.drops_inside {
+            let site = pass.dropout(Site::FeedForward(self.index), dropout.hidden);
+            inner = B::dropout(inner, site);
+        }
         (inner, x)
     }
 }

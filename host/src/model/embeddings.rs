@@ -41,6 +41,7 @@ pub(super) enum Embedder<B: Kernels> {
         firsts: Tensor<B, 2>,
         /// What is added to each patch, `[patches, hidden]`.
         positions: Tensor<B, 2>,
+        norm: Option<Norm<B>>,
     },
 }
 
@@ -55,21 +56,23 @@ pub(super) fn require(embeddings: &Embeddings, source: Source<'_>, hidden: usize
             for table in words.tables() {
                 require(&format!("{}.weight", table.name), &[table.entries, hidden])?;
             }
-            let norm = words.norm.as_ref();
-            norm.map_or(Ok(()), |norm| {
-                require_norm(source, norm.name, norm.kind, hidden)
-            })
         }
         Embeddings::Patches(patches) => {
             let name = patches.projection;
             require(&format!("{name}.weight"), &kernel(patches, hidden))?;
-            require(&format!("{name}.bias"), &[hidden])?;
-            for first in patches.firsts {
-                require(first, &[1, 1, hidden])?;
+            if patches.bias {
+                require(&format!("{name}.bias"), &[hidden])?;
             }
-            require(patches.positions, &[1, patches.tokens(), hidden])
+            let batch = if patches.flat { &[][..] } else { &[1] };
+            for first in patches.firsts {
+                require(first, &[batch, batch, &[hidden]].concat())?;
+            }
+            let shape = [batch, &[patches.tokens(), hidden]].concat();
+            require(patches.positions, &shape)?;
         }
     }
+    let norm = embeddings.norm();
+    norm.map_or(Ok(()), |norm| require_norm(source, norm.name, norm, hidden))
 }
 
 /// The shape of the convolution that a projection of patches is kept as.
@@ -87,13 +90,13 @@ impl<B: Kernels> Embedder<B> {
     ) -> Result<Self> {
         let name = |name: &str| format!("{}{name}", source.prefix);
         let weights = source.weights;
+        let norm = |part: &NormPart| load_norm(source, part.name, part, hidden, device);
         match embeddings {
             Embeddings::Words(of) => {
                 let table = |table: &Table| {
                     let name = name(&format!("{}.weight", table.name));
                     weights.rows::<B>(&name, [table.entries, hidden], device)
                 };
-                let norm = |part: &NormPart| load_norm(source, part.name, part, hidden, device);
                 Ok(Embedder::Words {
                     of: *of,
                     words: table(&of.words)?,
@@ -106,21 +109,40 @@ impl<B: Kernels> Embedder<B> {
                 let weight = name(&format!("{}.weight", of.projection));
                 let weight = weights.tensor::<B, 4>(&weight, kernel(of, hidden), device)?;
                 let bias = name(&format!("{}.bias", of.projection));
-                let bias = weights.tensor(&bias, [hidden], device)?;
+                let bias = (of.bias).then(|| weights.tensor(&bias, [hidden], device));
                 let firsts = of.firsts.iter().map(|first| {
-                    let first = weights.tensor::<B, 3>(&name(first), [1, 1, hidden], device)?;
-                    Ok(first.reshape([1, hidden]))
+                    let first = name(first);
+                    Ok(match of.flat {
+                        true => weights
+                            .tensor::<B, 1>(&first, [hidden], device)?
+                            .unsqueeze(),
+                        false => {
+                            let first = weights.tensor::<B, 3>(&first, [1, 1, hidden], device)?;
+                            first.reshape([1, hidden])
+                        }
+                    })
                 });
                 let firsts = Tensor::cat(firsts.collect::<Result<Vec<_>>>()?, 0);
-                let shape = [1, of.tokens(), hidden];
-                let positions = weights.tensor::<B, 3>(&name(of.positions), shape, device)?;
-                let positions = positions.reshape([of.tokens(), hidden]);
+                let (positions, tokens) = (name(of.positions), of.tokens());
+                let positions = match of.flat {
+                    true => weights.tensor::<B, 2>(&positions, [tokens, hidden], device)?,
+                    false => {
+                        let shape = [1, tokens, hidden];
+                        let positions = weights.tensor::<B, 3>(&positions, shape, device)?;
+                        positions.reshape([tokens, hidden])
+                    }
+                };
                 let ahead = of.firsts.len();
                 Ok(Embedder::Patches {
                     of: *of,
-                    projection: Frozen::lean(weight.reshape([hidden, of.values()]), Some(bias)),
+                    projection: Frozen::lean(
+                        weight.reshape([hidden, of.values()]),
+                        bias.transpose()?,
+                        source.precision,
+                    ),
                     firsts: firsts + positions.clone().slice_dim(0, 0..ahead),
                     positions: positions.slice_dim(0, ahead..of.tokens()),
+                    norm: of.norm.as_ref().map(norm).transpose()?,
                 })
             }
         }
@@ -151,7 +173,11 @@ impl<B: Kernels> Embedder<B> {
                     positions,
                 },
             ) => {
-                let words = Tensor::from_inner(words.clone().select(0, ids.clone()));
+                let words = words.clone().select(0, ids.clone());
+                let words = Tensor::from_inner(match of.scale {
+                    Some(scale) => words * scale,
+                    None => words,
+                });
                 let of_positions = of_positions.as_ref().map(|table| {
                     let rows = positions.clone() + of.first_position as i64;
                     table.clone().select(0, rows)
@@ -172,6 +198,7 @@ impl<B: Kernels> Embedder<B> {
                     projection,
                     firsts,
                     positions,
+                    norm,
                 },
                 Tokens::Pixels(pixels),
             ) => {
@@ -187,7 +214,11 @@ impl<B: Kernels> Embedder<B> {
                 let projected = projected + positions.clone().unsqueeze_dim(0);
                 let firsts = firsts.clone().unsqueeze_dim::<3>(0).repeat_dim(0, images);
                 let all = Tensor::cat(vec![firsts, projected], 1);
-                Tensor::from_inner(all.reshape([images * of.tokens(), hidden]))
+                let all = Tensor::from_inner(all.reshape([images * of.tokens(), hidden]));
+                match norm {
+                    Some(norm) => B::add_norm(all, None, norm),
+                    None => all,
+                }
             }
             _ => unreachable!("data and model are held against each other before"),
         }

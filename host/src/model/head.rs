@@ -1,15 +1,15 @@
-//! The head over one token's hidden state: it trains fully.
+//! The head over one token's hidden state, or each one's: it trains fully.
 
 use burn::tensor::{Tensor, TensorData, activation};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
-use super::architecture::{Architecture, HeadFunction};
+use super::architecture::{Architecture, HeadFunction, NormPart};
 use super::{Linear, Pretrained, Weights};
 use crate::adapter::{Pass, Site, stream};
 use crate::error::{Error, Result};
-use crate::kernel::{Ad, Kernels};
+use crate::kernel::{Ad, Kernels, NormKind};
 
 /// A tensor of the head that trains. One-dimensional ones are kept as `[1, n]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +48,8 @@ struct Layer {
     name: String,
     /// Its name in the body, if it is part of that.
     in_body: Option<&'static str>,
-    inputs: usize,
+    /// None of a norm, which scales each feature by itself.
+    inputs: Option<usize>,
     outputs: usize,
     bias: bool,
 }
@@ -57,6 +58,13 @@ struct Layer {
 fn layers(architecture: &Architecture, frozen_pooler: bool, outputs: usize) -> Vec<Layer> {
     let (head, hidden) = (&architecture.head, architecture.hidden);
     let dense = head.dense.filter(|dense| !(dense.pooler && frozen_pooler));
+    let norm = dense.and_then(|dense| dense.norm).map(|norm| Layer {
+        name: norm.name.to_owned(),
+        in_body: None,
+        inputs: None,
+        outputs: hidden,
+        bias: norm.bias,
+    });
     let dense = dense.map(|dense| Layer {
         // The pooler is part of BERT's encoder, not of what Transformers puts on top.
         name: match dense.pooler {
@@ -64,20 +72,20 @@ fn layers(architecture: &Architecture, frozen_pooler: bool, outputs: usize) -> V
             false => dense.name.to_owned(),
         },
         in_body: dense.pooler.then_some(dense.name),
-        inputs: hidden,
+        inputs: Some(hidden),
         outputs: hidden,
-        bias: true,
+        bias: dense.bias,
     });
     let last = Layer {
         name: head.last.to_owned(),
         in_body: None,
-        inputs: hidden,
+        inputs: Some(hidden),
         outputs,
         bias: head.bias,
     };
     match outputs {
         0 => Vec::new(),
-        _ => dense.into_iter().chain([last]).collect(),
+        _ => dense.into_iter().chain(norm).chain([last]).collect(),
     }
 }
 
@@ -86,12 +94,12 @@ pub fn head_parameters(architecture: &Architecture, frozen_pooler: bool, outputs
     let layers = layers(architecture, frozen_pooler, outputs);
     layers
         .iter()
-        .map(|layer| ((layer.inputs + usize::from(layer.bias)) * layer.outputs) as u64)
+        .map(|layer| ((layer.inputs.unwrap_or(1) + usize::from(layer.bias)) * layer.outputs) as u64)
         .sum()
 }
 
-/// What a checkpoint has of the head that trains: as `AutoModelForSequenceClassification.from_pretrained` takes
-/// it, tensor by tensor, those of another shape aside.
+/// What a checkpoint has of the head that trains: as `from_pretrained` of Transformers' class takes it, tensor by
+/// tensor, those of another shape aside.
 pub struct HeadStart {
     /// The tensors of the head, in the order of [`Pass::head`].
     pub tensors: Vec<HeadTensor>,
@@ -165,7 +173,7 @@ fn tensors(layers: &[Layer]) -> Vec<HeadTensor> {
         let Layer { name, .. } = layer;
         let weight = HeadTensor {
             name: format!("{name}.weight"),
-            shape: vec![layer.outputs, layer.inputs],
+            shape: [layer.outputs].into_iter().chain(layer.inputs).collect(),
         };
         let bias = layer.bias.then(|| HeadTensor {
             name: format!("{name}.bias"),
@@ -177,13 +185,15 @@ fn tensors(layers: &[Layer]) -> Vec<HeadTensor> {
 }
 
 /// What stands between a token's hidden state and the logits. The names and the order of operations are those of
-/// Transformers' `…ForSequenceClassification`.
+/// Transformers' `…ForSequenceClassification` and `…ForTokenClassification`.
 #[derive(Clone, Debug)]
 pub struct Head<B: Kernels> {
     /// BERT's pretrained pooler, frozen; none where the head trains its first layer itself.
     pooler: Option<Linear<B>>,
     /// The function behind the hidden layer, where there is one.
     function: Option<HeadFunction>,
+    /// The norm behind that.
+    norm: Option<NormPart>,
     input_dropout: bool,
     /// The trained layers, first to last.
     layers: Vec<Layer>,
@@ -212,6 +222,7 @@ impl<B: Kernels> Head<B> {
         Ok(Head {
             pooler,
             function: config.head.dense.map(|dense| dense.function),
+            norm: config.head.dense.and_then(|dense| dense.norm),
             input_dropout: config.head.input_dropout,
             layers: layers(config, pretrained.frozen_pooler(), outputs),
             start: start.collect::<Result<_>>()?,
@@ -225,10 +236,11 @@ impl<B: Kernels> Head<B> {
         tensors(&self.layers)
     }
 
-    /// Which of the trained tensors are vectors, biases that is.
+    /// Which of the trained tensors are vectors: biases, and the scales of norms.
     pub fn vectors(&self) -> Vec<bool> {
         let layers = self.layers.iter();
-        let tensors = layers.flat_map(|layer| [Some(false), layer.bias.then_some(true)]);
+        let tensors =
+            layers.flat_map(|layer| [Some(layer.inputs.is_none()), layer.bias.then_some(true)]);
         tensors.flatten().collect()
     }
 
@@ -250,7 +262,7 @@ impl<B: Kernels> Head<B> {
     }
 
     /// The values that training starts from: the checkpoint's where it has them in this shape. Fresh ones are as
-    /// Transformers initialises a head, weights normal with σ = 0.02, biases zero; but where the whole last layer is
+    /// Transformers initialises a head, weights normal with σ = 0.02, scales of norms one, biases zero; but where the whole last layer is
     /// fresh, its bias, if it has one, is `answer`, one value for each logit, if that is given.
     pub fn initial(
         &self,
@@ -265,11 +277,15 @@ impl<B: Kernels> Head<B> {
         let fresh = self.layers.iter().flat_map(|layer| {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             random.set_stream(stream(layer.in_body.unwrap_or(&layer.name)));
-            let weight: Vec<f32> = (0..layer.inputs * layer.outputs)
-                .map(|_| normal.sample(&mut random))
-                .collect();
-            let shape = [layer.outputs, layer.inputs];
-            let weight = Tensor::from_data(TensorData::new(weight, shape), device);
+            let weight = match layer.inputs {
+                Some(inputs) => {
+                    let weight: Vec<f32> = (0..inputs * layer.outputs)
+                        .map(|_| normal.sample(&mut random))
+                        .collect();
+                    Tensor::from_data(TensorData::new(weight, [layer.outputs, inputs]), device)
+                }
+                None => Tensor::ones([1, layer.outputs], device),
+            };
             let bias = layer
                 .bias
                 .then(|| Tensor::zeros([1, layer.outputs], device));
@@ -286,25 +302,36 @@ impl<B: Kernels> Head<B> {
         values
     }
 
-    /// Logits `[sequences, outputs]` from the hidden state of one token of each, `[sequences, hidden]`.
+    /// Logits `[rows, outputs]` of the hidden states that it reads, `[rows, hidden]`: one of each sequence, or of each token.
     pub fn forward(&self, picked: Tensor<Ad<B>, 2>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
         let mut x = picked;
         if self.input_dropout {
             x = B::dropout(x, pass.dropout(Site::Head(0), self.dropout));
         }
-        let hidden = match &self.pooler {
-            Some(pooler) => Some(pass.linear(x.clone(), &[pooler.parts()])),
-            None if self.layers.len() == 2 => {
-                let [weight, bias] = [0, 1].map(|tensor| pass.head[tensor].clone());
-                Some(x.clone().matmul(weight.transpose()) + bias)
+        let mut trained = pass.head.clone().into_iter();
+        let hidden = match (&self.pooler, self.function) {
+            (Some(pooler), _) => Some(pass.linear(x.clone(), &[pooler.parts()])),
+            (None, Some(_)) => {
+                let weight = trained.next().expect("a weight of the hidden layer");
+                let hidden = x.clone().matmul(weight.transpose());
+                Some(match self.layers[0].bias {
+                    true => hidden + trained.next().expect("and its bias"),
+                    false => hidden,
+                })
             }
-            None => None,
+            (None, None) => None,
         };
         if let (Some(hidden), Some(function)) = (hidden, self.function) {
             x = match function {
                 HeadFunction::Tanh => hidden.tanh(),
                 HeadFunction::Relu => activation::relu(hidden),
+                HeadFunction::Of(activation) => B::activation(hidden, activation),
             };
+        }
+        if let Some(norm) = &self.norm {
+            let scale = trained.next().expect("a scale of the norm");
+            let shift = norm.bias.then(|| trained.next().expect("and its shift"));
+            x = normalised(x, norm, scale, shift);
         }
         x = B::dropout(x, pass.dropout(Site::Head(1), self.dropout));
         let last = &pass.head[pass.head.len() - 1 - usize::from(self.has_bias())..];
@@ -313,5 +340,24 @@ impl<B: Kernels> Head<B> {
             Some(bias) => x + bias.clone(),
             None => x,
         }
+    }
+}
+
+/// `x` under a norm that trains.
+fn normalised<B: Kernels>(
+    x: Tensor<Ad<B>, 2>,
+    norm: &NormPart,
+    scale: Tensor<Ad<B>, 2>,
+    shift: Option<Tensor<Ad<B>, 2>>,
+) -> Tensor<Ad<B>, 2> {
+    let x = match norm.kind {
+        NormKind::Layer => x.clone() - x.mean_dim(1),
+        NormKind::RootMeanSquare => x,
+    };
+    let square = x.clone().powi_scalar(2).mean_dim(1);
+    let scaled = x / (square + norm.epsilon).sqrt() * scale;
+    match shift {
+        Some(shift) => scaled + shift,
+        None => scaled,
     }
 }

@@ -4,7 +4,7 @@ use super::Weights;
 use super::architecture::WeightLayout;
 use crate::adapter::LinearInfo;
 use crate::error::Result;
-use crate::kernel::{Frozen, Kernels};
+use crate::kernel::{Frozen, Kernels, Precision};
 
 /// A frozen linear layer, and which module it is. Run by [`Pass::linear`](crate::adapter::Pass::linear), which
 /// has the adapters.
@@ -25,6 +25,8 @@ pub struct Source<'a> {
     pub prefix: &'a str,
     /// How weights lie.
     pub layout: WeightLayout,
+    /// What products with them are computed in.
+    pub precision: Precision,
 }
 
 impl Source<'_> {
@@ -80,7 +82,7 @@ impl<B: Kernels> Linear<B> {
         let name = format!("{}{}.bias", source.prefix, info.path);
         let bias = bias.then(|| source.weights.tensor(&name, [info.outputs], device));
         Ok(Linear {
-            frozen: Frozen::lean(weight, bias.transpose()?),
+            frozen: Frozen::lean(weight, bias.transpose()?, source.precision),
             module,
         })
     }

@@ -17,10 +17,10 @@ use dynalora_plugin_api::ModuleInfo;
 
 use crate::adapter::{Adapted, LinearInfo, Pass};
 use crate::error::{Error, Result};
-use crate::kernel::{Ad, Branch, Frozen, Kernels, Sequences};
-use crate::recipe::{AdapterConfig, ModelConfig};
+use crate::kernel::{Ad, Branch, Frozen, Kernels, Precision, Sequences, bf16_is_native};
+use crate::recipe::{self, AdapterConfig, ModelConfig, Problem};
 
-use architecture::Embeddings;
+use architecture::{Embeddings, Table};
 
 pub use architecture::Architecture;
 pub use base::{Base, Input, Past, whole_numbers};
@@ -45,21 +45,42 @@ pub struct Pretrained {
     prefix: String,
     /// Whether BERT's pooler is there and stays frozen.
     frozen_pooler: bool,
+    /// What products with frozen weights are computed in.
+    precision: Precision,
 }
 
 impl Pretrained {
-    /// Opens a model folder. `recipe` may replace the probabilities of dropout, and decides about BERT's
-    /// pooler: left open, it stays frozen where the checkpoint has one and trains where it has not.
+    /// Opens a model folder, to give sequences a class or a value. `recipe` may replace the probabilities of dropout,
+    /// and decides about BERT's pooler: left open, it stays frozen where the checkpoint has one and trains where it has
+    /// not.
     pub fn open(folder: &ModelFolder, recipe: &ModelConfig) -> Result<Self> {
-        let mut config = family::read(&folder.config)?;
+        Self::open_for(folder, recipe, Problem::Classification)
+    }
+
+    /// The same, with the head that the `problem` asks for.
+    pub fn open_for(folder: &ModelFolder, recipe: &ModelConfig, problem: Problem) -> Result<Self> {
+        let config = family::read(&folder.config)?;
+        let mut config = match problem {
+            Problem::TokenClassification => labelling_tokens(config)?,
+            Problem::Classification | Problem::Regression | Problem::CausalLm => config,
+        };
         replace_dropout(&mut config, recipe);
         let train_pooler = recipe.train_pooler;
         if train_pooler.is_some() && config.pooler().is_none() {
-            return Err(Error::user(format!(
-                "model.train_pooler is given, but {} is no BERT: its head has no pooler",
-                folder.dir.display()
-            ))
-            .help("leave the key out: every layer of this family's head trains"));
+            let (why, help) = match problem {
+                Problem::TokenClassification => (
+                    format!("data.problem is \"{problem}\": that head has no pooler"),
+                    "leave the key out",
+                ),
+                _ => (
+                    format!(
+                        "{} is no BERT: its head has no pooler",
+                        folder.dir.display()
+                    ),
+                    "leave the key out: every layer of this family's head trains",
+                ),
+            };
+            return Err(Error::user(format!("model.train_pooler is given, but {why}")).help(help));
         }
         let weights = Weights::open(&folder.weights)?;
         let weights = match config.stored {
@@ -78,6 +99,10 @@ impl Pretrained {
             String::new()
         };
         let pretrained = Pretrained {
+            precision: match recipe.precision {
+                recipe::Precision::F32 => Precision::F32,
+                recipe::Precision::Bf16 => Precision::Bf16,
+            },
             config,
             weights,
             prefix,
@@ -107,6 +132,12 @@ impl Pretrained {
         let parts = config.embeddings.paths().into_iter();
         let parts = parts.chain(config.final_norm.map(|norm| norm.name));
         let parts = parts.chain([config.layer_path]).chain(config.pooler());
+        let parts = parts.chain(config.unread.iter().copied());
+        let relative = config.block.attention.relative.iter();
+        let parts = parts.chain(relative.flat_map(|relative| {
+            let norm = relative.norm.map(|norm| norm.name);
+            [relative.table.name].into_iter().chain(norm)
+        }));
         let mut parts = parts.filter_map(|part| name.strip_prefix(part));
         parts.any(|rest| rest.is_empty() || rest.starts_with('.'))
     }
@@ -117,6 +148,7 @@ impl Pretrained {
             weights: &self.weights,
             prefix: &self.prefix,
             layout: self.config.weights,
+            precision: self.precision,
         }
     }
 
@@ -159,20 +191,25 @@ impl Pretrained {
         let (source, hidden) = (self.source(), config.hidden);
         embeddings::require(&config.embeddings, source, hidden)?;
         if let Some(norm) = &config.final_norm {
-            require_norm(source, norm.name, norm.kind, hidden)?;
+            require_norm(source, norm.name, norm, hidden)?;
         }
         let block = &config.block;
+        if let Some(relative) = &block.attention.relative {
+            let Table { name, entries } = relative.table;
+            weights.require(&format!("{prefix}{name}.weight"), &[entries, hidden])?;
+            let norm = relative.norm.as_ref();
+            norm.map_or(Ok(()), |norm| require_norm(source, norm.name, norm, hidden))?;
+        }
         let of_heads = block.attention.head_norms.iter().flatten();
         let of_heads = of_heads.map(|norm| (norm, block.attention.shape.head_size));
-        let of_block = block.norms.iter().map(|norm| (norm, hidden));
-        let norms: Vec<_> = of_block.chain(of_heads).collect();
         for layer in 0..config.layers {
             for (linear, part) in config.linears_of(layer).zip(block.linears()) {
                 source.require(&linear, part.bias)?;
             }
-            for (norm, features) in &norms {
+            let of_layer = block.norms_of(layer).map(|norm| (norm, hidden));
+            for (norm, features) in of_layer.chain(of_heads.clone()) {
                 let path = format!("{}.{layer}.{}", config.layer_path, norm.name);
-                require_norm(source, &path, norm.kind, *features)?;
+                require_norm(source, &path, norm, features)?;
             }
         }
         let start = format!("{prefix}{}.", config.layer_path);
@@ -215,7 +252,7 @@ impl Pretrained {
                 "data.problem is \"causal-lm\", but the model is a {}, which predicts no next token",
                 self.config.family
             ))
-            .help("take a decoder (llama, mistral, qwen2, qwen3, gpt2), or another problem"));
+            .help("take a decoder (llama, mistral, qwen2, qwen3, gemma2, gemma3_text, gpt2), or another problem"));
         };
         let shape = [self.config.vocabulary(), self.config.hidden];
         let name = match self.config.words().filter(|_| head.tied) {
@@ -231,6 +268,34 @@ impl Pretrained {
         self.weights.require(&name, &shape)
     }
 
+    /// Bytes of the checkpoint's values in memory, as the CPU keeps them: linear layers in its own precision or that of
+    /// the products, all else in f32. A table of word embeddings that predicts tokens too is there twice: its rows are looked up, and it is
+    /// laid out for products.
+    pub fn bytes(&self, predicts_tokens: bool) -> Result<u64> {
+        let halves = self.precision == Precision::Bf16;
+        let width = |name: &str| {
+            if halves || self.weights.is_half(name) {
+                2
+            } else {
+                4
+            }
+        };
+        let mut bytes = 4 * self.weights.parameters();
+        for linear in self.linears() {
+            let name = format!("{}{}.weight", self.prefix, linear.path);
+            bytes -= (4 - width(&name)) * (linear.inputs * linear.outputs) as u64;
+        }
+        if predicts_tokens {
+            let (name, [outputs, inputs]) = self.language_head_tensor()?;
+            let head = (outputs * inputs) as u64;
+            match self.config.language_head.is_some_and(|head| head.tied) {
+                true => bytes += width(&name) * head,
+                false => bytes -= (4 - width(&name)) * head,
+            }
+        }
+        Ok(bytes)
+    }
+
     /// The head that predicts tokens: a matrix of its own, or the table of word embeddings.
     fn language_head<B: Kernels>(&self, base: &Base<B>, device: &B::Device) -> Result<Frozen<B>> {
         let (name, shape) = self.language_head_tensor()?;
@@ -241,13 +306,25 @@ impl Pretrained {
             // be touched for that, and stay in memory.
             None => self.weights.tensor(&name, shape, device)?,
         };
-        Ok(Frozen::lean(weight, None))
+        Ok(Frozen::lean(weight, None, self.precision))
     }
 
     /// The modules that a recipe's `[adapter]` selects and what each carries.
     pub fn adapted(&self, recipe: &AdapterConfig) -> Result<Adapted> {
         Adapted::new(recipe, &self.linears(), self.config.prefix)
     }
+}
+
+/// A model under the head that labels its tokens, which it must have.
+fn labelling_tokens(config: Architecture) -> Result<Architecture> {
+    let family = config.family;
+    config.labelling_tokens().ok_or_else(|| {
+        Error::user(format!(
+            "data.problem is \"{}\", but the model is a {family}, which has no head that labels tokens",
+            Problem::TokenClassification
+        ))
+        .help("take a model of texts that Transformers has a …ForTokenClassification of, or another problem")
+    })
 }
 
 /// Puts the recipe's probabilities of dropout in place of the model's own.
@@ -282,6 +359,8 @@ pub struct Model<B: Kernels> {
     pub head: Head<B>,
     /// The frozen head that predicts tokens, where that is what is asked.
     language_head: Option<Frozen<B>>,
+    /// What its logits do not exceed.
+    soft_cap: Option<f32>,
 }
 
 impl<B: Kernels> Model<B> {
@@ -292,6 +371,17 @@ impl<B: Kernels> Model<B> {
         outputs: usize,
         device: &B::Device,
     ) -> Result<Self> {
+        if pretrained.precision != Precision::F32 && !Frozen::<B>::LAID_OUT {
+            return Err(Error::user(
+                "model.precision is \"bf16\", which only the CPU's kernels have",
+            )
+            .help("leave the key out, or set `device = \"cpu\"`"));
+        }
+        if pretrained.precision == Precision::Bf16 && !bf16_is_native() {
+            tracing::warn!(
+                "model.precision is \"bf16\", but this CPU has no AVX512-BF16: results are the same, and slower than in f32"
+            );
+        }
         let linears = pretrained.linears();
         let module_of: Vec<Option<usize>> = linears
             .iter()
@@ -314,18 +404,22 @@ impl<B: Kernels> Model<B> {
         let language_head = (outputs == 0).then(|| pretrained.language_head(&base, device));
         Ok(Model {
             language_head: language_head.transpose()?,
+            soft_cap: pretrained
+                .config
+                .language_head
+                .and_then(|head| head.soft_cap),
             base,
             head: Head::load(pretrained, pooler, outputs, device)?,
         })
     }
 
-    /// Logits `[sequences, outputs]`.
+    /// Logits `[sequences, outputs]`; of a head that labels tokens `[tokens, outputs]`.
     pub fn forward(&self, input: &Input<B>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
         let x = self.base.prefix(input, 0, pass);
         self.forward_from(x, 0, &input.sequences, pass)
     }
 
-    /// Logits `[sequences, outputs]` from the hidden states of all tokens after the first `depth` layers.
+    /// [`forward`](Self::forward) from the hidden states of all tokens after the first `depth` layers.
     pub fn forward_from(
         &self,
         x: Tensor<Ad<B>, 2>,
@@ -335,6 +429,20 @@ impl<B: Kernels> Model<B> {
     ) -> Tensor<Ad<B>, 2> {
         let picked = self.base.picked(x, depth, sequences, pass);
         self.head.forward(picked, pass)
+    }
+
+    /// Logits `[rows, outputs]` of the tokens that lie in these `rows` of the batch, from the hidden states of all tokens
+    /// after the first `depth` layers. The others never reach the head.
+    pub fn of_tokens(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        depth: usize,
+        sequences: &Sequences,
+        rows: &[usize],
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        let x = self.base.some(x, depth, sequences, rows, pass);
+        self.head.forward(x, pass)
     }
 
     /// The logits of what follows the last of a text's next tokens, `[1, vocabulary]`; the tokens are added to its
@@ -353,7 +461,11 @@ impl<B: Kernels> Model<B> {
             frozen: head.expect("loaded to predict tokens"),
             lora: None,
         };
-        B::linears(x, vec![branch]).y.inner()
+        let logits = B::linears(x, vec![branch]).y.inner();
+        match self.soft_cap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        }
     }
 
     /// The mean loss, in nats, of the predicted `tokens`, from the hidden states of all tokens after the first `depth`
@@ -366,11 +478,13 @@ impl<B: Kernels> Model<B> {
         tokens: &NextTokens,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 1> {
-        let device = x.device();
-        let x = self.base.all(x, depth, sequences, pass);
-        let rows = whole_numbers(tokens.rows.iter().copied(), &device);
-        let x = self.base.normed(x.select(0, rows));
+        let x = self.base.some(x, depth, sequences, &tokens.rows, pass);
         let head = self.language_head.as_ref();
-        B::linear_cross_entropy(x, head.expect("loaded to predict tokens"), &tokens.ids)
+        B::linear_cross_entropy(
+            x,
+            head.expect("loaded to predict tokens"),
+            &tokens.ids,
+            self.soft_cap,
+        )
     }
 }

@@ -202,6 +202,12 @@ impl Weights {
         self.entries.contains_key(name)
     }
 
+    /// Whether a tensor is kept in half precision.
+    pub fn is_half(&self, name: &str) -> bool {
+        let entry = self.entries.get(name);
+        entry.is_some_and(|entry| matches!(entry.tensor.stored, Stored::F16 | Stored::Bf16))
+    }
+
     /// The shape of a tensor, if there is one of this name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.entries

@@ -45,6 +45,10 @@ pub struct AdapterConfig {
         skip_serializing_if = "Option::is_none"
     )]
     pub alpha_pattern: Option<Pattern<f64>>,
+    /// LoRA: where A and B start. `"pissa"`: at the principal components of the module's frozen weight (PiSSA, Meng et
+    /// al. 2024), `"pissa_niter_4"`: at nearly these, by so many iterations of a subspace; left out: A drawn, B zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_lora_weights: Option<InitLoraWeights>,
     /// Dropout on the adapter's input.
     #[serde(alias = "lora_dropout", alias = "vera_dropout")]
     pub dropout: f64,
@@ -87,6 +91,7 @@ impl Default for AdapterConfig {
             use_rslora: None,
             rank_pattern: None,
             alpha_pattern: None,
+            init_lora_weights: None,
             dropout: 0.0,
             d_initial: None,
             projection_prng_key: None,
@@ -180,6 +185,7 @@ impl AdapterConfig {
                 &[
                     "alpha",
                     "alpha_pattern",
+                    "init_lora_weights",
                     "lora_alpha",
                     "lora_dropout",
                     "r_max",
@@ -230,6 +236,17 @@ impl AdapterConfig {
             AdapterKind::Vera => "adapter.vera_dropout",
         };
         at.check_dropout(key("adapter.dropout", pefts), self.dropout)?;
+        if let (Some(start), true) = (self.init_lora_weights, self.dropout > 0.0) {
+            return Err(at
+                .error(
+                    key("adapter.dropout", pefts),
+                    format!(
+                        "the adapter drops out, and `adapter.init_lora_weights` is \"{start}\""
+                    ),
+                    "principal components of the model would drop out at random",
+                )
+                .help("set it to 0, as PiSSA's authors do, or drop `adapter.init_lora_weights`"));
+        }
         let d_initial = self.d_initial();
         at.check(
             "adapter.d_initial",
@@ -309,6 +326,59 @@ impl AdapterConfig {
             at.check(&key, right, alpha, "a number above 0")?;
         }
         Ok(())
+    }
+}
+
+/// Where LoRA's pairs start, by PEFT's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InitLoraWeights {
+    /// `pissa`: at the largest singular values of the frozen weight.
+    Pissa,
+    /// `pissa_niter_N`: at nearly these, by N iterations of a random subspace.
+    PissaNiter(usize),
+}
+
+impl fmt::Display for InitLoraWeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            InitLoraWeights::Pissa => f.write_str("pissa"),
+            InitLoraWeights::PissaNiter(iterations) => write!(f, "pissa_niter_{iterations}"),
+        }
+    }
+}
+
+impl Serialize for InitLoraWeights {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for InitLoraWeights {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let iterations = text.strip_prefix("pissa_niter_").map(str::parse);
+        match (text.as_str(), iterations) {
+            ("pissa", _) => Ok(InitLoraWeights::Pissa),
+            (_, Some(Ok(iterations @ 1..=1000))) => Ok(InitLoraWeights::PissaNiter(iterations)),
+            _ => Err(de::Error::invalid_value(
+                de::Unexpected::Str(&text),
+                &"\"pissa\", or \"pissa_niter_4\" with from 1 to 1000 iterations",
+            )),
+        }
+    }
+}
+
+impl JsonSchema for InitLoraWeights {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "InitLoraWeights".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^pissa(_niter_[1-9][0-9]*)?$" })
     }
 }
 

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::format::{Column, Format};
-use super::metric::Metric;
+use super::metric::{Metric, TOP};
 use super::task::{Problem, Task};
 use crate::error::{Error, Result};
 
@@ -63,7 +63,7 @@ pub struct DataConfig {
     /// Which columns hold what, for files of one's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub columns: Option<Columns>,
-    /// The classes in the order of the head's outputs; by default the distinct labels of `train`,
+    /// The classes, or tags, in the order of the head's outputs; by default the distinct labels of `train`,
     /// sorted (as numbers where all are whole numbers). The files hold these names, or, where no
     /// name is itself a whole number, their positions.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,7 +72,8 @@ pub struct DataConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<Problem>,
     /// What is measured in an evaluation, the deciding one first; by default the task's own, or
-    /// `accuracy` for classes and `pearson`, `spearman` for values.
+    /// `accuracy` for classes, of more than five also `accuracy_top5`, `pearson`, `spearman` for values, and seqeval's
+    /// `overall_f1`, `overall_precision`, `overall_recall`, `overall_accuracy` for tags.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Vec<Metric>>,
     /// At most this many examples of each split, from its start: for a quick try.
@@ -103,6 +104,12 @@ pub struct Columns {
     /// The class or value to learn.
     #[serde(default = "label_column")]
     pub label: Column,
+    /// Under `token-classification`: a list of words; by default `tokens`, in CoNLL's columns the first, 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<Column>,
+    /// Under `token-classification`: a list of their tags; by default `ner_tags`, in CoNLL's columns the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<Column>,
 }
 
 impl Columns {
@@ -115,6 +122,8 @@ impl Columns {
             response: None,
             text_pair: None,
             label: label_column(),
+            tokens: None,
+            tags: None,
         }
     }
 }
@@ -150,14 +159,32 @@ impl DataConfig {
         self.revision.as_deref().unwrap_or("main")
     }
 
-    /// What a run is judged by, the deciding one first: the recipe's choice or the task's own.
-    pub fn metrics(&self) -> Vec<Metric> {
-        match (&self.metrics, self.task, self.problem) {
-            (Some(metrics), ..) => metrics.clone(),
-            (None, Some(task), _) => task.metrics().to_vec(),
-            (None, None, Some(Problem::Regression)) => vec![Metric::Pearson, Metric::Spearman],
-            (None, None, Some(Problem::CausalLm)) => vec![Metric::Perplexity],
-            (None, None, _) => vec![Metric::Accuracy],
+    /// What a run on so many `classes` is judged by, the deciding one first: the recipe's choice or the task's own.
+    pub fn metrics(&self, classes: usize) -> Vec<Metric> {
+        let usual: &[Metric] = match (&self.metrics, self.task, self.problem()) {
+            (Some(metrics), ..) => metrics,
+            (None, Some(task), _) => task.metrics(),
+            (None, None, Problem::Regression) => &[Metric::Pearson, Metric::Spearman],
+            (None, None, Problem::CausalLm) => &[Metric::Perplexity],
+            (None, None, Problem::TokenClassification) => &[
+                Metric::OverallF1,
+                Metric::OverallPrecision,
+                Metric::OverallRecall,
+                Metric::OverallAccuracy,
+            ],
+            (None, None, Problem::Classification) if classes > TOP => {
+                &[Metric::Accuracy, Metric::AccuracyTop5]
+            }
+            (None, None, Problem::Classification) => &[Metric::Accuracy],
+        };
+        usual.to_vec()
+    }
+
+    /// What is predicted, as far as the recipe tells: a class where it is silent.
+    pub fn problem(&self) -> Problem {
+        match self.task {
+            Some(task) => task.problem(),
+            None => self.problem.unwrap_or(Problem::Classification),
         }
     }
 
@@ -174,7 +201,12 @@ impl DataConfig {
 
     /// Whether tokens are predicted.
     pub fn predicts_tokens(&self) -> bool {
-        self.task.is_none() && self.problem == Some(Problem::CausalLm)
+        self.problem() == Problem::CausalLm
+    }
+
+    /// Whether words are given classes.
+    pub fn tags_words(&self) -> bool {
+        self.problem() == Problem::TokenClassification
     }
 
     /// Whether the examples are pairs of texts.
@@ -194,7 +226,7 @@ impl DataConfig {
     pub fn settle(&mut self, labels: &[String], problem: Problem) {
         if self.task.is_none() {
             self.problem = Some(problem);
-            self.labels = (problem == Problem::Classification).then(|| labels.to_vec());
+            self.labels = problem.has_classes().then(|| labels.to_vec());
         }
     }
 
@@ -222,6 +254,7 @@ impl DataConfig {
             }
             (Some(task), None) => self.validate_task(task)?,
             (None, Some(_)) if self.is_images() => self.validate_images()?,
+            (None, Some(_)) if self.tags_words() => self.validate_words()?,
             (None, Some(_)) => self.validate_files()?,
         }
         self.validate_sentences()?;
@@ -348,6 +381,8 @@ impl DataConfig {
                     ("columns.text_pair", columns.text_pair.is_some()),
                     ("columns.response", columns.response.is_some()),
                     ("columns.messages", columns.messages.is_some()),
+                    ("columns.tokens", columns.tokens.is_some()),
+                    ("columns.tags", columns.tags.is_some()),
                 ]
             }));
         if let Some((key, _)) = of_texts.into_iter().find(|(_, given)| *given) {
@@ -368,7 +403,7 @@ impl DataConfig {
             ))
             .help("Give names: `image = \"image\"`, `label = \"label\"`."));
         }
-        if let Some(problem @ (Problem::Regression | Problem::CausalLm)) = self.problem {
+        if let Some(problem) = self.problem.filter(|it| *it != Problem::Classification) {
             return Err(Error::user(format!(
                 "`data.problem = \"{problem}\"`, but the data are images"
             ))
@@ -379,7 +414,65 @@ impl DataConfig {
             .map_or(Ok(()), |labels| self.validate_labels(labels))
     }
 
+    /// Refuses what means nothing where words are given classes.
+    fn validate_words(&self) -> Result<()> {
+        let problem = Problem::TokenClassification;
+        let none = Columns::of(label_column());
+        let columns = self.columns.as_ref().unwrap_or(&none);
+        let given = |column: &Option<Column>| self.columns.is_some() && column.is_some();
+        let stray = [
+            ("dir", self.dir.is_some()),
+            ("delimiter", self.delimiter.is_some()),
+            ("header", self.header.is_some()),
+            ("quote", self.quote.is_some()),
+            ("columns.text", given(&columns.text)),
+            ("columns.text_pair", given(&columns.text_pair)),
+            ("columns.response", given(&columns.response)),
+            ("columns.messages", given(&columns.messages)),
+            ("columns.image", given(&columns.image)),
+            ("columns.label", columns.label != label_column()),
+        ];
+        if let Some((key, _)) = stray.iter().find(|(_, given)| *given) {
+            return Err(Error::user(format!(
+                "`data.{key}` means nothing for `data.problem = \"{problem}\"`"
+            ))
+            .help("Take it out: there are `train`, `validation` and `test`, and of their columns `tokens` and `tags`."));
+        }
+        for path in self.files() {
+            let format = self.format.map_or_else(|| Format::of(path), Ok)?;
+            if !matches!(format, Format::Jsonl | Format::Parquet | Format::Conll) {
+                return Err(Error::user(format!(
+                    "{}: sentences in words do not stand in a file of the format `{format}`",
+                    path.display()
+                ))
+                .help("Give JSON lines or Parquet with a list of words and one of their tags; or set `format = \"conll\"` in [data] for a word and its tag a line."));
+            }
+        }
+        self.labels
+            .as_ref()
+            .map_or(Ok(()), |labels| self.validate_labels(labels))
+    }
+
+    /// The files that are given; of a data set of the Hub none, whose keys name splits.
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let files = [&self.train, &self.validation, &self.test];
+        let own = files.into_iter().flatten();
+        own.filter(|_| self.hub.is_none())
+    }
+
     fn validate_files(&self) -> Result<()> {
+        let conll = |path: &&PathBuf| {
+            let format = self.format.or_else(|| Format::of(path).ok());
+            format == Some(Format::Conll)
+        };
+        if let Some(path) = self.files().find(conll) {
+            return Err(Error::user(format!(
+                "{}: a file of the format `{}` has a tag for each word",
+                path.display(),
+                Format::Conll
+            ))
+            .help("Set `problem = \"token-classification\"` in [data]; or give CSV, TSV, JSON lines or Parquet."));
+        }
         if self.dir.is_some() {
             return Err(Error::user("`data.dir` is only for `data.task`, and for images")
                 .help("Take `dir` out: `train`, `validation` and `test` are paths of their own; or set `format = \"images\"`."));
@@ -445,12 +538,11 @@ impl DataConfig {
         if self.hub.is_some() {
             return false;
         }
-        let files = [&self.train, &self.validation, &self.test];
         let text = |path: &PathBuf| {
             let format = self.format.or_else(|| Format::of(path).ok());
             format == Some(Format::Txt)
         };
-        files.into_iter().flatten().all(text)
+        self.files().all(text)
     }
 
     /// Refuses columns that mean nothing for the problem, and plain text where there should be columns.
@@ -459,6 +551,8 @@ impl DataConfig {
         let stray = match language {
             true if columns.text_pair.is_some() => Some("text_pair"),
             false if columns.messages.is_some() => Some("messages"),
+            _ if columns.tokens.is_some() => Some("tokens"),
+            _ if columns.tags.is_some() => Some("tags"),
             true if columns.label != label_column() => Some("label"),
             false if columns.response.is_some() => Some("response"),
             _ => None,
@@ -468,7 +562,7 @@ impl DataConfig {
             return Err(Error::user(format!(
                 "`data.columns.{key}` means nothing for `data.problem = \"{problem}\"`"
             ))
-            .help("Under \"causal-lm\" there are `text` and `response`, or `messages`, else `text`, `text_pair` and `label`."));
+            .help("Under \"causal-lm\" there are `text` and `response`, or `messages`, under \"token-classification\" `tokens` and `tags`, else `text`, `text_pair` and `label`."));
         }
         let beside = [
             ("text", columns.text.is_some()),
@@ -520,15 +614,13 @@ impl DataConfig {
                 "Name at least one, the deciding one first, or leave it out for the task's own.",
             ));
         }
-        let problem = match self.task {
-            Some(task) => task.problem(),
-            None => self.problem.unwrap_or(Problem::Classification),
-        };
+        let problem = self.problem();
         if let Some(metric) = metrics.iter().find(|metric| metric.problem() != problem) {
             let measured = match problem {
                 Problem::Classification => "classes",
                 Problem::Regression => "values",
                 Problem::CausalLm => "predicted tokens",
+                Problem::TokenClassification => "tagged words",
             };
             return Err(Error::user(format!(
                 "`data.metrics` names `{metric}`, which does not measure {measured}"

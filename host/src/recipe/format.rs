@@ -40,6 +40,9 @@ pub enum Format {
     Parquet,
     /// Plain text, the whole file one document: for causal language modelling.
     Txt,
+    /// The columns of CoNLL's shared tasks, a word and its tag a line and a blank line between sentences: for token
+    /// classification.
+    Conll,
     /// Images: a folder that has one folder of them per class, or Apache Parquet with the bytes of image files.
     Images,
 }
@@ -57,21 +60,41 @@ impl Format {
             "jsonl" | "ndjson" | "json" => Ok(Format::Jsonl),
             "parquet" | "pq" => Ok(Format::Parquet),
             "txt" | "text" | "md" => Ok(Format::Txt),
+            "conll" | "bio" | "iob" | "iob2" => Ok(Format::Conll),
             _ => Err(Error::user(format!(
                 "{}: the extension does not say how the file is written",
                 path.display()
             ))
-            .help("Known extensions: csv, tsv, jsonl, parquet, txt. Or name the format in the recipe: `data.format = \"csv\"`.")),
+            .help("Known extensions: csv, tsv, jsonl, parquet, txt, conll. Or name the format in the recipe: `data.format = \"csv\"`.")),
+        }
+    }
+
+    /// Its name in recipes.
+    fn name(self) -> &'static str {
+        match self {
+            Format::Csv => "csv",
+            Format::Tsv => "tsv",
+            Format::Jsonl => "jsonl",
+            Format::Parquet => "parquet",
+            Format::Txt => "txt",
+            Format::Conll => "conll",
+            Format::Images => "images",
         }
     }
 
     /// What a place in such a file is called.
     pub(crate) fn unit(self) -> &'static str {
         match self {
-            Format::Csv | Format::Tsv | Format::Jsonl => "line",
+            Format::Csv | Format::Tsv | Format::Jsonl | Format::Conll => "line",
             Format::Parquet => "row",
             Format::Txt => "text",
             Format::Images => "image",
         }
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use adapter::{AdapterConfig, AdapterKind, Layers, Matcher, Target, Targets};
+pub use adapter::{AdapterConfig, AdapterKind, InitLoraWeights, Layers, Matcher, Target, Targets};
 pub use allocation::{AllocationConfig, OnPluginFault, OptimizerState, Unit};
 pub use data::{Columns, DataConfig};
 pub use document::{Document, nearest};
@@ -30,9 +30,9 @@ pub use initial::Initial;
 #[cfg(test)]
 pub(crate) use initial::initial_budget;
 pub use learning_rate::{LearningRateSchedule, Warmup};
-pub use metric::Metric;
+pub use metric::{Metric, TOP};
 use model::MAX_LENGTH;
-pub use model::{HeadBias, ModelConfig};
+pub use model::{HeadBias, ModelConfig, Precision};
 pub use pattern::Pattern;
 pub use plugin::{Isolation, PluginConfig};
 pub use schedule::Schedule;
@@ -132,7 +132,13 @@ impl Recipe {
 
     /// The metric that picks the best checkpoint: the recipe's choice, or else the first that is measured.
     pub fn deciding_metric(&self) -> Metric {
-        (self.evaluation.metric).unwrap_or_else(|| self.data.metrics()[0])
+        (self.evaluation.metric).unwrap_or_else(|| self.measured()[0])
+    }
+
+    /// What is measured, as far as the recipe tells the classes.
+    fn measured(&self) -> Vec<Metric> {
+        self.data
+            .metrics(self.data.labels.as_ref().map_or(0, Vec::len))
     }
 
     /// The JSON Schema of a recipe, for editors.
@@ -267,7 +273,7 @@ impl Recipe {
         let Some(deciding) = self.evaluation.metric else {
             return Ok(());
         };
-        let measured = self.data.metrics();
+        let measured = self.measured();
         let names: Vec<&str> = measured.iter().map(|metric| metric.name()).collect();
         at.check(
             "evaluation.metric",

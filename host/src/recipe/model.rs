@@ -21,6 +21,11 @@ pub struct ModelConfig {
     /// many as the model makes of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
+    /// What products with frozen weights are computed in: `bf16` rounds both sides to bf16 and sums up in f32, as
+    /// PyTorch's autocast does, and keeps the weights in half the memory. Adapters, attention, norms, the loss and the
+    /// optimiser stay in f32.
+    #[serde(default)]
+    pub precision: Precision,
     /// Dropout after embeddings and sublayers, in place of the `config.json`'s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden_dropout: Option<f64>,
@@ -37,6 +42,17 @@ pub struct ModelConfig {
     /// What the bias of a fresh head answers before the first step.
     #[serde(default)]
     pub head_bias: HeadBias,
+}
+
+/// What products with frozen weights are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Values of bf16, summed up in single precision: twice as fast where the CPU has AVX512-BF16.
+    Bf16,
 }
 
 /// Where the last bias of a fresh head starts; one that the checkpoint has is taken as it is.

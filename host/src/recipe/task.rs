@@ -44,16 +44,23 @@ pub enum Problem {
     Regression,
     /// The token after each: causal language modelling, PEFT's `CAUSAL_LM`. The head is the model's own, and frozen.
     CausalLm,
+    /// A class of each word: token classification, PEFT's `TOKEN_CLS`. What counts of a word is its first token.
+    TokenClassification,
 }
 
 impl Problem {
-    /// Logits of a sequence, with these names of classes; none where tokens are predicted.
+    /// Logits of a sequence, or of a token, with these names of classes; none where tokens are predicted.
     pub fn outputs(self, labels: &[String]) -> usize {
         match self {
             Problem::Regression => 1,
-            Problem::Classification => labels.len(),
+            Problem::Classification | Problem::TokenClassification => labels.len(),
             Problem::CausalLm => 0,
         }
+    }
+
+    /// Whether classes are learnt, which have names.
+    pub fn has_classes(self) -> bool {
+        matches!(self, Problem::Classification | Problem::TokenClassification)
     }
 }
 
@@ -63,6 +70,7 @@ impl std::fmt::Display for Problem {
             Problem::Classification => "classification",
             Problem::Regression => "regression",
             Problem::CausalLm => "causal-lm",
+            Problem::TokenClassification => "token-classification",
         })
     }
 }

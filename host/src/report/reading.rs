@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Figure;
 use crate::error::{Error, Result};
-use crate::recipe::{HeadBias, Recipe};
+use crate::recipe::{HeadBias, Metric, Recipe};
 use crate::run::{
     AllocationRecord, EvalRecord, MetricRecord, Provenance, Run, Stall, StepRecord, Summary,
 };
@@ -129,7 +129,11 @@ impl Reading {
                 .map(|(_, value)| *value)
                 .filter(|v| v.is_finite())
         };
-        if let Some(best) = values().reduce(f64::max) {
+        let best = match metric == Metric::Perplexity.name() {
+            true => f64::min,
+            false => f64::max,
+        };
+        if let Some(best) = values().reduce(best) {
             figures.insert(Figure::Metric, best);
         }
         if let Some((_, last)) = curve.last().filter(|(_, value)| value.is_finite()) {

@@ -214,6 +214,24 @@ fn runs_of_one_evaluation_are_compared_in_one_column() {
 }
 
 #[test]
+fn the_best_perplexity_is_the_smallest() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write(&folder.path().join("run"), 0, PLAIN, [4.0, 5.0], true);
+    for file in ["recipe.toml", "metrics.jsonl"] {
+        let path = run.join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        let task = "task = \"minimal-pairs\"\nmetrics = [\"accuracy\"]";
+        let causal = "problem = \"causal-lm\"\ntrain = \"a.txt\"\nvalidation = \"b.txt\"";
+        let text = text.replace(task, causal).replace("accuracy", "perplexity");
+        fs::write(path, text).unwrap();
+    }
+    let reading = Reading::open(&run, None).unwrap();
+    assert_eq!(reading.metric, "perplexity");
+    assert_eq!(reading.figures[&Figure::Metric], 4.0);
+    assert_eq!(reading.figures[&Figure::Final], 5.0);
+}
+
+#[test]
 fn arms_are_named_by_what_a_reader_looks_for() {
     let folder = tempfile::tempdir().unwrap();
     let runs = runs(folder.path());

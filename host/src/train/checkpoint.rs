@@ -214,12 +214,12 @@ pub fn write<B: Kernels>(
         }
         Ok::<_, Error>(())
     };
-    for (module, path) in module_names(trainee).iter().enumerate() {
-        group(
-            path,
-            &trainee.adapters.pairs()[module],
-            optimizer.modules[module].as_ref(),
-        )?;
+    for (module, names) in module_names(trainee).iter().enumerate() {
+        let pair = &trainee.adapters.pairs()[module];
+        group(names, pair, optimizer.modules[module].as_ref())?;
+        if let Some(starts) = trainee.adapters.starts() {
+            group(&names_of_start(names), &starts[module], None)?;
+        }
     }
     group(&head_names(trainee), &trainee.head, optimizer.head.as_ref())?;
     save(&folder.join(TENSORS), &tensors, &[])?;
@@ -349,6 +349,9 @@ fn read<B: Kernels>(
     for (module, names) in module_names(trainee).iter().enumerate() {
         let updates = progress.module_updates[module];
         optimizer.modules[module] = load(names, trainee.adapters.pair_mut(module), updates)?;
+        if let Some(start) = trainee.adapters.start_mut(module) {
+            load(&names_of_start(names), start, None)?;
+        }
         if let Some(state) = &mut optimizer.modules[module] {
             state.last = progress.last_updates.get(module).cloned().flatten();
         }
@@ -374,6 +377,11 @@ fn module_names<B: Kernels>(trainee: &Trainee<B>) -> Vec<Vec<String>> {
     modules
         .map(|module| parts.map(|part| format!("{}.{part}", module.path)).to_vec())
         .collect()
+}
+
+/// What PiSSA's pair of these names started from.
+fn names_of_start(names: &[String]) -> Vec<String> {
+    names.iter().map(|name| format!("{name}.start")).collect()
 }
 
 fn head_names<B: Kernels>(trainee: &Trainee<B>) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! What a step costs: the plugin API's [`CostModel`] of a model with its modules.
 //!
 //! The same model counts the operations that a run records, is shown by `dynalora plan`, and is what plugins are
-//! sent. Operations of a head that runs once per sequence are left out.
+//! sent. Operations of a head that runs once per sequence are left out, and so is the gradient of a head's own weights.
 
 use dynalora_plugin_api::{Amount, CostModel, ModuleInfo, Operation, SidePath};
 pub use dynalora_plugin_api::{Cost, Sizes};
@@ -9,8 +9,8 @@ pub use dynalora_plugin_api::{Cost, Sizes};
 use crate::adapter::LinearInfo;
 use crate::data::{Encoded, EpochPlan};
 use crate::model::Architecture;
-use crate::model::architecture::Order;
-use crate::recipe::TrainConfig;
+use crate::model::architecture::{Order, Reads, Rotary};
+use crate::recipe::{Problem, TrainConfig};
 
 /// Bytes of a value.
 const BYTES: u64 = 4;
@@ -28,6 +28,29 @@ pub enum LastLayer {
     },
 }
 
+/// What a head counts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadKind {
+    /// Over one token of each sequence: nothing.
+    Sequence,
+    /// The frozen one that predicts tokens. It counts for every token, and so does the last layer.
+    Language,
+    /// One that gives words one of so many classes, and trains. It counts for every token, though it runs only for those
+    /// that stand for a word; and so does the last layer, which runs for all.
+    Words(usize),
+}
+
+impl HeadKind {
+    /// That of a problem, with so many logits.
+    pub fn of(problem: Problem, outputs: usize) -> Self {
+        match problem {
+            Problem::Classification | Problem::Regression => HeadKind::Sequence,
+            Problem::CausalLm => HeadKind::Language,
+            Problem::TokenClassification => HeadKind::Words(outputs),
+        }
+    }
+}
+
 /// A model with its modules.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape<'a> {
@@ -39,8 +62,10 @@ pub struct Shape<'a> {
     pub modules: &'a [ModuleInfo],
     /// Whether an active module's A has a gradient, as LoRA's has.
     pub trains_a: bool,
-    /// Whether tokens are predicted: every layer is then run for all of them, and so is the head.
-    pub language: bool,
+    /// How many pairs of its rank a module's side path is: see [`Config::pairs`](crate::adapter::Config::pairs).
+    pub pairs: u32,
+    /// The head on top.
+    pub head: HeadKind,
     /// Whether only what goes into a layer is kept, and the layer run once more on the way back: all but the last.
     pub checkpointing: bool,
 }
@@ -102,7 +127,9 @@ impl Shape<'_> {
         let mut builder = Builder {
             shape: self,
             costs: CostModel::default(),
+            angles: [None; 2],
         };
+        builder.turn();
         let costs = &mut builder.costs;
         costs.parameters = self
             .modules
@@ -111,9 +138,11 @@ impl Shape<'_> {
             .collect();
         costs.gradient_bytes = BYTES;
         costs.moment_bytes = 2 * BYTES;
-        let last = match self.language {
-            true => LastLayer::Whole,
-            false => last,
+        let of_all = matches!(self.config.head.reads, Reads::Mean { .. });
+        let last = match self.head {
+            HeadKind::Language | HeadKind::Words(_) => LastLayer::Whole,
+            HeadKind::Sequence if of_all => LastLayer::Whole,
+            HeadKind::Sequence => last,
         };
         let per_layer = self.config.block.linears().count();
         let (layers, rest) = self.linears.split_at(per_layer * self.config.layers);
@@ -149,14 +178,25 @@ impl Shape<'_> {
         for pooler in rest {
             x = builder.linear(None, x, &[pooler], Amount::per_sequence);
         }
-        if self.language {
-            let head = LinearInfo {
-                path: String::new(),
-                layer: None,
-                inputs: self.config.hidden,
-                outputs: self.config.vocabulary(),
-            };
-            builder.linear(None, x, &[&head], Amount::per_token);
+        match self.head {
+            HeadKind::Sequence => {}
+            HeadKind::Language => {
+                let head = LinearInfo {
+                    path: String::new(),
+                    layer: None,
+                    inputs: self.config.hidden,
+                    outputs: self.config.vocabulary(),
+                };
+                builder.linear(None, x, &[&head], Amount::per_token);
+            }
+            HeadKind::Words(classes) => {
+                let logits = builder.value(Amount::per_token, classes);
+                let mut head = Builder::operation(None, &[x], logits);
+                head.forward = Amount::per_token(2 * (self.config.hidden * classes) as u64);
+                head.backward = head.forward;
+                head.keeps = vec![x];
+                builder.costs.operations.push(head);
+            }
         }
         builder.costs
     }
@@ -246,12 +286,19 @@ impl Costs {
     }
 }
 
+/// What these linear layers give, side by side.
+fn columns(linears: &[&LinearInfo]) -> usize {
+    linears.iter().map(|linear| linear.outputs).sum()
+}
+
 /// How an amount of each row grows: with the tokens, or with the sequences.
 type Rows = fn(u64) -> Amount;
 
 struct Builder<'a> {
     shape: Shape<'a>,
     costs: CostModel,
+    /// By how much heads are turned: in most layers, and where attention is local.
+    angles: [Option<u32>; 2],
 }
 
 impl Builder<'_> {
@@ -259,6 +306,34 @@ impl Builder<'_> {
     fn value(&mut self, rows: Rows, features: usize) -> u32 {
         self.costs.values.push(rows(BYTES * features as u64));
         self.costs.values.len() as u32 - 1
+    }
+
+    /// Makes the cosines and sines by which heads are turned, which all layers of a kind share.
+    fn turn(&mut self) {
+        let attention = &self.shape.config.block.attention;
+        let angles = |rotary: &Rotary| 2 * rotary.frequencies.len();
+        let everywhere = attention.rotary.as_ref().map(angles);
+        let near = attention.local.as_ref();
+        let near = near.and_then(|local| local.rotary.as_ref()).map(angles);
+        let [everywhere, near] = [everywhere, near]
+            .map(|features| features.map(|features| self.value(Amount::per_token, features)));
+        self.angles = [everywhere, near.or(everywhere)];
+    }
+
+    /// The heads of queries and keys normalised, and turned by the angles of all tokens.
+    fn placed(&mut self, index: u32, x: u32, columns: usize) -> u32 {
+        let values = self.shape.config.block.attention.shape.pair_width();
+        let x = self.head_norms(index, x, [columns - values, values], Amount::per_token);
+        let attention = &self.shape.config.block.attention;
+        let local = attention.local_in(index as usize).is_some();
+        let Some(angles) = self.angles[usize::from(local)] else {
+            return x;
+        };
+        let y = self.value(Amount::per_token, columns);
+        let mut turn = Self::operation(Some(index), &[x], y);
+        turn.keeps = vec![angles];
+        self.costs.operations.push(turn);
+        y
     }
 
     /// An operation that reads these values and writes one, and counts for nothing yet.
@@ -272,14 +347,12 @@ impl Builder<'_> {
 
     /// Linear layers that read `x` side by side, of which so many rows are run: what they write.
     fn linear(&mut self, layer: Option<u32>, x: u32, linears: &[&LinearInfo], rows: Rows) -> u32 {
-        let outputs = linears.iter().map(|linear| linear.outputs).sum();
-        let y = self.value(rows, outputs);
+        let y = self.value(rows, columns(linears));
         let mut operation = Self::operation(layer, &[x], y);
         for linear in linears {
             let frozen = (linear.inputs * linear.outputs) as u64;
             operation.forward = operation.forward + rows(2 * frozen);
             operation.backward = operation.backward + rows(2 * frozen);
-            operation.weights += BYTES * frozen;
             operation.modules.extend(self.side_path(linear, x, rows));
         }
         self.costs.operations.push(operation);
@@ -290,7 +363,8 @@ impl Builder<'_> {
     fn side_path(&self, linear: &LinearInfo, x: u32, rows: Rows) -> Option<SidePath> {
         let mut modules = self.shape.modules.iter();
         let module = modules.position(|module| module.path == linear.path)?;
-        let rank = u64::from(self.shape.modules[module].rank);
+        let pairs = u64::from(self.shape.pairs);
+        let rank = pairs * u64::from(self.shape.modules[module].rank);
         let [a, b] = [linear.inputs, linear.outputs].map(|width| rows(2 * rank * width as u64));
         let mut path = SidePath::default();
         path.module = module as u32;
@@ -304,6 +378,11 @@ impl Builder<'_> {
         if self.shape.trains_a {
             path.a = a;
             path.keeps = vec![x];
+            if pairs > 1 {
+                // PiSSA's A, B and what is between them and their start.
+                let widths = (linear.inputs + linear.outputs) as u64;
+                path.saved = path.saved + Amount::once(BYTES * rank * widths);
+            }
         } else {
             // VeRA's Λ_b·B·Λ_d.
             path.saved = path.saved + Amount::once(BYTES * rank * linear.outputs as u64);
@@ -349,7 +428,7 @@ impl Builder<'_> {
         let read = self.read(index, x);
         let projections: Vec<&LinearInfo> = layer.projections.iter().collect();
         let joint = self.linear(Some(index), read, &projections, Amount::per_token);
-        let joint = self.head_norms(index, joint, Amount::per_token);
+        let joint = self.placed(index, joint, columns(&projections));
         let met = self.attention();
         self.finish(index, layer, &[joint], x, Amount::per_token, met)
     }
@@ -364,7 +443,7 @@ impl Builder<'_> {
         };
         let of_all: Vec<&LinearInfo> = pairs.iter().collect();
         let pairs = self.linear(Some(index), read, &of_all, Amount::per_token);
-        let pairs = self.head_norms(index, pairs, Amount::per_token);
+        let pairs = self.placed(index, pairs, columns(&of_all));
         if outputs {
             self.measured(index, query, layer);
         }
@@ -376,10 +455,14 @@ impl Builder<'_> {
                 false => self.picked(index, read),
             };
             let queries = self.linear(Some(index), read, &[query], Amount::per_sequence);
-            self.head_norms(index, queries, Amount::per_sequence)
+            self.head_norms(index, queries, [query.outputs, 0], Amount::per_sequence)
         });
         let projected: Vec<u32> = queries.into_iter().chain([pairs]).collect();
-        let met = Amount::per_token(4 * self.attention_width());
+        let mut met = Amount::per_token(4 * self.attention_width());
+        if self.shape.config.block.attention.relative.is_some() {
+            // Every key meets the positions that there are between it and the query.
+            met = met + Amount::per_pair(2 * self.attention_width());
+        }
         self.finish(index, layer, &projected, picked, Amount::per_sequence, met)
     }
 
@@ -393,23 +476,31 @@ impl Builder<'_> {
 
     /// What the attention reads of a layer's input.
     fn read(&mut self, index: u32, x: u32) -> u32 {
-        match self.shape.config.block.order {
-            Order::PostNorm => x,
-            Order::PreNorm => self.norm(Some(index), x, Amount::per_token),
+        let block = &self.shape.config.block;
+        match block.order {
+            Order::PreNorm if !(block.first_bare && index == 0) => {
+                self.norm(Some(index), x, Amount::per_token)
+            }
+            _ => x,
         }
     }
 
-    /// The norms of the heads, which keep what they read.
-    fn head_norms(&mut self, index: u32, x: u32, rows: Rows) -> u32 {
-        let attention = &self.shape.config.block.attention;
-        if attention.head_norms.is_none() {
+    /// What a sublayer gives, as it is added to the residual.
+    fn given(&mut self, layer: Option<u32>, x: u32, rows: Rows) -> u32 {
+        match self.shape.config.block.output_norms {
+            Some(_) => self.norm(layer, x, rows),
+            None => x,
+        }
+    }
+
+    /// The norms of the heads in so many columns, which keep what they read; others pass.
+    fn head_norms(&mut self, index: u32, x: u32, [normed, others]: [usize; 2], rows: Rows) -> u32 {
+        if self.shape.config.block.attention.head_norms.is_none() {
             return x;
         }
-        let shape = attention.shape;
-        let width = shape.query_width() + 2 * shape.pair_width();
-        let y = self.value(rows, width);
+        let y = self.value(rows, normed + others);
         let mut norm = Self::operation(Some(index), &[x], y);
-        norm.saved = rows(BYTES * width as u64);
+        norm.saved = rows(BYTES * normed as u64);
         self.costs.operations.push(norm);
         y
     }
@@ -454,6 +545,13 @@ impl Builder<'_> {
         attention.forward = met;
         // The gradients of queries, keys, values and weights, for the two products of the forward pass.
         attention.backward = met + met;
+        if let Some(relative) = &self.shape.config.block.attention.relative {
+            // Each position's key and query, of which nothing goes further back.
+            let (rows, width) = (relative.table.entries as u64, self.attention_width());
+            let products = 4 * rows * width * self.shape.config.hidden as u64;
+            attention.forward = attention.forward + Amount::once(products);
+            attention.saved = Amount::once(BYTES * rows * 2 * width);
+        }
         attention.keeps = projected.to_vec();
         self.costs.operations.push(attention);
         let x = self.linear(layer, attended, &[parts.output], rows);
@@ -463,6 +561,7 @@ impl Builder<'_> {
                 (x, x)
             }
             Order::PreNorm => {
+                let x = self.given(layer, x, rows);
                 let x = self.sum(layer, x, residual, rows);
                 (x, self.norm(layer, x, rows))
             }
@@ -476,7 +575,10 @@ impl Builder<'_> {
         let down = self.linear(layer, activated, &[parts.down], rows);
         match order {
             Order::PostNorm => self.add_norm(layer, down, x, rows),
-            Order::PreNorm => self.sum(layer, down, x, rows),
+            Order::PreNorm => {
+                let down = self.given(layer, down, rows);
+                self.sum(layer, down, x, rows)
+            }
         }
     }
 
@@ -514,7 +616,11 @@ impl Builder<'_> {
 
     /// Operations of attention (`QKᵀ` and `PV`): every query meets every key, or those up to its own.
     fn attention(&self) -> Amount {
-        let width = self.attention_width();
+        // With relative positions, of which there are about two for each token, both sides meet them too.
+        let width = match self.shape.config.block.attention.relative {
+            Some(_) => 3 * self.attention_width(),
+            None => self.attention_width(),
+        };
         match self.shape.config.block.attention.shape.causal {
             false => Amount::per_pair(4 * width),
             // Of n² pairs, (n² + n) / 2.
@@ -558,12 +664,13 @@ mod tests {
         let adapter: AdapterConfig = toml::from_str(adapter).expect("an adapter");
         let modules = model.adapted(&adapter).expect("modules").modules;
         let linears = model.linears();
-        let shape = |language| Shape {
+        let shape = |head| Shape {
             config: &model.config,
             linears: &linears,
             modules: &modules,
             trains_a: true,
-            language,
+            pairs: 1,
+            head,
             checkpointing: false,
         };
         let mut sizes = Sizes::default();
@@ -577,14 +684,19 @@ mod tests {
         let head = 8 * 2 * 48 * 320;
         let read = LastLayer::AsRead { outputs: false };
         let upper = [false, true];
-        let found = cost(shape(true), &upper, sizes, 0, read);
+        let found = cost(shape(HeadKind::Language), &upper, sizes, 0, read);
         assert_eq!(found.forward, 2 * layer + head);
         // From the head down to the upper layer's values: what lies beside and below them has no gradient.
         let above = 8 * 2 * (48 * 48 + 3 * 48 * 72);
         let own = 8 * (pair + 2 * 4 * 16);
         assert_eq!(found.backward, head + above + 2 * attention + own);
+        // A head that gives tokens one of five classes.
+        let found = cost(shape(HeadKind::Words(5)), &upper, sizes, 0, read);
+        let of_words = 8 * 2 * 48 * 5;
+        assert_eq!(found.forward, 2 * layer + of_words);
+        assert_eq!(found.backward, of_words + above + 2 * attention + own);
         // Under a sequence's head the last layer runs for one token of each.
-        let found = cost(shape(false), &upper, sizes, 1, read);
+        let found = cost(shape(HeadKind::Sequence), &upper, sizes, 1, read);
         let one = 2 * 2 * (48 * 48 + 48 * 48 + 3 * 48 * 72);
         let of_all = 8 * (2 * 2 * 48 * 16 + pair);
         assert_eq!(found.forward, of_all + one + 4 * 48 * 8);
@@ -601,7 +713,8 @@ mod tests {
             linears: &linears,
             modules: &modules,
             trains_a: true,
-            language: false,
+            pairs: 1,
+            head: HeadKind::Sequence,
             checkpointing: false,
         };
         // Two sequences of 3 and 5 tokens.

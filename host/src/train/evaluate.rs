@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::metrics::{self, Answers, Metric};
 
-/// The logits of every example, `[examples][outputs]`, in the order of the data; an error where one is not finite.
+/// The logits of every example, `[examples][outputs]`, in the order of the data, or of every word of theirs that is asked
+/// for; an error where one is not finite.
 pub fn logits<B: Kernels>(
     trainee: &Trainee<B>,
     data: &Encoded,
@@ -132,22 +133,40 @@ fn logits_until<B: Kernels>(
     batch_tokens: usize,
     device: &B::Device,
 ) -> Result<Option<Vec<Vec<f32>>>> {
-    let mut logits = vec![Vec::new(); data.len()];
+    let answers = data.len().checked_sub(1);
+    let answers = answers.map_or(0, |last| data.answers(last).end);
+    let mut logits = vec![Vec::new(); answers];
+    let model = &trainee.model;
     let one = |batch: &Batch, mut pass: Pass<B>| {
         let input = upload::<B>(batch, device);
-        let output = trainee.model.forward(&input, &mut pass).inner();
+        let x = model.base.prefix(&input, 0, &mut pass);
+        let output = trainee.answers(x, 0, &input.sequences, batch, &mut pass);
+        let output = output.inner();
         let width = output.dims()[1];
         let values = read(output)?;
-        for (index, row) in batch.indices.iter().zip(values.chunks_exact(width)) {
-            if let Some(value) = row.iter().find(|value| !value.is_finite()) {
-                return Err(not_finite(&data.places.name(*index), *value));
+        let mut rows = values.chunks_exact(width);
+        for index in &batch.indices {
+            for answer in data.answers(*index) {
+                let row = rows.next().expect("one for each answer");
+                if let Some(value) = row.iter().find(|value| !value.is_finite()) {
+                    return Err(not_finite(&data.places.name(*index), *value));
+                }
+                logits[answer] = row.to_vec();
             }
-            logits[*index] = row.to_vec();
         }
         Ok(())
     };
     let whole = each_batch(asked, trial, trainee, data, batch_tokens, one)?;
     Ok(whole.then_some(logits))
+}
+
+/// How many classes stand before this one: those with a larger logit, and the first of equals.
+fn before(logits: &[f32], class: u32) -> u32 {
+    let (own, class) = (logits[class as usize], class as usize);
+    let others = logits.iter().enumerate();
+    let before =
+        others.filter(|(other, logit)| **logit > own || (**logit == own && *other < class));
+    before.count() as u32
 }
 
 /// The class with the largest logit; the first of equals.
@@ -203,7 +222,7 @@ fn score(data: &Encoded, metrics: &[Metric], logits: &[Vec<f32>]) -> Result<Eval
         };
         return Ok((loss, metrics::compute(metrics, answers)?));
     }
-    let expected = Label::classes(&data.labels).ok_or_else(|| {
+    let expected = Label::classes(&data.expected()).ok_or_else(|| {
         Error::user("the evaluation data has examples without a label")
             .help("evaluate on a labelled split, or use `dynalora predict`")
     })?;
@@ -213,9 +232,20 @@ fn score(data: &Encoded, metrics: &[Metric], logits: &[Vec<f32>]) -> Result<Eval
         .map(|(row, class)| cross_entropy(row, *class));
     let loss = loss.sum::<f64>() / expected.len().max(1) as f64;
     let predicted: Vec<u32> = logits.iter().map(|row| class(row)).collect();
-    let answers = Answers::Classes {
-        predicted: &predicted,
-        expected: &expected,
+    let ranked = logits.iter().zip(&expected);
+    let before: Vec<u32> = ranked.map(|(row, class)| before(row, *class)).collect();
+    let answers = match &data.words {
+        Some(words) => Answers::Tags {
+            predicted: &predicted,
+            expected: &expected,
+            offsets: &words.offsets,
+            names: &words.names,
+        },
+        None => Answers::Classes {
+            predicted: &predicted,
+            expected: &expected,
+            before: &before,
+        },
     };
     Ok((loss, metrics::compute(metrics, answers)?))
 }

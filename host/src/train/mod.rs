@@ -31,7 +31,7 @@ pub use machine::peak_memory;
 pub use prepare::{Prepared, Rest, check, costs, longest_step};
 pub use progress::{Display, Verbosity, say};
 
-use crate::adapter::{Adapters, Config, LinearInfo, components, mixed};
+use crate::adapter::{Adapters, Config, LinearInfo, mixed};
 use crate::allocation::{Controller, Measuring};
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -41,7 +41,7 @@ use crate::recipe::{Every, HeadBias, Recipe};
 use crate::run::{AllocationRecord, Checkpoint, SignalRecord, Summary, Writer};
 use checkpoint::Progress;
 use constant::Constant;
-use cost::Costs;
+use cost::{Costs, HeadKind};
 use optimizer::{Optimizer, OptimizerConfig};
 use order::Steps;
 use prefix::PrefixCache;
@@ -138,8 +138,9 @@ impl<'a, B: Kernels> Training<'a, B> {
         let model = Model::<B>::load(&rest.pretrained, &modules, rest.data.outputs(), device)?;
         let config = optimizer_config(recipe, total_steps);
         let linears = rest.pretrained.linears();
+        let adapter = Config::from(&recipe.adapter);
         let train = &recipe.train;
-        let constant = Constant::of(&rest.data.train.labels, rest.data.outputs());
+        let constant = Constant::of(&rest.data.train.expected(), rest.data.outputs());
         let answer = constant.as_ref().map(Constant::logits);
         let answer = answer.filter(|_| recipe.model.head_bias == HeadBias::Labels);
         let cache = || PrefixCache::new(train.cache_memory_mib << 20);
@@ -150,8 +151,9 @@ impl<'a, B: Kernels> Training<'a, B> {
                 config: &rest.pretrained.config,
                 linears: &linears,
                 modules: &modules,
-                trains_a: Config::from(&recipe.adapter).trains_a(),
-                language: recipe.data.predicts_tokens(),
+                trains_a: adapter.trains_a(),
+                pairs: adapter.pairs(),
+                head: HeadKind::of(rest.data.problem, rest.data.outputs()),
                 checkpointing: recipe.train.gradient_checkpointing,
             }),
             linears,
@@ -199,6 +201,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 }
             }
             None => {
+                self.start_from_the_weights()?;
                 self.warn_of_a_far_mean();
                 let modules = self.rest.modules.iter();
                 self.writer.allocation(&AllocationRecord::initial(
@@ -223,6 +226,27 @@ impl<'a, B: Kernels> Training<'a, B> {
             }
         }
         self.display.start(self.total_steps, self.progress.step);
+        Ok(())
+    }
+
+    /// Lets the pairs start at the principal components of the frozen weights, if the recipe asks for that.
+    fn start_from_the_weights(&mut self) -> Result<()> {
+        let Some(how) = self.recipe.adapter.init_lora_weights else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        let (pretrained, modules) = (&self.rest.pretrained, &self.rest.modules);
+        let weight = |module: &ModuleInfo| {
+            let weight = pretrained.frozen_weight::<burn_flex::Flex>(module, &Default::default());
+            trainee::read(weight?)
+        };
+        let adapters = &mut self.trainee.adapters;
+        adapters.start_from(weight, how, self.recipe.seed, self.device)?;
+        tracing::info!(
+            "the pairs of {} modules start at the principal components of their weights, found in {:.1} s",
+            modules.len(),
+            began.elapsed().as_secs_f64()
+        );
         Ok(())
     }
 
@@ -429,7 +453,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 self.optimizer.frozen(module, remaining);
                 continue;
             }
-            components::prune(self.trainee.adapters.pair_mut(module), remaining);
+            self.trainee.adapters.prune(module, remaining);
             self.optimizer.pruned(module, remaining);
         }
         self.writer

@@ -390,7 +390,7 @@ mod tests {
         let remaining = [true, false, true, true];
         let (mut whole, mut part) = (pair(1), pair(1));
         let mut optimizers = [(); 2].map(|()| optimizer(OptimizerState::Global));
-        components::prune(&mut part, &remaining);
+        components::prune(&mut part, None, &remaining);
         let pruned = component(&part, 1);
         assert_eq!(pruned[3..], [0.0; 5]);
         assert_ne!(pruned[..3], [0.0; 3]);
@@ -445,7 +445,7 @@ mod tests {
         }
         let mut step = 5;
         for remaining in [[true, false, true, true], [true, true, true, false]] {
-            components::prune(&mut ours, &remaining);
+            components::prune(&mut ours, None, &remaining);
             optimizer.pruned(0, &remaining);
             for _ in 0..3 {
                 let gradients = pair(10 + step as u32);
@@ -478,7 +478,7 @@ mod tests {
                 1.0,
             );
         }
-        components::prune(&mut fresh, &[true, false, true, true]);
+        components::prune(&mut fresh, None, &[true, false, true, true]);
         let mut fresh_optimizer = self::optimizer(OptimizerState::Global);
         for step in 8..11 {
             fresh_optimizer.update_module(
@@ -587,7 +587,7 @@ mod tests {
         for step in 0..8 {
             let pruned = step >= 4;
             if step == 4 {
-                components::prune(&mut ours, &remaining);
+                components::prune(&mut ours, None, &remaining);
                 optimizer.pruned(0, &remaining);
             }
             let before = ours.clone();

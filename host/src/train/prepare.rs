@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use dynalora_plugin_api::{Budget, CostModel, ModuleInfo};
 
-use super::cost::{Shape, Steps};
+use super::cost::{HeadKind, Shape, Steps};
 use crate::adapter::{Adapted, Config};
 use crate::allocation::{Controller, Named, Settings, Units};
 use crate::data::{self, Data};
@@ -45,7 +45,7 @@ impl Prepared {
     /// Opens the model, reads the data and makes the plugins; `plugin_dirs` are the command line's.
     pub fn new(mut recipe: Recipe, plugin_dirs: &[PathBuf]) -> Result<Self> {
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
-        let pretrained = Pretrained::open(&folder, &recipe.model)?;
+        let pretrained = Pretrained::open_for(&folder, &recipe.model, recipe.data.problem())?;
         refuse_dropout_under_a_cache(&recipe, &pretrained)?;
         data::check_kind(&recipe.data, &pretrained.config)?;
         refuse_tokens_without_a_head(&recipe, &pretrained)?;
@@ -128,12 +128,14 @@ pub fn costs(
     steps: Steps,
     outputs: usize,
 ) -> CostModel {
+    let adapter = Config::from(&recipe.adapter);
     let shape = Shape {
         config: &pretrained.config,
         linears: &pretrained.linears(),
         modules,
-        trains_a: Config::from(&recipe.adapter).trains_a(),
-        language: recipe.data.predicts_tokens(),
+        trains_a: adapter.trains_a(),
+        pairs: adapter.pairs(),
+        head: HeadKind::of(recipe.data.problem(), outputs),
         checkpointing: recipe.train.gradient_checkpointing,
     };
     let head = head_parameters(&pretrained.config, pretrained.frozen_pooler(), outputs);

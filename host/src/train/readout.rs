@@ -88,7 +88,7 @@ pub(super) struct Places {
     updates: Vec<Option<usize>>,
     /// `‖ΔW‖²` of each module; empty where nobody asks.
     weights: Vec<usize>,
-    /// What the step's loss is the mean over: examples, or predicted tokens.
+    /// What the step's loss is the mean over: examples, predicted tokens, or words.
     weight: f64,
     sensitivities: Vec<Option<Range<usize>>>,
 }
@@ -230,7 +230,7 @@ impl Places {
             Signal::GradientDotWeight => both(&self.products, 0),
             Signal::GradientDotWeightAbs => both(&self.products, 1),
             // What came back is of the mean over the step's examples, an example's own gradient so many times that; of
-            // predicted tokens an example's gradient is that of the sum of their losses.
+            // predicted tokens, and of words, an example's gradient is that of the sum of their losses.
             Signal::Fisher => {
                 returned(|at| at.fisher, 0).map(|sum| sum * self.weight * self.weight)
             }

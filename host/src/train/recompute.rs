@@ -18,9 +18,10 @@ use crate::kernel::{Ad, Kernels, Sequences};
 pub type Found<B> = <Ad<B> as AutodiffBackend>::Gradients;
 
 /// The layers that are run twice: from the lowest with a module in `tracked` to the last but one. Those below keep
-/// nothing, and the last goes back as soon as it is run.
+/// nothing, and the last goes back as soon as it is run. None where all `depth` layers of a model lie below, which have
+/// been run.
 fn twice<B: Kernels>(trainee: &Trainee<B>, tracked: &[bool], depth: usize) -> Range<usize> {
-    let top = trainee.model.base.depth() - 1;
+    let top = (trainee.model.base.depth() - 1).max(depth);
     let modules = trainee.adapters.modules.iter().zip(tracked);
     let lowest = modules
         .filter(|(_, tracked)| **tracked)

@@ -81,8 +81,8 @@ impl<B: Kernels> Training<'_, B> {
         skipped: bool,
     ) -> Made {
         let constant = |constant: &Constant| {
-            let labels = batches.iter().map(|batch| &batch.labels);
-            labels.map(|labels| constant.loss_on(labels)).sum()
+            let labels = batches.iter().map(|batch| batch.expected());
+            labels.map(|labels| constant.loss_on(&labels)).sum()
         };
         let active = self.controller.active().iter().filter(|active| **active);
         Made {

@@ -120,7 +120,9 @@ impl<B: Kernels> Training<'_, B> {
         let mut components = components.clone();
         for (module, remaining) in components.iter_mut().flatten().enumerate() {
             if details.frozen {
-                keep_frozen(remaining, &read(adapters.pair(module)[1].clone())?);
+                for (part, of_rows) in adapters.learnt(module) {
+                    keep_frozen(remaining, &read(part)?, of_rows);
+                }
             }
         }
         let head = self.trainee.model.head.tensors().into_iter();
@@ -159,10 +161,16 @@ impl<B: Kernels> Training<'_, B> {
     }
 }
 
-/// Lets those components remain too whose column of B is not zero, of B's values row by row.
-fn keep_frozen(remaining: &mut [bool], of_b: &[f32]) {
+/// Lets those components remain too of which anything is not zero, of values whose rows they are, or else columns.
+fn keep_frozen(remaining: &mut [bool], values: &[f32], of_rows: bool) {
     let rank = remaining.len();
+    let width = values.len() / rank.max(1);
     for (k, remains) in remaining.iter_mut().enumerate() {
-        *remains |= of_b.iter().skip(k).step_by(rank).any(|value| *value != 0.0);
+        let (first, step) = match of_rows {
+            true => (k * width, 1),
+            false => (k, rank),
+        };
+        let mut own = values.iter().skip(first).step_by(step).take(width);
+        *remains |= own.any(|value| *value != 0.0);
     }
 }

@@ -103,7 +103,7 @@ pub type Gradients<B> = Vec<Option<[Tensor<B, 2>; 2]>>;
 
 /// What came out of a step.
 pub struct StepResult<B: Kernels> {
-    /// Mean loss per example, or per predicted token.
+    /// Mean loss per example, per predicted token, or per word.
     pub loss: f64,
     /// How many of them it is the mean over.
     pub weight: u64,
@@ -119,7 +119,7 @@ pub struct StepResult<B: Kernels> {
     pub observation: Observation,
 }
 
-/// Runs the micro-batches of one step. Loss and gradients are means over their examples, or predicted tokens, each of
+/// Runs the micro-batches of one step. Loss and gradients are means over their examples, predicted tokens or words, each of
 /// which weighs the same whichever micro-batch it is in: those of one batch with all of them. With a `prefix` the layers in
 /// it are not run, and nothing is measured of their modules' outputs. Of the `optimizer`, if there is one, its last
 /// updates are measured.
@@ -197,7 +197,7 @@ pub(super) struct Passes<B: Kernels> {
     pub sensed: Vec<Vec<Sensed<B>>>,
     /// Examples of all micro-batches.
     pub examples: usize,
-    /// What their loss is the mean over: the examples, or the tokens that are predicted.
+    /// What their loss is the mean over: the examples, the tokens that are predicted, or the words.
     pub weight: usize,
     /// Tokens of each micro-batch.
     pub tokens: Vec<usize>,
@@ -243,8 +243,8 @@ fn passes<B: Kernels>(
             let loss = match batch.next_tokens() {
                 Some(tokens) => model.next_tokens(x, depth, &sequences, &tokens, pass),
                 None => {
-                    let logits = model.forward_from(x, depth, &sequences, pass);
-                    loss(logits, &batch.labels, device)?
+                    let logits = trainee.answers(x, depth, &sequences, batch, pass);
+                    loss(logits, &batch.expected(), device)?
                 }
             };
             Ok(loss * share)

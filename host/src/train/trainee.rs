@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::{Tensor, TensorData};
 
-use crate::adapter::Adapters;
+use crate::adapter::{Adapters, Pass};
 use crate::data::Batch;
 use crate::error::{Error, Result};
-use crate::kernel::{Kernels, Sequences};
+use crate::kernel::{Ad, Kernels, Sequences};
 use crate::model::architecture::CHANNELS;
 use crate::model::{Input, Model, Tokens, whole_numbers};
 
@@ -20,6 +20,24 @@ pub struct Trainee<B: Kernels> {
     pub adapters: Adapters<B>,
     /// The head's tensors, in the order of `model.head.tensors()`.
     pub head: Vec<Tensor<B, 2>>,
+}
+
+impl<B: Kernels> Trainee<B> {
+    /// Logits `[answers, outputs]` of a batch, one answer to each example, or to each of its words, from the hidden states of
+    /// all tokens after the first `depth` layers.
+    pub fn answers(
+        &self,
+        x: Tensor<Ad<B>, 2>,
+        depth: usize,
+        sequences: &Sequences,
+        batch: &Batch,
+        pass: &mut Pass<B>,
+    ) -> Tensor<Ad<B>, 2> {
+        match batch.word_rows() {
+            Some(rows) => self.model.of_tokens(x, depth, sequences, &rows, pass),
+            None => self.model.forward_from(x, depth, sequences, pass),
+        }
+    }
 }
 
 /// A packed batch on the device.

@@ -172,7 +172,7 @@ impl Recorded {
 /// The adapted modules, from the base model.
 fn adapted(recipe: &Recipe) -> Result<Adapted> {
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
-    Pretrained::open(&folder, &recipe.model)?.adapted(&recipe.adapter)
+    Pretrained::open_for(&folder, &recipe.model, recipe.data.problem())?.adapted(&recipe.adapter)
 }
 
 fn total_steps(recipe: &Recipe, run: &Run) -> Result<u64> {

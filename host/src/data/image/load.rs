@@ -155,11 +155,11 @@ pub fn load(config: &DataConfig, folder: &ModelFolder, model: &Architecture) -> 
         processor: &reader.processor,
         limit: config.limit,
     };
-    let metrics = config.metrics();
     let labels = match &config.labels {
         Some(labels) => labels.clone(),
         None => super::classes_of(&sources.train, reading.columns)?,
     };
+    let metrics = config.metrics(labels.len());
     check_metrics(&metrics, Problem::Classification, &labels)?;
     let splits = super::read(&sources, &reading, Some(&labels))?;
     // Read so that a mistake in it is found before the training, and no more.

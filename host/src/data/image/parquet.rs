@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use parquet::data_type::ByteArray;
 use parquet::file::reader::FileReader;
 use parquet::record::{Field, Row};
-use serde_json::Value;
 
 use super::{Classes, Columns, Examples, Images, Reading};
 use crate::data::labels::distinct;
 use crate::data::problems::Problems;
 use crate::data::quiet::without_panic;
-use crate::data::table::parquet::{Opened, damaged, open, parquet_text};
+use crate::data::table::parquet::{Opened, class_names, damaged, open, parquet_text};
 use crate::data::table::{self, Column, Format, Header, Layout};
 use crate::data::{Part, Places};
 use crate::error::{Error, Result};
@@ -25,7 +24,7 @@ const UNIT: &str = "row";
 pub(super) fn classes(files: &[PathBuf], label: &str) -> Result<Vec<String>> {
     let first = &files[0];
     if let Some(names) = safely(first, || {
-        names(&opened(first, &[label], &[label])?, first, label)
+        class_names(&opened(first, &[label], &[label])?, first, label)
     })? {
         return Ok(names);
     }
@@ -106,39 +105,6 @@ fn opened(file: &Path, wanted: &[&str], required: &[&str]) -> Result<Opened> {
     open(file, |name| wanted.contains(&name), missing)
 }
 
-/// The names of the label column's numbers, which `datasets` keeps in the file's metadata.
-fn names(opened: &Opened, file: &Path, label: &str) -> Result<Option<Vec<String>>> {
-    let pairs = opened
-        .reader
-        .metadata()
-        .file_metadata()
-        .key_value_metadata();
-    let text = pairs
-        .into_iter()
-        .flatten()
-        .find(|pair| pair.key == "huggingface");
-    let Some(text) = text.and_then(|pair| pair.value.as_deref()) else {
-        return Ok(None);
-    };
-    let metadata: Value = serde_json::from_str(text).unwrap_or_default();
-    let feature = &metadata["info"]["features"][label];
-    if feature["_type"] != "ClassLabel" {
-        return Ok(None);
-    }
-    let names = feature["names"].as_array().into_iter().flatten();
-    let names: Option<Vec<String>> = names.map(|name| name.as_str().map(str::to_owned)).collect();
-    match names {
-        Some(names) if names.len() >= 2 => Ok(Some(names)),
-        _ => Err(Error::user(format!(
-            "{}: the file's metadata does not name at least two classes of `{label}`",
-            file.display()
-        ))
-        .help(
-            "Write the file anew with `datasets`, or name the classes: `labels = […]` in [data].",
-        )),
-    }
-}
-
 /// A split while it is read.
 struct Split<'a> {
     part: Part,
@@ -157,7 +123,7 @@ impl Split<'_> {
         // A test file may come without labels.
         let required = if self.part == Part::Test { 1 } else { 2 };
         let opened = opened(file, &wanted, &wanted[..required])?;
-        let names = names(&opened, file, columns.label)?;
+        let names = class_names(&opened, file, columns.label)?;
         let there = opened.reader.metadata().file_metadata().num_rows();
         let left = self.reading.limit.unwrap_or(usize::MAX) - self.examples.len();
         let rows = usize::try_from(there).unwrap_or(0).min(left);

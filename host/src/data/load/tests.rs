@@ -447,12 +447,12 @@ fn tasks_have_their_published_metrics() {
         (Task::Wnli, &[Accuracy]),
     ] {
         let mut config = task(name, Path::new("."));
-        assert_eq!(config.metrics(), metrics, "{name}");
+        assert_eq!(config.metrics(0), metrics, "{name}");
         let (labels, problem) = labels_of(&config).expect("the task tells");
         assert_eq!(problem == Problem::Regression, labels.is_empty(), "{name}");
         assert_eq!(problem == Problem::Regression, name == Task::Stsb, "{name}");
         config.metrics = Some(vec![metrics[0]]);
-        assert_eq!(config.metrics(), [metrics[0]]);
+        assert_eq!(config.metrics(0), [metrics[0]]);
     }
 }
 
@@ -548,7 +548,7 @@ fn values_are_learnt_where_the_recipe_says_so() {
         labels_of(&config).expect("labels"),
         (Vec::new(), Problem::Regression)
     );
-    assert_eq!(config.metrics(), [Metric::Pearson, Metric::Spearman]);
+    assert_eq!(config.metrics(0), [Metric::Pearson, Metric::Spearman]);
     let config = own_config(&folder, &format!("train = 'b.csv'\n{keys}"));
     let said = said(read(&config), folder.path());
     assert!(

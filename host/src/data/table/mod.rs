@@ -1,5 +1,6 @@
-//! Files of rows: CSV, TSV, JSON lines and Parquet, reduced to the three columns an example has.
+//! Files of rows: CSV, TSV, JSON lines, Parquet and CoNLL's columns, reduced to the three columns an example has.
 
+mod conll;
 mod delimited;
 mod json_lines;
 mod named;
@@ -11,7 +12,8 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 pub use crate::recipe::{Column, Format};
-pub(super) use json_lines::told;
+pub(super) use json_lines::told as json_told;
+pub(super) use parquet::class_names_of;
 
 /// One row of a file, not yet understood.
 #[derive(Debug, PartialEq)]
@@ -60,7 +62,7 @@ pub(super) struct Layout {
     pub(super) skip_short: bool,
     /// Whether a text may be empty.
     pub(super) allow_empty: bool,
-    /// Whether texts are JSON: what is no text in a file of JSON then becomes that.
+    /// Whether texts and labels are JSON: what is no text in a file of JSON, or a list in one of Parquet, then becomes that.
     pub(super) structured: bool,
 }
 
@@ -90,6 +92,7 @@ pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
         Format::Jsonl => json_lines::read(path, layout),
         Format::Parquet => parquet::read(path, layout),
         Format::Txt => text(path),
+        Format::Conll => conll::read(path, layout),
         Format::Images => Err(Error::failure(format!(
             "{}: images are no rows of a table",
             path.display()
@@ -106,14 +109,7 @@ pub(super) fn read(path: &Path, layout: &Layout) -> Result<Vec<Row>> {
 
 /// A file that is one text.
 fn text(path: &Path) -> Result<Vec<Row>> {
-    let text = String::from_utf8(read_bytes(path)?).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        Error::user(format!(
-            "{}: the file is not UTF-8: byte {at} cannot be read",
-            path.display()
-        ))
-        .help("Convert it: iconv -f LATIN1 -t UTF-8 FILE.")
-    })?;
+    let text = utf8(path, read_bytes(path)?)?;
     if text.len() > LONGEST {
         return Err(Error::user(format!(
             "{}: the file has {} bytes, a text may have {LONGEST}",
@@ -132,6 +128,18 @@ fn text(path: &Path) -> Result<Vec<Row>> {
         Vec::new()
     } else {
         vec![row]
+    })
+}
+
+/// A file's bytes as text.
+fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Error::user(format!(
+            "{}: the file is not UTF-8: byte {at} cannot be read",
+            path.display()
+        ))
+        .help("Convert it: iconv -f LATIN1 -t UTF-8 FILE.")
     })
 }
 

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::Field;
+use parquet::record::{Field, List};
 use parquet::schema::types::Type;
+use serde_json::Value;
 
 use super::named::Named;
 use super::{Layout, Row, cannot_open, check_texts};
@@ -137,7 +138,10 @@ fn decode(path: &Path, layout: &Layout, most: u64) -> Result<Vec<Row>> {
             columns
                 .iter()
                 .find(|(found, _)| found == name)
-                .map(|(_, field)| parquet_text(field))
+                .map(|(_, field)| match field {
+                    Field::ListInternal(list) if layout.structured => json_list(list).map(Some),
+                    field => parquet_text(field),
+                })
         };
         match wanted
             .row(index + 1, get, || opened.available.clone())
@@ -154,6 +158,69 @@ fn decode(path: &Path, layout: &Layout, most: u64) -> Result<Vec<Row>> {
     }
     problems.finish("Mend these rows where the file is made.")?;
     Ok(rows)
+}
+
+/// A list of texts and numbers as JSON.
+fn json_list(list: &List) -> Result<String, String> {
+    let values = list.elements().iter().map(|field| match field {
+        Field::Str(text) => Ok(Value::from(text.as_str())),
+        field => Ok(parquet_text(field)?.map_or(Value::Null, |text| {
+            // A number stays one.
+            serde_json::from_str(&text).unwrap_or(Value::String(text))
+        })),
+    });
+    let values: Vec<Value> = values.collect::<Result<_, String>>()?;
+    Ok(Value::from(values).to_string())
+}
+
+/// [`class_names`] of the file at `path`, which need not have the column.
+pub(in crate::data) fn class_names_of(path: &Path, column: &str) -> Result<Option<Vec<String>>> {
+    let read = || {
+        let opened = open(path, |name| name == column, |_| None)?;
+        class_names(&opened, path, column)
+    };
+    without_panic(read).unwrap_or_else(|| Err(damaged(path)))
+}
+
+/// The names of the numbers of a column, or of those in its lists, which `datasets` keeps in the file's metadata.
+pub(in crate::data) fn class_names(
+    opened: &Opened,
+    path: &Path,
+    column: &str,
+) -> Result<Option<Vec<String>>> {
+    let pairs = opened
+        .reader
+        .metadata()
+        .file_metadata()
+        .key_value_metadata();
+    let text = pairs
+        .into_iter()
+        .flatten()
+        .find(|pair| pair.key == "huggingface");
+    let Some(text) = text.and_then(|pair| pair.value.as_deref()) else {
+        return Ok(None);
+    };
+    let metadata: Value = serde_json::from_str(text).unwrap_or_default();
+    let feature = &metadata["info"]["features"][column];
+    let feature = match &feature["feature"] {
+        Value::Null => feature,
+        of_list => of_list,
+    };
+    if feature["_type"] != "ClassLabel" {
+        return Ok(None);
+    }
+    let names = feature["names"].as_array().into_iter().flatten();
+    let names: Option<Vec<String>> = names.map(|name| name.as_str().map(str::to_owned)).collect();
+    match names {
+        Some(names) if names.len() >= 2 => Ok(Some(names)),
+        _ => Err(Error::user(format!(
+            "{}: the file's metadata does not name at least two classes of `{column}`",
+            path.display()
+        ))
+        .help(
+            "Write the file anew with `datasets`, or name the classes: `labels = […]` in [data].",
+        )),
+    }
 }
 
 /// A Parquet value as the text it stands for; none for null.

@@ -3,10 +3,10 @@
 use super::json::Json;
 use super::{Family, Name, name};
 use crate::error::Result;
-use crate::kernel::{AttentionShape, NormKind};
+use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, DensePart, Dropouts, Embeddings, FeedForward, HeadFunction,
-    HeadPart, LinearPart, NormPart, Order, Reads, Table, WeightLayout, Words,
+    HeadPart, LinearPart, NormPart, Order, Reads, Table, TokenHead, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -28,10 +28,10 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
     let positions = json.size(&["max_position_embeddings"], 512)?;
     let epsilon = json.epsilon("layer_norm_eps", 1e-12)?;
     let dropout = json.dropout("hidden_dropout_prob", 0.1)?;
-    let norm = |path| NormPart {
-        name: path,
-        kind: NormKind::Layer,
-        epsilon,
+    let norm = |name| NormPart::layer(name, epsilon);
+    let classifier_dropout = match json.value("classifier_dropout") {
+        Some(_) => json.dropout("classifier_dropout", 0.1)?,
+        None => dropout,
     };
     let linear = |path, inputs, outputs| LinearPart {
         name: path,
@@ -59,6 +59,7 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
                 name: "embeddings.token_type_embeddings",
                 entries: json.size(&["type_vocab_size"], 2)?,
             }),
+            scale: None,
             norm: Some(norm("embeddings.LayerNorm")),
         }),
         layers: json.size(&["num_hidden_layers"], 12)?,
@@ -66,6 +67,8 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
         block: Block {
             order: Order::PostNorm,
             norms: [norm("attention.output.LayerNorm"), norm("output.LayerNorm")],
+            first_bare: false,
+            output_norms: None,
             attention: Attention {
                 projections: vec![
                     linear("attention.self.query", hidden, hidden),
@@ -76,11 +79,15 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
                 shape: AttentionShape::full(heads, hidden / heads),
                 head_norms: None,
                 rotary: None,
+                local: None,
+                relative: None,
+                drops_output_as_weights: false,
             },
             feed_forward: FeedForward {
                 inner: vec![linear("intermediate.dense", hidden, intermediate)],
                 down: linear("output.dense", intermediate, hidden),
                 activation: json.activation("hidden_act", "gelu")?,
+                drops_inside: false,
             },
         },
         final_norm: None,
@@ -90,23 +97,29 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
             dense: Some(DensePart {
                 name: "pooler.dense",
                 pooler: true,
+                bias: true,
                 function: HeadFunction::Tanh,
+                norm: None,
             }),
             last: "classifier",
             bias: true,
             module: None,
         },
+        token_head: Some(TokenHead {
+            last: "classifier",
+            bias: true,
+            dropout: classifier_dropout,
+        }),
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: &[],
+        unread: &[],
+        nested: None,
         dropout: Dropouts {
             embeddings: dropout,
             hidden: dropout,
             attention: json.dropout("attention_probs_dropout_prob", 0.1)?,
-            classifier: match json.value("classifier_dropout") {
-                Some(_) => json.dropout("classifier_dropout", 0.1)?,
-                None => dropout,
-            },
+            classifier: classifier_dropout,
         },
     })
 }

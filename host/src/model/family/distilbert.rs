@@ -3,10 +3,10 @@
 use super::json::Json;
 use super::{Family, Name, name};
 use crate::error::Result;
-use crate::kernel::{AttentionShape, NormKind};
+use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, DensePart, Dropouts, Embeddings, FeedForward, HeadFunction,
-    HeadPart, LinearPart, NormPart, Order, Reads, Table, WeightLayout, Words,
+    HeadPart, LinearPart, NormPart, Order, Reads, Table, TokenHead, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -21,12 +21,8 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
     let intermediate = json.size(&["hidden_dim"], 3072)?;
     let positions = json.size(&["max_position_embeddings"], 512)?;
     let dropout = json.dropout("dropout", 0.1)?;
-    let norm = |path| NormPart {
-        name: path,
-        kind: NormKind::Layer,
-        // Fixed in its layers.
-        epsilon: 1e-12,
-    };
+    // Fixed in its layers.
+    let norm = |name| NormPart::layer(name, 1e-12);
     let linear = |path, inputs, outputs| LinearPart {
         name: path,
         inputs,
@@ -50,6 +46,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             }),
             first_position: 0,
             types: None,
+            scale: None,
             norm: Some(norm("embeddings.LayerNorm")),
         }),
         layers: json.size(&["n_layers", "num_hidden_layers"], 6)?,
@@ -57,6 +54,8 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         block: Block {
             order: Order::PostNorm,
             norms: [norm("sa_layer_norm"), norm("output_layer_norm")],
+            first_bare: false,
+            output_norms: None,
             attention: Attention {
                 projections: vec![
                     linear("attention.q_lin", hidden, hidden),
@@ -67,11 +66,15 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
                 shape: AttentionShape::full(heads, hidden / heads),
                 head_norms: None,
                 rotary: None,
+                local: None,
+                relative: None,
+                drops_output_as_weights: false,
             },
             feed_forward: FeedForward {
                 inner: vec![linear("ffn.lin1", hidden, intermediate)],
                 down: linear("ffn.lin2", intermediate, hidden),
                 activation: json.activation("activation", "gelu")?,
+                drops_inside: false,
             },
         },
         final_norm: None,
@@ -81,15 +84,24 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             dense: Some(DensePart {
                 name: "pre_classifier",
                 pooler: false,
+                bias: true,
                 function: HeadFunction::Relu,
+                norm: None,
             }),
             last: "classifier",
             bias: true,
             module: None,
         },
+        token_head: Some(TokenHead {
+            last: "classifier",
+            bias: true,
+            dropout,
+        }),
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: &[],
+        unread: &[],
+        nested: None,
         dropout: Dropouts {
             embeddings: dropout,
             hidden: dropout,

@@ -5,10 +5,10 @@ use serde_json::Value;
 use super::json::Json;
 use super::{Family, Name, name};
 use crate::error::Result;
-use crate::kernel::{AttentionShape, NormKind};
+use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, Dropouts, Embeddings, FeedForward, HeadPart, LanguageHead,
-    LinearPart, NormPart, Order, Table, WeightLayout, Words,
+    LinearPart, NormPart, Order, Table, TokenHead, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -29,11 +29,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
     };
     let positions = json.size(&["n_positions", "max_position_embeddings"], 1024)?;
     let epsilon = json.epsilon("layer_norm_epsilon", 1e-5)?;
-    let norm = |path| NormPart {
-        name: path,
-        kind: NormKind::Layer,
-        epsilon,
-    };
+    let norm = |name| NormPart::layer(name, epsilon);
     let linear = |path, inputs, outputs| LinearPart {
         name: path,
         inputs,
@@ -57,6 +53,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             }),
             first_position: 0,
             types: None,
+            scale: None,
             norm: None,
         }),
         layers: json.size(&["n_layer", "num_hidden_layers"], 12)?,
@@ -64,6 +61,8 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         block: Block {
             order: Order::PreNorm,
             norms: [norm("ln_1"), norm("ln_2")],
+            first_bare: false,
+            output_norms: None,
             attention: Attention {
                 projections: vec![linear("attn.c_attn", hidden, 3 * hidden)],
                 output: linear("attn.c_proj", hidden, hidden),
@@ -73,21 +72,34 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
                 },
                 head_norms: None,
                 rotary: None,
+                local: None,
+                relative: None,
+                drops_output_as_weights: false,
             },
             feed_forward: FeedForward {
                 inner: vec![linear("mlp.c_fc", hidden, intermediate)],
                 down: linear("mlp.c_proj", intermediate, hidden),
                 activation: json.activation("activation_function", "gelu_new")?,
+                drops_inside: false,
             },
         },
         final_norm: Some(norm("ln_f")),
         head: HeadPart::SCORE,
+        token_head: Some(TokenHead {
+            last: "classifier",
+            bias: true,
+            dropout: json.token_dropout()?,
+        }),
         language_head: Some(LanguageHead {
             name: "lm_head",
             tied: json.get(&["tie_word_embeddings"], "true or false", true)?,
+            soft_cap: None,
+            class: Some("GPT2LMHeadModel"),
         }),
         weights: WeightLayout::InOut,
         stored: &[],
+        unread: &[],
+        nested: None,
         dropout: Dropouts {
             embeddings: json.dropout("embd_pdrop", 0.1)?,
             hidden: json.dropout("resid_pdrop", 0.1)?,

@@ -33,6 +33,23 @@ impl Json {
         }
     }
 
+    /// What the tables under these keys say, which must not contradict each other; nothing where there are none.
+    pub fn inner(&self, keys: &[&str]) -> Result<Json> {
+        let mut map = Map::new();
+        for key in keys {
+            for (name, value) in self.table(key)?.into_iter().flatten() {
+                if let Some(other) = map.get(name).filter(|other| *other != value) {
+                    let both = format!("{value}, but {} has {other}", keys[0]);
+                    let help = "leave one of the two out";
+                    return self.refuse(&format!("{key}.{name}"), both, help);
+                }
+                map.insert(name.clone(), value.clone());
+            }
+        }
+        let at = format!("{}, {}", self.at, keys[0]);
+        Ok(Json { at, map })
+    }
+
     pub fn refuse<T>(&self, key: &str, found: impl Display, help: &str) -> Result<T> {
         Err(Error::user(format!("{}: {key} is {found}", self.at)).help(help))
     }
@@ -71,6 +88,15 @@ impl Json {
     /// The value of a key that is there and not null.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The table under a key that is there and not null.
+    pub fn table(&self, key: &str) -> Result<Option<&Map<String, Value>>> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(other) => self.refuse(key, other, "expected a table"),
+        }
     }
 
     /// A size: at least 1, and no more than can be computed with.
@@ -115,11 +141,27 @@ impl Json {
         self.refuse(key, probability, "a probability of dropout is in [0, 1)")
     }
 
+    /// That in front of the head with which a decoder labels its tokens.
+    pub fn token_dropout(&self) -> Result<f32> {
+        let keys = ["classifier_dropout", "hidden_dropout"];
+        let given = keys.into_iter().find(|key| self.value(key).is_some());
+        given.map_or(Ok(0.1), |key| self.dropout(key, 0.1))
+    }
+
     /// Refuses `key` where it has another value than `plain`, or than null.
     pub fn only(&self, key: &str, plain: Value, help: &str) -> Result<()> {
         match self.map.get(key) {
             Some(found) if *found != plain && !found.is_null() => self.refuse(key, found, help),
             _ => Ok(()),
+        }
+    }
+
+    /// A limit that values do not exceed; none where it is null.
+    pub fn cap(&self, key: &str, default: Option<f64>) -> Result<Option<f32>> {
+        let cap = self.get(&[key], "a number above 0, or null", default)?;
+        match cap.filter(|cap| !(*cap > 0.0 && *cap < f64::from(f32::MAX))) {
+            None => Ok(cap.map(|cap| cap as f32)),
+            Some(cap) => self.refuse(key, cap, "expected a number above 0, or null"),
         }
     }
 
@@ -136,7 +178,7 @@ impl Json {
             Err(_) => self.refuse(
                 key,
                 format!("\"{name}\""),
-                "the supported activations are gelu, gelu_new (gelu_pytorch_tanh, gelu_fast), relu and silu (swish)",
+                "the supported activations are gelu, gelu_new (gelu_pytorch_tanh, gelu_fast), quick_gelu, relu and silu (swish)",
             ),
         }
     }

@@ -1,14 +1,12 @@
 //! Llama (Touvron et al. 2023) and the families that are made of its parts: Mistral, Qwen2 and Qwen3.
 
-use serde_json::{Map, Value};
-
 use super::json::Json;
-use super::{Family, Name, name};
+use super::{Family, Name, name, rotary, sliding};
 use crate::error::Result;
-use crate::kernel::{AttentionShape, NormKind};
+use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, Dropouts, Embeddings, FeedForward, HeadPart, LanguageHead,
-    LinearPart, NormPart, Order, Rotary, Table, WeightLayout, Words,
+    Layers, LinearPart, Local, NormPart, Order, Table, TokenHead, WeightLayout, Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -75,11 +73,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
     let hidden = json.size(&["hidden_size"], 4096)?;
     let intermediate = json.size(&["intermediate_size"], defaults.intermediate)?;
     let epsilon = json.epsilon("rms_norm_eps", 1e-6)?;
-    let norm = |path| NormPart {
-        name: path,
-        kind: NormKind::RootMeanSquare,
-        epsilon,
-    };
+    let norm = |name| NormPart::root_mean_square(name, epsilon);
     // Llama and Qwen3 may give the attention's layers a bias, Qwen2 always has it but for the output.
     let (bias, output_bias) = match family {
         "llama" | "qwen3" => {
@@ -98,6 +92,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         outputs,
         bias,
     };
+    let positions = json.size(&["max_position_embeddings"], defaults.positions)?;
     let shape = shape(json, &defaults, hidden)?;
     let [queries, pairs] = [shape.heads, shape.pair_heads].map(|heads| heads * shape.head_size);
     Ok(Architecture {
@@ -105,7 +100,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         class: name.class,
         prefix: "model",
         hidden,
-        max_length: longest(json, family, &defaults)?,
+        max_length: positions,
         embeddings: Embeddings::Words(Words {
             words: Table {
                 name: "embed_tokens",
@@ -114,6 +109,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             positions: None,
             first_position: 0,
             types: None,
+            scale: None,
             norm: None,
         }),
         layers: json.size(&["num_hidden_layers"], 32)?,
@@ -121,6 +117,8 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         block: Block {
             order: Order::PreNorm,
             norms: [norm("input_layernorm"), norm("post_attention_layernorm")],
+            first_bare: false,
+            output_norms: None,
             attention: Attention {
                 projections: vec![
                     linear("self_attn.q_proj", hidden, queries, bias),
@@ -132,7 +130,10 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
                 head_norms: defaults
                     .head_norms
                     .then(|| [norm("self_attn.q_norm"), norm("self_attn.k_norm")]),
-                rotary: Some(rotary(json, shape.head_size)?),
+                rotary: Some(rotary::of(json, shape.head_size)?),
+                local: local(json, family, positions)?,
+                relative: None,
+                drops_output_as_weights: false,
             },
             feed_forward: FeedForward {
                 inner: vec![
@@ -141,16 +142,26 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
                 ],
                 down: linear("mlp.down_proj", intermediate, hidden, inner_bias),
                 activation: json.activation("hidden_act", "silu")?,
+                drops_inside: false,
             },
         },
         final_norm: Some(norm("norm")),
         head: HeadPart::SCORE,
+        token_head: Some(TokenHead {
+            last: "score",
+            bias: json.get(&["token_classification_bias"], "true or false", true)?,
+            dropout: json.token_dropout()?,
+        }),
         language_head: Some(LanguageHead {
             name: "lm_head",
             tied: json.get(&["tie_word_embeddings"], "true or false", false)?,
+            soft_cap: None,
+            class: None,
         }),
         weights: WeightLayout::OutIn,
         stored: &[],
+        unread: &[],
+        nested: None,
         dropout: Dropouts {
             attention: json.dropout("attention_dropout", 0.0)?,
             ..Dropouts::default()
@@ -172,6 +183,15 @@ fn shape(json: &Json, defaults: &Defaults, hidden: usize) -> Result<AttentionSha
         Some(_) => json.size(&["num_key_value_heads"], heads)?,
         None => defaults.pair_heads.unwrap_or(heads),
     };
+    grouped(json, [heads, pair_heads], head_size)
+}
+
+/// Causal attention of so many heads of queries, and of keys and values, each of this size.
+pub(super) fn grouped(
+    json: &Json,
+    [heads, pair_heads]: [usize; 2],
+    head_size: usize,
+) -> Result<AttentionShape> {
     if head_size % 2 == 1 {
         return json.refuse(
             "head_dim",
@@ -185,103 +205,38 @@ fn shape(json: &Json, defaults: &Defaults, hidden: usize) -> Result<AttentionSha
         return json.refuse("head_dim", head_size, &help);
     }
     Ok(AttentionShape {
-        heads,
         pair_heads: json.divides(
             "num_key_value_heads",
             pair_heads,
             "num_attention_heads",
             heads,
         )?,
-        head_size,
         causal: true,
+        ..AttentionShape::full(heads, head_size)
     })
 }
 
-/// The longest sequence. Within a sliding window every token sees all before it, so that no more than its size is
-/// taken.
-fn longest(json: &Json, family: &str, defaults: &Defaults) -> Result<usize> {
-    let positions = json.size(&["max_position_embeddings"], defaults.positions)?;
+/// The layers in which a token sees no more than `sliding_window` tokens, itself included: all of Mistral's, and Qwen's from
+/// `max_window_layers` on where `use_sliding_window` says so.
+fn local(json: &Json, family: &str, positions: usize) -> Result<Option<Local>> {
+    let layers = json.size(&["num_hidden_layers"], 32)?;
+    let qwen = matches!(family, "qwen2" | "qwen3");
     let slides = match family {
         "mistral" => true,
-        "qwen2" | "qwen3" => json.get(&["use_sliding_window"], "true or false", false)?,
-        _ => false,
+        _ => qwen && json.get(&["use_sliding_window"], "true or false", false)?,
     };
-    let absent = json.find(&["sliding_window"])?.is_none();
-    if !slides || (json.value("sliding_window").is_none() && !absent) {
-        return Ok(positions);
-    }
-    Ok(positions.min(json.size(&["sliding_window"], 4096)?))
-}
-
-/// `θ_i = base^(−2i / head size)` (Su et al. 2021, eq. 15), scaled as `rope_parameters`, or the older `rope_scaling`
-/// and `rope_theta`, say.
-fn rotary(json: &Json, head_size: usize) -> Result<Rotary> {
-    let none = Map::new();
-    let table = |key: &'static str| match json.value(key) {
-        None => Ok(None),
-        Some(Value::Object(map)) => Ok(Some((key, map))),
-        Some(other) => json.refuse(key, other, "expected a table"),
+    let window = match slides {
+        true => sliding::window(json, 4096)?,
+        false => None,
     };
-    let (key, map) = match table("rope_parameters")? {
-        Some(found) => found,
-        None => table("rope_scaling")?.unwrap_or(("rope_scaling", &none)),
-    };
-    let number = |name: &str, default: Option<f64>| match (map.get(name), default) {
-        (Some(found), _) => match found.as_f64().filter(|number| *number > 0.0) {
-            Some(number) => Ok(number),
-            None => json.refuse(&format!("{key}.{name}"), found, "expected a number above 0"),
-        },
-        (None, Some(default)) => Ok(default),
-        (None, None) => json.refuse(&format!("{key}.{name}"), "missing", "this scaling needs it"),
-    };
-    let theta = json.get(&["rope_theta"], "a number above 0", 10_000.0)?;
-    let theta = number("rope_theta", Some(theta))?;
-    for (name, given) in [
-        ("partial_rotary_factor", json.value("partial_rotary_factor")),
-        ("partial_rotary_factor", map.get("partial_rotary_factor")),
-    ] {
-        if let Some(given) = given.filter(|given| given.as_f64() != Some(1.0)) {
-            return json.refuse(
-                name,
-                given,
-                "only heads that are turned whole are supported",
-            );
+    let some = match (window, qwen) {
+        (_, false) => Some(Layers::From(0)),
+        (Some(_), true) => {
+            let first = json.get(&["max_window_layers"], "a whole number", 28)?;
+            sliding::layers(json, layers, ("max_window_layers", Layers::From(first)))?
         }
-    }
-    let half = head_size / 2;
-    let plain = (0..half).map(|i| theta.powf(-2.0 * i as f64 / head_size as f64));
-    let kind = map.get("rope_type").or_else(|| map.get("type"));
-    let frequencies = match kind.map(|kind| (kind, kind.as_str())) {
-        None | Some((_, Some("default"))) => plain.collect(),
-        Some((_, Some("linear"))) => {
-            let factor = number("factor", None)?;
-            plain.map(|frequency| frequency / factor).collect()
-        }
-        Some((_, Some("llama3"))) => {
-            let factor = number("factor", None)?;
-            let [low, high] = [
-                number("low_freq_factor", None)?,
-                number("high_freq_factor", None)?,
-            ];
-            let old = number("original_max_position_embeddings", None)?;
-            plain
-                .map(|frequency| scaled_as_llama3(frequency, factor, [low, high], old))
-                .collect()
-        }
-        Some((kind, _)) => {
-            let help =
-                "the supported ways to scale rotary positions are default, linear and llama3";
-            return json.refuse(&format!("{key}.rope_type"), kind, help);
-        }
+        // As Transformers has it, none is then local.
+        (None, true) => sliding::layers(json, layers, ("", Layers::From(layers)))?,
     };
-    Ok(Rotary { frequencies })
-}
-
-/// Slow turns slowed by `factor`, fast ones left, in between something in between, as Llama 3.1's (Dubey et al. 2024)
-/// published code has it.
-fn scaled_as_llama3(frequency: f64, factor: f64, [low, high]: [f64; 2], old: f64) -> f64 {
-    // Turns over the length that the model was first trained on.
-    let turns = old * frequency / (2.0 * std::f64::consts::PI);
-    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-    frequency * (kept + (1.0 - kept) / factor)
+    sliding::local(json, (window, some), positions)
 }

@@ -2,11 +2,17 @@
 //! under which names.
 
 mod bert;
+mod clip;
+mod deberta;
 mod distilbert;
+mod gemma;
 mod gpt2;
 mod json;
 mod llama;
+mod modernbert;
 mod roberta;
+mod rotary;
+mod sliding;
 mod vit;
 
 use std::path::Path;
@@ -37,13 +43,17 @@ const fn name(model_type: &'static str, class: &'static str) -> Name {
 }
 
 /// All of them.
-const FAMILIES: [&Family; 6] = [
+const FAMILIES: [&Family; 10] = [
     &bert::FAMILY,
     &roberta::FAMILY,
     &distilbert::FAMILY,
+    &deberta::FAMILY,
+    &modernbert::FAMILY,
     &llama::FAMILY,
+    &gemma::FAMILY,
     &gpt2::FAMILY,
     &vit::FAMILY,
+    &clip::FAMILY,
 ];
 
 /// Reads a `config.json`.

@@ -46,7 +46,9 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         dense: Some(DensePart {
             name: "classifier.dense",
             pooler: false,
+            bias: true,
             function: HeadFunction::Tanh,
+            norm: None,
         }),
         last: "classifier.out_proj",
         bias: true,

@@ -339,8 +339,7 @@ fn decoders_have_the_defaults_of_transformers() {
     };
     for (model_type, expected) in [
         ("llama", [32_000, 4096, 11_008, 32, 32, 128, 2048]),
-        // A token sees 4096 others.
-        ("mistral", [32_000, 4096, 14_336, 32, 8, 128, 4096]),
+        ("mistral", [32_000, 4096, 14_336, 32, 8, 128, 131_072]),
         ("qwen2", [151_936, 4096, 22_016, 32, 32, 128, 32_768]),
         ("qwen3", [151_936, 4096, 22_016, 32, 32, 128, 32_768]),
         ("gpt2", [50_257, 768, 3072, 12, 12, 64, 1024]),
@@ -360,14 +359,50 @@ fn decoders_have_the_defaults_of_transformers() {
         let normed = found.block.attention.head_norms.is_some();
         assert_eq!(normed, model_type == "qwen3", "{model_type}");
     }
-    assert_eq!(
-        read("mistral", r#", "sliding_window": null"#).max_length,
-        131_072
-    );
-    let window = r#", "use_sliding_window": true, "sliding_window": 100"#;
-    assert_eq!(read("qwen2", window).max_length, 100);
     let heads = r#", "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16"#;
     assert_eq!(sizes(&read("llama", heads))[3..6], [6, 2, 16]);
+}
+
+#[test]
+fn heads_over_tokens_are_those_of_transformers() {
+    let head = |json: &str| {
+        let found = architecture(json).unwrap().labelling_tokens();
+        found.map(|it| (it.head.last, it.head.bias, it.dropout.classifier))
+    };
+    for (json, expected) in [
+        (
+            r#""model_type": "bert", "hidden_dropout_prob": 0.3"#,
+            ("classifier", true, 0.3),
+        ),
+        (
+            r#""model_type": "bert", "classifier_dropout": 0.2"#,
+            ("classifier", true, 0.2),
+        ),
+        (r#""model_type": "xlm-roberta""#, ("classifier", true, 0.1)),
+        (
+            r#""model_type": "distilbert", "dropout": 0.3, "seq_classif_dropout": 0.2"#,
+            ("classifier", true, 0.3),
+        ),
+        (
+            r#""model_type": "gpt2", "resid_pdrop": 0.0"#,
+            ("classifier", true, 0.1),
+        ),
+        (r#""model_type": "llama""#, ("score", true, 0.1)),
+        (
+            r#""model_type": "qwen3", "hidden_dropout": 0.4, "token_classification_bias": false"#,
+            ("score", false, 0.4),
+        ),
+        (
+            r#""model_type": "mistral", "classifier_dropout": 0.0"#,
+            ("score", true, 0.0),
+        ),
+    ] {
+        assert_eq!(head(&format!("{{{json}}}")), Some(expected), "{json}");
+    }
+    let bert = architecture(r#"{"model_type": "bert"}"#).unwrap();
+    assert!(bert.pooler().is_some());
+    assert_eq!(bert.labelling_tokens().unwrap().pooler(), None);
+    assert_eq!(head(r#"{"model_type": "vit"}"#), None);
 }
 
 #[test]
@@ -520,6 +555,81 @@ fn image_models_have_the_defaults_of_transformers_and_follow_every_key() {
 }
 
 #[test]
+fn the_images_part_of_clip_is_read_alone_or_from_the_file_of_both() {
+    let alone = architecture(r#"{"model_type": "clip_vision_model"}"#).unwrap();
+    let patches = alone.patches().expect("a model of images");
+    assert_eq!(
+        (patches.image, patches.patch, patches.tokens()),
+        ([224; 2], [32; 2], 50)
+    );
+    assert_eq!(
+        (alone.hidden, alone.block.intermediate(), alone.layers),
+        (768, 3072, 12)
+    );
+    assert_eq!(alone.block.feed_forward.activation, Activation::QuickGelu);
+    assert_eq!(alone.block.norms[0].epsilon, 1e-5);
+    assert_eq!(
+        alone.head.reads,
+        crate::model::architecture::Reads::Mean { after: 1 }
+    );
+    assert_eq!(alone.nested, Some("vision_config"));
+    let both = architecture(r#"{"model_type": "clip", "text_config": {"hidden_size": 3}}"#);
+    let mut both = both.unwrap();
+    both.nested = alone.nested;
+    assert_eq!(both, alone);
+
+    let keys = r#""hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "num_hidden_layers": 2,
+        "image_size": 28, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-3, "attention_dropout": 0.1"#;
+    for json in [
+        format!(r#"{{"model_type": "clip_vision_model", {keys}}}"#),
+        format!(r#"{{"model_type": "clip", "vision_config": {{{keys}}}}}"#),
+        format!(
+            r#"{{"model_type": "clip", "vision_config": {{"hidden_size": 24}}, "vision_config_dict": {{{keys}}}}}"#
+        ),
+    ] {
+        let of = architecture(&json).unwrap();
+        let patches = of.patches().expect("a model of images");
+        assert_eq!(
+            (
+                of.hidden,
+                of.block.intermediate(),
+                of.layers,
+                patches.tokens()
+            ),
+            (24, 40, 2, 5)
+        );
+        assert_eq!(of.block.feed_forward.activation, Activation::Gelu);
+        assert_eq!(
+            (of.block.norms[1].epsilon, of.dropout.attention),
+            (1e-3, 0.1)
+        );
+    }
+    for (json, words) in [
+        (
+            r#""clip", "vision_config": {"image_size": 30}"#,
+            "vision_config: image_size is 30 by 30",
+        ),
+        (
+            r#""clip", "vision_config": {"num_channels": 1}"#,
+            "num_channels",
+        ),
+        (r#""clip", "vision_config": 3"#, "vision_config"),
+        (
+            r#""clip", "vision_config": {"hidden_size": 24}, "vision_config_dict": {"hidden_size": 36}"#,
+            "vision_config_dict.hidden_size",
+        ),
+        (
+            r#""clip_vision_model", "image_size": [224, 224]"#,
+            "image_size",
+        ),
+        (r#""clip_text_model""#, "model_type"),
+    ] {
+        let error = refused(&format!(r#"{{"model_type": {json}}}"#));
+        assert!(error.contains(words), "{json}: {error}");
+    }
+}
+
+#[test]
 fn old_names_of_an_image_models_modules_become_those_of_transformers_5() {
     let vit = architecture(r#"{"model_type": "vit"}"#).unwrap();
     for (stored, name) in [
@@ -551,5 +661,371 @@ fn old_names_of_an_image_models_modules_become_those_of_transformers_5() {
         ),
     ] {
         assert_eq!(vit.renamed(stored), name);
+    }
+}
+
+/// Which of the first layers are local, and how far a token sees there.
+fn local(json: &str) -> Option<(usize, Vec<bool>)> {
+    let of = architecture(json).unwrap();
+    let Some(local) = &of.block.attention.local else {
+        return None;
+    };
+    let layers = (0..of.layers.min(8)).map(|layer| local.layers.has(layer));
+    Some((local.reach, layers.collect()))
+}
+
+#[test]
+fn sliding_windows_are_of_the_layers_that_transformers_gives_them_to() {
+    let all = |count| vec![true; count];
+    for (json, expected) in [
+        (r#""mistral""#, Some((4095, all(8)))),
+        (r#""mistral", "sliding_window": null"#, None),
+        (r#""mistral", "sliding_window": 1"#, Some((0, all(8)))),
+        // As wide as the model is long.
+        (
+            r#""mistral", "sliding_window": 64, "max_position_embeddings": 64"#,
+            None,
+        ),
+        (r#""llama", "sliding_window": 5"#, None),
+        (r#""qwen2", "sliding_window": 5"#, None),
+        (
+            r#""qwen2", "use_sliding_window": true, "num_hidden_layers": 28"#,
+            None,
+        ),
+        (
+            r#""qwen3", "use_sliding_window": true, "sliding_window": 5, "max_window_layers": 6"#,
+            Some((
+                4,
+                vec![false, false, false, false, false, false, true, true],
+            )),
+        ),
+        (
+            r#""qwen2", "use_sliding_window": true, "num_hidden_layers": 2,
+                "layer_types": ["sliding_attention", "full_attention"]"#,
+            Some((4095, vec![true, false])),
+        ),
+        (
+            r#""gemma2", "sliding_window": 8"#,
+            Some((7, vec![true, false, true, false, true, false, true, false])),
+        ),
+        (
+            r#""gemma2", "num_hidden_layers": 2, "layer_types": ["full_attention", "full_attention"]"#,
+            None,
+        ),
+        (
+            r#""gemma3_text""#,
+            Some((4095, vec![true, true, true, true, true, false, true, true])),
+        ),
+        (
+            r#""gemma3_text", "sliding_window": 8, "sliding_window_pattern": 2, "num_hidden_layers": 3,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]"#,
+            Some((7, vec![true, false, true])),
+        ),
+        // Turned otherwise, and so kept, wide as it is.
+        (
+            r#""gemma3_text", "max_position_embeddings": 16, "num_hidden_layers": 1"#,
+            Some((16, vec![true])),
+        ),
+        (r#""gemma3_text", "sliding_window_pattern": 1"#, None),
+        (
+            r#""modernbert""#,
+            Some((64, vec![false, true, true, false, true, true, false, true])),
+        ),
+        (
+            r#""modernbert", "local_attention": 7, "global_attn_every_n_layers": 2"#,
+            Some((3, vec![false, true, false, true, false, true, false, true])),
+        ),
+        (r#""modernbert", "global_attn_every_n_layers": 1"#, None),
+    ] {
+        assert_eq!(
+            local(&format!(r#"{{"model_type": {json}}}"#)),
+            expected,
+            "{json}"
+        );
+    }
+}
+
+#[test]
+fn layers_that_turn_apart_have_frequencies_of_their_own() {
+    // The second of two pairs of features: its period is the square root of θ.
+    let second = |json: &str| {
+        let heads = r#""hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4"#;
+        let of = architecture(&format!(r#"{{"model_type": {json}, {heads}}}"#)).unwrap();
+        let attention = of.block.attention;
+        [false, true].map(|local| {
+            let turns = attention.rotary_where(local).expect("rotary positions");
+            (1.0 / turns.frequencies[1]).powi(2).round()
+        })
+    };
+    assert_eq!(second(r#""gemma2""#), [10_000.0; 2]);
+    assert_eq!(second(r#""gemma3_text""#), [1_000_000.0, 10_000.0]);
+    assert_eq!(second(r#""modernbert""#), [160_000.0, 10_000.0]);
+    let old = r#""gemma3_text", "rope_theta": 100, "rope_local_base_freq": 400,
+        "rope_scaling": {"rope_type": "linear", "factor": 2}"#;
+    assert_eq!(second(old), [400.0, 400.0]);
+    let old = r#""modernbert", "global_rope_theta": 100, "local_rope_theta": 400,
+        "rope_scaling": {"rope_type": "linear", "factor": 2}"#;
+    assert_eq!(second(old), [400.0, 1600.0]);
+    let new = r#""modernbert", "global_rope_theta": 7, "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 3, "rope_theta": 100},
+        "sliding_attention": {"rope_type": "default"}}"#;
+    assert_eq!(second(new), [900.0, 10_000.0]);
+}
+
+#[test]
+fn modernbert_and_gemma_have_the_defaults_of_transformers() {
+    let bert = architecture(r#"{"model_type": "modernbert"}"#).unwrap();
+    let sizes = [
+        bert.vocabulary(),
+        bert.hidden,
+        bert.block.intermediate(),
+        bert.layers,
+        bert.max_length,
+    ];
+    assert_eq!(sizes, [50_368, 768, 1152, 22, 8192]);
+    assert_eq!(
+        bert.block.attention.shape,
+        crate::kernel::AttentionShape::full(12, 64)
+    );
+    assert!(bert.block.linears().all(|linear| !linear.bias));
+    assert!(
+        bert.block
+            .norms
+            .iter()
+            .all(|norm| !norm.bias && norm.epsilon == 1e-5)
+    );
+    assert!(bert.block.feed_forward.gated() && bert.block.first_bare);
+    assert_eq!(bert.block.norms_of(0).count(), 1);
+    assert_eq!(bert.block.norms_of(1).count(), 2);
+    assert_eq!(bert.head.reads, crate::model::architecture::Reads::First);
+    assert_eq!(bert.dropout, Default::default());
+    let other = architecture(
+        r#"{"model_type": "modernbert", "norm_bias": true, "attention_bias": true, "mlp_bias": true, "classifier_bias": true,
+            "classifier_pooling": "mean", "classifier_activation": "silu", "hidden_activation": "relu", "norm_eps": 1e-3,
+            "embedding_dropout": 0.1, "mlp_dropout": 0.2, "attention_dropout": 0.3, "classifier_dropout": 0.4}"#,
+    );
+    let other = other.unwrap();
+    assert!(other.block.linears().all(|linear| linear.bias));
+    let dense = other.head.dense.expect("a hidden layer");
+    assert!(
+        dense.bias
+            && dense
+                .norm
+                .is_some_and(|norm| norm.bias && norm.epsilon == 1e-3)
+    );
+    assert_eq!(
+        dense.function,
+        crate::model::architecture::HeadFunction::Of(Activation::Silu)
+    );
+    assert_eq!(other.block.feed_forward.activation, Activation::Relu);
+    assert_eq!(
+        other.head.reads,
+        crate::model::architecture::Reads::Mean { after: 0 }
+    );
+    let drops = [
+        other.dropout.embeddings,
+        other.dropout.hidden,
+        other.dropout.attention,
+        other.dropout.classifier,
+    ];
+    assert_eq!(drops, [0.1, 0.2, 0.3, 0.4]);
+
+    for (model_type, vocabulary, positions) in
+        [("gemma2", 256_000, 8192), ("gemma3_text", 262_208, 131_072)]
+    {
+        let gemma = architecture(&format!(r#"{{"model_type": "{model_type}"}}"#)).unwrap();
+        let shape = gemma.block.attention.shape;
+        let sizes = [
+            gemma.vocabulary(),
+            gemma.hidden,
+            gemma.block.intermediate(),
+            gemma.layers,
+            gemma.max_length,
+        ];
+        assert_eq!(sizes, [vocabulary, 2304, 9216, 26, positions]);
+        assert_eq!(
+            [shape.heads, shape.pair_heads, shape.head_size],
+            [8, 4, 256]
+        );
+        assert!(shape.causal && shape.scale == 1.0 / 16.0);
+        let second = model_type == "gemma2";
+        assert_eq!(shape.soft_cap, second.then_some(50.0));
+        let head = gemma.language_head.expect("it predicts tokens");
+        assert_eq!((head.tied, head.soft_cap), (true, second.then_some(30.0)));
+        assert_eq!(gemma.block.attention.head_norms.is_some(), !second);
+        assert_eq!(gemma.words().and_then(|words| words.scale), Some(48.0));
+        assert_eq!(gemma.block.feed_forward.activation, Activation::GeluNew);
+        assert_eq!(gemma.block.norms_of(0).count(), 4);
+        assert!(
+            gemma
+                .block
+                .norms_of(0)
+                .all(|norm| norm.less_one && norm.epsilon == 1e-6)
+        );
+    }
+    let bare = r#"{"model_type": "gemma2", "attn_logit_softcapping": null, "final_logit_softcapping": null,
+        "query_pre_attn_scalar": 64, "hidden_act": "relu", "hidden_activation": "relu"}"#;
+    let bare = architecture(bare).unwrap();
+    assert_eq!(bare.block.attention.shape.soft_cap, None);
+    assert_eq!(bare.language_head.and_then(|head| head.soft_cap), None);
+    assert_eq!(bare.block.attention.shape.scale, 0.125);
+}
+
+#[test]
+fn what_modernbert_and_gemma_do_not_do_is_refused_by_name() {
+    for (json, words) in [
+        (
+            r#""modernbert", "classifier_pooling": "max""#,
+            "classifier_pooling",
+        ),
+        (r#""modernbert", "hidden_size": 36"#, "hidden_size"),
+        (
+            r#""modernbert", "global_attn_every_n_layers": 0"#,
+            "global_attn_every_n_layers",
+        ),
+        (
+            r#""modernbert", "layer_types": ["full_attention"]"#,
+            "layer_types",
+        ),
+        (
+            r#""modernbert", "num_hidden_layers": 2, "layer_types": ["full_attention", "chunked_attention"]"#,
+            "chunked_attention",
+        ),
+        (
+            r#""modernbert", "num_hidden_layers": 2, "global_attn_every_n_layers": 1,
+                "layer_types": ["full_attention", "sliding_attention"]"#,
+            "global_attn_every_n_layers says otherwise",
+        ),
+        (
+            r#""modernbert", "rope_parameters": {"rope_theta": 3}"#,
+            "rope_parameters.rope_theta",
+        ),
+        (
+            r#""modernbert", "rope_parameters": {"full_attention": {"rope_type": "yarn"}}"#,
+            "rope_parameters.full_attention.rope_type",
+        ),
+        (
+            r#""gemma3_text", "rope_parameters": {}, "rope_scaling": {"rope_type": "linear", "factor": 2}"#,
+            "rope_scaling",
+        ),
+        (
+            r#""gemma3_text", "attn_logit_softcapping": 50"#,
+            "attn_logit_softcapping",
+        ),
+        (
+            r#""gemma2", "attn_logit_softcapping": 0"#,
+            "attn_logit_softcapping",
+        ),
+        (
+            r#""gemma2", "final_logit_softcapping": "a""#,
+            "final_logit_softcapping",
+        ),
+        (
+            r#""gemma2", "use_bidirectional_attention": true"#,
+            "use_bidirectional_attention",
+        ),
+        (r#""gemma2", "hidden_act": "gelu""#, "hidden_act"),
+        (r#""gemma2", "sliding_window": null"#, "sliding_window"),
+        (r#""gemma2", "head_dim": 7"#, "head_dim"),
+        (
+            r#""gemma2", "query_pre_attn_scalar": 0"#,
+            "query_pre_attn_scalar",
+        ),
+        (r#""gemma2", "rope_theta": 0"#, "rope_theta"),
+        (
+            r#""qwen2", "num_hidden_layers": 1, "layer_types": ["sliding_attention"]"#,
+            "sliding_window",
+        ),
+    ] {
+        let error = refused(&format!(r#"{{"model_type": {json}}}"#));
+        assert!(error.contains(words), "{json}: {error}");
+    }
+}
+
+#[test]
+fn deberta_has_the_defaults_of_transformers_and_refuses_what_it_does_not_do() {
+    let plain = architecture(r#"{"model_type": "deberta-v2"}"#).unwrap();
+    let sizes = [
+        plain.vocabulary(),
+        plain.hidden,
+        plain.block.intermediate(),
+        plain.layers,
+        plain.max_length,
+    ];
+    assert_eq!(sizes, [128_100, 1536, 6144, 24, 512]);
+    assert_eq!(plain.block.attention.relative, None);
+    assert_eq!(
+        plain.block.attention.shape,
+        crate::kernel::AttentionShape::full(24, 64)
+    );
+    assert!(
+        plain
+            .words()
+            .is_some_and(|words| words.positions.is_some() && words.types.is_none())
+    );
+    let third = r#""relative_attention": true, "share_att_key": true, "pos_att_type": "p2c|c2p""#;
+    let read = |rest: &str| {
+        let json = format!(r#"{{"model_type": "deberta-v2", {third}, {rest}}}"#);
+        architecture(&json).unwrap().block.attention
+    };
+    // As published: 256 rows on each side, distances up to 128 apart, the rest by logarithms up to 511.
+    let published = read(
+        r#""position_buckets": 256, "max_relative_positions": -1, "norm_rel_ebd": "layer_norm", "pooler_dropout": 0,
+            "pooler_hidden_size": 1536"#,
+    );
+    assert!((published.shape.scale - 1.0 / 192f32.sqrt()).abs() < 1e-7);
+    let relative = published.relative.expect("relative positions");
+    assert_eq!(
+        (relative.table.entries, relative.buckets),
+        (512, Some([256, 512]))
+    );
+    assert!(relative.norm.is_some());
+    for (distance, row) in [
+        (0, 256),
+        (1, 257),
+        (-128, 128),
+        (128, 384),
+        (511, 511),
+        (-511, 1),
+        (600, 511),
+        (-9999, 0),
+    ] {
+        assert_eq!(relative.row(distance), row, "{distance}");
+    }
+    assert_eq!(relative.row(129) - 256, 129);
+    let plain = read(r#""max_relative_positions": 4"#)
+        .relative
+        .expect("relative positions");
+    assert_eq!((plain.table.entries, plain.norm), (8, None));
+    assert_eq!(
+        [-9, -4, -1, 0, 3, 9].map(|distance| plain.row(distance)),
+        [0, 0, 3, 4, 7, 7]
+    );
+
+    for (key, words) in [
+        (r#""relative_attention": true"#, "pos_att_type"),
+        (
+            r#""relative_attention": true, "pos_att_type": ["c2p"]"#,
+            "pos_att_type",
+        ),
+        (
+            r#""relative_attention": true, "pos_att_type": ["c2p", "p2c"]"#,
+            "share_att_key",
+        ),
+        (r#""conv_kernel_size": 3"#, "conv_kernel_size"),
+        (r#""embedding_size": 128"#, "embedding_size"),
+        (r#""pooler_dropout": 0.1"#, "pooler_dropout"),
+        (r#""pooler_hidden_size": 8"#, "pooler_hidden_size"),
+        (
+            r#""relative_attention": true, "pos_att_type": "c2p|p2c", "share_att_key": true, "norm_rel_ebd": "batch""#,
+            "norm_rel_ebd",
+        ),
+        (
+            r#""relative_attention": true, "pos_att_type": "c2p|p2c", "share_att_key": true, "position_buckets": 2"#,
+            "position_buckets",
+        ),
+    ] {
+        let error = refused(&format!(r#"{{"model_type": "deberta-v2", {key}}}"#));
+        assert!(error.contains(words), "{key}: {error}");
     }
 }

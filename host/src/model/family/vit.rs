@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::json::Json;
 use super::{Family, Name, name};
 use crate::error::Result;
-use crate::kernel::{AttentionShape, NormKind};
+use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, CHANNELS, Dropouts, Embeddings, FeedForward, HeadPart,
     LinearPart, NormPart, Order, Patches, Reads, WeightLayout,
@@ -40,11 +40,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
     let of_heads = "heads share the hidden features evenly";
     json.only("head_dim", Value::from(hidden / heads), of_heads)?;
     let patches = patches(json, name)?;
-    let norm = |name| NormPart {
-        name,
-        kind: NormKind::Layer,
-        epsilon,
-    };
+    let norm = |name| NormPart::layer(name, epsilon);
     let linear = |name, inputs, outputs, bias| LinearPart {
         name,
         inputs,
@@ -63,6 +59,8 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         block: Block {
             order: Order::PreNorm,
             norms: [norm("layernorm_before"), norm("layernorm_after")],
+            first_bare: false,
+            output_norms: None,
             attention: Attention {
                 projections: vec![
                     linear("attention.q_proj", hidden, hidden, bias),
@@ -73,11 +71,15 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
                 shape: AttentionShape::full(heads, hidden / heads),
                 head_norms: None,
                 rotary: None,
+                local: None,
+                relative: None,
+                drops_output_as_weights: false,
             },
             feed_forward: FeedForward {
                 inner: vec![linear("mlp.fc1", hidden, intermediate, true)],
                 down: linear("mlp.fc2", intermediate, hidden, true),
                 activation: json.activation("hidden_act", "gelu")?,
+                drops_inside: false,
             },
         },
         final_norm: Some(norm("layernorm")),
@@ -89,9 +91,12 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             bias: true,
             module: None,
         },
+        token_head: None,
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: STORED,
+        unread: &[],
+        nested: None,
         dropout: Dropouts {
             embeddings: dropout,
             hidden: dropout,
@@ -106,13 +111,10 @@ fn patches(json: &Json, name: Name) -> Result<Patches> {
         both(json, "image_size", 224)?,
         both(json, "patch_size", 16)?,
     );
-    if (0..2).any(|side| !image[side].is_multiple_of(patch[side])) {
-        let [height, width] = patch;
-        let help = format!("it must be a multiple of patch_size, {height} by {width}");
-        return json.refuse("image_size", format!("{} by {}", image[0], image[1]), &help);
-    }
+    whole(json, image, patch)?;
     Ok(Patches {
         projection: "embeddings.patch_embeddings.projection",
+        bias: true,
         image,
         patch,
         firsts: match name.model_type {
@@ -120,7 +122,19 @@ fn patches(json: &Json, name: Name) -> Result<Patches> {
             _ => &["embeddings.cls_token"],
         },
         positions: "embeddings.position_embeddings",
+        flat: false,
+        norm: None,
     })
+}
+
+/// Refuses images that are not made of whole patches.
+pub(super) fn whole(json: &Json, image: [usize; 2], patch: [usize; 2]) -> Result<()> {
+    if (0..2).all(|side| image[side].is_multiple_of(patch[side])) {
+        return Ok(());
+    }
+    let [height, width] = patch;
+    let help = format!("it must be a multiple of patch_size, {height} by {width}");
+    json.refuse("image_size", format!("{} by {}", image[0], image[1]), &help)
 }
 
 /// A height and a width, or one number for both.

@@ -1,0 +1,2 @@
+#![no_main]
+dynalora_fuzz::target!(Conll);
