@@ -233,17 +233,22 @@ targets = ["query", "value", "dense"]"#;
         let pretrained = Pretrained::open(&folder, &recipe).expect("a whole model");
         let modules = pretrained.adapted(&adapter).expect("modules").modules;
         let load = || Model::<Flex>::load(&pretrained, &modules, 2, &DEVICE).expect("a model");
-        drop(load());
-        let before = LIVE.load(Relaxed);
-        let model = load();
         let said = pretrained.bytes(false).expect("no language head");
-        loaded.push([LIVE.load(Relaxed) - before, said as usize]);
-        drop(model);
+        // What a thread of the pool makes or lets go of meanwhile is not the model's: the least of several.
+        let least = (0..8).map(|_| {
+            let before = LIVE.load(Relaxed);
+            let model = load();
+            let bytes = LIVE.load(Relaxed).saturating_sub(before);
+            drop(model);
+            bytes
+        });
+        loaded.push([least.min().expect("eight"), said as usize]);
         // Threads' working memory, and then nothing: the way back reads what the way there has.
         let warm = trainee(&pretrained, &adapter);
         measured(&warm, &batch, &vec![true; modules.len()]);
         for mask in masks(modules.len()) {
-            let [_, left] = measured(&trainee(&pretrained, &adapter), &batch, &mask);
+            let left = (0..4).map(|_| measured(&trainee(&pretrained, &adapter), &batch, &mask)[1]);
+            let left = left.min().expect("four");
             assert!(left <= 2048, "{name}, {mask:?}: {left} bytes stay");
         }
     }
@@ -251,7 +256,8 @@ targets = ["query", "value", "dense"]"#;
     let [floats, halves] = loaded[..] else {
         panic!("two models");
     };
-    assert_eq!(floats[0] - halves[0], floats[1] - halves[1]);
+    let saved = floats[0].saturating_sub(halves[0]);
+    assert!(saved.abs_diff(floats[1] - halves[1]) <= 2048, "{saved}");
     assert!(
         (floats[1]..floats[1] + 16_384).contains(&floats[0]),
         "{floats:?}"
