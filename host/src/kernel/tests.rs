@@ -427,7 +427,8 @@ fn products_reach_every_edge() {
     let _alone = alone();
     let to_bf16 = |x: f32| half::bf16::from_f32(x).to_f32();
     let to_f16 = |x: f32| half::f16::from_f32(x).to_f32();
-    let roundings: [(fn(f32) -> f32, usize); 3] = [(|x| x, 4), (to_bf16, 2), (to_f16, 2)];
+    type Rounding = fn(f32) -> f32;
+    let roundings: [(Rounding, usize); 3] = [(|x| x, 4), (to_bf16, 2), (to_f16, 2)];
     // Around the tiles' rows, the panels' columns and the stretches of the inner size.
     for (m, n, k) in [
         (1, 1, 1),
