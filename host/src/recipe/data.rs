@@ -301,11 +301,11 @@ impl DataConfig {
             return Err(Error::user("`data.hub` and `data.dir` are both given")
                 .help("Keep `hub` for a data set of the Hub, or `dir` for a local one."));
         }
-        if let Some(Format::Txt) = self.format {
-            return Err(
-                Error::user("`data.format = \"txt\"` means nothing with `data.hub`")
-                    .help("Parquet, CSV, TSV and JSON lines are read from the Hub."),
-            );
+        if let Some(format @ (Format::Txt | Format::Conll)) = self.format {
+            return Err(Error::user(format!(
+                "`data.format = \"{format}\"` means nothing with `data.hub`"
+            ))
+            .help("Parquet, CSV, TSV and JSON lines are read from the Hub."));
         }
         Ok(())
     }
@@ -440,13 +440,7 @@ impl DataConfig {
         }
         for path in self.files() {
             let format = self.format.map_or_else(|| Format::of(path), Ok)?;
-            if !matches!(format, Format::Jsonl | Format::Parquet | Format::Conll) {
-                return Err(Error::user(format!(
-                    "{}: sentences in words do not stand in a file of the format `{format}`",
-                    path.display()
-                ))
-                .help("Give JSON lines or Parquet with a list of words and one of their tags; or set `format = \"conll\"` in [data] for a word and its tag a line."));
-            }
+            format.require_words(path)?;
         }
         self.labels
             .as_ref()
@@ -651,6 +645,10 @@ mod tests {
             "fine"
         );
         assert_eq!(message("hub = 'a/b'\nformat = 'images'"), "fine");
+        assert_eq!(
+            message("hub = 'a/b'\nproblem = 'token-classification'"),
+            "fine"
+        );
         assert_eq!(message("task = 'minimal-pairs'\nsentences = 64"), "fine");
         assert_eq!(
             message("train = 'a.csv'\n[columns]\ntext = 'sentence'"),
@@ -671,6 +669,10 @@ mod tests {
             (
                 "hub = 'a/b'\ntask = 'minimal-pairs'",
                 "`data.hub` are both given",
+            ),
+            (
+                "hub = 'a/b'\nproblem = 'token-classification'\nformat = 'conll'",
+                "`data.format = \"conll\"` means nothing",
             ),
             ("hub = 'a/b'\ndir = 'x'", "`data.dir` are both given"),
             ("hub = 'a/b'", "[data.columns] is missing"),

@@ -69,6 +69,18 @@ impl Format {
         }
     }
 
+    /// Refuses a file in which sentences in words cannot stand.
+    pub fn require_words(self, path: &Path) -> Result<()> {
+        match self {
+            Format::Jsonl | Format::Parquet | Format::Conll => Ok(()),
+            Format::Csv | Format::Tsv | Format::Txt | Format::Images => Err(Error::user(format!(
+                "{}: sentences in words do not stand in a file of the format `{self}`",
+                path.display()
+            ))
+            .help("Give JSON lines or Parquet with a list of words and one of their tags; or set `format = \"conll\"` in [data] for a word and its tag a line.")),
+        }
+    }
+
     /// Its name in recipes.
     fn name(self) -> &'static str {
         match self {

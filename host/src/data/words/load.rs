@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{Sentence, encode};
 use crate::data::encode::{Limits, check};
+use crate::data::files;
 use crate::data::labels::{MOST, Reader, is_whole};
 use crate::data::load::{check_metrics, encoder, no_split};
 use crate::data::problems::Problems;
@@ -97,20 +98,17 @@ pub fn load_split(
     name: &str,
 ) -> Result<Vec<(String, Encoded)>> {
     config.validate()?;
-    let parts = [
-        (Part::Validation, &config.validation),
-        (Part::Test, &config.test),
-    ];
-    let there = parts
-        .iter()
-        .filter_map(|(part, path)| Some((*part, path.as_deref()?)));
-    let there: Vec<(Part, &Path)> = there.collect();
-    let Some((part, path)) = there.iter().find(|(part, _)| part.name() == name) else {
-        let names: Vec<&str> = there.iter().map(|(part, _)| part.name()).collect();
+    let parts = [Part::Validation, Part::Test];
+    let [_, validation, test] = files::own(config, &parts)?;
+    let there = parts.into_iter().zip([validation, test]);
+    let there: Vec<(Part, Vec<PathBuf>)> = there.filter(|(_, paths)| !paths.is_empty()).collect();
+    let names: Vec<&str> = there.iter().map(|(part, _)| part.name()).collect();
+    let found = names.iter().position(|there| *there == name);
+    let Some((part, paths)) = found.and_then(|at| there.get(at)) else {
         return Err(no_split(name, &names));
     };
-    let rows = rows(config, path, *part)?;
-    let split = split(config, path, rows, *part, &learnt.labels)?;
+    let files = read_files(config, paths, *part)?;
+    let split = split(config, files, *part, &learnt.labels)?;
     let unlabelled = split.sentences.iter().position(|it| it.classes.is_none());
     if let Some(index) = unlabelled {
         return Err(Error::user(format!(
@@ -163,40 +161,40 @@ pub fn labels_of(config: &DataConfig) -> Result<Vec<String>> {
     match &config.labels {
         Some(labels) => Ok(labels.clone()),
         None => {
-            let path = train_of(config)?;
-            tags_of(config, path, &rows(config, path, Part::Train)?)
+            let [train, ..] = files::own(config, &[Part::Train])?;
+            tags_of(config, &read_files(config, &train, Part::Train)?)
         }
     }
 }
 
 fn read_all(config: &DataConfig) -> Result<Found> {
     config.validate()?;
-    let path = train_of(config)?;
-    let found = rows(config, path, Part::Train)?;
+    let [train, validation, test] = files::own(config, &files::PARTS)?;
+    let train = read_files(config, &train, Part::Train)?;
     let labels = match &config.labels {
         Some(labels) => labels.clone(),
-        None => tags_of(config, path, &found)?,
+        None => tags_of(config, &train)?,
     };
-    let other = |path: &Option<PathBuf>, part: Part| {
-        let split = path
-            .as_ref()
-            .map(|path| split(config, path, rows(config, path, part)?, part, &labels));
-        split.transpose()
+    let other = |paths: Vec<PathBuf>, part: Part| match &paths[..] {
+        [] => Ok(None),
+        paths => split(config, read_files(config, paths, part)?, part, &labels).map(Some),
     };
     Ok(Found {
-        train: split(config, path, found, Part::Train, &labels)?,
-        validation: other(&config.validation, Part::Validation)?,
-        test: other(&config.test, Part::Test)?,
+        train: split(config, train, Part::Train, &labels)?,
+        validation: other(validation, Part::Validation)?,
+        test: other(test, Part::Test)?,
         labels,
     })
 }
 
-/// The training file, which `validate` has made sure of.
-fn train_of(config: &DataConfig) -> Result<&Path> {
-    config.train.as_deref().ok_or_else(|| {
-        Error::user("[data] does not say what to learn")
-            .help("Give `train`, a file of sentences in words.")
-    })
+/// A file and its rows.
+type File = (PathBuf, Vec<Row>);
+
+fn read_files(config: &DataConfig, paths: &[PathBuf], part: Part) -> Result<Vec<File>> {
+    let files = paths.iter();
+    files
+        .map(|path| Ok((path.clone(), rows(config, path, part)?)))
+        .collect()
 }
 
 fn format(config: &DataConfig, path: &Path) -> Result<Format> {
@@ -224,6 +222,7 @@ fn columns(config: &DataConfig, format: Format) -> [Vec<Column>; 2] {
 /// The rows of a file; `part` decides whether they must have tags.
 fn rows(config: &DataConfig, path: &Path, part: Part) -> Result<Vec<Row>> {
     let format = format(config, path)?;
+    format.require_words(path)?;
     let [text, label] = columns(config, format);
     let layout = Layout {
         format,
@@ -242,13 +241,14 @@ fn rows(config: &DataConfig, path: &Path, part: Part) -> Result<Vec<Row>> {
     table::read(path, &layout)
 }
 
-/// The tags of a training file: those that its metadata names, or else those that its rows have, sorted.
-fn tags_of(config: &DataConfig, path: &Path, rows: &[Row]) -> Result<Vec<String>> {
+/// The tags of training files: those that the first one's metadata names, or else those that their rows have, sorted.
+fn tags_of(config: &DataConfig, files: &[File]) -> Result<Vec<String>> {
+    let path = files.first().map_or(Path::new(""), |(path, _)| path);
     if let Some(names) = names_in(config, path)? {
         return Ok(told(path, "its metadata", names));
     }
     let mut tags = BTreeSet::new();
-    for row in rows {
+    for row in files.iter().flat_map(|(_, rows)| rows) {
         // What is wrong with a row is complained of where rows become sentences.
         let found = row.label.as_deref().map(list);
         tags.extend(found.and_then(Result::ok).into_iter().flatten());
@@ -292,14 +292,7 @@ fn told(path: &Path, from: &str, tags: Vec<String>) -> Vec<String> {
     tags
 }
 
-fn split(
-    config: &DataConfig,
-    path: &Path,
-    rows: Vec<Row>,
-    part: Part,
-    labels: &[String],
-) -> Result<Split> {
-    let unit = format(config, path)?.unit();
+fn split(config: &DataConfig, files: Vec<File>, part: Part, labels: &[String]) -> Result<Split> {
     let reader = Reader {
         labels,
         problem: Problem::TokenClassification,
@@ -307,20 +300,23 @@ fn split(
         numbered: !labels.iter().any(|label| is_whole(label)),
         hidden: None,
     };
-    let names = names_in(config, path)?;
-    let mut problems = Problems::new(path, unit);
     let mut places = Places::default();
-    places.add(path, unit, rows.iter().map(|row| row.line).collect());
-    let mut sentences = Vec::with_capacity(rows.len());
-    for row in rows {
-        match sentence(&row, &reader, names.as_deref()) {
-            Ok(sentence) => sentences.push(sentence),
-            Err(what) => problems.push(row.line, what),
+    let mut sentences = Vec::new();
+    for (path, rows) in files {
+        let unit = format(config, &path)?.unit();
+        let names = names_in(config, &path)?;
+        let mut problems = Problems::new(&path, unit);
+        places.add(&path, unit, rows.iter().map(|row| row.line).collect());
+        for row in rows {
+            match sentence(&row, &reader, names.as_deref()) {
+                Ok(sentence) => sentences.push(sentence),
+                Err(what) => problems.push(row.line, what),
+            }
         }
+        problems.finish(
+            "Correct the rows, or `tokens` and `tags` in [data.columns], or `labels` in [data].",
+        )?;
     }
-    problems.finish(
-        "Correct the rows, or `tokens` and `tags` in [data.columns], or `labels` in [data].",
-    )?;
     sentences.truncate(config.limit.unwrap_or(usize::MAX));
     Ok(Split {
         part,
