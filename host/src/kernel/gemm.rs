@@ -23,8 +23,12 @@ use super::simd::{Level, level};
 /// second beside what streams past.
 const DEPTH: usize = 384;
 
-/// Rows of the left-hand matrix that one task takes at most.
-const ROWS: usize = 1024;
+/// Rows of the left-hand matrix that one task takes at most: these and their part of the other's panels stay in the
+/// second-level cache from one panel to the next.
+const ROWS: usize = 192;
+
+/// The same where a panel is copied first.
+const COPIED_ROWS: usize = 1024;
 
 /// Rows of the largest tile.
 const TILE: usize = 12;
@@ -104,6 +108,15 @@ impl<'a> Term<'a> {
 
     fn rows(&self) -> usize {
         self.left.rows
+    }
+
+    /// Whether a panel of a frozen weight is copied before it is read.
+    fn is_copied(&self) -> bool {
+        match self.right {
+            Right::Panels(panels) => self.rounded.is_none() && panels.in_place(0, 0).is_none(),
+            Right::Transposed(_) => true,
+            Right::Plain(..) => false,
+        }
     }
 
     /// The width of a panel that [`copy`](Self::copy) makes for so many columns.
@@ -210,7 +223,8 @@ pub unsafe fn multiply(out: Out, start: Start<'_>, terms: &[Term<'_>]) {
         columns: n,
     };
     let panels = n.div_ceil(panel_width(level));
-    let rows = shared_rows(m, panels, rayon::current_num_threads());
+    let copied = terms.iter().any(Term::is_copied);
+    let rows = shared_rows(m, panels, rayon::current_num_threads(), copied);
     (0..m.div_ceil(rows) * panels)
         .into_par_iter()
         .for_each(|task| {
@@ -219,16 +233,17 @@ pub unsafe fn multiply(out: Out, start: Start<'_>, terms: &[Term<'_>]) {
         });
 }
 
-/// How many of `m` rows one task takes, of one panel: as many as can be, so that a panel which has to be copied is used
+/// How many of `m` rows one task takes, of one panel: as many as can be, so that a panel which has to be `copied` is used
 /// often, of those that give each thread two tasks at least, so that one that is held up is helped out, and no thread a
 /// tenth more than its share.
-pub fn shared_rows(m: usize, panels: usize, threads: usize) -> usize {
+pub fn shared_rows(m: usize, panels: usize, threads: usize, copied: bool) -> usize {
+    let most = if copied { COPIED_ROWS } else { ROWS };
     let even = |rows: &usize| {
         let tasks = m.div_ceil(*rows) * panels;
         let longest = tasks.div_ceil(threads) * m.min(*rows);
         tasks >= 2 * threads && 10 * longest * threads <= 11 * m * panels
     };
-    let tiles = 1..=m.min(ROWS).div_ceil(TILE);
+    let tiles = 1..=m.min(most).div_ceil(TILE);
     let rows = tiles.rev().map(|tiles| tiles * TILE).find(even);
     rows.unwrap_or(TILE)
 }

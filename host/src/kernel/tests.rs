@@ -545,8 +545,11 @@ fn a_product_is_shared_out_evenly() {
     for threads in 2..=64 {
         for tokens in [512, 1000, 2048, 4096, 16384] {
             // Of 384 columns and more, in panels of two vectors of eight or sixteen.
-            for panels in [12, 18, 24, 48, 96] {
-                let rows = gemm::shared_rows(tokens, panels, threads);
+            for (panels, copied) in [12, 18, 24, 48, 96]
+                .into_iter()
+                .flat_map(|n| [(n, false), (n, true)])
+            {
+                let rows = gemm::shared_rows(tokens, panels, threads, copied);
                 // Each thread takes the next task when it has done with one.
                 let mut work = vec![0; threads];
                 for first in (0..tokens).step_by(rows) {
