@@ -86,7 +86,8 @@ pub fn round(value: f32) -> u16 {
 }
 
 vectorised! {
-    fn round_row(from: &[f32], to: &mut [u16]) {
+    /// f32 to bf16, to nearest.
+    pub fn round_row(from: &[f32], to: &mut [u16]) {
         for (to, from) in to.iter_mut().zip(from) {
             *to = round(*from);
         }

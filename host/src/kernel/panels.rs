@@ -9,7 +9,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::bf16::round;
+use super::bf16::{round, round_row};
 use super::cpu::Disjoint;
 use super::matrix::Matrix;
 use super::simd::{Level, level, vectorised};
@@ -140,7 +140,8 @@ impl Panels {
                             .reinterpret_cast_mut::<f16>()
                             .convert_from_f32_slice(&panel),
                         Element::Pairs => narrow_in_pairs(&panel, width, to),
-                        _ => narrow(&panel, to),
+                        // Which is exact.
+                        _ => round_row(&panel, to),
                     }
                 }
             }
@@ -301,13 +302,6 @@ vectorised! {
         for (to, from) in to.iter_mut().zip(from) {
             *to = f32::from_bits(u32::from(*from) << 16);
         }
-    }
-}
-
-/// f32 whose lower half is zero to bf16.
-fn narrow(from: &[f32], to: &mut [u16]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = (from.to_bits() >> 16) as u16;
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::Header;
 use crate::cache;
 use crate::error::{Error, Result};
-use crate::file::{sha256, write_atomically};
+use crate::file::sha256;
 
 /// Writes what `file` says of its model as a `config.json` into the cache, under its own digest; where it lies.
 pub fn config(file: &Path) -> Result<PathBuf> {
@@ -41,8 +41,8 @@ pub fn config(file: &Path) -> Result<PathBuf> {
             Error::user(format!("cannot write to {}", dir.display())).because(error)
         })?;
         let own = dir.join(format!("config.{}.json", std::process::id()));
-        write_atomically(&own, text.as_bytes())?;
-        std::fs::rename(&own, &path).map_err(|error| {
+        let written = std::fs::write(&own, &text).and_then(|()| std::fs::rename(&own, &path));
+        written.map_err(|error| {
             Error::user(format!("cannot write to {}", dir.display())).because(error)
         })?;
     }
