@@ -129,6 +129,7 @@ def write_tiny(out):
         ("tiny-llama", "all-linear", ("score",)),
         ("tiny-gpt2", "all-linear", ("classifier",)),
         ("tiny-gemma2", "all-linear", ("score",)),
+        ("tiny-modernbert", ["Wqkv", "Wo", "Wi"], ("head", "classifier")),
     ):
         # Some sentences are longer, and cut.
         words.write(out / name, targets, head_modules, most=40, **short)

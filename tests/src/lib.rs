@@ -1,5 +1,6 @@
 //! What the end-to-end suites share: fixtures, golden values and the built program with its plugins.
 
+pub mod chat;
 pub mod drawn;
 pub mod entries;
 mod golden;

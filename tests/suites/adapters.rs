@@ -854,3 +854,165 @@ fn weights_that_change_under_a_run_change_nothing_of_it() {
         assert!(adapter(&whole) == adapter(&scene.path(run)), "{run}");
     }
 }
+
+/// The loss of a run's exported adapter.
+fn loss_of(scene: &Scene, run: &str) -> f64 {
+    loss(scene, &["evaluate", run, "--json"])
+}
+
+/// So small a step changes nothing that is seen.
+const STILL: [&str; 3] = [
+    "train.steps=1",
+    "train.learning_rate=1e-12",
+    "evaluation.every=1",
+];
+
+#[test]
+fn training_goes_on_from_a_run_or_an_adapter() {
+    let adapter = Adapter::new();
+    let scene = &adapter.scene;
+    scene.train("first", &["train.steps=30"]);
+    let from = |folder| format!("adapter.from={folder}");
+    let start = |run: &str, sets: &[&str]| {
+        let folder = scene.train(run, &[&STILL, sets].concat());
+        let inputs = std::fs::read_to_string(folder.join("provenance.json")).expect("a record");
+        assert_eq!(
+            inputs.contains("adapter.from.adapter_model.safetensors"),
+            sets.iter().any(|set| set.starts_with("adapter.from=")),
+            "{run}"
+        );
+        loss_of(scene, run)
+    };
+    let first = loss_of(scene, "first");
+    let anew = start("anew", &[]);
+    assert!((anew - first).abs() > 1e-3, "{anew} is {first}");
+    for folder in ["first", "first/adapter"] {
+        let gone_on = start("on", &[&from(folder), "train.on_nonfinite=stop"]);
+        assert!(
+            (gone_on - first).abs() < 1e-6,
+            "{folder}: {gone_on}, not {first}"
+        );
+        std::fs::remove_dir_all(scene.path("on")).expect("a run");
+    }
+    // PEFT's, whose sizes and modules the recipe has to name. It says no classes.
+    let peft = ["adapter.targets=[\"query\",\"value\"]", "adapter.alpha=8"];
+    let on = start("peft", &[&[&*from("adapter")], &peft[..]].concat());
+    let trained = adapter.loss();
+    assert!((on - trained).abs() < 1e-6, "{on}, not {trained}");
+    // Another task: the modules are as they were, the head is not.
+    let other = start("other", &[&from("first"), "adapter.from_head=false"]);
+    assert!((other - first).abs() > 1e-4 && (other - anew).abs() > 1e-4);
+    scene.assert_resumes("from", &[&from("first"), "train.steps=40"]);
+}
+
+#[test]
+fn an_adapter_to_start_from_is_the_recipes_or_refused() {
+    let adapter = Adapter::new();
+    let scene = &adapter.scene;
+    copy_folder(
+        &fixture("tiny-bert/golden/vera/trained"),
+        &scene.path("vera"),
+    );
+    scene.train("first", &["train.steps=2"]);
+    let text = scene.recipe_text();
+    scene.write(
+        "classes.toml",
+        &text.replace("[data]\n", "[data]\nlabels = [\"none\", \"comma\"]\n"),
+    );
+    let targets = "adapter.targets=[\"query\",\"value\"]";
+    for (recipe, sets, parts) in [
+        (
+            "recipe.toml",
+            &["adapter.from=adapter"][..],
+            &[
+                "has no encoder.layer.0.attention.output.dense",
+                "set adapter.targets = [\"query\", \"value\"]",
+            ][..],
+        ),
+        (
+            "recipe.toml",
+            &["adapter.from=adapter", "adapter.targets=query"],
+            &[
+                "attention.self.value, which is no target",
+                "adapter.targets",
+            ],
+        ),
+        (
+            "recipe.toml",
+            &["adapter.from=adapter", targets],
+            &[
+                "rank 4 and scale 2",
+                "the recipe has 4 and 4",
+                "adapter.alpha",
+            ],
+        ),
+        (
+            "recipe.toml",
+            &["adapter.from=vera"],
+            &["is of the kind \"vera\"", "set adapter.kind = \"vera\""],
+        ),
+        (
+            "recipe.toml",
+            &["adapter.from=vera", "adapter.kind=vera"],
+            &["projections of another key, 20240"],
+        ),
+        (
+            "recipe.toml",
+            &["adapter.from=nowhere"],
+            &["nowhere", "adapter_config.json"],
+        ),
+        (
+            "recipe.toml",
+            &["adapter.from=first", "adapter.r_max=8"],
+            &["`adapter.r_max`", "`adapter.from`"],
+        ),
+        (
+            "recipe.toml",
+            &["adapter.from=first", "adapter.init_lora_weights=pissa"],
+            &["`adapter.init_lora_weights`"],
+        ),
+        (
+            "recipe.toml",
+            &["adapter.from_head=false"],
+            &["`adapter.from_head`", "there is none"],
+        ),
+        (
+            "classes.toml",
+            &["adapter.from=first"],
+            &[
+                "the classes comma, none",
+                "the classes none, comma",
+                "adapter.from_head = false",
+            ],
+        ),
+    ] {
+        let mut arguments = vec!["train", recipe, "--set", "output=run"];
+        arguments.extend(sets.iter().flat_map(|set| ["--set", set]));
+        refused(scene, &arguments, parts);
+        assert!(!scene.path("run").exists(), "{sets:?}");
+        // What needs no data is found by `plan` too.
+        if recipe == "recipe.toml" {
+            arguments[0] = "plan";
+            refused(scene, &arguments, parts);
+        }
+    }
+    // Not even by force: the folder would be emptied first.
+    let over = [
+        "train",
+        "recipe.toml",
+        "--force",
+        "--set",
+        "adapter.from=first",
+    ];
+    let over = [&over[..], &["--set", "output=first"]].concat();
+    refused(
+        scene,
+        &over,
+        &["in the folder of the run that starts from it"],
+    );
+    assert!(
+        scene
+            .path("first/adapter/adapter_model.safetensors")
+            .is_file()
+    );
+}

@@ -106,6 +106,87 @@ fn a_new_recipe_is_right_and_trains() {
 }
 
 #[test]
+fn a_new_recipe_is_for_every_kind_of_rows() {
+    let scene = Scene::new();
+    scene.write("train.txt", "A text to be continued.\n");
+    let csv = ["--train", "train.csv", "--validation", "dev.csv"];
+    let txt = ["--train", "train.txt", "--validation", "train.txt"];
+    let chats = ["--train", "train.jsonl", "--validation", "dev.jsonl"];
+    let hub = ["--hub", "owner/name"];
+    let images = ["--images", "digits", "--model", "vit"];
+    let causal = "problem = \"causal-lm\"";
+    for (flags, parts) in [
+        (
+            [&csv[..], &["--response", "answer"]].concat(),
+            [causal, "response = \"answer\""],
+        ),
+        (
+            [&csv[..], &["--problem", "causal-lm"]].concat(),
+            [causal, "text = \"text\""],
+        ),
+        (
+            [&csv[..], &["--problem", "regression"]].concat(),
+            ["problem = \"regression\"", "label = "],
+        ),
+        (txt.to_vec(), [causal, "train.txt"]),
+        (
+            [&chats[..], &["--messages", "chat"]].concat(),
+            [causal, "messages = \"chat\""],
+        ),
+        (
+            [&hub[..], &["--config", "it"]].concat(),
+            ["hub = \"owner/name\"", "config = \"it\""],
+        ),
+        (
+            [&hub[..], &["--tags", "tags"]].concat(),
+            ["\"token-classification\"", "tokens = \"tokens\""],
+        ),
+        (images.to_vec(), ["format = \"images\"", "dir = "]),
+    ] {
+        scene.ok(&[&["recipe", "new", "x.toml", "--force"], &flags[..]].concat());
+        let text = std::fs::read_to_string(scene.path("x.toml")).expect("the recipe");
+        for part in parts {
+            assert!(text.contains(part), "{flags:?}: {part} is missing:\n{text}");
+        }
+        // Images have the length that their model reads, and a text no columns.
+        let length = text.contains("max_length");
+        assert_eq!(length, !text.contains("images"), "{text}");
+        assert_eq!(
+            text.contains("[data.columns]"),
+            flags != txt && flags != images,
+            "{text}"
+        );
+        scene.ok(&["recipe", "check", "x.toml"]);
+    }
+    for (flags, parts) in [
+        (
+            [&images[..], &["--label", "x"]].concat(),
+            ["--label x", "have no columns"],
+        ),
+        (
+            [&csv[..], &["--messages", "x", "--label", "y"]].concat(),
+            ["--label y", "--messages"],
+        ),
+        (
+            [&csv[..], &["--messages", "x", "--problem", "regression"]].concat(),
+            ["--problem regression", "causal-lm"],
+        ),
+        (["--images", "digits"].to_vec(), ["--model", "required"]),
+        (
+            ["--validation", "dev.csv"].to_vec(),
+            ["--train is not given", "a file each"],
+        ),
+    ] {
+        refused(
+            &scene,
+            &[&["recipe", "new", "y.toml"], &flags[..]].concat(),
+            &parts,
+        );
+        assert!(!scene.path("y.toml").exists(), "{flags:?}");
+    }
+}
+
+#[test]
 fn a_recipe_is_checked_and_shown_without_model_and_data() {
     let scene = Scene::new();
     scene.edit("rank = 4", "rank = 4\nrnak = 3");

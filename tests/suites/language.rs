@@ -1,5 +1,6 @@
 //! Causal language modelling with the built program: documents, prompts with responses, plain text.
 
+use dynalora_tests::chat::{TEMPLATE, chatty};
 use dynalora_tests::contains;
 use dynalora_tests::{Scene, fixture};
 use serde_json::Value;
@@ -97,25 +98,6 @@ fn every_family_learns_from_documents_and_says_the_same_when_it_is_evaluated() {
         assert_eq!(config["fan_in_fan_out"], model == "tiny-gpt2");
         assert_eq!(config["modules_to_save"], serde_json::json!([]));
     }
-}
-
-/// A template in the manner of ChatML, of words that every tokenizer has.
-const TEMPLATE: &str = "{% for m in messages %}{{ m.role + ': ' + m.content + ' . ' }}{% endfor %}\
-                        {% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
-
-/// A copy of a fixture with a chat template, in the scene's folder `chat`.
-fn chatty(scene: &Scene, model: &str, template: &str) -> String {
-    let folder = scene.path("chat");
-    std::fs::create_dir_all(&folder).expect("a folder");
-    for entry in std::fs::read_dir(fixture(model)).expect("a fixture") {
-        let path = entry.expect("an entry").path();
-        if path.is_file() {
-            let name = path.file_name().expect("a name");
-            std::fs::copy(&path, folder.join(name)).expect("it copies");
-        }
-    }
-    scene.write("chat/chat_template.jinja", template);
-    format!("model.name={}", folder.display())
 }
 
 #[test]

@@ -40,11 +40,13 @@ enum Invariant {
     Inactive,
     /// What is exported evaluates to what was measured.
     Evaluated,
+    /// A run that starts from what another has exported, and does not learn, is as good as that.
+    GoneOn,
     /// A finished run that is resumed stays as it is, byte for byte.
     Finished,
 }
 
-const INVARIANTS: [Invariant; 12] = [
+const INVARIANTS: [Invariant; 13] = [
     Invariant::Cache,
     Invariant::Checkpointed,
     Invariant::Threads,
@@ -56,6 +58,7 @@ const INVARIANTS: [Invariant; 12] = [
     Invariant::Flops,
     Invariant::Inactive,
     Invariant::Evaluated,
+    Invariant::GoneOn,
     Invariant::Finished,
 ];
 
@@ -427,6 +430,46 @@ impl Runs<'_> {
                     }
                 }
                 Ok(())
+            }
+            Invariant::GoneOn => {
+                let allocator = drawn.get("allocator.plugin").unwrap_or_default();
+                let others = ["rank-budget", "grow", "drop"];
+                if others.iter().any(|other| allocator.contains(other)) {
+                    return beside("what is exported has other ranks or scales");
+                }
+                let starts = ["adapter.r_max", "adapter.init_lora_weights"];
+                if starts.iter().any(|key| drawn.get(key).is_some()) {
+                    return beside("it names how adapters start");
+                }
+                let run = self.train("run", drawn)?;
+                let mut on = drawn.clone();
+                for key in [
+                    "adapter.d_initial",
+                    "allocation",
+                    "scorer",
+                    "allocator",
+                    "train.epochs",
+                    "train.warmup",
+                    "train.head_learning_rate",
+                ] {
+                    on.drop(key);
+                }
+                on.set("adapter.from", format!("{:?}", run.display().to_string()))
+                    .set("allocation.schedule", "{ kind = \"never\" }")
+                    .set("train.steps", 1)
+                    .set("train.learning_rate", "1e-12")
+                    .set("evaluation.every", 1);
+                self.again("on", &on)?;
+                let loss = |run: &str| {
+                    let (_, said) = self.call(&["evaluate", run, "--json"]);
+                    let scores: Value = serde_json::from_slice(&said).unwrap_or_default();
+                    scores[0]["loss"].as_f64()
+                };
+                match (loss("run"), loss("on")) {
+                    (None, _) => beside("there is nothing to evaluate it on"),
+                    (Some(run), Some(on)) if (run - on).abs() <= 1e-5 * run.abs() => Ok(()),
+                    (run, on) => Err(Outcome::Fails(format!("the loss is {on:?}, not {run:?}"))),
+                }
             }
             Invariant::Finished => {
                 let run = self.train("run", drawn)?;

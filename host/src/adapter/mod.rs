@@ -257,6 +257,13 @@ impl<B: Kernels> Adapters<B> {
         }
     }
 
+    /// The same with the values of `other` adapters of the same method, modules and sizes.
+    pub fn with_values_of(mut self, other: Self) -> Self {
+        (self.pairs, self.projections) = (other.pairs, other.projections);
+        self.versions.iter_mut().for_each(|version| *version += 1);
+        self
+    }
+
     /// The same, whose modules have these sizes of their own.
     pub fn with_own(mut self, configs: Vec<Config>) -> Self {
         self.own = configs;

@@ -14,7 +14,7 @@ use crate::model::{Architecture, HeadStart, ModelFolder, Pretrained, fetch, head
 use crate::number::{count, size};
 use crate::recipe::{AdapterKind, OptimizerState, Recipe, Unit};
 use crate::train::cost::{HeadKind, LastLayer, Shape, Sizes, Steps, cost, kept_by_a_layer};
-use crate::train::{check, costs, longest_step};
+use crate::train::{Given, check, costs, longest_step};
 
 /// Arguments of `dynalora plan`.
 #[derive(Debug, clap::Args)]
@@ -97,6 +97,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
     let pretrained = Pretrained::open_for(&folder, &recipe.model, recipe.data.problem())?;
     let adapted = pretrained.adapted(&recipe.adapter)?;
+    let (pretrained, _) = Given::open(&recipe, pretrained, &adapted)?;
     let held_back = check(&recipe, &pretrained, &adapted, &common.plugin_dir)?;
     let base = (&folder, &pretrained);
     let plan = plan(&recipe, base, adapted, held_back, arguments)?;

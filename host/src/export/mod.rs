@@ -5,4 +5,4 @@ mod peft;
 mod settings;
 
 pub use merge::merge;
-pub use peft::{Peft, read, write};
+pub use peft::{CONFIG, Peft, TENSORS, read, write};

@@ -17,9 +17,9 @@ use crate::model::{
 };
 
 /// The file of sizes.
-const CONFIG: &str = "adapter_config.json";
+pub const CONFIG: &str = "adapter_config.json";
 /// The file of tensors.
-const TENSORS: &str = "adapter_model.safetensors";
+pub const TENSORS: &str = "adapter_model.safetensors";
 /// What PEFT wrote before it had safetensors.
 const PICKLED: &str = "adapter_model.bin";
 /// What PEFT puts before every name.
@@ -333,13 +333,23 @@ impl Peft {
         &self.settings.config
     }
 
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The names of the adapted modules, or the ends of them, where the adapter has a plain list.
+    pub fn targets(&self) -> Option<&[String]> {
+        self.settings.targets.as_deref()
+    }
+
     /// What the adapter says it was trained on.
     pub fn base(&self) -> Option<&str> {
         self.settings.base.as_deref()
     }
 
     /// Method and sizes of the module at `path`, without the family's prefix.
-    fn config_of(&self, path: &str) -> Config {
+    pub fn config_of(&self, path: &str) -> Config {
         self.settings.of(&format!("{}.{path}", self.model.prefix))
     }
 

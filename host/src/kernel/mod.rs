@@ -47,6 +47,10 @@ pub use tap::tap;
 /// The backend that records what is needed for gradients.
 pub type Ad<B> = Autodiff<B>;
 
+/// The CPU by burn's own composition of every operation: what runs on a GPU, where there is none. It is for tests, and
+/// slow; that burn's [`Autodiff`] wraps it twice makes it a backend of its own, and records nothing in the inner one.
+pub type Composed = Autodiff<Flex>;
+
 /// What products with a frozen weight are computed in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
@@ -306,6 +310,12 @@ impl Kernels for Flex {
     ) -> Moments<Self> {
         adamw::cpu(parameter, gradient, step)
     }
+}
+
+impl Kernels for Composed {
+    type Packed = ();
+
+    fn pack(_: &Tensor<Self, 2>, _: Precision) {}
 }
 
 #[cfg(feature = "cuda")]

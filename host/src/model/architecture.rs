@@ -368,6 +368,8 @@ pub struct TokenHead {
     pub bias: bool,
     /// The probability with which its input is dropped from.
     pub dropout: f32,
+    /// Whether the head's hidden layer is between the tokens and that layer, as it is for sequences.
+    pub hidden: bool,
 }
 
 /// The hidden layer of a head.
@@ -562,11 +564,12 @@ impl Architecture {
             last,
             bias,
             dropout,
+            hidden,
         } = self.token_head?;
         self.head = HeadPart {
             reads: Reads::Each,
             input_dropout: false,
-            dense: None,
+            dense: self.head.dense.filter(|_| hidden),
             last,
             bias,
             module: None,

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::PathBuf;
 
 use globset::{GlobBuilder, GlobMatcher};
 use regex::Regex;
@@ -58,6 +59,13 @@ pub struct AdapterConfig {
     /// VeRA: the seed of the shared matrices A and B, which `seed` does not touch; left out: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub projection_prng_key: Option<u64>,
+    /// Where training starts instead: a run's folder, or that of an adapter of PEFT's, whose modules, sizes and scales are
+    /// those that this recipe names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
+    /// Whether the head that was saved with `from` is where the head starts too; false: it starts anew, for another task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_head: Option<bool>,
     /// The modules that get an adapter: one target or a list of them.
     #[serde(alias = "target_modules")]
     pub targets: Targets,
@@ -95,6 +103,8 @@ impl Default for AdapterConfig {
             dropout: 0.0,
             d_initial: None,
             projection_prng_key: None,
+            from: None,
+            from_head: None,
             targets: Targets(vec![
                 Target::Name("query".into()),
                 Target::Name("value".into()),
@@ -165,7 +175,9 @@ impl AdapterConfig {
         match self.kind {
             AdapterKind::Lora => self.alpha = Some(self.alpha()),
             AdapterKind::Vera => {
-                self.d_initial = Some(self.d_initial());
+                // What is read has its own.
+                let fresh = self.from.is_none();
+                self.d_initial = fresh.then(|| self.d_initial());
                 self.projection_prng_key = Some(self.projection_prng_key());
             }
         }
@@ -224,6 +236,7 @@ impl AdapterConfig {
             "a rank from that of `rank` to 65536",
         )?;
         self.validate_patterns(at)?;
+        self.validate_from(at)?;
         let alpha = self.alpha();
         at.check(
             key("adapter.alpha", "adapter.lora_alpha"),
@@ -305,6 +318,35 @@ impl AdapterConfig {
 }
 
 impl AdapterConfig {
+    /// Refuses other ways to start beside an adapter that is there.
+    fn validate_from(&self, at: &Document) -> Result<()> {
+        if self.from.is_none() {
+            return match self.from_head {
+                None => Ok(()),
+                Some(_) => Err(at
+                    .error(
+                        "adapter.from_head",
+                        "`adapter.from_head` is of an adapter to start from, and there is none",
+                        "`adapter.from` is left out",
+                    )
+                    .help("drop it, or name the adapter in `adapter.from`")),
+            };
+        }
+        let starts = ["init_lora_weights", "r_max", "d_initial"];
+        match starts.iter().find(|key| at.has(&format!("adapter.{key}"))) {
+            None => Ok(()),
+            Some(key) => Err(at
+                .error(
+                    &format!("adapter.{key}"),
+                    format!(
+                        "`adapter.{key}` says how adapters start, and `adapter.from` names where"
+                    ),
+                    "what is read has its own ranks and values",
+                )
+                .help(format!("drop `adapter.{key}` or `adapter.from`"))),
+        }
+    }
+
     fn validate_patterns(&self, at: &Document) -> Result<()> {
         let most = self.r_max.unwrap_or(65_536);
         let expected = match self.r_max {

@@ -309,7 +309,8 @@ impl Recipe {
         if only_a_path || is_gguf || base.join(name).is_dir() {
             self.model.name = absolute_text(base, &self.model.name)?;
         }
-        for path in self.data.paths() {
+        let paths = self.data.paths().into_iter();
+        for path in paths.chain(&mut self.adapter.from) {
             *path = absolute(base, path)?;
         }
         Ok(())

@@ -301,7 +301,8 @@ fn repeated(names: &[String]) -> Option<&String> {
 }
 
 /// Keys that name what a run reads, which counts by its content where that is known.
-const PLACES: [&str; 10] = [
+const PLACES: [&str; 11] = [
+    "adapter.from",
     "data.dir",
     "data.hub",
     "data.config",

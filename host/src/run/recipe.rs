@@ -25,7 +25,8 @@ const FREE: [&str; 13] = [
 ];
 
 /// Keys that name files and folders, whose content counts where it is known.
-const PLACES: [&str; 11] = [
+const PLACES: [&str; 12] = [
+    "adapter.from",
     "data.dir",
     "data.hub",
     "data.config",

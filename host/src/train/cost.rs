@@ -190,6 +190,15 @@ impl Shape<'_> {
                 builder.linear(None, x, &[&head], Amount::per_token);
             }
             HeadKind::Words(classes) => {
+                if self.config.head.dense.is_some() {
+                    let y = builder.value(Amount::per_token, self.config.hidden);
+                    let mut dense = Builder::operation(None, &[x], y);
+                    dense.forward = Amount::per_token(2 * (self.config.hidden.pow(2)) as u64);
+                    dense.backward = dense.forward;
+                    dense.keeps = vec![x];
+                    builder.costs.operations.push(dense);
+                    x = y;
+                }
                 let logits = builder.value(Amount::per_token, classes);
                 let mut head = Builder::operation(None, &[x], logits);
                 head.forward = Amount::per_token(2 * (self.config.hidden * classes) as u64);

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::Prepared;
 use crate::data;
 use crate::error::Result;
+use crate::export;
 use crate::run::{Input, Machine, Program, Sitting};
 
 /// Files beside `tokenizer.json` that may change what a text becomes.
@@ -38,6 +39,11 @@ impl Prepared {
             let beside = BESIDE.iter().map(|name| (name, folder.dir.join(name)));
             let beside = beside.filter(|(_, path)| path.is_file());
             files.extend(beside.map(|(name, path)| (format!("tokenizer.{name}"), path)));
+        }
+        if let Some(given) = &self.rest.given {
+            for name in [export::CONFIG, export::TENSORS] {
+                files.push((format!("adapter.from.{name}"), given.folder().join(name)));
+            }
         }
         for plugin in &self.rest.plugins {
             files.push((plugin.manifest.kind.to_string(), plugin.path.clone()));

@@ -6,6 +6,7 @@ pub mod cost;
 pub mod evaluate;
 mod fault;
 pub mod frozen;
+mod given;
 mod inputs;
 mod machine;
 pub mod optimizer;
@@ -27,6 +28,7 @@ use std::time::Instant;
 
 use dynalora_plugin_api::{Metric, ModuleInfo, Moment, Observation};
 
+pub use given::Given;
 pub use machine::peak_memory;
 pub use prepare::{Prepared, Rest, check, costs, longest_step};
 pub use progress::{Display, Verbosity, say};
@@ -144,6 +146,17 @@ impl<'a, B: Kernels> Training<'a, B> {
         let answer = constant.as_ref().map(Constant::logits);
         let answer = answer.filter(|_| recipe.model.head_bias == HeadBias::Labels);
         let cache = || PrefixCache::new(train.cache_memory_mib << 20);
+        let mut adapters = Adapters::new(adapter.clone(), modules.clone(), recipe.seed, device)
+            .with_own(rest.configs.clone());
+        let mut head = None;
+        if let Some(given) = &rest.given {
+            adapters = given.adapters(adapters, device)?;
+            head = given.head(&model.head, device)?;
+        }
+        let head = match head {
+            Some(head) => head,
+            None => model.head.initial(recipe.seed, answer.as_deref(), device),
+        };
         Ok(Training {
             recipe,
             rest,
@@ -164,10 +177,9 @@ impl<'a, B: Kernels> Training<'a, B> {
             constant,
             optimizer: Optimizer::new(config, modules.len()),
             trainee: Trainee {
-                adapters: Adapters::new((&recipe.adapter).into(), modules, recipe.seed, device)
-                    .with_own(rest.configs.clone()),
-                head: model.head.initial(recipe.seed, answer.as_deref(), device),
                 model,
+                adapters,
+                head,
             },
             cache: train.cache_frozen_prefix.then(cache),
             writer,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use dynalora_plugin_api::{Budget, CostModel, ModuleInfo};
 
 use super::cost::{HeadKind, Shape, Steps};
+use super::given::Given;
 use crate::adapter::{Adapted, Config};
 use crate::allocation::{Controller, Named, Settings, Units};
 use crate::data::{self, Data};
@@ -37,6 +38,8 @@ pub struct Rest {
     pub configs: Vec<Config>,
     /// Where the base model lies.
     pub folder: ModelFolder,
+    /// The adapter that training starts from, if there is one.
+    pub given: Option<Given>,
     /// The libraries of the plugins that decide.
     pub plugins: Vec<plugin::Found>,
 }
@@ -50,11 +53,15 @@ impl Prepared {
         data::check_kind(&recipe.data, &pretrained.config)?;
         refuse_tokens_without_a_head(&recipe, &pretrained)?;
         let adapted = pretrained.adapted(&recipe.adapter)?;
+        let (pretrained, given) = Given::open(&recipe, pretrained, &adapted)?;
         // Before the data, which can take long: a misspelt plugin is found out at once.
         let plugins = Plugins::load(&recipe, &adapted, plugin_dirs)?;
         let mut data = data::load(&recipe, &folder, &pretrained.config)?;
         // What was learnt from the data is a part of what the run was.
         recipe.data.settle(&data.labels, data.problem);
+        if let Some(given) = &given {
+            given.check_head(&data)?;
+        }
         let trains = data.train.labels.len() == data.train.len() && !data.train.is_empty();
         if !trains {
             return Err(Error::user("the training data has no labelled examples")
@@ -85,6 +92,7 @@ impl Prepared {
                 modules: adapted.modules,
                 configs: adapted.configs,
                 folder,
+                given,
                 plugins: libraries,
             },
         })

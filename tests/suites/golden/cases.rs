@@ -1,9 +1,9 @@
-//! The model, the training step and the signals against PyTorch, Transformers and PEFT.
+//! The model, the training step and the signals against PyTorch, Transformers and PEFT, on the backend `B`.
 
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use burn_flex::{Flex, FlexDevice};
+use burn_flex::FlexDevice;
 use dynalora::adapter::{Adapters, Config, LoraConfig, Pass};
 use dynalora::allocation::{Signal, Wanted};
 use dynalora::data::image::{Images, Processor};
@@ -18,6 +18,8 @@ use dynalora::train::trainee::{Trainee, read, upload};
 use dynalora_plugin_api::ModuleInfo;
 use dynalora_tests::words::sentence;
 use dynalora_tests::{Golden, Run, Training, fixture, minilm, model_folder, plan};
+
+use super::{B, EXACT};
 
 const DEVICE: FlexDevice = FlexDevice;
 
@@ -107,10 +109,10 @@ fn pretrained_for(folder: &Path, config: &ModelConfig, problem: Problem) -> Pret
 }
 
 /// A model without adapters under the head of a golden file.
-fn bare(pretrained: &Pretrained, golden: &Golden) -> Trainee<Flex> {
+fn bare(pretrained: &Pretrained, golden: &Golden) -> Trainee<B> {
     let last = format!("{}.weight", pretrained.config.head.last);
     let outputs = golden.shape(&last)[0];
-    let model = Model::<Flex>::load(pretrained, &[], outputs, &DEVICE).expect("the fixture loads");
+    let model = Model::<B>::load(pretrained, &[], outputs, &DEVICE).expect("the fixture loads");
     let head = model.head.tensors().into_iter().map(|tensor| {
         let values = burn::tensor::TensorData::new(
             golden.floats(&tensor.name),
@@ -135,18 +137,18 @@ fn bare(pretrained: &Pretrained, golden: &Golden) -> Trainee<Flex> {
     }
 }
 
-fn logits(trainee: &Trainee<Flex>, batch: &Batch) -> Vec<f32> {
+fn logits(trainee: &Trainee<B>, batch: &Batch) -> Vec<f32> {
     let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
     let output = trainee
         .model
-        .forward(&upload::<Flex>(batch, &DEVICE), &mut pass);
+        .forward(&upload::<B>(batch, &DEVICE), &mut pass);
     read(output.inner()).expect("f32 values")
 }
 
-fn hidden(trainee: &Trainee<Flex>, batch: &Batch) -> Vec<f32> {
+fn hidden(trainee: &Trainee<B>, batch: &Batch) -> Vec<f32> {
     let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
     let base = &trainee.model.base;
-    let input = upload::<Flex>(batch, &DEVICE);
+    let input = upload::<B>(batch, &DEVICE);
     let output = base.prefix(&input, base.depth(), &mut pass);
     read(base.normed(output).inner()).expect("f32 values")
 }
@@ -212,7 +214,7 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
             &golden.floats("logits"),
             1e-4,
         );
-        let first = upload::<Flex>(&texts.batch(&sentences[..1], vec![]), &DEVICE);
+        let first = upload::<B>(&texts.batch(&sentences[..1], vec![]), &DEVICE);
         for depth in 0..trainee.model.base.depth() {
             let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
             let states = trainee.model.base.prefix(&first, depth, &mut pass);
@@ -290,7 +292,7 @@ fn tiny_models_of_images_match_transformers() {
             let theirs = golden.floats(&format!("hidden.{index}"));
             assert_close(name, &alone, &theirs, 1e-4);
         }
-        let input = upload::<Flex>(&images.batch(&[0], vec![]), &DEVICE);
+        let input = upload::<B>(&images.batch(&[0], vec![]), &DEVICE);
         for depth in 0..=trainee.model.base.depth() {
             let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
             let states = trainee.model.base.prefix(&input, depth, &mut pass);
@@ -394,12 +396,12 @@ fn a_text_that_grows_token_by_token_is_the_one_that_is_read_at_once() {
 }
 
 /// A model with the adapter and the head that PEFT saved.
-fn adapted(pretrained: &Pretrained, adapter: &Path, outputs: usize) -> Trainee<Flex> {
+fn adapted(pretrained: &Pretrained, adapter: &Path, outputs: usize) -> Trainee<B> {
     let peft = export::read(adapter, &pretrained.config).expect("an adapter that PEFT wrote");
     let modules = peft
         .modules(&pretrained.linears())
         .expect("modules of this model");
-    let model = Model::<Flex>::load(pretrained, &modules, outputs, &DEVICE).expect("a whole model");
+    let model = Model::<B>::load(pretrained, &modules, outputs, &DEVICE).expect("a whole model");
     let head = peft.head(&model.head, &DEVICE).expect("a whole head");
     let adapters = peft.adapters(modules, &DEVICE).expect("a whole adapter");
     Trainee {
@@ -467,7 +469,7 @@ impl Case {
         self.training.config["ignored"].as_u64().expect("a number") as u32
     }
 
-    fn trainee(&self, run: &str) -> Trainee<Flex> {
+    fn trainee(&self, run: &str) -> Trainee<B> {
         // The runs with a mask start as `random_b` does.
         let start = if run == "zero_b" {
             "zero_b"
@@ -477,7 +479,7 @@ impl Case {
         adapted(&self.pretrained, &self.folder.join(start), self.outputs)
     }
 
-    fn step(&self, trainee: &Trainee<Flex>, number: usize, active: &[bool]) -> StepResult<Flex> {
+    fn step(&self, trainee: &Trainee<B>, number: usize, active: &[bool]) -> StepResult<B> {
         let wanted = Wanted {
             signals: Signal::ALL.to_vec(),
             ..Wanted::default()
@@ -497,7 +499,7 @@ impl Case {
         .expect("a step")
     }
 
-    fn optimizer(&self, modules: usize) -> Optimizer<Flex> {
+    fn optimizer(&self, modules: usize) -> Optimizer<B> {
         let number = |key: &str| self.training.config[key].as_f64().expect("a number");
         let config = OptimizerConfig {
             rate: number("learning_rate"),
@@ -518,7 +520,7 @@ impl Case {
     }
 
     /// Gradients of step 1 by PEFT's names, against the golden file: 1e-4 of each tensor's norm.
-    fn check_gradients(&self, trainee: &Trainee<Flex>, result: &StepResult<Flex>, file: &str) {
+    fn check_gradients(&self, trainee: &Trainee<B>, result: &StepResult<B>, file: &str) {
         let golden = Golden::open(&self.folder.join(file));
         let prefix = self.pretrained.config.prefix;
         let mut ours: Vec<(String, Vec<f32>)> = Vec::new();
@@ -574,12 +576,7 @@ impl Case {
     }
 
     /// The same, of a trainee that starts as PEFT's; what it ends as.
-    fn check_run_of(
-        &self,
-        mut trainee: Trainee<Flex>,
-        name: &str,
-        tolerance: f64,
-    ) -> Trainee<Flex> {
+    fn check_run_of(&self, mut trainee: Trainee<B>, name: &str, tolerance: f64) -> Trainee<B> {
         let golden: &Run = &self.training.runs[name];
         let modules = trainee.adapters.modules.len();
         let mut optimizer = self.optimizer(modules);
@@ -637,9 +634,9 @@ impl Case {
         trainee
     }
 
-    fn check_final(&self, trainee: &Trainee<Flex>, golden: &Run) {
+    fn check_final(&self, trainee: &Trainee<B>, golden: &Run) {
         let prefix = self.pretrained.config.prefix;
-        let mut ours: Vec<(String, Tensor<Flex, 2>)> = Vec::new();
+        let mut ours: Vec<(String, Tensor<B, 2>)> = Vec::new();
         for (module, pair) in trainee
             .adapters
             .modules
@@ -682,7 +679,7 @@ fn saved_names(config: &Config, prefix: &str, path: &str) -> [String; 2] {
         .map(|part| format!("base_model.model.{prefix}.{path}.{part}{end}"))
 }
 
-fn check_signals(run: &str, result: &StepResult<Flex>, golden: &dynalora_tests::Signals) {
+fn check_signals(run: &str, result: &StepResult<B>, golden: &dynalora_tests::Signals) {
     let observation = &result.observation;
     assert_eq!(
         (observation.step, observation.tokens),
@@ -736,7 +733,7 @@ fn tiny_models_train_as_peft_does() {
 }
 
 /// The bits of everything that a step gives.
-fn bits(result: StepResult<Flex>) -> Vec<u32> {
+fn bits(result: StepResult<B>) -> Vec<u32> {
     let gradients = result.gradients.into_iter().flatten().flatten();
     let all = gradients.chain(result.head_gradients);
     let values = all.flat_map(|gradient| read(gradient).expect("f32 values"));
@@ -799,12 +796,15 @@ fn running_layers_twice_changes_no_bit() {
         };
         let goldens = format!("{model}/golden/{task}");
         let mut case = Case::open(&fixture(model), &goldens, &tokens);
+        // Masks that a backend draws for itself are drawn for all tests of this process.
         let dropout = ModelConfig {
             hidden_dropout: Some(0.2),
             attention_dropout: Some(0.1),
             ..no_dropout()
         };
-        case.pretrained = pretrained_for(&fixture(model), &dropout, case.problem);
+        if EXACT {
+            case.pretrained = pretrained_for(&fixture(model), &dropout, case.problem);
+        }
         let trainee = case.trainee("random_b");
         let wanted = Wanted {
             signals: Signal::ALL.to_vec(),
@@ -823,7 +823,17 @@ fn running_layers_twice_changes_no_bit() {
                 bits(step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step"))
             };
             let (whole, twice) = (step(false), step(true));
-            assert!(whole.len() > 1000 && whole == twice, "{model}, {task}");
+            assert!(whole.len() > 1000, "{model}, {task}");
+            if EXACT {
+                assert!(whole == twice, "{model}, {task}");
+                continue;
+            }
+            let floats = |bits: Vec<u32>| bits.into_iter().map(f32::from_bits).collect();
+            let (whole, twice): (Vec<f32>, Vec<f32>) = (floats(whole), floats(twice));
+            for (one, other) in whole.iter().zip(&twice) {
+                let close = (one - other).abs() <= 1e-6 + 1e-4 * one.abs();
+                assert!(close, "{model}, {task}: {one} is {other}");
+            }
         }
     }
 }
@@ -837,6 +847,7 @@ fn words_are_given_classes_as_with_peft() {
         "tiny-llama",
         "tiny-gpt2",
         "tiny-gemma2",
+        "tiny-modernbert",
     ] {
         let goldens = format!("{model}/golden/words");
         let case = Case::open(&fixture(model), &goldens, "");
@@ -849,7 +860,7 @@ fn words_are_given_classes_as_with_peft() {
         let sentences: Vec<usize> = sentences.map(|index| index as usize).collect();
         let batch = case.inputs.0.batch(&sentences);
         let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
-        let input = upload::<Flex>(&batch, &DEVICE);
+        let input = upload::<B>(&batch, &DEVICE);
         let x = trainee.model.base.prefix(&input, 0, &mut pass);
         let ours = trainee.answers(x, 0, &input.sequences, &batch, &mut pass);
         let ours = read(ours.inner()).expect("f32 values");
@@ -896,10 +907,10 @@ fn the_fisher_information_of_a_sentence_is_that_of_the_sum_of_its_words_losses()
 }
 
 /// The mean loss of each sentence's predicted tokens.
-fn losses(trainee: &Trainee<Flex>, batches: &[Batch]) -> Vec<f32> {
+fn losses(trainee: &Trainee<B>, batches: &[Batch]) -> Vec<f32> {
     let losses = batches.iter().map(|batch| {
         let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
-        let input = upload::<Flex>(batch, &DEVICE);
+        let input = upload::<B>(batch, &DEVICE);
         let x = trainee.model.base.prefix(&input, 0, &mut pass);
         let tokens = batch.next_tokens().expect("tokens are predicted");
         let sequences = &input.sequences;
@@ -948,8 +959,7 @@ fn vera_trains_as_pefts_does() {
     Case::open(&fixture("tiny-bert"), "tiny-bert/golden/vera", tokens).check_run("random_b", 1e-5);
 }
 
-#[test]
-fn vera_on_minilm_trains_as_pefts_does_for_50_steps() {
+pub fn vera_on_minilm_trains_as_pefts_does_for_50_steps() {
     let Some(folder) = minilm() else { return };
     let case = Case::open(&folder, "minilm/vera", "minilm/tokens.safetensors");
     for run in ["zero_b", "random_b", "upper_layers", "rotating_layers"] {
@@ -991,8 +1001,7 @@ fn an_adapter_that_peft_trained_gives_its_logits_here() {
     }
 }
 
-#[test]
-fn minilm_trains_as_peft_does_for_50_steps() {
+pub fn minilm_trains_as_peft_does_for_50_steps() {
     let Some(folder) = minilm() else { return };
     let case = Case::open(&folder, "minilm", "minilm/tokens.safetensors");
     for run in ["zero_b", "random_b", "upper_layers", "rotating_layers"] {
@@ -1049,14 +1058,14 @@ fn an_inactive_module_costs_no_gradient_and_nothing_below_is_recorded() {
         Default::default(),
         0,
     );
-    let input = upload::<Flex>(&case.batch(0), &DEVICE);
+    let input = upload::<B>(&case.batch(0), &DEVICE);
     let base = &trainee.model.base;
     let hidden = base.prefix(&input, base.depth(), &mut pass);
     assert!(!dynalora::kernel::is_tracked(&hidden));
 }
 
 /// Components of every module, of which each third is pruned, and one module whole.
-fn every_third(trainee: &Trainee<Flex>) -> Vec<Vec<bool>> {
+fn every_third(trainee: &Trainee<B>) -> Vec<Vec<bool>> {
     let rank = trainee.adapters.config.rank() as usize;
     let modules = 0..trainee.adapters.modules.len();
     modules
@@ -1200,7 +1209,7 @@ fn pissa_trains_and_is_exported_as_pefts() {
     assert_eq!(found.modules.len(), theirs.modules.len());
     trainee.adapters = Adapters::new((&adapter).into(), found.modules, 0, &DEVICE);
     let weight = |module: &ModuleInfo| {
-        let weight = case.pretrained.frozen_weight::<Flex>(module, &DEVICE)?;
+        let weight = case.pretrained.frozen_weight::<B>(module, &DEVICE)?;
         read(weight)
     };
     let how = adapter.init_lora_weights.expect("PiSSA");
@@ -1209,7 +1218,7 @@ fn pissa_trains_and_is_exported_as_pefts() {
         .start_from(weight, how, 0, &DEVICE)
         .expect("singular values");
     for (module, info) in theirs.modules.iter().enumerate() {
-        let product = |adapters: &Adapters<Flex>| {
+        let product = |adapters: &Adapters<B>| {
             let [a, b] = adapters.pairs()[module].clone();
             read(b.matmul(a) * adapters.scale(module)).expect("f32 values")
         };
@@ -1284,7 +1293,7 @@ fn a_recipes_ranks_and_alphas_are_those_of_pefts() {
 }
 
 /// Holds a model of the tiny BERT's tokens against an adapter's `logits.safetensors`.
-fn assert_logits_of(trainee: &Trainee<Flex>, folder: &Path) {
+fn assert_logits_of(trainee: &Trainee<B>, folder: &Path) {
     let golden = Golden::open(&folder.join("logits.safetensors"));
     let sentences: Vec<usize> = golden
         .integers("sentences")
@@ -1339,7 +1348,7 @@ fn a_head_in_the_checkpoint_is_where_training_starts() {
             .expect("it writes");
 
         let pretrained = pretrained(scene.path());
-        let model = Model::<Flex>::load(&pretrained, &[], 2, &DEVICE).expect("a whole model");
+        let model = Model::<B>::load(&pretrained, &[], 2, &DEVICE).expect("a whole model");
         let mut trainee = bare(&pretrained, &golden);
         trainee.head = model.head.initial(7, Some(&[9.0, 9.0]), &DEVICE);
         let sentences: Vec<usize> = golden

@@ -109,6 +109,7 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
             last: "classifier",
             bias: true,
             dropout: classifier_dropout,
+            hidden: false,
         }),
         language_head: None,
         weights: WeightLayout::OutIn,

@@ -124,6 +124,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             last: "classifier",
             bias: true,
             dropout: json.dropout("hidden_dropout_prob", 0.1)?,
+            hidden: false,
         }),
         language_head: None,
         weights: WeightLayout::OutIn,

@@ -96,6 +96,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             last: "classifier",
             bias: true,
             dropout,
+            hidden: false,
         }),
         language_head: None,
         weights: WeightLayout::OutIn,

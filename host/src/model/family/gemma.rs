@@ -114,6 +114,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
                 last: "score",
                 bias: json.get(&["token_classification_bias"], "true or false", true)?,
                 dropout: json.token_dropout()?,
+                hidden: false,
             }),
         },
         language_head: Some(LanguageHead {

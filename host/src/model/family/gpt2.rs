@@ -89,6 +89,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             last: "classifier",
             bias: true,
             dropout: json.token_dropout()?,
+            hidden: false,
         }),
         language_head: Some(LanguageHead {
             name: "lm_head",

@@ -7,7 +7,8 @@ use crate::error::Result;
 use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, DensePart, Dropouts, Embeddings, FeedForward, HeadFunction,
-    HeadPart, Layers, LinearPart, Local, NormPart, Order, Reads, Table, WeightLayout, Words,
+    HeadPart, Layers, LinearPart, Local, NormPart, Order, Reads, Table, TokenHead, WeightLayout,
+    Words,
 };
 
 pub(super) const FAMILY: Family = Family {
@@ -111,7 +112,12 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             bias: true,
             module: None,
         },
-        token_head: None,
+        token_head: Some(TokenHead {
+            last: "classifier",
+            bias: true,
+            dropout: json.dropout("classifier_dropout", 0.0)?,
+            hidden: true,
+        }),
         language_head: None,
         weights: WeightLayout::OutIn,
         stored: &[],

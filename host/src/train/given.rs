@@ -1,0 +1,185 @@
+//! The adapter that training starts from, where the recipe names one.
+
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use dynalora_plugin_api::ModuleInfo;
+
+use crate::adapter::{Adapted, Adapters, Config};
+use crate::data::{Data, LEARNT_FILE, Learnt};
+use crate::error::{Error, Result};
+use crate::export::{self, Peft};
+use crate::kernel::Kernels;
+use crate::model::{Head, Pretrained};
+use crate::recipe::{AdapterConfig, Recipe};
+
+/// An adapter that has been trained before, on a model.
+pub struct Given {
+    peft: Peft,
+    /// Whether its head is taken too.
+    head: bool,
+}
+
+impl Given {
+    /// Opens what `adapter.from` names: an adapter of the recipe's modules, sizes and scales on this model. The model is
+    /// as it was.
+    pub fn open(
+        recipe: &Recipe,
+        pretrained: Pretrained,
+        adapted: &Adapted,
+    ) -> Result<(Pretrained, Option<Self>)> {
+        let Some(from) = &recipe.adapter.from else {
+            return Ok((pretrained, None));
+        };
+        if from.starts_with(&recipe.output) {
+            return Err(Error::user(format!(
+                "adapter.from is {}, in the folder of the run that starts from it",
+                from.display()
+            ))
+            .help("name another `output`"));
+        }
+        let run = from.join("adapter");
+        let folder = match run.is_dir() && !from.join(export::CONFIG).is_file() {
+            true => &run,
+            false => from,
+        };
+        let peft = export::read(folder, &pretrained.config)?;
+        agree(&recipe.adapter, &peft, &pretrained, adapted)?;
+        let frozen = pretrained.frozen_pooler();
+        let fitted = peft.fit(pretrained)?;
+        let head = recipe.adapter.from_head.unwrap_or(true);
+        if head && fitted.frozen_pooler() != frozen && !recipe.data.predicts_tokens() {
+            return Err(Error::user(format!(
+                "the adapter {} has {} pooler, but the recipe's model.train_pooler is {}",
+                folder.display(),
+                if frozen { "a trained" } else { "no" },
+                !frozen
+            ))
+            .help(format!(
+                "set model.train_pooler = {frozen}, or adapter.from_head = false for a head that starts anew"
+            )));
+        }
+        let given = Given { peft, head };
+        Ok((fitted.freeze_pooler(frozen)?, Some(given)))
+    }
+
+    /// Refuses a head that was trained on something else than this data.
+    pub fn check_head(&self, data: &Data) -> Result<()> {
+        let folder = self.peft.folder();
+        let Some(learnt) = Learnt::read(folder)?.filter(|_| self.head) else {
+            return Ok(());
+        };
+        let shown = |problem, labels: &[String]| match labels {
+            [] => format!("{problem}"),
+            labels => format!("{problem} with the classes {}", labels.join(", ")),
+        };
+        let theirs = shown(learnt.problem, &learnt.labels);
+        let ours = shown(data.problem, &data.labels);
+        if theirs == ours {
+            return Ok(());
+        }
+        Err(Error::user(format!(
+            "the adapter {} was trained for {theirs} (its {LEARNT_FILE}), but the data is for {ours}",
+            folder.display()
+        ))
+        .help("set adapter.from_head = false: the head then starts anew; or name the classes in its order, `data.labels`"))
+    }
+
+    /// The adapters that a run starts with, `fresh` with the values that are given.
+    pub fn adapters<B: Kernels>(
+        &self,
+        fresh: Adapters<B>,
+        device: &B::Device,
+    ) -> Result<Adapters<B>> {
+        let values = self.peft.adapters(fresh.modules.clone(), device)?;
+        Ok(fresh.with_values_of(values))
+    }
+
+    /// The head that it starts with, if it is given.
+    pub fn head<B: Kernels>(
+        &self,
+        head: &Head<B>,
+        device: &B::Device,
+    ) -> Result<Option<Vec<Tensor<B, 2>>>> {
+        let values = self.head.then(|| self.peft.head(head, device));
+        values.transpose()
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        self.peft.folder()
+    }
+}
+
+/// Refuses an adapter that is not what the recipe names.
+fn agree(
+    recipe: &AdapterConfig,
+    peft: &Peft,
+    pretrained: &Pretrained,
+    adapted: &Adapted,
+) -> Result<()> {
+    let folder = peft.folder().display();
+    let refuse = |what: String, help: String| {
+        Err(Error::user(format!("adapter.from: {folder} {what}")).help(help))
+    };
+    let shared = Config::from(recipe);
+    match (peft.config(), &shared) {
+        (Config::Lora(_), Config::Lora(_)) => {}
+        (Config::Vera(theirs), Config::Vera(ours)) => {
+            let key = theirs.projection_prng_key;
+            if key != ours.projection_prng_key {
+                return refuse(
+                    format!("has the projections of another key, {key}"),
+                    format!("set adapter.projection_prng_key = {key}"),
+                );
+            }
+        }
+        (theirs, _) => {
+            let (theirs, ours) = match theirs {
+                Config::Lora(_) => ("lora", "vera"),
+                Config::Vera(_) => ("vera", "lora"),
+            };
+            return refuse(
+                format!("is of the kind \"{theirs}\", and the recipe of \"{ours}\""),
+                format!("set adapter.kind = \"{theirs}\""),
+            );
+        }
+    }
+    let theirs = peft.modules(&pretrained.linears())?;
+    let has = |modules: &[ModuleInfo], path: &str| modules.iter().any(|module| module.path == path);
+    let targets = || match peft.targets() {
+        Some(targets) => format!("set adapter.targets = {targets:?}"),
+        None => "name its modules in adapter.targets".to_owned(),
+    };
+    let lacking = adapted.modules.iter().find(|it| !has(&theirs, &it.path));
+    if let Some(module) = lacking {
+        let what = format!("has no {}, which is a target of the recipe's", module.path);
+        return refuse(what, targets());
+    }
+    let more = theirs.iter().find(|it| !has(&adapted.modules, &it.path));
+    if let Some(module) = more {
+        let what = format!("has {}, which is no target of the recipe's", module.path);
+        return refuse(what, targets());
+    }
+    for (module, ours) in adapted.modules.iter().zip(&adapted.configs) {
+        let theirs = peft.config_of(&module.path);
+        let same = (theirs.scale() - ours.scale()).abs() <= 1e-6 * ours.scale();
+        if theirs.rank() == ours.rank() && same {
+            continue;
+        }
+        return refuse(
+            format!(
+                "has rank {} and scale {} at {}, where the recipe has {} and {}",
+                theirs.rank(),
+                theirs.scale(),
+                module.path,
+                ours.rank(),
+                ours.scale()
+            ),
+            "set adapter.rank and adapter.alpha, or rank_pattern, alpha_pattern and use_rslora, as the adapter has them: \
+             the scale is alpha / rank"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
