@@ -20,7 +20,7 @@ fn scene(seeds: &str, more: &str) -> Scene {
         "sweep.toml",
         &format!(
             "output = \"runs\"\nrecipe = \"recipe.toml\"\nseeds = {seeds}\nbaseline = \"lora\"\n\
-             set = {{ \"train.steps\" = 1500, \"checkpoint.every\" = 100, \"evaluation.every\" = \"never\" }}\n\
+             set = {{ \"train.steps\" = 1000, \"checkpoint.every\" = 100, \"evaluation.every\" = \"never\" }}\n\
              [[arm]]\nname = \"lora\"\nset = {{ \"allocation.schedule\" = {{ kind = \"never\" }} }}\n\
              [[arm]]\nname = \"half\"\n{more}"
         ),
