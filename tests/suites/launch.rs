@@ -168,7 +168,9 @@ fn slurm_tries_again_what_failed_and_nothing_else() {
     let Some(slurm) = Slurm::start() else { return };
     let scene = scene(
         "[1]",
-        &format!("[[arm]]\nname = \"gone\"\nset = {{ \"data.train\" = \"gone.csv\" }}\n{SLURM}"),
+        &format!(
+            "[[arm]]\nname = \"gone\"\nset = {{ \"data.train\" = \"gone.csv\", \"adapter.rank\" = 2 }}\n{SLURM}"
+        ),
     );
     // What would be submitted, which is nothing yet.
     let printed = String::from_utf8(
