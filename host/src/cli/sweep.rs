@@ -7,9 +7,11 @@ use clap::builder::RangedU64ValueParser;
 
 use super::{Common, print, print_json};
 use crate::error::{Error, Result};
+use crate::file::plain_name;
 use crate::report::{Figure, Naming, Options, Report, markdown, tables};
 use crate::sweep::{
-    Asked, File, Jobs, Outcome, Planned, Seeds, State, command, runs, state, train,
+    self, Asked, Engine, File, Jobs, Launch, Launcher, Outcome, Planned, Seeds, State,
+    check_not_launched, command, preview, runs, state, train,
 };
 use crate::train::say;
 
@@ -18,9 +20,16 @@ use crate::train::say;
 pub struct Arguments {
     /// The sweep, a TOML file
     sweep: PathBuf,
-    /// Train so many runs at a time, each a process of its own; they share the cores where the recipes set no `threads`
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    jobs: usize,
+    /// Train so many runs at a time: 1 by default on this machine, where each is a process of its own and they share the
+    /// cores if the recipes set no `threads`; as many as there is room for by Slurm
+    #[arg(short, long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    jobs: Option<usize>,
+    /// What runs the runs
+    #[arg(long, value_enum, value_name = "LAUNCHER", default_value_t = Launcher::Local)]
+    launcher: Launcher,
+    /// Replace a value of the launcher's table in the sweep, such as partition=gpu; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    launch: Vec<String>,
     /// Train these arms alone
     #[arg(long, value_delimiter = ',', value_name = "ARM,…")]
     arms: Vec<String>,
@@ -36,7 +45,7 @@ pub struct Arguments {
     /// How often a run is tried again that failed, if not by a mistake of yours
     #[arg(long, value_name = "N", default_value_t = 1)]
     retries: u32,
-    /// Print the commands, one a line, and train nothing
+    /// Print the commands, one a line, and train nothing; of another launcher the command that submits, and its script
     #[arg(long)]
     dry_run: bool,
     /// Train nothing: the table of what there is
@@ -52,7 +61,7 @@ pub struct Arguments {
 
 /// Trains what is not trained yet, and prints the tables of all.
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
-    let file = File::load(&arguments.sweep)?;
+    let file = load(arguments)?;
     let asked = Asked {
         arms: arguments.arms.clone(),
         seeds: arguments.seeds.clone(),
@@ -62,25 +71,99 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let runs = runs(&file, &asked)?;
     let states = runs.iter().map(state).collect::<Result<Vec<State>>>()?;
     let jobs = Jobs {
-        at_a_time: arguments.jobs,
+        at_a_time: arguments.jobs.unwrap_or(1),
         retries: arguments.retries,
         plugin_dirs: common.plugin_dir.clone(),
         quiet: common.quiet,
     };
+    let launch = engine(arguments, &file)?;
     if arguments.dry_run {
-        return dry_run(&runs, &states, &jobs);
+        return match &launch {
+            None => dry_run(&runs, &states, &jobs),
+            Some(launch) => print_submissions(&preview(launch, &runs, states, &jobs)?),
+        };
     }
     if arguments.report {
         let trained = finished(&runs, states.iter().map(|state| *state == State::Finished));
         return report(arguments, &file, &trained);
     }
     warn(&runs);
-    let outcomes = train(&runs, states, &jobs)?;
+    let outcomes = match &launch {
+        Some(launch) => sweep::launch(launch, &runs, states, &jobs)?,
+        None => {
+            check_not_launched(&runs, &states)?;
+            train(&runs, states, &jobs)?
+        }
+    };
     let trained = finished(&runs, outcomes.iter().map(Outcome::is_finished));
     if !trained.is_empty() {
         report(arguments, &file, &trained)?;
     }
     failures(&runs, &outcomes)
+}
+
+/// The sweep, with what the flags say of its launcher.
+fn load(arguments: &Arguments) -> Result<File> {
+    let table = match arguments.launcher {
+        Launcher::Slurm => "slurm",
+        Launcher::Hq => "hq",
+        Launcher::Local if arguments.launch.is_empty() => return File::load(&arguments.sweep),
+        Launcher::Local => {
+            return Err(
+                Error::user("--launch cannot act: this machine takes no settings")
+                    .help("give --launcher slurm or --launcher hq with it"),
+            );
+        }
+    };
+    let sets: Vec<String> = arguments
+        .launch
+        .iter()
+        .map(|set| format!("{table}.{set}"))
+        .collect();
+    File::load_with(&arguments.sweep, &sets)
+}
+
+/// How the runs are launched, if not on this machine.
+fn engine(arguments: &Arguments, file: &File) -> Result<Option<Launch>> {
+    let engine = match arguments.launcher {
+        Launcher::Local => return Ok(None),
+        Launcher::Slurm => Engine::Slurm(file.sweep.slurm.clone()),
+        Launcher::Hq if arguments.jobs.is_some() => {
+            return Err(Error::user(
+                "--jobs cannot act: HyperQueue runs as many as its workers have room for",
+            )
+            .help("give the workers fewer CPUs, or each run more, by --launch cpus=N"));
+        }
+        Launcher::Hq => Engine::Hq(file.sweep.hq.clone()),
+    };
+    let stem = file.path.file_stem().unwrap_or_default();
+    let name = match plain_name(&stem.to_string_lossy()) {
+        name if name.is_empty() => "sweep".to_owned(),
+        name => name,
+    };
+    Ok(Some(Launch {
+        engine,
+        name,
+        limit: arguments.jobs,
+    }))
+}
+
+/// What would be submitted.
+fn print_submissions(submissions: &[(std::process::Command, String)]) -> Result<()> {
+    for (command, script) in submissions {
+        print(&format!("{}\n\n{script}", line(command)?))?;
+    }
+    Ok(())
+}
+
+/// A command for a shell.
+fn line(command: &std::process::Command) -> Result<String> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<String> = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    shlex::try_join(words.iter().map(String::as_str))
+        .map_err(|error| Error::failure("a command cannot be written for a shell").because(error))
 }
 
 /// The commands that would be run.
@@ -90,14 +173,7 @@ fn dry_run(runs: &[Planned], states: &[State], jobs: &Jobs) -> Result<()> {
             continue;
         }
         let command = command("dynalora".as_ref(), run, state, jobs);
-        let words = std::iter::once(command.get_program()).chain(command.get_args());
-        let words: Vec<String> = words
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
-        let line = shlex::try_join(words.iter().map(String::as_str)).map_err(|error| {
-            Error::failure("a command cannot be written for a shell").because(error)
-        })?;
-        print(&line)?;
+        print(&line(&command)?)?;
     }
     Ok(())
 }

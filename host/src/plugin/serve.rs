@@ -94,7 +94,7 @@ fn take_stdin() -> io::Result<File> {
 /// Signals that ask a whole group or service to stop are the trainer's: it has yet to save, for which it asks for the
 /// plugin's state.
 fn deaf_to_signals() {
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1] {
         // SAFETY: has a signal ignored; no other thread is there yet.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }

@@ -34,6 +34,11 @@ pub use writer::{Opening, Writer};
 use crate::error::{Error, Result};
 use crate::file;
 
+/// Refuses `now` if it says another thing than `own`, the text of the recipe at `path` of a run that is yet to start.
+pub(crate) fn check_recipe(path: &Path, own: &str, now: &str) -> Result<()> {
+    recipe::check(path, own, now, false)
+}
+
 /// A run directory, to be read. Opening one changes nothing in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {

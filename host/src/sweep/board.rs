@@ -80,6 +80,11 @@ impl Board {
         self.say(&format!("FAILED {what}"));
     }
 
+    /// Says something else.
+    pub fn note(&self, what: &str) {
+        self.say(what);
+    }
+
     /// Says that the runs at work are being stopped.
     pub fn stop(&mut self, running: usize) {
         self.stopping = true;
@@ -98,8 +103,8 @@ impl Board {
         self.stopping
     }
 
-    /// Shows how far those at work are, every half second.
-    pub fn draw(&mut self, running: &[(usize, &Planned, Instant)]) {
+    /// Shows how far those at work are, every half second, and what is to be said of the others.
+    pub fn draw(&mut self, running: &[(usize, &Planned, Instant)], others: &str) {
         let Shown::Table { all, sum, lines } = &mut self.shown else {
             return;
         };
@@ -125,9 +130,13 @@ impl Board {
             line.set_message(format!("{:<40} {took:<12} {far}", run.name));
         }
         sum.set_position(self.done as u64);
-        if self.failed > 0 {
-            sum.set_message(format!("{} failed", self.failed));
-        }
+        let failed = match self.failed {
+            0 => String::new(),
+            failed => format!("{failed} failed"),
+        };
+        let parts = [failed.as_str(), others].map(str::to_owned);
+        let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        sum.set_message(parts.join(", "));
         sum.tick();
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::launch::{HqConfig, SlurmConfig, Wrong};
 use super::points::{Choices, RandomConfig, Settings};
 use super::seeds::Seeds;
 use crate::error::{Error, Result};
@@ -50,6 +51,12 @@ pub struct Sweep {
     /// Keys with values or ranges that are drawn at random, in place of a grid.
     #[serde(default)]
     pub random: Option<RandomConfig>,
+    /// What is asked of Slurm for each run, by `--launcher slurm`.
+    #[serde(default)]
+    pub slurm: SlurmConfig,
+    /// What is asked of HyperQueue for each run, by `--launcher hq`.
+    #[serde(default)]
+    pub hq: HqConfig,
 }
 
 /// One arm: a recipe and what is changed in it.
@@ -81,12 +88,17 @@ pub struct File {
 impl File {
     /// Reads the sweep at `path`. An error, with its line, if it says what cannot be.
     pub fn load(path: &Path) -> Result<File> {
-        File::parse(path, &Document::text("sweep", path)?)
+        File::load_with(path, &[])
     }
 
-    /// As [`load`](Self::load), of a text that is taken as if it lay at `path`.
-    pub fn parse(path: &Path, text: &str) -> Result<File> {
-        let (sweep, document): (Sweep, _) = Document::read("sweep", path, text, &[], &[])?;
+    /// As [`load`](Self::load), with each of `sets` (`table.key=value`) applied in order.
+    pub fn load_with(path: &Path, sets: &[String]) -> Result<File> {
+        File::parse(path, &Document::text("sweep", path)?, sets)
+    }
+
+    /// As [`load_with`](Self::load_with), of a text that is taken as if it lay at `path`.
+    pub fn parse(path: &Path, text: &str, sets: &[String]) -> Result<File> {
+        let (sweep, document): (Sweep, _) = Document::read("sweep", path, text, sets, &[])?;
         let file = File {
             path: path.to_owned(),
             sweep,
@@ -128,6 +140,8 @@ impl File {
         self.check_arms()?;
         self.check_keys("set", &sweep.set)?;
         self.check_grid()?;
+        self.check_table("slurm", sweep.slurm.wrong())?;
+        self.check_table("hq", sweep.hq.wrong())?;
         match &sweep.random {
             Some(random) => self.check_random(random),
             None => Ok(()),
@@ -172,6 +186,15 @@ impl File {
             }
         }
         Ok(())
+    }
+
+    fn check_table(&self, table: &str, wrong: Option<Wrong>) -> Result<()> {
+        match wrong {
+            None => Ok(()),
+            Some(Wrong { key, message, help }) => {
+                self.refuse(&format!("{table}.{key}"), message, "here", help)
+            }
+        }
     }
 
     fn check_random(&self, random: &RandomConfig) -> Result<()> {
@@ -273,13 +296,15 @@ mod tests {
             .collect();
         assert!(examples.len() >= 2);
         for example in examples {
-            File::parse(Path::new("configs/sweeps/page.toml"), example).unwrap();
+            File::parse(Path::new("configs/sweeps/page.toml"), example, &[]).unwrap();
         }
         let schema = File::schema();
         let tables = [
             &schema["properties"],
             &schema["$defs"]["ArmConfig"]["properties"],
             &schema["$defs"]["RandomConfig"]["properties"],
+            &schema["$defs"]["SlurmConfig"]["properties"],
+            &schema["$defs"]["HqConfig"]["properties"],
         ];
         for table in tables {
             for key in table.as_object().expect("keys").keys() {

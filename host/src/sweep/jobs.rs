@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use super::board::Board;
 use super::plan::Planned;
+use super::tally::{End, Tally, exit, log_of, make_folder};
 use crate::error::{Error, Result};
 use crate::file::cannot_write;
-use crate::number::duration;
 use crate::run::Run;
 use crate::train::Stop;
 
@@ -132,34 +131,28 @@ pub fn train(runs: &[Planned], states: Vec<State>, jobs: &Jobs) -> Result<Vec<Ou
         sweep.draw();
         std::thread::sleep(Duration::from_millis(50));
     }
-    sweep.board.end();
+    sweep.tally.board.end();
     if let Some(signal) = asked {
-        let finished = sweep
-            .outcomes
-            .iter()
-            .filter(|outcome| outcome.is_finished());
-        let finished = finished.count();
         return Err(Error::interrupted(
             signal.0,
             format!(
-                "stopped by {signal}: {finished} of {} runs are finished",
+                "stopped by {signal}: {} of {} runs are finished",
+                sweep.tally.finished(),
                 runs.len()
             ),
         )
         .help("the same command goes on: those that had begun were saved"));
     }
-    Ok(sweep.outcomes)
+    Ok(sweep.tally.outcomes)
 }
 
 struct Sweep<'a> {
-    runs: &'a [Planned],
     jobs: &'a Jobs,
     program: PathBuf,
     /// Which are yet to be started, with what there is of them and how often they were.
     waiting: VecDeque<(usize, State, u32)>,
     running: Vec<Running>,
-    outcomes: Vec<Outcome>,
-    board: Board,
+    tally: Tally<'a>,
 }
 
 struct Running {
@@ -172,26 +165,16 @@ struct Running {
 
 impl<'a> Sweep<'a> {
     fn new(runs: &'a [Planned], states: Vec<State>, jobs: &'a Jobs, program: PathBuf) -> Self {
-        let mut waiting = VecDeque::new();
-        let mut outcomes = Vec::new();
-        for (nth, state) in states.into_iter().enumerate() {
-            outcomes.push(match state {
-                State::Finished => Outcome::Skipped,
-                state => {
-                    waiting.push_back((nth, state, 0));
-                    Outcome::Stopped
-                }
-            });
-        }
-        let board = Board::new(runs.len(), runs.len() - waiting.len(), jobs.quiet);
+        let (tally, left) = Tally::new(runs, states, (jobs.retries, jobs.quiet));
         Sweep {
-            runs,
             jobs,
             program,
-            waiting,
+            waiting: left
+                .into_iter()
+                .map(|(nth, state)| (nth, state, 0))
+                .collect(),
             running: Vec::new(),
-            outcomes,
-            board,
+            tally,
         }
     }
 
@@ -205,8 +188,9 @@ impl<'a> Sweep<'a> {
             let Some((nth, state, tries)) = self.waiting.pop_front() else {
                 return Ok(());
             };
-            let run = &self.runs[nth];
-            let log = log_of(run)?;
+            let run = &self.tally.runs[nth];
+            make_folder(run)?;
+            let log = log_of(run);
             let file = std::fs::File::options()
                 .append(true)
                 .create(true)
@@ -252,54 +236,35 @@ impl<'a> Sweep<'a> {
     }
 
     fn ended(&mut self, ended: &Running, status: ExitStatus) {
-        let run = &self.runs[ended.nth];
-        let took = duration(ended.began.elapsed().as_secs_f64());
-        let summary = Run::open(&run.resolved.output)
-            .ok()
-            .and_then(|run| run.finished());
-        if let (true, Some(summary)) = (status.success(), summary) {
-            let best = summary.best.as_ref();
-            let best = best.map_or(String::new(), |best| {
-                format!(", {} {:.4}", best.metric, best.value)
-            });
-            self.board.done(&format!("{} in {took}{best}", run.name));
-            self.outcomes[ended.nth] = Outcome::Finished;
-            return;
-        }
         let by_signal = status.code().is_some_and(|code| code > 128);
-        if by_signal && self.board.stopping() {
+        if by_signal && self.tally.board.stopping() {
             // It was told to stop, and is saved.
-            self.outcomes[ended.nth] = Outcome::Stopped;
+            self.tally.outcomes[ended.nth] = Outcome::Stopped;
             return;
         }
-        let how = match status.code() {
-            Some(0) => "ended without a closing account".to_owned(),
-            Some(code) => format!("ended with exit code {code}"),
-            None => format!("was ended: {status}"),
-        };
-        // The user's own mistake does not go away by itself, and a sweep that stops starts nothing.
-        let may = status.code() != Some(2) && !self.board.stopping();
-        let again = may && ended.tries <= self.jobs.retries;
-        let what = if again { "; it is tried again" } else { "" };
-        self.board
-            .failed(&format!("{} {how} after {took}{what}", run.name));
-        if again {
-            let state = state(run).unwrap_or(State::New);
+        let again = self.tally.ended(End {
+            nth: ended.nth,
+            tries: ended.tries,
+            took: ended.began.elapsed(),
+            code: status.code(),
+            well: status.success(),
+            may: true,
+            how: match status.code() {
+                Some(code) => exit(code),
+                None => format!("was ended: {status}"),
+            },
+            said: std::fs::read_to_string(&ended.log).unwrap_or_default(),
+        });
+        if let Some(state) = again {
             self.waiting.push_back((ended.nth, state, ended.tries));
         }
-        let said = std::fs::read_to_string(&ended.log).unwrap_or_default();
-        self.outcomes[ended.nth] = Outcome::Failed {
-            how,
-            code: status.code(),
-            said: last_words(&said),
-        };
     }
 
     /// Lets those that run end after their step, and starts no more.
     fn stop(&mut self, signal: i32) {
-        self.board.stop(self.running.len());
+        self.tally.board.stop(self.running.len());
         for (nth, _, _) in self.waiting.drain(..) {
-            self.outcomes[nth] = Outcome::Stopped;
+            self.tally.outcomes[nth] = Outcome::Stopped;
         }
         for running in &self.running {
             send(&running.child, signal);
@@ -309,27 +274,10 @@ impl<'a> Sweep<'a> {
     fn draw(&mut self) {
         let running = self.running.iter();
         let running: Vec<_> = running
-            .map(|run| (run.nth, &self.runs[run.nth], run.began))
+            .map(|run| (run.nth, &self.tally.runs[run.nth], run.began))
             .collect();
-        self.board.draw(&running);
+        self.tally.board.draw(&running, "");
     }
-}
-
-/// Where goes what a run says, one try after the other: beside its folder, in one that `runs/*` does not name.
-fn log_of(run: &Planned) -> Result<PathBuf> {
-    let output = run.resolved.output.parent().unwrap_or(Path::new(""));
-    let folder = output.join(".sweep");
-    std::fs::create_dir_all(&folder).map_err(|error| cannot_write(&folder, error))?;
-    Ok(folder.join(format!("{}.log", run.name)))
-}
-
-/// The end of what a process said.
-fn last_words(said: &str) -> String {
-    let lines: Vec<&str> = said
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    lines[lines.len().saturating_sub(12)..].join("\n")
 }
 
 /// A terminal's Ctrl-C is for the sweep, which tells its runs itself, once; and if the sweep is killed, they stop as if

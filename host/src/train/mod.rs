@@ -50,7 +50,7 @@ use prefix::PrefixCache;
 use record::Made;
 use step::{Prefix, StepPlan, StepResult};
 use stop::Signal as Asked;
-pub use stop::Stop;
+pub use stop::{Signal, Stop};
 use trainee::Trainee;
 
 /// Trains what `prepared` describes into the run that `writer` holds, from `from` if it was interrupted,

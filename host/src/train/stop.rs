@@ -1,4 +1,6 @@
-//! SIGINT, SIGTERM and SIGHUP: the step is finished and saved first; a second one ends the process at once.
+//! SIGINT, SIGTERM and SIGHUP: the step is finished and saved first; a second one ends the process at once. SIGUSR1 asks
+//! for the same, and never ends the process at once: who hands on a scheduler's warning need not know whether the scheduler
+//! sent it to the process as well.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -35,7 +37,8 @@ pub struct Signal(pub i32);
 
 impl std::fmt::Display for Signal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = SIGNALS.iter().find(|(number, _)| *number == self.0);
+        let mut all = SIGNALS.iter().chain(PATIENT);
+        let name = all.find(|(number, _)| *number == self.0);
         f.write_str(name.map_or("a signal", |(_, name)| name))
     }
 }
@@ -46,6 +49,11 @@ const SIGNALS: &[(i32, &str)] = &[
     (signal_hook::consts::SIGTERM, "SIGTERM"),
     (signal_hook::consts::SIGHUP, "SIGHUP"),
 ];
+/// Those of which no second one ends the process.
+#[cfg(unix)]
+const PATIENT: &[(i32, &str)] = &[(signal_hook::consts::SIGUSR1, "SIGUSR1")];
+#[cfg(not(unix))]
+const PATIENT: &[(i32, &str)] = &[];
 #[cfg(not(unix))]
 const SIGNALS: &[(i32, &str)] = &[
     (signal_hook::consts::SIGINT, "SIGINT"),
@@ -59,6 +67,9 @@ fn install() -> std::io::Result<Stop> {
         signal_hook::flag::register_conditional_shutdown(*signal, 128 + signal, asked.clone())?;
         signal_hook::flag::register_usize(*signal, Arc::clone(&came), *signal as usize)?;
         signal_hook::flag::register(*signal, asked.clone())?;
+    }
+    for (signal, _) in PATIENT {
+        signal_hook::flag::register_usize(*signal, Arc::clone(&came), *signal as usize)?;
     }
     Ok(Stop(came))
 }
