@@ -61,7 +61,8 @@ impl Scalars {
         // Not of a run that went on under another clock.
         if record.step > step && taken > 0.0 {
             all.push(("step_seconds", taken / (record.step - step) as f64));
-            all.push(("tokens_per_second", (record.tokens - tokens) as f64 / taken));
+            let tokens = record.tokens.saturating_sub(tokens);
+            all.push(("tokens_per_second", tokens as f64 / taken));
         }
         if let Some(bytes) = record.peak_memory {
             all.push(("peak_memory_mib", bytes as f64 / f64::from(1 << 20)));

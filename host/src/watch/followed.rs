@@ -211,7 +211,8 @@ impl Followed {
             (None, Length::Steps(steps)) => Some(steps),
             (None, Length::Epochs(epochs)) => {
                 let last = self.steps.last().filter(|last| last.epoch > 0.0)?;
-                Some(epochs * (last.step as f64 / last.epoch).round() as u64)
+                let of_each = (last.step as f64 / last.epoch).round();
+                Some(epochs.saturating_mul(of_each as u64))
             }
         }
     }
@@ -225,7 +226,8 @@ impl Followed {
             Some(at) => &self.steps[at],
             None => &start,
         };
-        let (steps, seconds) = (last.step - from.step, last.seconds - from.seconds);
+        let steps = last.step.saturating_sub(from.step);
+        let seconds = last.seconds - from.seconds;
         // The evaluation of a step comes after the step's record.
         let within = self.evaluations.iter();
         let within = within.filter(|it| it.step >= from.step.max(1) && it.step < last.step);
@@ -233,7 +235,7 @@ impl Followed {
         let trained = (seconds - evaluated).max(1e-9);
         (steps > 0 && seconds > 0.0).then(|| Pace {
             steps: steps as f64 / trained,
-            tokens: (last.tokens - from.tokens) as f64 / trained,
+            tokens: last.tokens.saturating_sub(from.tokens) as f64 / trained,
             seconds: seconds / steps as f64,
         })
     }
@@ -312,9 +314,16 @@ impl Followed {
         finite(points.filter_map(|record| Some((record.step, *record.metrics.get(name)?))))
     }
 
-    /// The training loss by steps.
+    /// The training loss by steps: of many records, the mean of so many of the last as are a twentieth of all.
     pub fn loss(&self) -> Vec<(f64, f64)> {
-        finite(self.steps.iter().map(|record| (record.step, record.loss)))
+        let points = finite(self.steps.iter().map(|record| (record.step, record.loss)));
+        let width = (points.len() / 20).max(1);
+        let mean = |(at, (step, _)): (usize, &(f64, f64))| {
+            let last = &points[(at + 1).saturating_sub(width)..=at];
+            let sum: f64 = last.iter().map(|(_, loss)| loss).sum();
+            (*step, sum / last.len() as f64)
+        };
+        points.iter().enumerate().map(mean).collect()
     }
 
     /// The loss of the best constant answer on the same examples.

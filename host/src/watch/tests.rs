@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use dynalora_plugin_api::Random;
 use insta::assert_snapshot;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -141,6 +142,10 @@ fn a_wide_terminal_has_room_for_every_module() {
     let (folder, writer) = running(6, 400);
     end(writer);
     let (board, view) = open(&folder);
+    // Of forty records, each with the one before.
+    let run = &board.runs[0];
+    let mean = (run.steps[3].loss + run.steps[4].loss) / 2.0;
+    assert_eq!(run.loss()[4], (50.0, mean));
     assert_snapshot!("wide", shown(&board, &view, 130, 60));
 }
 
@@ -207,6 +212,8 @@ fn what_a_run_adds_is_seen_and_what_a_resume_cuts_is_gone() {
     let run = &board.runs[0];
     assert_eq!((run.step(), run.choices.len()), (200, 11));
     assert_eq!(run.curve("accuracy"), [(100.0, 0.61), (200.0, 0.74)]);
+    let loss = run.loss();
+    assert_eq!((loss.len(), loss[3].1), (20, run.steps[3].loss));
     assert_eq!(run.total_steps(), Some(400));
     assert_eq!(run.seconds_left(), Some(100.0));
     drop(writer);
@@ -321,4 +328,46 @@ fn a_plain_run_has_no_map_and_one_that_gave_its_plugins_up_says_so() {
         "{look}"
     );
     assert!(look.contains("active modules by choice"), "{look}");
+}
+
+#[test]
+fn no_damaged_log_is_too_damaged_to_be_looked_at() {
+    let (folder, writer) = running(2, 240);
+    drop(writer);
+    let run = folder.path().join("top-k-s7");
+    let logs = ["metrics.jsonl", "allocations.jsonl"].map(|name| run.join(name));
+    let whole = logs.clone().map(|log| fs::read(log).unwrap());
+    let mut random = Random::new(5);
+    let mut below = |most: usize| (random.bits() % most as u64) as usize;
+    for _ in 0..400 {
+        for (log, whole) in logs.iter().zip(&whole) {
+            let mut bytes = whole.clone();
+            for _ in 0..below(4) {
+                let at = below(bytes.len());
+                match below(4) {
+                    // Another digit most of the time, so that it stays a record.
+                    0 => bytes[at] = below(256) as u8,
+                    1 => bytes.truncate(at + 1),
+                    2 => bytes.insert(at, b'9'),
+                    _ => {
+                        let digits = bytes.iter().enumerate();
+                        let digits = digits.filter(|(_, byte)| byte.is_ascii_digit());
+                        let places: Vec<usize> = digits.map(|(at, _)| at).collect();
+                        if let Some(at) = places.get(below(places.len().max(1))) {
+                            let more = ["9", "1e300", "-", "999999"][below(4)];
+                            bytes.splice(*at..*at, more.bytes());
+                        }
+                    }
+                }
+            }
+            fs::write(log, bytes).unwrap();
+        }
+        let (board, mut view) = open(&folder);
+        for rows in [Rows::Fitting, Rows::Now] {
+            view.rows = rows;
+            view.curve += 1;
+            let look = shown(&board, &view, 130, 40);
+            assert!(look.starts_with("top-k-s7"), "{look}");
+        }
+    }
 }
