@@ -316,20 +316,17 @@ impl Followed {
 
     /// The training loss by steps: of many records, the mean of so many of the last as are a twentieth of all.
     pub fn loss(&self) -> Vec<(f64, f64)> {
-        let points = finite(self.steps.iter().map(|record| (record.step, record.loss)));
-        let width = (points.len() / 20).max(1);
-        let mean = |(at, (step, _)): (usize, &(f64, f64))| {
-            let last = &points[(at + 1).saturating_sub(width)..=at];
-            let sum: f64 = last.iter().map(|(_, loss)| loss).sum();
-            (*step, sum / last.len() as f64)
-        };
-        points.iter().enumerate().map(mean).collect()
+        of_late(finite(
+            self.steps.iter().map(|record| (record.step, record.loss)),
+        ))
     }
 
     /// The loss of the best constant answer on the same examples.
     pub fn constant_loss(&self) -> Vec<(f64, f64)> {
         let points = self.steps.iter();
-        finite(points.filter_map(|record| Some((record.step, record.constant_loss?))))
+        of_late(finite(points.filter_map(|record| {
+            Some((record.step, record.constant_loss?))
+        })))
     }
 
     /// The validation loss by steps.
@@ -372,6 +369,17 @@ impl About {
 fn finite(points: impl Iterator<Item = (u64, f64)>) -> Vec<(f64, f64)> {
     let points = points.map(|(step, value)| (step as f64, value));
     points.filter(|(_, value)| value.is_finite()).collect()
+}
+
+/// Each as the mean of the last twentieth of all, up to it.
+fn of_late(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    let width = (points.len() / 20).max(1);
+    let mean = |(at, (step, _)): (usize, &(f64, f64))| {
+        let last = &points[(at + 1).saturating_sub(width)..=at];
+        let sum: f64 = last.iter().map(|(_, value)| value).sum();
+        (*step, sum / last.len() as f64)
+    };
+    points.iter().enumerate().map(mean).collect()
 }
 
 /// When a file was last written; none if it is not there.
