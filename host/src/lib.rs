@@ -1,6 +1,6 @@
 //! The host of dynalora: Dynamic Low-Rank Module Allocation on burn.
 //!
-//! Imports point one way: `cli → {sweep, report, train} → {allocation, model, data, run, export} → adapter → kernel`.
+//! Imports point one way: `cli → {sweep, report, watch, train} → {allocation, model, data, run, export} → adapter → kernel`.
 //! `plugin` is the only module that knows that plugins are dynamic libraries.
 
 pub mod adapter;
@@ -24,3 +24,4 @@ pub mod run;
 pub mod sweep;
 pub mod train;
 pub mod trained;
+pub mod watch;

@@ -681,6 +681,9 @@ impl Drawn {
         if c.once_in(4) {
             self.set("train.log_signals", "true");
         }
+        if c.once_in(4) {
+            self.set("train.report_to", "\"tensorboard\"");
+        }
         if self.has_no_dropout() && c.once_in(2) {
             self.set("train.cache_frozen_prefix", "true");
             if c.once_in(2) {

@@ -56,6 +56,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("report", &["recipe", "metrics", "run"]),
     // Sideways: its file names the report's columns, and its runs stop as a training does.
     ("sweep", &["recipe", "run", "train", "report"]),
+    // It stops as a training does.
+    ("watch", &["recipe", "run", "train"]),
     (
         "cli",
         &[
@@ -74,6 +76,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "trained",
             "report",
             "sweep",
+            "watch",
         ],
     ),
 ];

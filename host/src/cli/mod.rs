@@ -15,6 +15,7 @@ mod runs;
 mod session;
 mod sweep;
 mod train;
+mod watch;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ enum Command {
     Recipe(recipe::Arguments),
     /// List runs: how far each is, and what it reached
     Runs(runs::Arguments),
+    /// Look at runs while they train: curves, masks, speed and time left
+    Watch(watch::Arguments),
     /// Average finished runs over seeds, compare them with a baseline, and draw them
     Report(report::Arguments),
     /// Train arms with several seeds, each run a process of its own, and compare them
@@ -99,6 +102,7 @@ pub fn run() -> Result<()> {
         Command::Plan(arguments) => plan::run(&arguments, &common),
         Command::Recipe(arguments) => recipe::run(&arguments, &common),
         Command::Runs(arguments) => runs::run(&arguments, &common),
+        Command::Watch(arguments) => watch::run(&arguments, &common),
         Command::Report(arguments) => report::run(&arguments, &common),
         Command::Sweep(arguments) => sweep::run(&arguments, &common),
         Command::Devices(arguments) => devices::run(&arguments, &common),

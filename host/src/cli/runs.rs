@@ -7,10 +7,9 @@ use serde::Serialize;
 
 use super::{Common, print, print_json, table};
 use crate::error::{Error, Result};
-use crate::file::cannot_read;
 use crate::number::duration;
 use crate::recipe::Recipe;
-use crate::run::{MetricRecord, Run};
+use crate::run::{MetricRecord, Run, State};
 
 /// Arguments of `dynalora runs`.
 #[derive(Debug, clap::Args)]
@@ -21,34 +20,6 @@ pub struct Arguments {
     /// Print every run as JSON
     #[arg(long)]
     json: bool,
-}
-
-/// How far a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum State {
-    /// A process trains in it now.
-    Running,
-    /// It has its closing account.
-    Finished,
-    /// It has, and ended with the loss of a constant answer.
-    Collapsed,
-    /// Nobody trains in it, and it goes on from a checkpoint by `--resume`.
-    Interrupted,
-    /// Nobody trains in it, and it begins anew by `--resume`.
-    NotSaved,
-}
-
-impl State {
-    fn word(self) -> &'static str {
-        match self {
-            State::Running => "running",
-            State::Finished => "finished",
-            State::Collapsed => "collapsed",
-            State::Interrupted => "interrupted",
-            State::NotSaved => "not saved",
-        }
-    }
 }
 
 #[derive(Debug, Serialize)]
@@ -78,7 +49,7 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
                     .help("name the folder that your recipes' `output`s lie in"),
             );
         }
-        search(folder, &mut found)?;
+        found.extend(Run::find(folder)?);
     }
     let mut rows = Vec::new();
     for folder in &found {
@@ -103,24 +74,6 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
     print(&shown(&rows))
 }
 
-/// Runs at whatever depth; none is looked for in a run.
-fn search(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-    if folder.join("recipe.toml").is_file() {
-        found.push(folder.to_owned());
-        return Ok(());
-    }
-    let entries = std::fs::read_dir(folder).map_err(|error| cannot_read(folder, error))?;
-    for entry in entries {
-        let entry = entry.map_err(|error| cannot_read(folder, error))?;
-        let hidden = entry.file_name().to_string_lossy().starts_with('.');
-        // A link could lead round in a circle.
-        if !hidden && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            search(&entry.path(), found)?;
-        }
-    }
-    Ok(())
-}
-
 fn row(folder: &Path) -> Result<Row> {
     let run = Run::open(folder)?;
     let recipe = Recipe::load(&run.recipe_path(), &[])?;
@@ -137,47 +90,17 @@ fn row(folder: &Path) -> Result<Row> {
         let value = record.metrics.get(deciding)?;
         Some((deciding.to_owned(), *value))
     });
-    let state = match &summary {
-        _ if run.is_at_work() => State::Running,
-        Some(summary) if summary.collapse().is_some() => State::Collapsed,
-        Some(_) => State::Finished,
-        None if run.has_checkpoint() => State::Interrupted,
-        None => State::NotSaved,
-    };
+    let state = run.state(summary.as_ref());
     Ok(Row {
         run: folder.to_owned(),
         state,
-        arm: arm(&recipe),
+        arm: recipe.chooser(),
         seed: recipe.seed,
         step: summary.map_or(step, |summary| summary.steps),
         loss,
         metric,
         age_seconds: age(&run),
     })
-}
-
-/// `activation → top-k`, or what there is without plugins.
-fn arm(recipe: &Recipe) -> String {
-    let name = |plugin: &crate::recipe::PluginConfig| {
-        let path = Path::new(&plugin.plugin);
-        path.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
-    let plain = || format!("{:?}", recipe.adapter.kind).to_lowercase();
-    if !recipe.allocation.is_dynamic() {
-        return plain();
-    }
-    let plugins = [&recipe.scorer, &recipe.allocator]
-        .into_iter()
-        .flatten()
-        .map(name);
-    let plugins: Vec<String> = plugins.collect();
-    match plugins.is_empty() {
-        true => plain(),
-        false => plugins.join(" → "),
-    }
 }
 
 /// Since the last record, or the start where there is none.

@@ -95,6 +95,7 @@ pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
         // With what the data has told of it.
         recipe: prepared.recipe.to_toml()?,
         keep: prepared.recipe.checkpoint.keep,
+        report_to: prepared.recipe.train.report_to.clone(),
         sitting: Some(prepared.sitting(session.device_name())?),
         accept_changes: matches!(how, How::Resume { accept_changes } if accept_changes),
     };

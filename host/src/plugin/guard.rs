@@ -4,7 +4,7 @@
 //! standard error. And an `exit()` that it has not announced ([`announce_exit`]) becomes exit code 1 with a
 //! sentence. What ends a process at once (`abort`, `_exit`, a segmentation fault) cannot be held back within it.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 #[cfg(unix)]
 use std::sync::{
     Mutex, Once, OnceLock,
@@ -46,6 +46,15 @@ pub fn stdout() -> Box<dyn Write> {
         return Box::new(kept);
     }
     Box::new(io::stdout())
+}
+
+/// Whether the program's own standard output is a terminal.
+pub fn stdout_is_terminal() -> bool {
+    #[cfg(unix)]
+    if let Some(kept) = STDOUT.get() {
+        return kept.is_terminal();
+    }
+    io::stdout().is_terminal()
 }
 
 #[cfg(unix)]

@@ -11,6 +11,7 @@ mod metric;
 mod model;
 mod pattern;
 mod plugin;
+mod report_to;
 mod schedule;
 mod task;
 mod train;
@@ -35,6 +36,7 @@ use model::MAX_LENGTH;
 pub use model::{HeadBias, ModelConfig, Precision};
 pub use pattern::Pattern;
 pub use plugin::{Isolation, PluginConfig};
+pub use report_to::{ReportTo, Reporter};
 pub use schedule::Schedule;
 pub use task::{Problem, Task};
 pub use train::{
@@ -139,6 +141,20 @@ impl Recipe {
     fn measured(&self) -> Vec<Metric> {
         self.data
             .metrics(self.data.labels.as_ref().map_or(0, Vec::len))
+    }
+
+    /// What chooses its modules, in short: `activation → top-k`, or the adapter's kind where no plugin does.
+    pub fn chooser(&self) -> String {
+        let name = |plugin: &PluginConfig| {
+            let file = Path::new(&plugin.plugin).file_name().unwrap_or_default();
+            file.to_string_lossy().into_owned()
+        };
+        let plugins = [&self.scorer, &self.allocator].into_iter().flatten();
+        let plugins: Vec<String> = plugins.map(name).collect();
+        match self.allocation.is_dynamic() && !plugins.is_empty() {
+            true => plugins.join(" → "),
+            false => format!("{:?}", self.adapter.kind).to_lowercase(),
+        }
     }
 
     /// The JSON Schema of a recipe, for editors.

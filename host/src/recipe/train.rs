@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::document::Document;
 use super::learning_rate::{LearningRateSchedule, Warmup};
 use super::metric::Metric;
+use super::report_to::ReportTo;
 use super::words::Every;
 use crate::error::Result;
 
@@ -59,6 +60,9 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Write what plugins are told of steps to `signals.jsonl`, raw values aside, for `dynalora plugins replay`.
     pub log_signals: bool,
+    /// Programs that records are written for as well, one or a list: `"tensorboard"` (Transformers' `report_to`).
+    #[serde(skip_serializing_if = "ReportTo::is_empty")]
+    pub report_to: ReportTo,
     /// Keep only what goes into each layer, and run the layer once more on the way back: less memory, more operations,
     /// the same gradients (Transformers' `gradient_checkpointing`; Chen et al. 2016).
     pub gradient_checkpointing: bool,
@@ -133,6 +137,7 @@ impl Default for TrainConfig {
             on_nonfinite: OnNonfinite::default(),
             log_every: 10,
             log_signals: false,
+            report_to: ReportTo::default(),
             gradient_checkpointing: false,
             cache_frozen_prefix: false,
             cache_memory_mib: 512,

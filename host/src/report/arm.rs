@@ -381,7 +381,8 @@ fn settings(recipe: &Recipe) -> Result<Settings> {
         .map_err(|error| Error::failure("a recipe cannot be written").because(error))?;
     let mut settings = Settings::new();
     flatten("", &value, &mut settings);
-    settings.retain(|key, _| key != "seed" && key != "output");
+    // Where a run reports to makes it no other.
+    settings.retain(|key, _| !["seed", "output", "train.report_to"].contains(&key.as_str()));
     if allocates_nothing(recipe) {
         // Nobody is asked and nothing goes inactive.
         settings.retain(|key, _| {

@@ -1,15 +1,17 @@
 //! What was chosen, over seeds: modules upwards, steps across, a share for each as a shade.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::canvas::{Area, Drawn, Plot, WIDTH, drawn, text, tick};
-use super::reading::{Choice, layer};
+use super::reading::Choice;
 use super::{Arm, Reading};
 use crate::error::Result;
 use crate::file::plain_name;
+use crate::run::{layer, short};
 
 /// Shares of modules in stretches of steps.
 struct Map<'a> {
@@ -153,6 +155,8 @@ fn row_height(modules: usize) -> u32 {
     (1400 / modules.max(1) as u32).clamp(2, 14)
 }
 
+/// What a label takes up and down.
+const LINE: i32 = 11;
 /// Room for the legend above a map.
 const ABOVE: u32 = 30;
 /// Room for the numbers of the steps below it.
@@ -169,7 +173,8 @@ fn draw(map: &Map<'_>) -> Result<String> {
         .unwrap_or(0) as u32;
     let left = (longest * 6 + 16).clamp(48, WIDTH / 2);
     let height = rows * map.modules.len() as u32 + ABOVE + BELOW + 2 * MARGIN;
-    drawn(height, |root| {
+    let mut shades = String::new();
+    let svg = drawn(height, |root| {
         let (above, below) = root.split_vertically(ABOVE);
         legend(&above)?;
         let to = map.stretches.last().map_or(0, |(_, to)| *to);
@@ -179,8 +184,9 @@ fn draw(map: &Map<'_>) -> Result<String> {
             .y_label_area_size(left)
             .build_cartesian_2d(0f64..to as f64, 0f64..map.modules.len() as f64)
             .map_err(text)?;
-        chart.draw_series(cells(map)).map_err(text)?;
-        if rows < 10 {
+        shades = cells(map, |at| chart.plotting_area().map_coordinate(&at));
+        let lowest = labels.iter().map(|(modules, _)| modules.len()).min();
+        if rows < 10 && lowest.is_some_and(|modules| modules as u32 * rows > 5) {
             // Layers instead of modules, a line between them.
             let lines = labels.iter().skip(1).map(|(rows, _)| {
                 let at = rows.start as f64;
@@ -198,39 +204,73 @@ fn draw(map: &Map<'_>) -> Result<String> {
             .x_label_formatter(&tick)
             .draw()
             .map_err(text)?;
+        let mut foot = i32::MAX;
         for (rows, label) in &labels {
             let middle = (rows.start + rows.end) as f64 / 2.0;
             let (x, y) = chart.plotting_area().map_coordinate(&(0.0, middle));
+            // Layers of a module or two are too low to be labelled each.
+            if foot - y < LINE {
+                continue;
+            }
+            foot = y;
             let style = ("sans-serif", 11).into_font().color(&BLACK);
             let style = style.pos(Pos::new(HPos::Right, VPos::Center));
             root.draw(&Text::new(label.clone(), (x - 6, y), style))
                 .map_err(text)?;
         }
         Ok(())
-    })
+    })?;
+    Ok(behind(&svg, &shades))
 }
 
-/// A rectangle for each module, over as many stretches as it keeps its share.
-fn cells<'m>(map: &'m Map<'_>) -> impl Iterator<Item = Rectangle<(f64, f64)>> + 'm {
-    (0..map.modules.len()).flat_map(|module| {
-        let mut cells: Vec<(u64, u64, f64)> = Vec::new();
+/// More shades than are told apart, and few enough that neighbours often share one.
+const SHADES: f64 = 32.0;
+
+/// A rectangle for each module, over as many stretches as it keeps its shade: a path for each shade, which is a fifth of
+/// what rectangles take by themselves. `place` says where a step and a module are.
+fn cells(map: &Map<'_>, place: impl Fn((f64, f64)) -> (i32, i32)) -> String {
+    let mut paths = BTreeMap::<u32, String>::new();
+    let mut cell = |module: usize, (from, to): (u64, u64), shade: u32| {
+        let (left, foot) = place((from as f64, module as f64));
+        let (right, top) = place((to as f64, (module + 1) as f64));
+        let (width, height) = (right - left, foot - top);
+        let path = paths.entry(shade).or_default();
+        // A String takes what is written.
+        let _ = write!(path, "M{left} {top}h{width}v{height}h-{width}z");
+    };
+    for module in 0..map.modules.len() {
+        let mut open: Option<((u64, u64), u32)> = None;
         for ((from, to), shares) in map.stretches.iter().zip(&map.shares) {
-            let Some(share) = shares[module] else {
-                continue;
+            let shade = shares[module].map(|share| (share * SHADES).round() as u32);
+            open = match (open, shade) {
+                (Some(((start, end), same)), Some(shade)) if end == *from && same == shade => {
+                    Some(((start, *to), same))
+                }
+                (before, shade) => {
+                    if let Some((steps, shade)) = before {
+                        cell(module, steps, shade);
+                    }
+                    shade.map(|shade| ((*from, *to), shade))
+                }
             };
-            match cells.last_mut() {
-                Some((_, end, same)) if *end == *from && *same == share => *end = *to,
-                _ => cells.push((*from, *to, share)),
-            }
         }
-        cells.into_iter().map(move |(from, to, share)| {
-            let corners = [
-                (from as f64, module as f64),
-                (to as f64, (module + 1) as f64),
-            ];
-            Rectangle::new(corners, shade(share).filled())
-        })
-    })
+        if let Some((steps, shade)) = open {
+            cell(module, steps, shade);
+        }
+    }
+    let paths = paths.iter().map(|(of, path)| {
+        let RGBColor(r, g, b) = shade(f64::from(*of) / SHADES);
+        format!("<path fill=\"#{r:02X}{g:02X}{b:02X}\" d=\"{path}\"/>\n")
+    });
+    paths.collect()
+}
+
+/// A drawing with more behind it, but for its ground, which is the first thing drawn.
+fn behind(svg: &str, more: &str) -> String {
+    match svg.split_once("/>\n") {
+        Some((ground, drawing)) => format!("{ground}/>\n{more}{drawing}"),
+        None => svg.to_owned(),
+    }
 }
 
 /// Rows with what stands beside them: each module by layer and name, or, where there is no room, each layer.
@@ -251,15 +291,6 @@ fn labels(modules: &[String], rows: u32) -> Vec<(std::ops::Range<usize>, String)
         }
     }
     labels
-}
-
-/// A module's path from its layer's number on: `3 attention.self.query`.
-fn short(path: &str) -> String {
-    let parts: Vec<&str> = path.split('.').collect();
-    match parts.iter().position(|part| part.parse::<u64>().is_ok()) {
-        Some(at) if at + 1 < parts.len() => format!("{} {}", parts[at], parts[at + 1..].join(".")),
-        _ => path.to_owned(),
-    }
 }
 
 /// The shades from 0 to 1.
@@ -291,10 +322,10 @@ fn side_by_side(runs: &[&Reading]) -> Result<String> {
     let rows = row_height(modules).min(5);
     let panel = rows * modules as u32 + 28;
     let lines = runs.len().div_ceil(IN_A_LINE);
-    drawn(panel * lines as u32 + MARGIN, |root| {
-        let panels = root
-            .margin(0, MARGIN, 0, 0)
-            .split_evenly((lines, IN_A_LINE));
+    let mut shades = String::new();
+    let svg = drawn(panel * lines as u32 + MARGIN, |root| {
+        let panels = root.margin(0, MARGIN, 0, 0);
+        let panels = panels.split_evenly((lines, runs.len().clamp(3, IN_A_LINE)));
         for (run, panel) in runs.iter().zip(&panels) {
             let active =
                 |choice: &Choice, module: usize| Some(f64::from(u8::from(choice.active[module])));
@@ -304,17 +335,18 @@ fn side_by_side(runs: &[&Reading]) -> Result<String> {
             let title = format!("seed {}{unfinished}", run.seed);
             panel.draw(&Text::new(title, (8, 6), style)).map_err(text)?;
             let to = map.stretches.last().map_or(0, |(_, to)| *to);
-            let mut chart = ChartBuilder::on(panel)
+            let chart = ChartBuilder::on(panel)
                 .margin_top(22)
                 .margin_left(8)
                 .margin_right(4)
                 .margin_bottom(6)
                 .build_cartesian_2d(0f64..to as f64, 0f64..modules as f64)
                 .map_err(text)?;
-            chart.draw_series(cells(&map)).map_err(text)?;
+            shades += &cells(&map, |at| chart.plotting_area().map_coordinate(&at));
         }
         Ok(())
-    })
+    })?;
+    Ok(behind(&svg, &shades))
 }
 
 #[cfg(test)]
@@ -348,6 +380,30 @@ mod tests {
         );
         assert_eq!(of(2), ["layer 0", "layer 1", "pooler.dense"]);
         assert_eq!([36, 200, 1000].map(row_height), [14, 7, 2]);
+    }
+
+    #[test]
+    fn a_module_is_one_rectangle_while_it_keeps_its_shade() {
+        let modules = ["a", "b"].map(str::to_owned);
+        let map = Map {
+            modules: &modules,
+            stretches: vec![(0, 10), (10, 20), (20, 40)],
+            shares: vec![
+                vec![Some(1.0), None],
+                vec![Some(1.0), Some(0.0)],
+                vec![Some(0.5), Some(0.001)],
+            ],
+        };
+        let drawn = cells(&map, |(step, module)| (step as i32, 20 - module as i32));
+        let paths: Vec<&str> = drawn.lines().collect();
+        let expected = [
+            "<path fill=\"#EBEBEB\" d=\"M10 18h30v1h-30z\"/>",
+            "<path fill=\"#0072B2\" d=\"M20 19h20v1h-20z\"/>",
+            "<path fill=\"#002546\" d=\"M0 19h20v1h-20z\"/>",
+        ];
+        assert_eq!(paths, expected);
+        let whole = behind("<svg>\n<rect/>\n<text/></svg>", "<path/>");
+        assert_eq!(whole, "<svg>\n<rect/>\n<path/><text/></svg>");
     }
 
     #[test]

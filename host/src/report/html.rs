@@ -13,6 +13,11 @@ th, td { border-bottom: 1px solid #ccc; padding: 0.25rem 0.75rem; text-align: le
 figure { margin: 1.5rem 0; }
 figcaption { font-weight: bold; }
 svg { max-width: 100%; height: auto; }
+@media (prefers-color-scheme: dark) {
+  body { color: #ddd; background: #181818; }
+  th, td { border-color: #444; }
+  svg { border-radius: 4px; }
+}
 ";
 
 /// The page: tables, plots, and which runs it is made of.

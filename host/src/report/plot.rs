@@ -196,6 +196,20 @@ fn numbers(report: &Report) -> Result<Vec<Plot>> {
     Ok(plots)
 }
 
+/// Where a name is legible that belongs to a place: there, or as far below or above as it takes to be apart from others.
+fn free(taken: &[(i32, i32)], (left, top): (i32, i32)) -> i32 {
+    const ACROSS: i32 = 160;
+    const DOWN: i32 = 13;
+    let is_free = |top: &i32| {
+        let mut near = taken
+            .iter()
+            .filter(|(other, _)| (other - left).abs() < ACROSS);
+        near.all(|(_, other)| (other - top).abs() >= DOWN)
+    };
+    let mut places = (0..).flat_map(|nth| [top + nth, top - nth]);
+    places.find(is_free).unwrap_or(top)
+}
+
 /// One point a run, hollow where it is unfinished, and each arm's name at the mean of those that count.
 fn scatter(report: &Report, x: Figure, y: Figure) -> Result<Option<Plot>> {
     let points: Vec<(usize, (f64, f64), bool)> = (report.arms.iter().enumerate())
@@ -220,19 +234,25 @@ fn scatter(report: &Report, x: Figure, y: Figure) -> Result<Option<Plot>> {
             .iter()
             .map(|(index, at, finished)| marker(*index, *at, *finished));
         chart.draw_series(points).map_err(text)?;
-        let names = report.arms.iter().enumerate().filter_map(|(index, arm)| {
+        let mut taken: Vec<(i32, i32)> = Vec::new();
+        for (index, arm) in report.arms.iter().enumerate() {
             let mean = |figure: Figure| Some(figure.scaled(arm.figures.get(&figure)?.mean));
-            let at = (mean(x)?, mean(y)?);
+            let Some(at) = mean(x).zip(mean(y)) else {
+                continue;
+            };
             // Away from the nearer edge.
             let (side, apart) = match at.0 > middle {
                 true => (HPos::Right, -9),
                 false => (HPos::Left, 9),
             };
+            let (left, top) = chart.plotting_area().map_coordinate(&at);
+            let place = (left + apart, free(&taken, (left, top)));
+            taken.push((left, place.1));
             let style = ("sans-serif", 12).into_font().color(&colour(index));
             let style = style.pos(Pos::new(side, VPos::Center));
-            Some(EmptyElement::at(at) + Text::new(arm.name.clone(), (apart, 0), style))
-        });
-        chart.draw_series(names).map_err(text)?;
+            let name = Text::new(arm.name.clone(), place, style);
+            area.draw(&name).map_err(text)?;
+        }
         Ok(())
     })?;
     Ok(Some(Plot {
@@ -240,4 +260,17 @@ fn scatter(report: &Report, x: Figure, y: Figure) -> Result<Option<Plot>> {
         title: format!("{} by {}, a point for each run", names[1], names[0]),
         svg,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_near_places_are_apart() {
+        assert_eq!(free(&[], (10, 50)), 50);
+        assert_eq!(free(&[(10, 50)], (12, 52)), 63);
+        assert_eq!(free(&[(10, 50), (12, 63)], (12, 49)), 37);
+        assert_eq!(free(&[(10, 50)], (400, 52)), 52);
+    }
 }

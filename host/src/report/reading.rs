@@ -9,7 +9,7 @@ use super::Figure;
 use crate::error::{Error, Result};
 use crate::recipe::{HeadBias, Metric, Recipe};
 use crate::run::{
-    AllocationRecord, EvalRecord, MetricRecord, Provenance, Run, Stall, StepRecord, Summary,
+    AllocationRecord, EvalRecord, MetricRecord, Provenance, Run, Stall, StepRecord, Summary, layer,
 };
 
 /// What a report takes from a run.
@@ -337,11 +337,6 @@ fn of_choices(figures: &mut BTreeMap<Figure, f64>, modules: &[String], choices: 
         (lowest.unwrap_or(above) * (choice.to - choice.from)) as f64
     });
     figures.insert(Figure::LowestLayer, lowest.sum::<f64>() / steps as f64);
-}
-
-/// The index of the layer that a module's path names.
-pub(super) fn layer(path: &str) -> Option<u64> {
-    path.split('.').find_map(|part| part.parse().ok())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::Run;
 use super::checkpoint;
+use super::tensorboard;
 use crate::error::{Error, Result};
 use crate::file::{cannot_read, cannot_write, sync_folder};
 
@@ -58,6 +59,11 @@ impl Survey {
                     // A temporary file of one that was being written.
                     let own = |entry: &str| own(entry) || name == FRESH_ADAPTER;
                     survey.foreign = survey.foreign.or(foreign(&dir.join(&name), own));
+                    survey.begun.get_or_insert(name);
+                }
+                ("tensorboard", _) => {
+                    let own = foreign(&dir.join(&name), tensorboard::is_own);
+                    survey.foreign = survey.foreign.or(own);
                     survey.begun.get_or_insert(name);
                 }
                 ("metrics.jsonl" | "allocations.jsonl" | "signals.jsonl" | "summary.json", _)
@@ -152,6 +158,7 @@ pub(super) fn clear(run: &Run) -> Result<()> {
         "metrics.jsonl",
         "allocations.jsonl",
         "signals.jsonl",
+        "tensorboard",
         "checkpoints",
         "provenance.json",
     ] {

@@ -11,18 +11,26 @@
 //! | `checkpoints/pointers.json` | which is the last and which the best, for people and scripts |
 //! | `adapter/` | the trained adapter in PEFT's format |
 //! | `summary.json` | the closing [`Summary`] |
+//! | `tensorboard/` | event files, where the recipe's `train.report_to` asks for them |
 //! | `.lock` | held while a training writes here |
 
 mod checkpoint;
 mod folder;
+mod found;
+mod module_path;
 mod provenance;
 mod recipe;
 mod record;
+mod reports;
+mod scalars;
+mod tensorboard;
 mod writer;
 
 use std::path::{Path, PathBuf};
 
 pub use checkpoint::{Checkpoint, PendingCheckpoint, damaged};
+pub use found::State;
+pub use module_path::{layer, role, short};
 pub use provenance::{Input, Machine, Program, Provenance, Sitting};
 pub(crate) use record::numbers;
 pub use record::{
@@ -177,16 +185,22 @@ impl Run {
         self.dir.join("adapter")
     }
 
-    fn metrics_path(&self) -> PathBuf {
+    /// Where training and evaluations are recorded.
+    pub fn metrics_path(&self) -> PathBuf {
         self.dir.join("metrics.jsonl")
     }
 
-    fn allocations_path(&self) -> PathBuf {
+    /// Where allocations are recorded.
+    pub fn allocations_path(&self) -> PathBuf {
         self.dir.join("allocations.jsonl")
     }
 
     fn signals_path(&self) -> PathBuf {
         self.dir.join("signals.jsonl")
+    }
+
+    fn tensorboard_dir(&self) -> PathBuf {
+        self.dir.join("tensorboard")
     }
 
     /// The logs that there are or may be.
@@ -198,7 +212,8 @@ impl Run {
         ]
     }
 
-    fn summary_path(&self) -> PathBuf {
+    /// Where the closing account lies.
+    pub fn summary_path(&self) -> PathBuf {
         self.dir.join("summary.json")
     }
 

@@ -7,12 +7,13 @@ use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 
 /// Keys that have no say in what is learnt: another place, another number of threads (which is warned of where the
-/// run's provenance is known), another rhythm of saving, what a plugin may take and what is done about its faults.
-const FREE: [&str; 13] = [
+/// run's provenance is known), another rhythm of saving, what else is written, what a plugin may take and what is done about its faults.
+const FREE: [&str; 14] = [
     "output",
     "device",
     "threads",
     "plugin_dirs",
+    "train.report_to",
     "checkpoint.keep",
     "checkpoint.minutes",
     "allocation.on_plugin_fault",

@@ -7,18 +7,20 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::Run;
 use super::checkpoint::{self, Checkpoint, Commit, PendingCheckpoint, Whole};
 use super::folder::{self, FRESH_ADAPTER, LOCK, REPLACING};
 use super::provenance::{Provenance, Sitting, compare};
 use super::record::{AllocationRecord, MetricRecord, SignalRecord, Summary};
+use super::reports::Reports;
 use crate::error::{Error, Result};
 use crate::file::{
     Extent, Lines, begins_with, cannot_write, cut, gone, read_lines, same_file, sync_folder,
     truncate_lines, write_atomically, write_json,
 };
+use crate::recipe::ReportTo;
 
 /// What a run is written with.
 #[derive(Clone, Debug)]
@@ -27,6 +29,8 @@ pub struct Opening {
     pub recipe: String,
     /// How many of the last checkpoints are kept.
     pub keep: usize,
+    /// What else is written for.
+    pub report_to: ReportTo,
     /// What trains; none leaves it unknown.
     pub sitting: Option<Sitting>,
     /// Whether a resumed run may go on with other inputs than it began with.
@@ -39,6 +43,7 @@ impl<T: AsRef<str> + ?Sized> From<&T> for Opening {
         Opening {
             recipe: recipe.as_ref().to_owned(),
             keep: 2,
+            report_to: ReportTo::default(),
             sitting: None,
             accept_changes: false,
         }
@@ -75,6 +80,8 @@ pub struct Writer {
     allocations: Option<Lines>,
     /// Opened with the first record, for most runs have none.
     signals: Option<Lines>,
+    /// What other programs are told.
+    reports: Option<Reports>,
     /// Checkpoints that were seen to be damaged.
     damaged: Vec<PathBuf>,
     /// The system lets go of the lock with the file, however the process ends.
@@ -157,6 +164,7 @@ impl Writer {
             metrics: None,
             allocations: None,
             signals: None,
+            reports: None,
             damaged: Vec::new(),
             lock,
         }
@@ -206,7 +214,8 @@ impl Writer {
         }
         let checkpoints = self.run.checkpoints_dir();
         fs::create_dir_all(&checkpoints).map_err(|error| cannot_write(&checkpoints, error))?;
-        if let Some(sitting) = sitting(from.map_or(0, |(step, _)| step)) {
+        let from = from.map(|(step, _)| step);
+        if let Some(sitting) = sitting(from.unwrap_or(0)) {
             provenance.sittings.push(sitting);
             write_json(&self.run.provenance_path(), &provenance)?;
         } else {
@@ -222,6 +231,7 @@ impl Writer {
         self.allocations = Some(Lines::open(self.run.allocations_path())?);
         let signals = self.run.signals_path();
         self.signals = signals.exists().then(|| Lines::open(signals)).transpose()?;
+        self.reports = Reports::open(&self.run, &self.opening, from)?;
         self.start = Start::Done;
         Ok(())
     }
@@ -243,12 +253,18 @@ impl Writer {
     /// Adds a record to `metrics.jsonl`.
     pub fn metric(&mut self, record: &MetricRecord) -> Result<()> {
         self.settle()?;
-        self.metrics.as_mut().map_or(Ok(()), |log| log.add(record))
+        let log = self.metrics.as_mut();
+        log.map_or(Ok(()), |log| log.add(record))?;
+        let reports = self.reports.as_mut();
+        reports.map_or(Ok(()), |reports| reports.metric(record))
     }
 
     /// Adds a record to `allocations.jsonl`.
     pub fn allocation(&mut self, record: &AllocationRecord) -> Result<()> {
         self.settle()?;
+        if let Some(reports) = &mut self.reports {
+            reports.allocation(record);
+        }
         let log = self.allocations.as_mut();
         log.map_or(Ok(()), |log| log.add(record))
     }
@@ -363,11 +379,16 @@ pub(super) fn lock(run: &Run) -> Result<File> {
     let path = dir.join(LOCK);
     let cannot = |error| cannot_write(&path, error);
     // Whoever had it may have removed it between our opening and our locking it.
-    for _ in 0..8 {
+    for attempt in 0..8 {
         let file = File::options().create(true).append(true).open(&path);
         let file = file.map_err(cannot)?;
         match file.try_lock() {
             Ok(()) => {}
+            // Whoever looks whether somebody trains here holds it for a moment.
+            Err(TryLockError::WouldBlock) if attempt < 7 => {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::user(format!(
                     "another process is training in {}",
