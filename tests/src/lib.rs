@@ -31,9 +31,9 @@ pub fn fixture(path: &str) -> PathBuf {
     package().join("fixtures").join(path)
 }
 
-/// Names, by commas, what this machine is known to have of `data` (the shared data sets), `minilm`, `python` and `gpu`
-/// (a driver for Vulkan, if only software): a test that does not find it fails instead of passing with nothing seen.
-/// `.ci/run` sets it.
+/// Names, by commas, what this machine is known to have of `data` (the shared data sets), `minilm`, `python`, `gpu` (a
+/// driver for Vulkan, if only software) and `nvrtc` (CUDA's run-time compiler): a test that does not find it fails
+/// instead of passing with nothing seen. `.ci/run` sets it.
 pub const REQUIRE: &str = "DYNALORA_REQUIRE";
 
 /// What a test does that lacks something it cannot make itself: it says so and passes, or fails where
