@@ -152,19 +152,15 @@ unsafe extern "C" fn nvrtcCompileProgram(
 /// Where what becomes of a source is kept, if anywhere.
 fn kept(source: &[u8], options: &[&CStr]) -> Option<PathBuf> {
     let folder = std::env::var_os(crate::CACHE)?;
-    // cubecl declares a kernel's variables in another order every time.
-    let is_declaration = |line: &[u8]| line.ends_with(b";") && !line.contains(&b'=');
-    let mut lines: Vec<&[u8]> = source.split(|byte| *byte == b'\n').collect();
-    for declarations in lines.chunk_by_mut(|a, b| is_declaration(a) && is_declaration(b)) {
-        // Calls and jumps end so too, but have a bracket, or no space.
-        let all = declarations.iter();
-        if all
-            .clone()
-            .all(|line| line.contains(&b' ') && !line.contains(&b'('))
-        {
-            declarations.sort_unstable();
-        }
-    }
+    // cubecl lists the same kernel's types, variables and shared arrays in another order every time: to be the same, it has
+    // the same lines, wherever its shared arrays lie.
+    const SHARED: &str = "dynamic_shared_mem[";
+    let text = String::from_utf8_lossy(source);
+    let mut lines: Vec<&str> = text
+        .lines()
+        .map(|line| line.split(SHARED).next().unwrap_or(line))
+        .collect();
+    lines.sort_unstable();
     let mut hasher = DefaultHasher::new();
     (lines, options).hash(&mut hasher);
     Some(PathBuf::from(folder).join(format!("{:016x}.ptx", hasher.finish())))
