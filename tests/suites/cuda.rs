@@ -367,67 +367,36 @@ fn counted(bench: &Bench) {
         "scorer.plugin=activation",
         "allocator={ plugin = \"top-k\", k = \"100%\" }",
     ];
-    let rows = [
-        (
-            "two layers",
-            step(bench, "two layers", &two, &[all, never]),
-            LAYERS[0],
-        ),
-        (
-            "four layers",
-            step(bench, "four layers", &four, &[all, never]),
-            LAYERS[1],
-        ),
-        (
-            "two modules a layer",
-            step(bench, "two modules a layer", &two, &[few, never]),
-            FEW,
-        ),
-        (
-            "not logged",
-            step(
-                bench,
-                "not logged",
-                &two,
-                &[all, never, "train.log_every=100"],
-            ),
-            LAYERS[0],
-        ),
-        (
-            "scored",
-            step(
-                bench,
-                "scored",
-                &two,
-                &[&[all, scored][..], &scorer].concat(),
-            ),
-            SCORED,
-        ),
-    ];
-    for (name, step, most) in rows {
-        let [launches, uploads, waits] = most;
-        assert!(
-            step.launches <= launches,
-            "{name}: {step:?}, at most {launches} launches"
-        );
-        assert!(
-            step.uploads <= uploads,
-            "{name}: {step:?}, at most {uploads} uploads"
-        );
-        assert!(
-            step.waits <= waits,
-            "{name}: {step:?}, at most {waits} waits"
-        );
+    let of_two = step(bench, "two layers", &two, &[all, never]);
+    let of_four = step(bench, "four layers", &four, &[all, never]);
+    let of_few = step(bench, "two modules a layer", &two, &[few, never]);
+    let unlogged = [all, never, "train.log_every=100"];
+    let unlogged = step(bench, "not logged", &two, &unlogged);
+    let measured = [&[all, scored][..], &scorer].concat();
+    let measured = step(bench, "scored", &two, &measured);
+    for (step, launches) in [
+        (of_two, 420.0),
+        (of_four, 800.0),
+        (of_few, 300.0),
+        (unlogged, 420.0),
+        (measured, 520.0),
+    ] {
+        // As many as there were when this was written, and a tenth, for another kernel may be tuned to be the fastest.
+        assert!(step.launches <= launches, "{step:?}, at most {launches}");
+        // Tokens, their types and positions, the first of each sequence, and labels: neither grows with the layers.
+        assert_eq!(step.uploads, 5.0, "{step:?}");
         // Loss, norms and all that plugins ask for come back together.
-        assert_eq!(step.reads, 1.0, "{name}");
+        assert_eq!(step.reads, 1.0, "{step:?}");
+        // Nothing else is waited for, but that cubecl frees what it copied from, of 64 copies at a time.
+        let copies = step.uploads + step.shapes;
+        let waits = step.reads + copies / 64.0 + 1.0;
+        assert!(step.waits <= waits, "{step:?}, at most {waits} waits");
     }
+    let a_layer = (of_four.launches - of_two.launches) / 2.0;
+    assert!(a_layer <= 190.0, "{a_layer} launches a layer");
+    let a_module = (of_two.launches - of_few.launches) / 8.0;
+    assert!(a_module <= 16.0, "{a_module} launches a module");
 }
-
-/// Launches, uploads and waits of a step, at most: of two and four layers with six modules each, of two with two, and of two
-/// whose modules are measured.
-const LAYERS: [[f64; 3]; 2] = [[409.0, 13.0, 5.5], [782.0, 13.0, 9.0]];
-const FEW: [f64; 3] = [298.0, 13.0, 4.5];
-const SCORED: [f64; 3] = [500.0, 13.0, 7.0];
 
 /// Writes a model with another number of layers, of the weights of those that there are.
 fn with_layers(from: &Path, to: &Path, layers: usize) {
