@@ -34,8 +34,8 @@ pub fn fixture(path: &str) -> PathBuf {
 }
 
 /// Names, by commas, what this machine is known to have of `data` (the shared data sets), `minilm`, `python`, `gpu`
-/// (a driver for Vulkan, if only software), `slurm` (its daemons and munge) and `hq` (HyperQueue): a test that does not
-/// find it fails instead of passing with nothing seen. `.ci/run` sets it.
+/// (a driver for Vulkan, if only software), `nvrtc` (CUDA's run-time compiler), `slurm` (its daemons and munge) and `hq`
+/// (HyperQueue): a test that does not find it fails instead of passing with nothing seen. `.ci/run` sets it.
 pub const REQUIRE: &str = "DYNALORA_REQUIRE";
 
 /// What a test does that lacks something it cannot make itself: it says so and passes, or fails where

@@ -71,19 +71,39 @@ impl Cuda {
             ),
         }
         match toolkit() {
-            Ok(found) => cuda.toolkit = Some(found),
+            Ok(found) => {
+                // Without one of these some kernels do not compile, and others, which are slower, are taken in silence.
+                for (header, package) in HEADERS {
+                    if !found.join("include").join(header).exists() {
+                        let what = format!("CUDA's headers in {} lack {header}", found.display());
+                        miss(
+                            what,
+                            &format!(
+                                "`pip install {package}` where that is from, or install the CUDA toolkit"
+                            ),
+                        );
+                    }
+                }
+                cuda.toolkit = Some(found);
+            }
             Err(Some(wheel)) => miss(
                 "CUDA's headers are where the program does not look".to_owned(),
                 &format!("set CUDA_PATH={}", wheel.display()),
             ),
             Err(None) => miss(
                 "CUDA's headers were not found".to_owned(),
-                "install the CUDA toolkit, or `pip install nvidia-cuda-runtime`, and set CUDA_PATH to the folder that has `include`",
+                "install the CUDA toolkit, or `pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl`, and set CUDA_PATH to the folder that has `include`",
             ),
         }
         cuda
     }
 }
+
+/// What kernels include of the toolkit, and the package for Python that has it.
+const HEADERS: [(&str, &str); 2] = [
+    ("cuda_runtime.h", "nvidia-cuda-runtime"),
+    ("crt/mma.h", "nvidia-cuda-crt"),
+];
 
 /// A library by the first of these names that the system finds.
 fn load(names: &[&str]) -> Option<(Library, String)> {

@@ -75,8 +75,11 @@ pub fn reads() -> u64 {
 /// A tensor's values on the host.
 pub fn read<B: Kernels, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>> {
     READS.fetch_add(1, Ordering::Relaxed);
-    tensor
-        .into_data()
-        .into_vec::<f32>()
+    let data = tensor.try_into_data().map_err(|error| {
+        Error::failure(format!("the device has failed: {error}")).help(
+            "the latest checkpoint is whole: `--resume` goes on from it, `--set device=cpu` does without the device",
+        )
+    })?;
+    data.into_vec::<f32>()
         .map_err(|error| Error::failure(format!("the device did not give f32 values: {error:?}")))
 }

@@ -10,14 +10,17 @@ use super::{AttentionLayout, Projected, Sequences};
 /// Sequences padded into a rectangle, on the device.
 #[derive(Clone, Debug)]
 pub(super) struct Rectangle<B: Backend> {
-    /// The token that each cell of the queries' rectangle holds, row by row; token 0 where it is padding.
-    queries: Tensor<Ad<B>, 1, Int>,
+    /// The token that each cell of the queries' rectangle holds, row by row; token 0 where it is padding. None where
+    /// sequences are of one length, so that they lie as they are to: nothing is copied to the device for those, nor
+    /// moved on it.
+    queries: Option<Tensor<Ad<B>, 1, Int>>,
     /// The same of keys and values.
-    pairs: Tensor<Ad<B>, 1, Int>,
+    pairs: Option<Tensor<Ad<B>, 1, Int>>,
     /// What is added to each score, `[sequences, 1, queries, keys]`: nothing, or so much that it counts for nothing.
-    bias: Tensor<Ad<B>, 4>,
-    /// The cell that each query lies in.
-    packed: Tensor<Ad<B>, 1, Int>,
+    /// None where it is nothing everywhere.
+    bias: Option<Tensor<Ad<B>, 4>>,
+    /// The cell that each query lies in; none where they lie one after the other.
+    packed: Option<Tensor<Ad<B>, 1, Int>>,
     /// The row of relative positions of each cell, `[1, 1, queries, keys]`, where there are any.
     buckets: Option<Tensor<Ad<B>, 4, Int>>,
 }
@@ -31,13 +34,16 @@ impl<B: Backend> Rectangle<B> {
             Tensor::from_data(TensorData::new(values, [len]), device)
         };
         let padded = |sequences: &Sequences, longest: usize| {
+            if sequences.tokens() == count * longest {
+                return None;
+            }
             let mut cells = vec![0i64; count * longest];
             for i in 0..count {
                 for (position, token) in sequences.range(i).enumerate() {
                     cells[i * longest + position] = token as i64;
                 }
             }
-            indices(cells)
+            Some(indices(cells))
         };
         let mut bias = vec![-1e9f32; count * rows * columns];
         let mut packed = Vec::with_capacity(layout.queries.tokens());
@@ -49,7 +55,9 @@ impl<B: Backend> Rectangle<B> {
                 packed.push((i * rows + row) as i64);
             }
         }
+        let hides = bias.iter().any(|bias| *bias != 0.0);
         let bias = TensorData::new(bias, [count, 1, rows, columns]);
+        let queries = padded(&layout.queries, rows);
         let buckets = layout.buckets.as_ref().map(|buckets| {
             let of_row = |row| buckets.of_query(row, columns).iter();
             let cells = (0..rows).flat_map(of_row).map(|row| i64::from(*row));
@@ -57,10 +65,13 @@ impl<B: Backend> Rectangle<B> {
             Tensor::from_data(TensorData::new(cells, [1, 1, rows, columns]), device)
         });
         Rectangle {
-            queries: padded(&layout.queries, rows),
-            pairs: padded(&layout.pairs, columns),
-            bias: Tensor::from_data(bias, device),
-            packed: indices(packed),
+            packed: queries.is_some().then(|| indices(packed)),
+            pairs: match layout.queries == layout.pairs {
+                true => queries.clone(),
+                false => padded(&layout.pairs, columns),
+            },
+            queries,
+            bias: hides.then(|| Tensor::from_data(bias, device)),
             buckets,
         }
     }
@@ -75,25 +86,39 @@ pub fn composed<B: Kernels>(
 ) -> Tensor<Ad<B>, 2> {
     let shape = layout.shape;
     let (q_width, kv_width) = (shape.query_width(), shape.pair_width());
-    let (q, kv) = match projected {
-        Projected::Joint(all) => (
-            all.clone().slice_dim(1, 0..q_width),
-            all.slice_dim(1, q_width..q_width + 2 * kv_width),
-        ),
-        Projected::Split { queries, pairs } => (queries, pairs),
+    let device = match &projected {
+        Projected::Joint(all) => all.device(),
+        Projected::Split { pairs, .. } => pairs.device(),
     };
-    let k = kv.clone().slice_dim(1, 0..kv_width);
-    let v = kv.slice_dim(1, kv_width..2 * kv_width);
-    let device = q.device();
     let count = layout.pairs.count();
-    let rows = layout.queries.longest();
+    let (rows, columns) = (layout.queries.longest(), layout.pairs.longest());
     let rectangle = layout
         .rectangle
         .get_or_init(|| Rectangle::of(layout, &device));
-    let split = |x: Tensor<Ad<B>, 2>, cells: &Tensor<Ad<B>, 1, Int>, heads: usize| {
-        let longest = cells.dims()[0] / count.max(1);
+    let moved = |x: Tensor<Ad<B>, 2>, cells: &Option<Tensor<Ad<B>, 1, Int>>| match cells {
+        Some(cells) => x.select(0, cells.clone()),
+        None => x,
+    };
+    let pairs = q_width..q_width + 2 * kv_width;
+    // All that lies alike is moved at once.
+    let (q, kv) = match projected {
+        Projected::Joint(x) if layout.queries == layout.pairs => {
+            let x = moved(x, &rectangle.pairs);
+            (x.clone().slice_dim(1, 0..q_width), x.slice_dim(1, pairs))
+        }
+        Projected::Joint(x) => (
+            moved(x.clone().slice_dim(1, 0..q_width), &rectangle.queries),
+            moved(x.slice_dim(1, pairs), &rectangle.pairs),
+        ),
+        Projected::Split { queries, pairs } => (
+            moved(queries, &rectangle.queries),
+            moved(pairs, &rectangle.pairs),
+        ),
+    };
+    let k = kv.clone().slice_dim(1, 0..kv_width);
+    let v = kv.slice_dim(1, kv_width..2 * kv_width);
+    let split = |x: Tensor<Ad<B>, 2>, longest: usize, heads: usize| {
         let x = x
-            .select(0, cells.clone())
             .reshape([count, longest, heads, shape.head_size])
             .swap_dims(1, 2);
         let groups = shape.heads / heads;
@@ -104,9 +129,9 @@ pub fn composed<B: Kernels>(
             .repeat_dim(2, groups)
             .reshape([count, shape.heads, longest, shape.head_size])
     };
-    let q = split(q, &rectangle.queries, shape.heads);
-    let k = split(k, &rectangle.pairs, shape.pair_heads);
-    let v = split(v, &rectangle.pairs, shape.pair_heads);
+    let q = split(q, rows, shape.heads);
+    let k = split(k, columns, shape.pair_heads);
+    let v = split(v, columns, shape.pair_heads);
     let mut scores = q.clone().matmul(k.clone().transpose());
     if let (Some(positions), Some(buckets)) = (positions, &rectangle.buckets) {
         let table = positions.dims()[0];
@@ -131,11 +156,14 @@ pub fn composed<B: Kernels>(
         Some(cap) => (scores / cap).tanh() * cap,
         None => scores,
     };
-    let scores = scores + rectangle.bias.clone();
+    let scores = match &rectangle.bias {
+        Some(bias) => scores + bias.clone(),
+        None => scores,
+    };
     let weights = dropout::composed(softmax(scores, 3), dropout);
-    weights
+    let y = weights
         .matmul(v)
         .swap_dims(1, 2)
-        .reshape([count * rows, q_width])
-        .select(0, rectangle.packed.clone())
+        .reshape([count * rows, q_width]);
+    moved(y, &rectangle.packed)
 }
