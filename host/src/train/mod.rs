@@ -144,6 +144,14 @@ impl<'a, B: Kernels> Training<'a, B> {
         let answer = constant.as_ref().map(Constant::logits);
         let answer = answer.filter(|_| recipe.model.head_bias == HeadBias::Labels);
         let cache = || PrefixCache::new(train.cache_memory_mib << 20);
+        let mut adapters = Adapters::new(
+            (&recipe.adapter).into(),
+            modules.clone(),
+            recipe.seed,
+            device,
+        )
+        .with_own(rest.configs.clone());
+        rest.pretrained.put_on(&mut adapters, &model, device)?;
         Ok(Training {
             recipe,
             rest,
@@ -151,8 +159,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 config: &rest.pretrained.config,
                 linears: &linears,
                 modules: &modules,
-                trains_a: adapter.trains_a(),
-                pairs: adapter.pairs(),
+                adapter: &adapter,
                 head: HeadKind::of(rest.data.problem, rest.data.outputs()),
                 checkpointing: recipe.train.gradient_checkpointing,
             }),
@@ -164,8 +171,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             constant,
             optimizer: Optimizer::new(config, modules.len()),
             trainee: Trainee {
-                adapters: Adapters::new((&recipe.adapter).into(), modules, recipe.seed, device)
-                    .with_own(rest.configs.clone()),
+                adapters,
                 head: model.head.initial(recipe.seed, answer.as_deref(), device),
                 model,
             },
