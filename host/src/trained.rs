@@ -268,7 +268,8 @@ impl Trained {
         let modules = self.adapter.modules(&self.pretrained.linears())?;
         let model = Model::load(&self.pretrained, &modules, self.learnt.outputs(), device)?;
         let head = self.adapter.head(&model.head, device)?;
-        let adapters = self.adapter.adapters(modules, device)?;
+        let mut adapters = self.adapter.adapters(modules, device)?;
+        self.pretrained.put_on(&mut adapters, &model, device)?;
         Ok(Trainee {
             model,
             adapters,

@@ -88,7 +88,8 @@ names! {
     RawValue {
         /// The module's output, `[tokens, out_features]`, row-major, of the step's last micro-batch.
         ACTIVATION = "activation",
-        /// The gradient of every adapter parameter, accumulated over the step: LoRA's A, then B; VeRA's λ_d, then λ_b.
+        /// The gradient of every adapter parameter, accumulated over the step: LoRA's A, then B, DoRA's m and a
+        /// bias that trains; VeRA's λ_d, then λ_b.
         GRADIENT = "gradient",
         /// Every adapter parameter, in the same order.
         WEIGHT = "weight",

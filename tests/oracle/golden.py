@@ -81,6 +81,8 @@ def write_tiny(out):
         )
         indices = forward.short_sentences(encoder)
         training.write_tiny(setup, folder / "golden" / "query-value", indices)
+        if name in DORA:
+            write_dora(folder, name, encoder, head, short)
         if name == "tiny-bert":
             setup = training.Setup(folder, encoder, head, name, targets="all-linear", **short)
             training.write_tiny(setup, folder / "golden" / "all-linear", indices)
@@ -109,6 +111,12 @@ def write_tiny(out):
                 folder, encoder, head, name, targets="all-linear", loraplus_lr_ratio=8.0, weight_decay=0.0, **short
             )
             training.write_tiny(plus, folder / "golden" / "loraplus", indices)
+            # No score changes by a key's bias, whose gradient is what rounding leaves.
+            bias = training.Setup(
+                folder, encoder, head, name, targets=["query", "value", "dense"], bias="lora_only", **short
+            )
+            training.write_tiny(bias, folder / "golden" / "bias", indices)
+            signals.write(bias, folder / "golden" / "bias" / "signals.json")
             pissa = training.Setup(
                 folder, encoder, head, name, targets="all-linear", init_lora_weights="pissa", **short
             )
@@ -137,6 +145,26 @@ def write_tiny(out):
         tiny.write_images(out, name)
         worst = max(worst, images.write(out / name, name, **short))
     return max(worst, write_decoders(out, short))
+
+
+# Weights that lie the other way round, three that read the same, and with biases that train.
+DORA = {
+    "tiny-bert": dict(targets="all-linear"),
+    "tiny-gpt2": dict(targets="all-linear", head_modules=("score",)),
+    "tiny-llama": dict(targets="all-linear", head_modules=("score",)),
+    "tiny-distilbert": dict(
+        targets=["q_lin", "v_lin", "out_lin", "lin1", "lin2"],
+        head_modules=("pre_classifier", "classifier"),
+        bias="lora_only",
+    ),
+}
+
+
+def write_dora(folder, name, encoder, head, short):
+    golden = folder / "golden"
+    setup = training.Setup(folder, encoder, head, name, use_dora=True, **DORA[name], **short)
+    training.write_tiny(setup, golden / "dora", forward.short_sentences(encoder))
+    signals.write(setup, golden / "dora" / "signals.json")
 
 
 def write_deberta(folder, short):
@@ -182,6 +210,8 @@ def write_decoder(folder, name, short):
         forward.write_extremes(golden, folder, head, encoder.max_length)
     indices = forward.short_sentences(encoder)
     setup = training.Setup(folder, encoder, head, name, targets="all-linear", head_modules=("score",), **short)
+    if name in DORA:
+        write_dora(folder, name, encoder, head, short)
     if name in ("tiny-llama", "tiny-gpt2", "tiny-gemma2"):
         training.write_tiny(setup, golden / "all-linear", indices)
         signals.write(setup, golden / "all-linear" / "signals.json")

@@ -37,6 +37,9 @@ class Setup:
     rank_pattern: dict = field(default_factory=dict)
     alpha_pattern: dict = field(default_factory=dict)
     use_rslora: bool = False
+    use_dora: bool = False
+    # "none", or "lora_only".
+    bias: str = "none"
     # True for PEFT's own start, or "pissa".
     init_lora_weights: object = True
     # LoRA+'s, whose weight decay is 0 and leaves out vectors where it is not.
@@ -111,6 +114,8 @@ class Setup:
             **({"alpha": self.alpha} if self.method == "lora" else {"d_initial": self.d_initial}),
             **({"rank_pattern": self.rank_pattern} if self.rank_pattern else {}),
             **({"alpha_pattern": self.alpha_pattern} if self.alpha_pattern else {}),
+            **({"use_dora": True} if self.use_dora else {}),
+            **({"bias": self.bias} if self.bias != "none" else {}),
             **({"init_lora_weights": self.init_lora_weights} if self.init_lora_weights is not True else {}),
             "dropout": 0.0,
             "optimiser": "torch.optim.AdamW",
@@ -143,6 +148,8 @@ def build(setup, random_b):
             lora_alpha=setup.alpha,
             lora_dropout=0.0,
             use_rslora=setup.use_rslora,
+            use_dora=setup.use_dora,
+            bias=setup.bias,
             init_lora_weights=setup.init_lora_weights,
             **patterns,
             **common,
@@ -179,11 +186,17 @@ def save_adapter(setup, model, folder):
 
 def saved_name(name):
     """A trainable parameter's name as `save_pretrained` writes it."""
-    return name.replace(".modules_to_save.default", "").replace(".default", "")
+    name = name.replace(".modules_to_save.default", "").replace(".default", "")
+    return name.removesuffix(".weight") if "lora_magnitude_vector" in name else name
 
 
 def trainable(model):
     return {saved_name(name): p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def is_adapters(name):
+    """Whether a trainable parameter is an adapter's, and none of the head."""
+    return any(part in name for part in (".lora_", ".vera_", ".base_layer."))
 
 
 def modules(model):
@@ -204,17 +217,25 @@ def in_forward_order(paths):
 
 
 def own_parameters(module):
-    """The two tensors that an adapted linear trains."""
+    """The tensors that an adapted linear trains, the pair first."""
     if isinstance(module, LoraLayer):
-        return [module.lora_A["default"].weight, module.lora_B["default"].weight]
+        pair = [module.lora_A["default"].weight, module.lora_B["default"].weight]
+        more = [module.lora_magnitude_vector["default"].weight] if module.use_dora["default"] else []
+        bias = module.get_base_layer().bias
+        return pair + more + ([bias] if bias is not None and bias.requires_grad else [])
     return [module.vera_lambda_d["default"], module.vera_lambda_b["default"]]
 
 
 def delta_weight(module):
     """The adapter's share of the weight, in f64."""
-    first, second = (parameter.detach().double() for parameter in own_parameters(module))
+    first, second, *more = (parameter.detach().double() for parameter in own_parameters(module))
     if isinstance(module, LoraLayer):
-        return second @ first * module.scaling["default"]
+        delta = second @ first * module.scaling["default"]
+        if not module.use_dora["default"]:
+            return delta
+        frozen = module.get_base_layer().weight.detach().double()
+        frozen = frozen.T if module.fan_in_fan_out else frozen
+        return more[0][:, None] / (frozen + delta).norm(dim=1, keepdim=True) * (frozen + delta) - frozen
     a = module.vera_A["default"][:, : module.in_features].double()
     b = module.vera_B["default"][: module.out_features].double()
     return second[:, None] * (b * first) @ a
@@ -376,7 +397,7 @@ def header(setup):
         "targets": setup.targets_of_examples(),
         "batches": setup.batches(),
         "modules": list(modules(model)),
-        "module_parameters": sum(p.numel() for n, p in trainable(model).items() if ".lora_" in n or ".vera_" in n),
+        "module_parameters": sum(p.numel() for n, p in trainable(model).items() if is_adapters(n)),
         "trainable_parameters": sum(p.numel() for p in trainable(model).values()),
     }
 

@@ -172,6 +172,18 @@ impl Drawn {
             let starts = ["\"pissa\"", "\"pissa_niter_2\""];
             self.set("adapter.init_lora_weights", c.of(&starts));
         }
+        if c.once_in(3) && lora {
+            self.set("adapter.use_dora", "true");
+        }
+        // Of other decoders than GPT-2 and of plain ModernBERT no layer has a bias, and that is refused.
+        let name = self.get("model.name").unwrap_or_default();
+        let biased = match name.contains("modernbert") {
+            true => name.contains("biased"),
+            false => self.decoder().is_none_or(|roles| roles.contains(&"c_attn")),
+        };
+        if c.once_in(4) && lora && biased {
+            self.set("adapter.bias", "\"lora_only\"");
+        }
         // An expression that matches nothing is refused; which layers are there is seen above.
         let upper = match self.get("adapter.layers_to_transform") {
             None => "'.*\\.1\\..*' = 3, ",

@@ -157,7 +157,7 @@ fn a_tensor_that_nobody_reads_is_refused_by_name() {
                 &[32],
                 1.0,
             )],
-            "DoRA",
+            "use_dora",
         ),
         (
             vec![
@@ -283,8 +283,6 @@ fn keys_that_change_the_answer_are_followed_or_refused() {
         ("init_lora_weights", json!("pissa")),
         ("init_lora_weights", json!("olora")),
         ("bias", json!("all")),
-        ("bias", json!("lora_only")),
-        ("use_dora", json!(true)),
         ("lora_bias", json!(true)),
         ("use_qalora", json!(true)),
         ("layer_replication", json!([[0, 2]])),
@@ -297,9 +295,21 @@ fn keys_that_change_the_answer_are_followed_or_refused() {
         adapter.configure(key, value);
         adapter.refused(&[key, "adapter_config.json"]);
     }
+    // One of DoRA's has its vectors.
+    let adapter = Adapter::new();
+    adapter.configure("use_dora", json!(true));
+    adapter.refused(&["query.lora_magnitude_vector", "adapter_model.safetensors"]);
+    // A layer without a bias has none that was trained.
+    let adapter = Adapter::of("tiny-bert/golden/bias/trained");
+    let own = adapter.loss();
+    adapter.configure("bias", json!("none"));
+    adapter.refused(&["base_layer.bias", "lora_only"]);
+    adapter.configure("bias", json!("lora_only"));
+    assert_eq!(adapter.loss(), own);
     let adapter = Adapter::new();
     let plain = adapter.loss();
     for (key, value) in [
+        ("bias", json!("lora_only")),
         ("rank_pattern", Value::Null),
         ("use_rslora", Value::Null),
         ("init_lora_weights", json!("gaussian")),
@@ -405,6 +415,30 @@ fn values_that_are_no_numbers_are_refused_by_name() {
             );
         }
     }
+}
+
+#[test]
+fn a_row_of_zeros_has_no_direction() {
+    let (scene, model, set) = scene_of("tiny-bert");
+    edit_tensors(&model.join("model.safetensors"), |tensors| {
+        let (.., bytes) = &mut tensors
+            .iter_mut()
+            .find(|(name, ..)| name.ends_with("layer.1.attention.self.value.weight"))
+            .expect("one");
+        bytes[2 * 4 * 32..3 * 4 * 32].fill(0);
+    });
+    let sets = ["--set", &set, "--set", "adapter.use_dora=true"];
+    refused(
+        &scene,
+        &[&["train", "recipe.toml"], &sets[..]].concat(),
+        &[
+            "row 2",
+            "layer.1.attention.self.value",
+            "adapter.exclude_modules",
+        ],
+    );
+    // Unless it is none of DoRA's.
+    scene.ok(&["train", "recipe.toml", "--set", &set]);
 }
 
 #[test]

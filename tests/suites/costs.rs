@@ -71,12 +71,17 @@ fn batch(sequences: usize, length: usize) -> Batch {
 
 /// A model of the fixtures with these adapters, none of which adds nothing.
 fn trainee(pretrained: &Pretrained, adapter: &AdapterConfig) -> Trainee<Flex> {
-    let modules = pretrained.adapted(adapter).expect("modules").modules;
+    let found = pretrained.adapted(adapter).expect("modules");
+    let modules = found.modules;
     let model = Model::<Flex>::load(pretrained, &modules, 2, &DEVICE).expect("a model");
     let count = modules.len();
-    let mut adapters = Adapters::new(Config::from(adapter), modules, 0, &DEVICE);
+    let adapters = Adapters::new(Config::from(adapter), modules, 0, &DEVICE);
+    let mut adapters = adapters.with_own(found.configs);
+    pretrained
+        .put_on(&mut adapters, &model, &DEVICE)
+        .expect("rows of some size");
     for module in 0..count {
-        let [_, b] = adapters.pair_mut(module);
+        let [_, b] = &mut adapters.pair_mut(module).pair;
         *b = Tensor::ones(b.shape(), &DEVICE) * 0.01;
     }
     Trainee {
@@ -152,6 +157,19 @@ init_lora_weights = "pissa"
 targets = ["query", "value", "dense"]"#,
         ),
         (
+            "tiny-bert",
+            r#"rank = 4
+use_dora = true
+bias = "lora_only"
+targets = ["query", "value", "dense"]"#,
+        ),
+        (
+            "tiny-llama",
+            r#"rank = 4
+use_dora = true
+targets = ["q_proj", "v_proj", "up_proj", "down_proj"]"#,
+        ),
+        (
             "tiny-deberta",
             r#"rank = 4
 targets = ["all-linear"]"#,
@@ -187,8 +205,7 @@ targets = ["q_proj", "v_proj"]"#,
             config: &pretrained.config,
             linears: &linears,
             modules: &trainee.adapters.modules,
-            trains_a: trainee.adapters.config.trains_a(),
-            pairs: trainee.adapters.config.pairs(),
+            adapter: &trainee.adapters.config,
             head: HeadKind::Sequence,
             checkpointing: false,
         }
@@ -469,8 +486,7 @@ fn running_layers_twice_saves_what_the_model_says() {
         config: &pretrained.config,
         linears: &linears,
         modules: &trainee.adapters.modules,
-        trains_a: true,
-        pairs: 1,
+        adapter: &trainee.adapters.config,
         head: HeadKind::Sequence,
         checkpointing,
     };

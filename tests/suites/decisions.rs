@@ -388,7 +388,7 @@ fn gradients_of_all_who_use_a_pair_add_up() {
     let count = modules.len();
     let mut adapters = Adapters::new(Config::from(&adapter), modules, 0, &FlexDevice);
     for module in 0..count {
-        let [_, b] = adapters.pair_mut(module);
+        let [_, b] = &mut adapters.pair_mut(module).pair;
         *b = Tensor::ones(b.shape(), &FlexDevice) * 0.05;
     }
     // The upper query has the lower one's values.
@@ -419,7 +419,7 @@ fn gradients_of_all_who_use_a_pair_add_up() {
         let values = read(logits.clone().inner()).expect("logits");
         let mut found = logits.powi_scalar(2).sum().backward();
         let mut of = |module: usize| {
-            pass.pairs[module].each_ref().map(|tensor| {
+            pass.pairs[module].pair.each_ref().map(|tensor| {
                 let gradient: Option<Tensor<Flex, 2>> = tensor.grad_remove(&mut found);
                 gradient.map(|gradient| read(gradient).expect("a gradient"))
             })

@@ -144,6 +144,8 @@ fn gguf_files_have_the_tensors_and_logits_that_transformers_makes_of_them() {
             alpha: 1.0,
             dropout: 0.0,
             start: None,
+            use_dora: false,
+            trains_bias: false,
         };
         let adapters = Adapters::new(Config::Lora(lora), vec![], 0, &DEVICE);
         let head: [Tensor<Flex, 2>; 0] = [];

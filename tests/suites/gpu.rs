@@ -329,8 +329,17 @@ fn an_encoder_trains_as_on_the_cpu() {
         "scorer={ plugin = \"activation\", target = \"delta\" }",
         "allocator={ plugin = \"threshold\", p = 0.8 }",
     ];
+    // Every signal of DoRA and of biases that train.
+    let dora = [
+        "adapter={ rank = 4, targets = \"all-linear\", use_dora = true, bias = \"lora_only\" }",
+        "allocation.schedule={ kind = \"periodic\", every = 2 }",
+        "scorer={ plugin = \"process\", command = [\"sh\", \"curious.sh\"] }",
+        "allocator={ plugin = \"top-k\", k = \"50%\" }",
+        "train.log_signals=true",
+    ];
     std::thread::scope(|scope| {
         scope.spawn(|| bench.both("gradient", &gradient, &CLOSE));
+        scope.spawn(|| bench.both("dora", &dora, &CLOSE));
         scope.spawn(|| bench.both("ranks", &ranks, &CLOSE));
         scope.spawn(|| bench.both("vera", &vera, &CLOSE));
         scope.spawn(|| dropout(&bench));

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use dynalora_tests::drawn::difference;
-use dynalora_tests::{Scene, contains};
+use dynalora_tests::{Scene, contains, fixture};
 use serde_json::{Value, json};
 
 /// One evaluation, at the end, so that what is exported is the last state.
@@ -358,5 +358,135 @@ fn pissa_is_refused_where_it_cannot_be() {
         ),
     ] {
         refused(&scene, &[&[PISSA], sets].concat(), words);
+    }
+}
+
+const DORA: &str = "adapter.use_dora=true";
+const BIAS: &str = "adapter.bias=lora_only";
+
+#[test]
+fn dora_and_biases_start_as_the_base_model_and_are_exported_and_merged() {
+    let scene = Scene::new();
+    let plain = "allocation.schedule={ kind = \"never\" }";
+    let still = ["train.steps=1", "train.learning_rate=1e-30", LAST];
+    scene.train("lora", &[&still[..], &[plain]].concat());
+    let first = |run: &str| {
+        let records = scene.records(run, "metrics.jsonl");
+        records[0]["loss"].as_f64().expect("a loss")
+    };
+    for (run, sets) in [
+        ("dora", &[DORA][..]),
+        ("bias", &[BIAS]),
+        ("both", &[DORA, BIAS]),
+        ("pissa", &[DORA, PISSA]),
+        ("dropout", &[DORA, BIAS, "adapter.dropout=0.2"]),
+    ] {
+        let begun = format!("{run}-still");
+        scene.train(&begun, &[&still[..], &[plain], sets].concat());
+        let (ours, theirs) = (first(&begun), first("lora"));
+        assert!((ours - theirs).abs() < 1e-5, "{run}: {ours}, not {theirs}");
+        scene.train(run, &[&[plain, LAST], sets].concat());
+        assert_exported_and_merged(&scene, run);
+        let found = config(&scene.path(run));
+        assert_eq!(found["use_dora"], sets.contains(&DORA), "{run}");
+        let bias = match sets.contains(&BIAS) {
+            true => "lora_only",
+            false => "none",
+        };
+        assert_eq!(found["bias"], bias, "{run}");
+        assert_ne!(difference(&scene.path(&begun), &scene.path(run), &[]), "");
+    }
+    // A vector of each for every module of 32 outputs but two, which have 64.
+    let count = |set: &str| {
+        let said = scene.ok(&["plan", "recipe.toml", "--json", "--set", set]);
+        let plan: Value = serde_json::from_str(&said).expect("JSON");
+        plan["adapter_parameters"].as_u64().expect("a number")
+    };
+    let outputs = 9 * 32 + 2 * 64;
+    assert_eq!(count(DORA), count("seed=1") + outputs);
+    assert_eq!(count(BIAS), count("seed=1") + outputs);
+}
+
+/// Modules that are pruned, shared, scaled, dropped or inactive keep their sizes and biases, and what is exported has them.
+#[test]
+fn dora_and_biases_meet_what_allocators_decide() {
+    let scene = Scene::new();
+    for (run, allocator, more) in [
+        (
+            "budget",
+            "rank-budget\", target_r = \"50%",
+            &["adapter.r_max=6"][..],
+        ),
+        (
+            "grow",
+            "grow\", rank = \"50%",
+            &["adapter.rank_pattern={ query = 2 }"],
+        ),
+        ("drop", "drop\", threshold = 0.5, others = \"drop", &[]),
+        ("share", "drop\", threshold = 0.5, others = \"share", &[]),
+        ("uniform", "uniform\", k = \"50%", &[]),
+        (
+            "layers",
+            "uniform\", k = \"50%",
+            &["allocation.unit=layer", "train.cache_frozen_prefix=true"],
+        ),
+    ] {
+        let allocator = format!("allocator={{ plugin = \"{allocator}\" }}");
+        let sets = [&[allocator.as_str(), DORA, BIAS, LAST], more].concat();
+        scene.train(run, &sets);
+        assert_exported_and_merged(&scene, run);
+    }
+    // A module that is tried out without is as the model came.
+    let sets = [
+        "scorer={ plugin = \"trial\", held_back = 8 }",
+        "train.learning_rate=1e-30",
+        DORA,
+        BIAS,
+        LAST,
+    ];
+    scene.train("trial", &sets);
+    let records = scene.records("trial", "allocations.jsonl");
+    let scores = records[1]["scores"].as_array().expect("scores");
+    assert!(
+        scores
+            .iter()
+            .all(|score| score.as_f64().is_some_and(|score| score < 1e-6)),
+        "{scores:?}"
+    );
+}
+
+#[test]
+fn dora_and_biases_are_refused_where_they_cannot_be() {
+    let scene = Scene::new();
+    let llama = "adapter.targets=[\"q_proj\", \"down_proj\"]";
+    let model = format!("model.name={}", fixture("tiny-llama").display());
+    for (sets, words) in [
+        (
+            &["adapter.kind=vera", DORA][..],
+            &["`adapter.use_dora` belongs to kind = \"lora\""][..],
+        ),
+        (
+            &["adapter.kind=vera", BIAS],
+            &["`adapter.bias` belongs to kind = \"lora\""],
+        ),
+        (
+            &["adapter.bias=all"],
+            &[
+                "`adapter.bias` is \"all\"",
+                "belong to no module",
+                "lora_only",
+            ],
+        ),
+        (&["adapter.bias=some"], &["adapter.bias", "lora_only"]),
+        (
+            &[&model, llama, BIAS],
+            &[
+                "adapter.bias is \"lora_only\"",
+                "has a bias",
+                "adapter.targets",
+            ],
+        ),
+    ] {
+        refused(&scene, sets, words);
     }
 }

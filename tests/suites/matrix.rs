@@ -640,12 +640,12 @@ impl Runs<'_> {
             .expect("modules")
             .modules;
         let linears = pretrained.linears();
+        let adapter = dynalora::adapter::Config::from(&recipe.adapter);
         let shape = Shape {
             config: &pretrained.config,
             linears: &linears,
             modules: &modules,
-            trains_a: drawn.get("adapter.kind").is_none(),
-            pairs: 1 + u32::from(drawn.get("adapter.init_lora_weights").is_some()),
+            adapter: &adapter,
             head: HeadKind::of(problem, problem.outputs(classes)),
             checkpointing: recipe.train.gradient_checkpointing,
         };

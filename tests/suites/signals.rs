@@ -121,9 +121,13 @@ impl Subject {
         let outputs = self.number("num_labels") as usize;
         let model = Model::<Flex>::load(&self.pretrained, &modules, outputs, &DEVICE);
         let model = model.expect("a whole model");
+        let mut adapters = peft.adapters(modules, &DEVICE).expect("an adapter");
+        self.pretrained
+            .put_on(&mut adapters, &model, &DEVICE)
+            .expect("rows of some size");
         Trainee {
             head: peft.head(&model.head, &DEVICE).expect("a whole head"),
-            adapters: peft.adapters(modules, &DEVICE).expect("an adapter"),
+            adapters,
             model,
         }
     }
@@ -333,7 +337,7 @@ fn check_step(case: &str, observation: &Observation, golden: &Step) -> f64 {
 
 #[test]
 fn tiny_models_signals_are_pytorchs() {
-    for goldens in ["all-linear", "regression", "vera"] {
+    for goldens in ["all-linear", "regression", "vera", "dora", "bias"] {
         Subject::tiny(goldens, 0.0).check();
     }
     for model in ["tiny-llama", "tiny-gpt2", "tiny-modernbert", "tiny-gemma2"] {
@@ -378,7 +382,14 @@ fn values(
 
 #[test]
 fn fisher_of_one_example_is_its_gradient_squared_with_dropout_and_with_pruned_components() {
-    for (goldens, pruned) in [("all-linear", false), ("all-linear", true), ("vera", false)] {
+    for (goldens, pruned) in [
+        ("all-linear", false),
+        ("all-linear", true),
+        ("vera", false),
+        ("dora", false),
+        ("dora", true),
+        ("bias", false),
+    ] {
         let subject = Subject::tiny(goldens, 0.1);
         let mut trainee = subject.trainee();
         match &mut trainee.adapters.config {
@@ -454,7 +465,13 @@ fn what_comes_back_is_measured_where_a_gradient_passes_and_of_all_while_probing(
 
 #[test]
 fn measuring_changes_no_bit_of_a_step() {
-    let subject = Subject::tiny("all-linear", 0.1);
+    for goldens in ["all-linear", "dora", "bias"] {
+        measuring_changes_no_bit(goldens);
+    }
+}
+
+fn measuring_changes_no_bit(goldens: &str) {
+    let subject = Subject::tiny(goldens, 0.1);
     let mut trainee = subject.trainee();
     if let Config::Lora(lora) = &mut trainee.adapters.config {
         lora.dropout = 0.2;

@@ -4,7 +4,7 @@ use dynalora_plugin_api::ModuleInfo;
 
 use super::{Config, LinearInfo, select};
 use crate::error::{Error, Result};
-use crate::recipe::{AdapterConfig, Pattern};
+use crate::recipe::{AdapterBias, AdapterConfig, Pattern};
 
 /// The modules that carry an adapter, in forward order.
 #[derive(Clone, Debug)]
@@ -40,8 +40,16 @@ impl Adapted {
             .collect();
         let configs: Vec<Config> = sizes
             .iter()
-            .map(|(rank, alpha)| Config::of(recipe, *rank, *alpha))
+            .zip(&chosen)
+            .map(|((rank, alpha), linear)| Config::of(recipe, *rank, *alpha, linear.bias))
             .collect();
+        if recipe.bias() == AdapterBias::LoraOnly && !configs.iter().any(Config::trains_bias) {
+            return Err(Error::user(format!(
+                "adapter.bias is \"lora_only\", but none of the {} adapted layers has a bias",
+                configs.len()
+            ))
+            .help("drop the key, or name layers that have one in adapter.targets"));
+        }
         for (linear, config) in chosen.iter().zip(&configs) {
             let most = linear.inputs.min(linear.outputs);
             if config.pairs() == 2 && config.rank() as usize > most {
@@ -104,6 +112,7 @@ mod tests {
             layer: Some(layer),
             inputs: 4,
             outputs: 6,
+            bias: part == "query",
         };
         let linears: Vec<LinearInfo> = (0..2)
             .flat_map(|layer| ["query", "value"].map(|part| linear(layer, part)))

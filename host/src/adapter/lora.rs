@@ -18,6 +18,10 @@ pub struct LoraConfig {
     pub dropout: f64,
     /// `init_lora_weights`: what pairs start from, where that is not the base model as it is.
     pub start: Option<InitLoraWeights>,
+    /// `use_dora`: whether the sizes of the rows of `W + s·BA` train apart from their directions.
+    pub use_dora: bool,
+    /// Whether the layer has a bias that trains too, as PEFT's `bias = "lora_only"` has it.
+    pub trains_bias: bool,
 }
 
 impl LoraConfig {

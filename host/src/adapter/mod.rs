@@ -2,28 +2,35 @@
 
 mod adapted;
 pub mod components;
+mod dora;
 mod lora;
 mod pass;
 mod pissa;
 mod sensed;
+mod side;
 mod targets;
+mod tensors;
 mod vera;
 
+use std::sync::OnceLock;
+
+use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use dynalora_plugin_api::ModuleInfo;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::error::Result;
-use crate::kernel::Kernels;
-use crate::recipe::{AdapterConfig, AdapterKind, InitLoraWeights};
+use crate::error::{Error, Result};
+use crate::kernel::{Frozen, Kernels};
+use crate::recipe::{AdapterBias, AdapterConfig, AdapterKind, InitLoraWeights};
 
 pub use adapted::Adapted;
 pub use lora::LoraConfig;
 pub use pass::{Observe, Observed, Pass, Site, mixed};
 pub use sensed::{Sense, Sensed};
 use targets::select;
+pub use tensors::Tensors;
 pub use vera::{Projections, VeraConfig};
 
 /// The method of a run's adapters and their sizes.
@@ -38,13 +45,13 @@ pub enum Config {
 impl From<&AdapterConfig> for Config {
     /// As all modules have them that no pattern names.
     fn from(recipe: &AdapterConfig) -> Self {
-        Config::of(recipe, recipe.rank(), recipe.alpha())
+        Config::of(recipe, recipe.rank(), recipe.alpha(), true)
     }
 }
 
 impl Config {
-    /// The method of a module that starts with this rank and α.
-    fn of(recipe: &AdapterConfig, rank: usize, alpha: f64) -> Self {
+    /// The method of a module that starts with this rank and α, whose layer `has_bias` or has none.
+    fn of(recipe: &AdapterConfig, rank: usize, alpha: f64, has_bias: bool) -> Self {
         let dropout = recipe.dropout;
         match recipe.kind {
             AdapterKind::Lora => {
@@ -58,6 +65,8 @@ impl Config {
                     },
                     dropout,
                     start: recipe.init_lora_weights,
+                    use_dora: recipe.use_dora(),
+                    trains_bias: has_bias && recipe.bias() == AdapterBias::LoraOnly,
                 })
             }
             AdapterKind::Vera => Config::Vera(VeraConfig {
@@ -102,25 +111,49 @@ impl Config {
         }
     }
 
+    /// How often the frozen weight is multiplied: DoRA adds to what the layer makes of all of its input, and reads what
+    /// dropout has left of it.
+    pub fn products(&self) -> u64 {
+        1 + u64::from(self.use_dora() && self.dropout() > 0.0)
+    }
+
     /// Whether A, the side path's first matrix, has a gradient where a module is active.
     pub fn trains_a(&self) -> bool {
         matches!(self, Config::Lora(_))
     }
 
-    /// What PEFT calls the two tensors that a module trains, in the order of [`Adapters::pairs`].
-    pub fn parts(&self) -> [&'static str; 2] {
-        match self {
-            Config::Lora(_) => ["lora_A", "lora_B"],
-            Config::Vera(_) => ["vera_lambda_d", "vera_lambda_b"],
+    /// Whether the sizes of the rows of a module's weight train: DoRA.
+    pub fn use_dora(&self) -> bool {
+        matches!(self, Config::Lora(lora) if lora.use_dora)
+    }
+
+    /// Whether the layer's bias trains.
+    pub fn trains_bias(&self) -> bool {
+        matches!(self, Config::Lora(lora) if lora.trains_bias)
+    }
+
+    /// What PEFT calls the tensors that a module trains.
+    pub fn parts(&self) -> Tensors<&'static str> {
+        Tensors {
+            pair: match self {
+                Config::Lora(_) => ["lora_A", "lora_B"],
+                Config::Vera(_) => ["vera_lambda_d", "vera_lambda_b"],
+            },
+            magnitude: self.use_dora().then_some("lora_magnitude_vector"),
+            bias: self.trains_bias().then_some("base_layer.bias"),
         }
     }
 
-    /// Shapes of the two tensors that a module trains.
-    pub fn shapes(&self, module: &ModuleInfo) -> [[usize; 2]; 2] {
+    /// Shapes of the tensors that a module trains.
+    pub fn shapes(&self, module: &ModuleInfo) -> Tensors<[usize; 2]> {
         let [inputs, outputs, rank] = sizes(module);
-        match self {
-            Config::Lora(_) => [[rank, inputs], [outputs, rank]],
-            Config::Vera(_) => [[rank, 1], [outputs, 1]],
+        Tensors {
+            pair: match self {
+                Config::Lora(_) => [[rank, inputs], [outputs, rank]],
+                Config::Vera(_) => [[rank, 1], [outputs, 1]],
+            },
+            magnitude: self.use_dora().then_some([outputs, 1]),
+            bias: self.trains_bias().then_some([outputs, 1]),
         }
     }
 
@@ -128,7 +161,7 @@ impl Config {
     /// width there is, or where PiSSA's pairs started.
     pub fn frozen_values(&self, modules: &[ModuleInfo]) -> u64 {
         match self {
-            Config::Lora(_) if self.pairs() == 2 => modules.iter().map(|it| it.parameters).sum(),
+            Config::Lora(_) if self.pairs() == 2 => modules.iter().map(pair_values).sum(),
             Config::Lora(_) => 0,
             Config::Vera(vera) => vera.projected_widths(modules) * u64::from(vera.rank),
         }
@@ -138,6 +171,23 @@ impl Config {
 /// Inputs, outputs and rank of a module.
 fn sizes(module: &ModuleInfo) -> [usize; 3] {
     [module.in_features, module.out_features, module.rank.into()].map(|size| size as usize)
+}
+
+/// Values that DoRA keeps of the rows of the modules' weights: what each norm is the sum of.
+pub fn row_values(config: &Config, modules: &[ModuleInfo]) -> u64 {
+    let outputs = modules.iter().map(|module| module.out_features);
+    u64::from(config.use_dora()) * 4 * outputs.sum::<u64>()
+}
+
+/// Values of a pair of LoRA's at a module's full rank.
+fn pair_values(module: &ModuleInfo) -> u64 {
+    u64::from(module.rank) * (module.in_features + module.out_features)
+}
+
+/// Values that a module trains at this rank, up to its own: of a smaller one of LoRA's pair in proportion.
+pub fn parameters_at(module: &ModuleInfo, rank: u32) -> u64 {
+    let missing = u64::from(module.rank - rank.min(module.rank));
+    module.parameters - missing * (module.in_features + module.out_features)
 }
 
 /// One linear layer of a base model, before anyone decides whether to adapt it.
@@ -151,6 +201,8 @@ pub struct LinearInfo {
     pub inputs: usize,
     /// Features out.
     pub outputs: usize,
+    /// Whether it has a bias.
+    pub bias: bool,
 }
 
 impl LinearInfo {
@@ -163,21 +215,24 @@ impl LinearInfo {
     ///
     /// Forward: `2·in·out` for the frozen product and `2·r·(in + out)` for the side path. Backward of an
     /// active module: the same again for the input's gradient, and for its own `2·r·(in + out)`, of VeRA's
-    /// vectors `2·r·out`. PiSSA's r is twice its rank here.
+    /// vectors `2·r·out`. PiSSA's r is twice its rank here. DoRA's drop-out reads the frozen weight a second time.
     pub fn module(&self, config: &Config) -> ModuleInfo {
         let (inputs, outputs) = (self.inputs as u64, self.outputs as u64);
         let rank = u64::from(config.rank());
-        let parameters = match config {
-            Config::Lora(_) => rank * (inputs + outputs),
-            Config::Vera(_) => rank + outputs,
-        };
+        let more = u64::from(config.use_dora()) + u64::from(config.trains_bias());
+        let parameters = more * outputs
+            + match config {
+                Config::Lora(_) => rank * (inputs + outputs),
+                Config::Vera(_) => rank + outputs,
+            };
         let rank = u64::from(config.pairs()) * rank;
         let pair = rank * (inputs + outputs);
         let own = match config {
             Config::Lora(_) => 2 * pair,
             Config::Vera(_) => 2 * rank * outputs,
         };
-        let forward = 2 * inputs * outputs + 2 * pair;
+        let frozen = 2 * inputs * outputs * config.products();
+        let forward = frozen + 2 * pair;
         let mut info = ModuleInfo::default();
         info.path.clone_from(&self.path);
         info.layer = self.layer;
@@ -192,6 +247,17 @@ impl LinearInfo {
     }
 }
 
+/// The frozen layer under a module, as far as more than its output is read.
+#[derive(Clone, Debug)]
+struct Under<B: Kernels> {
+    /// Without its bias.
+    frozen: Frozen<B>,
+    /// The norms of its rows `‖W‖`, where DoRA's m starts, and its bias where that trains, each `[out, 1]`.
+    starts: [Option<Tensor<B, 2>>; 2],
+    /// The rows of `W + s·BA`, found when they are first asked for.
+    rows: OnceLock<dora::Rows<B>>,
+}
+
 /// The values of every module's adapter, active or not.
 #[derive(Clone, Debug)]
 pub struct Adapters<B: Kernels> {
@@ -203,7 +269,9 @@ pub struct Adapters<B: Kernels> {
     pub projections: Option<Projections<B>>,
     /// PiSSA: where each pair started, `[A₀, B₀]`.
     starts: Option<Vec<[Tensor<B, 2>; 2]>>,
-    pairs: Vec<[Tensor<B, 2>; 2]>,
+    pairs: Vec<Tensors<Tensor<B, 2>>>,
+    /// What DoRA and biases that train read of the layers under them: of each module, or nothing.
+    layers: Vec<Under<B>>,
     /// How often each pair was given out to be written to, or came into another use.
     versions: Vec<u64>,
     /// Method and sizes of each module.
@@ -224,6 +292,7 @@ impl<B: Kernels> Adapters<B> {
                 Config::Lora(_) => lora::fresh(module, seed, device),
                 Config::Vera(vera) => vera.fresh(module, device),
             })
+            .map(Tensors::new)
             .collect();
         let projections = match &config {
             Config::Lora(_) => None,
@@ -232,16 +301,17 @@ impl<B: Kernels> Adapters<B> {
         let mut adapters = Adapters::of(config, modules, pairs, projections);
         if adapters.config.pairs() == 2 {
             // Until they are found, or read from a checkpoint.
-            adapters.starts = Some(adapters.pairs.clone());
+            let pairs = adapters.pairs.iter().map(|module| module.pair.clone());
+            adapters.starts = Some(pairs.collect());
         }
         adapters
     }
 
-    /// Adapters with the values of these `pairs`, one for each of `modules`.
+    /// Adapters with the values of these `pairs`, and what else trains, one for each of `modules`.
     pub fn of(
         config: Config,
         modules: Vec<ModuleInfo>,
-        pairs: Vec<[Tensor<B, 2>; 2]>,
+        pairs: Vec<Tensors<Tensor<B, 2>>>,
         projections: Option<Projections<B>>,
     ) -> Self {
         Adapters {
@@ -249,6 +319,7 @@ impl<B: Kernels> Adapters<B> {
             config,
             projections,
             starts: None,
+            layers: Vec::new(),
             versions: vec![0; modules.len()],
             scales: vec![1.0; modules.len()],
             shared: (0..modules.len()).collect(),
@@ -270,6 +341,53 @@ impl<B: Kernels> Adapters<B> {
         self
     }
 
+    /// Puts them on the model's `frozen` layers, one for each module, whose weights `[out, in]` `weight` gives row by row.
+    /// Only what DoRA and biases that train need is read. What of theirs has no values yet starts at the layer's own.
+    pub fn put_on(
+        &mut self,
+        frozen: &[&Frozen<B>],
+        weight: impl Fn(&ModuleInfo) -> Result<Vec<f32>>,
+        device: &B::Device,
+    ) -> Result<()> {
+        let more = |own: &Config| own.use_dora() || own.trains_bias();
+        if !self.own.iter().any(more) {
+            return Ok(());
+        }
+        let mut layers = Vec::new();
+        for (index, (module, frozen)) in self.modules.iter().zip(frozen).enumerate() {
+            let own = &self.own[index];
+            let norms = own.use_dora().then(|| {
+                let norms = dora::row_norms(&weight(module)?, sizes(module)[1], device);
+                norms.map_err(|row| {
+                    Error::user(format!(
+                        "adapter.use_dora is true, but row {row} of the weight of {} is zero, and has no direction",
+                        module.path
+                    ))
+                    .help("leave it out by adapter.exclude_modules")
+                })
+            });
+            let bias = frozen.bias.clone().filter(|_| own.trains_bias());
+            let bias = bias.map(|bias| bias.reshape([sizes(module)[1], 1]));
+            let starts = [norms.transpose()?, bias];
+            let trained = &mut self.pairs[index];
+            for (value, start) in [&mut trained.magnitude, &mut trained.bias]
+                .into_iter()
+                .zip(&starts)
+            {
+                if value.is_none() {
+                    value.clone_from(start);
+                }
+            }
+            layers.push(Under {
+                frozen: frozen.without_bias(),
+                starts,
+                rows: OnceLock::new(),
+            });
+        }
+        self.layers = layers;
+        Ok(())
+    }
+
     /// Lets the pairs start at the principal components of the modules' weights `[out, in]`, which `weight` gives row by
     /// row. What is drawn goes by `seed` and the modules' names.
     pub fn start_from(
@@ -288,7 +406,7 @@ impl<B: Kernels> Adapters<B> {
             })
             .collect::<Result<_>>()?;
         let starts = self.modules.iter().zip(found).map(|(module, found)| {
-            let shapes = self.config.shapes(module);
+            let shapes = self.config.shapes(module).pair;
             let mut both = found.into_iter().zip(shapes);
             std::array::from_fn(|_| {
                 let (values, shape) = both.next().expect("A and B");
@@ -296,15 +414,27 @@ impl<B: Kernels> Adapters<B> {
             })
         });
         let starts: Vec<[Tensor<B, 2>; 2]> = starts.collect();
-        self.pairs.clone_from(&starts);
+        for (module, start) in starts.iter().enumerate() {
+            self.pairs[module].pair.clone_from(start);
+        }
         self.starts = Some(starts);
-        self.versions.iter_mut().for_each(|version| *version += 1);
+        (0..self.modules.len()).for_each(|module| self.touch(module));
         Ok(())
+    }
+
+    /// Tells that a module's values, or how they are used, become others.
+    fn touch(&mut self, module: usize) {
+        self.versions[module] += 1;
+        for (user, layer) in self.layers.iter_mut().enumerate() {
+            if user == module || self.shared[user] == module {
+                layer.rows.take();
+            }
+        }
     }
 
     /// Where the pairs of PiSSA started, to be written to.
     pub fn start_mut(&mut self, module: usize) -> Option<&mut [Tensor<B, 2>; 2]> {
-        self.versions[module] += 1;
+        self.touch(module);
         Some(&mut self.starts.as_mut()?[module])
     }
 
@@ -321,9 +451,9 @@ impl<B: Kernels> Adapters<B> {
 
     /// Takes the components of a module that do not remain out of what it adds.
     pub fn prune(&mut self, module: usize, remaining: &[bool]) {
-        self.versions[module] += 1;
+        self.touch(module);
         let start = self.starts.as_ref().map(|starts| &starts[module]);
-        components::prune(&mut self.pairs[module], start, remaining);
+        components::prune(&mut self.pairs[module].pair, start, remaining);
     }
 
     /// Method and sizes of a module.
@@ -339,7 +469,7 @@ impl<B: Kernels> Adapters<B> {
             let owner = shared.get(module).copied().unwrap_or(module);
             if (self.scales[module], self.shared[module]) != (scale, owner) {
                 (self.scales[module], self.shared[module]) = (scale, owner);
-                self.versions[module] += 1;
+                self.touch(module);
             }
         }
     }
@@ -361,19 +491,65 @@ impl<B: Kernels> Adapters<B> {
 
     /// The two tensors of the pair that a module uses.
     pub fn pair(&self, module: usize) -> &[Tensor<B, 2>; 2] {
-        &self.pairs[self.shared[module]]
+        &self.pairs[self.shared[module]].pair
     }
 
-    /// The two tensors that each module has of its own. LoRA: `A [rank, in]`, `B [out, rank]`. VeRA: the vectors
-    /// `λ_d [rank, 1]` and `λ_b [out, 1]`.
-    pub fn pairs(&self) -> &[[Tensor<B, 2>; 2]] {
+    /// The tensors that a module uses: the pair may be another's.
+    pub fn used(&self, module: usize) -> Tensors<Tensor<B, 2>> {
+        Tensors {
+            pair: self.pair(module).clone(),
+            ..self.pairs[module].clone()
+        }
+    }
+
+    /// The tensors that each module has of its own.
+    pub fn pairs(&self) -> &[Tensors<Tensor<B, 2>>] {
         &self.pairs
     }
 
-    /// A module's pair, to be written to: whatever was computed with it before is out of date.
-    pub fn pair_mut(&mut self, module: usize) -> &mut [Tensor<B, 2>; 2] {
-        self.versions[module] += 1;
+    /// A module's tensors, to be written to: whatever was computed with them before is out of date.
+    pub fn pair_mut(&mut self, module: usize) -> &mut Tensors<Tensor<B, 2>> {
+        self.touch(module);
         &mut self.pairs[module]
+    }
+
+    /// DoRA's m and the bias that trains as a module has them in use, each `[out, 1]`: a [factor](Self::factor) scales
+    /// what has been learnt, so that of both it is how far they have come from the layer's own.
+    pub fn beside_pair(&self, module: usize) -> [Option<Tensor<B, 2>>; 2] {
+        let factor = self.scales[module] as f32;
+        let values = &self.pairs[module];
+        let values = [&values.magnitude, &values.bias];
+        std::array::from_fn(|i| {
+            let value = values[i].clone()?;
+            let start = self.layers[module].starts[i].as_ref()?;
+            Some(scaled_from(start, value, factor))
+        })
+    }
+
+    /// The rows of `W + s·BA` of a module of DoRA's, and those of W: `[out, 1]`.
+    fn rows(&self, module: usize) -> Option<(&dora::Rows<B>, &Tensor<B, 2>)> {
+        let layer = self.layers.get(module)?;
+        let of_weight = layer.starts[0].as_ref()?;
+        let rows = layer.rows.get_or_init(|| {
+            let pair = self.factors(module);
+            dora::Rows::of(&layer.frozen, of_weight, &pair, self.scale(module))
+        });
+        Some((rows, of_weight))
+    }
+
+    /// `‖ΔW‖²` of a module, `[1]`.
+    pub fn change_squares(&self, module: usize) -> Tensor<B, 1> {
+        if let (Some((rows, of_weight)), [Some(magnitude), _]) =
+            (self.rows(module), self.beside_pair(module))
+        {
+            return rows.change_squares(of_weight, &magnitude);
+        }
+        // By the Gram matrices of A and B.
+        let [a, b] = self.factors(module);
+        let of_a = a.clone().matmul(a.transpose());
+        let of_b = b.clone().transpose().matmul(b);
+        let scale = self.scale(module);
+        (of_a * of_b).sum() * (scale * scale)
     }
 
     /// Two numbers of a module that change whenever what it adds may have.
@@ -419,6 +595,14 @@ impl<B: Kernels> Adapters<B> {
                     .map(Tensor::inner)
             }
         }
+    }
+}
+
+/// A value so many times as far from its start.
+fn scaled_from<B: Backend>(start: &Tensor<B, 2>, value: Tensor<B, 2>, factor: f32) -> Tensor<B, 2> {
+    match factor == 1.0 {
+        true => value,
+        false => value * factor + start.clone() * (1.0 - factor),
     }
 }
 

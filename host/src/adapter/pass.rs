@@ -6,8 +6,9 @@ use burn::tensor::Tensor;
 use dynalora_plugin_api::Trial;
 
 use super::sensed::{Sense, Sensed};
-use super::{Adapters, Projections, components, pissa, stream};
-use crate::kernel::{Ad, Branch, Dropout, Frozen, Kernels, Lora, Outputs};
+use super::side::{self, Layer, Magnitude, Ran, Side};
+use super::{Adapters, Projections, Tensors, components, dora, pissa, scaled_from, stream};
+use crate::kernel::{Ad, Dropout, Frozen, Kernels, Lora};
 
 /// Where something is dropped. A mask is a function of the pass's seed, the site and the element's place in
 /// the batch: neither what else a pass runs nor what it measures changes it.
@@ -97,9 +98,9 @@ pub struct Observed<B: Kernels> {
 /// One forward pass. Made for each batch, used up by it.
 #[derive(Debug)]
 pub struct Pass<B: Kernels> {
-    /// The two tensors that each module uses, tracked where they are to have a gradient: those of a pair that
-    /// several modules use are the same ones.
-    pub pairs: Vec<[Tensor<Ad<B>, 2>; 2]>,
+    /// The tensors that each module uses, tracked where they are to have a gradient: those of a pair that several
+    /// modules use are the same ones.
+    pub pairs: Vec<Tensors<Tensor<Ad<B>, 2>>>,
     /// The trained tensors of the head.
     pub head: Vec<Tensor<Ad<B>, 2>>,
     /// What was measured, one entry per module, in the order the modules ran.
@@ -109,6 +110,12 @@ pub struct Pass<B: Kernels> {
     starts: Vec<[Tensor<Ad<B>, 2>; 2]>,
     /// The scale of each module's side path.
     scales: Vec<f32>,
+    /// What it is a factor of, beside the method's own.
+    factors: Vec<f32>,
+    /// What DoRA and biases that train start from: see [`Adapters::put_on`].
+    layers: Vec<[Option<Tensor<B, 2>>; 2]>,
+    /// The norms of the rows of DoRA's `W + s·BA`; none where a trial has changed the pair.
+    norms: Vec<Option<Tensor<B, 2>>>,
     adapter_dropout: f32,
     /// The dropout site of each module's adapter.
     adapter_sites: Vec<u32>,
@@ -168,7 +175,10 @@ impl<B: Kernels> Pass<B> {
         let adapter_sites = modules.map(|module| stream(&module.path) as u32 | 1 << 31);
         Pass {
             pairs: (0..own.len())
-                .map(|module| own[adapters.owner(module)].clone())
+                .map(|module| Tensors {
+                    pair: own[adapters.owner(module)].pair.clone(),
+                    ..own[module].clone()
+                })
                 .collect(),
             head: head
                 .iter()
@@ -186,6 +196,13 @@ impl<B: Kernels> Pass<B> {
             scales: (0..adapters.modules.len())
                 .map(|module| adapters.scale(module))
                 .collect(),
+            factors: (0..adapters.modules.len())
+                .map(|module| adapters.factor(module) as f32)
+                .collect(),
+            layers: adapters.layers.iter().map(|it| it.starts.clone()).collect(),
+            norms: (0..adapters.modules.len())
+                .map(|module| Some(adapters.rows(module)?.0.norms.clone()))
+                .collect(),
             adapter_dropout: adapters.config.dropout(),
             adapter_sites: adapter_sites.collect(),
             observe,
@@ -197,17 +214,22 @@ impl<B: Kernels> Pass<B> {
 
     /// Changes the adapters as a trial says.
     pub fn change(&mut self, trial: &Trial) {
-        for (scale, factor) in self.scales.iter_mut().zip(&trial.factors) {
-            *scale *= *factor;
+        for (module, factor) in trial.factors.iter().enumerate() {
+            self.scales[module] *= *factor;
+            self.factors[module] *= *factor;
+            if *factor != 1.0 {
+                self.norms[module] = None;
+            }
         }
         let components = trial.components.iter().flatten();
         for (module, applied) in components.enumerate() {
             if applied.contains(&false) {
-                let mut pair = self.pairs[module].clone().map(Tensor::inner);
+                let mut pair = self.pairs[module].pair.clone().map(Tensor::inner);
                 let start = self.starts.get(module).cloned();
                 let start = start.map(|start| start.map(Tensor::inner));
                 components::prune(&mut pair, start.as_ref(), applied);
-                self.pairs[module] = pair.map(Tensor::from_inner);
+                self.pairs[module].pair = pair.map(Tensor::from_inner);
+                self.norms[module] = None;
             }
         }
     }
@@ -280,33 +302,41 @@ impl<B: Kernels> Pass<B> {
         x: Tensor<Ad<B>, 2>,
         layers: &[(&Frozen<B>, Option<usize>)],
     ) -> Tensor<Ad<B>, 2> {
-        let branches: Vec<Branch<'_, B>> = layers
+        let beside: Vec<Layer<'_, B>> = layers
             .iter()
-            .map(|(frozen, module)| Branch {
-                frozen,
-                lora: module.map(|index| self.lora(index, frozen.weight.dims())),
-            })
+            .map(|(frozen, module)| (*frozen, module.map(|index| self.side(index, frozen))))
             .collect();
         self.inputs(&x, layers);
         let sensor = self.sense.as_ref().filter(|_| !self.beside);
         let mut sensor = sensor.map(|sense| sense.of(&x));
-        let loras: Vec<_> = branches.iter().map(|branch| branch.lora.clone()).collect();
-        let Outputs { y, side } = B::linears(x, branches);
+        let asked = sensor.is_some();
+        let read = self.observe.delta.then(|| x.clone().inner());
+        let Ran { y, xa, before } = side::run(x, &beside, asked);
         let mut first = 0;
-        for (((frozen, module), side), lora) in layers.iter().zip(side).zip(loras) {
+        let modules = layers.iter().map(|(_, module)| *module);
+        for ((((frozen, side), module), xa), before) in
+            beside.iter().zip(modules).zip(xa).zip(before)
+        {
             let outputs = frozen.weight.dims()[0];
             let columns = first..first + outputs;
             first += outputs;
-            let (Some(module), Some(lora)) = (module, lora) else {
+            let (Some(module), Some(side)) = (module, side) else {
                 continue;
             };
             if let Some(sensor) = &mut sensor {
-                let pair = &self.pairs[*module];
-                sensor.add(*module, columns.clone(), pair, &lora, side.clone());
+                let tensors = &self.pairs[module];
+                sensor.add(module, columns.clone(), tensors, side, (xa.clone(), before));
             }
             if self.observes_outputs() {
-                let share = side.zip(Some((lora.b.inner(), lora.scale)));
-                self.measure(*module, y.clone().inner(), columns, share);
+                let y = y.clone().inner();
+                let delta = read.clone().map(|x| match (&side.magnitude, xa) {
+                    (Some(_), _) => side.share_squares(x, frozen, y.clone(), columns.clone()),
+                    (None, Some(xa)) => {
+                        delta_squares(xa, side.lora.b.clone().inner(), side.lora.scale)
+                    }
+                    (None, None) => Tensor::zeros([1], &y.device()),
+                });
+                self.measure(module, y, columns, delta);
             }
         }
         match sensor {
@@ -336,46 +366,68 @@ impl<B: Kernels> Pass<B> {
         }
     }
 
-    /// The side path of module `index`, whose weight has these dimensions.
-    fn lora(&self, index: usize, dims: [usize; 2]) -> Lora<B> {
-        let mut pair = self.pairs[index].clone();
+    /// What stands beside the layer of module `index`.
+    fn side(&self, index: usize, frozen: &Frozen<B>) -> Side<B> {
+        let mut tensors = self.pairs[index].clone();
         if self.beside {
-            pair = pair.map(|tensor| Tensor::from_inner(tensor.inner()));
+            tensors = tensors.map(|tensor| Tensor::from_inner(tensor.inner()));
         }
+        let Tensors {
+            pair,
+            magnitude,
+            bias,
+        } = tensors;
         let [a, b] = match (&self.projections, self.starts.get(index)) {
             (None, None) => pair,
             (None, Some(start)) => pissa::moved(pair, start.clone()),
-            (Some(projections), _) => projections.factors(dims, pair),
+            (Some(projections), _) => projections.factors(frozen.weight.dims(), pair),
         };
-        Lora {
-            a,
-            b,
-            scale: self.scales[index],
-            dropout: self.dropout_at(self.adapter_sites[index], self.adapter_dropout),
+        let (scale, factor) = (self.scales[index], self.factors[index]);
+        let start = |which: usize| {
+            let start = self.layers[index][which].clone();
+            start.expect("put on the layer that it is of")
+        };
+        let in_use = |value, which| scaled_from(&Tensor::from_inner(start(which)), value, factor);
+        Side {
+            magnitude: magnitude.map(|magnitude| {
+                let norms = self.norms[index].clone().unwrap_or_else(|| {
+                    let pair = [&a, &b].map(|tensor| tensor.clone().inner());
+                    dora::Rows::of(&frozen.without_bias(), &start(0), &pair, scale).norms
+                });
+                let slope = norms.clone().recip() * factor;
+                let factors = in_use(magnitude, 0) / Tensor::from_inner(norms);
+                Magnitude {
+                    factors: factors.transpose(),
+                    slope: slope.transpose(),
+                }
+            }),
+            bias: bias.map(|bias| in_use(bias, 1).transpose()),
+            lora: Lora {
+                a,
+                b,
+                scale,
+                dropout: self.dropout_at(self.adapter_sites[index], self.adapter_dropout),
+            },
+            factor,
         }
     }
 
-    /// Takes the reductions of module `index`, whose output is in `columns` of `y`; `share` is what its
-    /// adapter's part is the product of, and its scale, if it has any.
+    /// Takes the reductions of module `index`, whose output is in `columns` of `y`; `delta` is that of what it adds.
     fn measure(
         &mut self,
         index: usize,
         y: Tensor<B, 2>,
         columns: Range<usize>,
-        share: Option<Share<B>>,
+        delta: Option<Tensor<B, 1>>,
     ) {
         let Observe {
             activation,
-            delta,
             raw_activation,
             ..
         } = self.observe;
         let observed = self.observed(index, y.dims()[0]);
         observed.activation = activation.then(|| B::sums(y.clone(), columns.clone()));
-        observed.delta = delta.then(|| match share {
-            Some((xa, (b, scale))) => delta_squares(xa, b, scale),
-            None => Tensor::zeros([1], &y.device()),
-        });
+        observed.delta = delta;
         observed.raw_activation = raw_activation.then(|| y.slice_dim(1, columns));
     }
 
@@ -394,9 +446,6 @@ impl<B: Kernels> Pass<B> {
     }
 }
 
-/// What an adapter's part of an output is the product of: `XAᵀ`, and B with its scale.
-type Share<B> = (Tensor<B, 2>, (Tensor<B, 2>, f32));
-
 /// `‖s·XAᵀ·Bᵀ‖²` from the two `rank × rank` Gram matrices, `s²·Σ (XAᵀ)ᵀ(XAᵀ) ∘ BᵀB`, so that the
 /// adapter's share is never written out.
 fn delta_squares<B: Kernels>(xa: Tensor<B, 2>, b: Tensor<B, 2>, scale: f32) -> Tensor<B, 1> {
@@ -405,3 +454,6 @@ fn delta_squares<B: Kernels>(xa: Tensor<B, 2>, b: Tensor<B, 2>, scale: f32) -> T
     // Rounding can leave a zero share a hair below zero.
     (of_input * of_output).sum().clamp_min(0.0) * (scale * scale)
 }
+
+#[cfg(test)]
+mod tests;

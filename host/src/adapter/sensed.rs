@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Tensor, TensorData};
 
-use super::Projections;
-use crate::kernel::{Ad, Dropout, Kernels, Lora, is_tracked, tap};
+use super::side::Side;
+use super::{Projections, Tensors};
+use crate::kernel::{Ad, Dropout, Kernels, is_tracked, tap};
 
 /// What was measured of one module; all on the device. Nothing of a module that no gradient came back to.
 #[derive(Clone, Debug)]
@@ -110,6 +111,20 @@ struct Own<B: Kernels> {
     xa: Tensor<B, 2>,
     scale: f32,
     trained: Trained<B>,
+    /// DoRA's m, where it trains.
+    magnitude: Option<OwnMagnitude<B>>,
+    /// How fast the bias moves with what trains of it, where it does.
+    bias: Option<f32>,
+}
+
+/// What an example's gradient of DoRA's m is the product of, but for the gradient of its output.
+struct OwnMagnitude<B: Kernels> {
+    /// `m/‖V‖`, `[1, out]`.
+    factors: Tensor<B, 2>,
+    /// How fast they move with m, `[1, out]`.
+    slope: Tensor<B, 2>,
+    /// What they multiply, in these columns of a tensor.
+    before: (Tensor<B, 2>, Range<usize>),
 }
 
 /// What a module trains.
@@ -130,15 +145,17 @@ enum Trained<B: Kernels> {
 }
 
 impl<B: Kernels> Sensor<B> {
-    /// Looks at module `index` too, which trains `pair` and whose output is in `columns`; `xa` is `dropout(x)·Aᵀ`.
+    /// Looks at module `index` too, which trains these `tensors` and whose output is in `columns`; `xa` is
+    /// `dropout(x)·Aᵀ`, and `before` what its DoRA multiplies.
     pub fn add(
         &mut self,
         index: usize,
         columns: Range<usize>,
-        pair: &[Tensor<Ad<B>, 2>; 2],
-        lora: &Lora<B>,
-        xa: Option<Tensor<B, 2>>,
+        tensors: &Tensors<Tensor<Ad<B>, 2>>,
+        side: &Side<B>,
+        (xa, before): (Option<Tensor<B, 2>>, Option<(Tensor<B, 2>, Range<usize>)>),
     ) {
+        let (pair, lora) = (&tensors.pair, &side.lora);
         let trains = pair.iter().any(is_tracked);
         if !trains && !self.returns {
             // That of its output is nobody's concern; it comes by only because a neighbour's does.
@@ -167,6 +184,14 @@ impl<B: Kernels> Sensor<B> {
                     }
                 }
             },
+            magnitude: (side.magnitude.as_ref().zip(before)).map(|(magnitude, before)| {
+                OwnMagnitude {
+                    factors: magnitude.factors.clone().inner(),
+                    slope: magnitude.slope.clone(),
+                    before,
+                }
+            }),
+            bias: side.bias.as_ref().map(|_| side.factor),
         });
         self.modules.push(Module {
             index,
@@ -251,8 +276,45 @@ impl<B: Kernels> Sense<B> {
 impl<B: Kernels> Own<B> {
     /// `Σ_e ‖g_e‖²`, exactly. LoRA: with δ the gradient of the output, `g_e = (s·Bᵀδ_eᵀ·x_e, s·δ_eᵀ·x_e·Aᵀ)` summed
     /// over the tokens of e alone, which costs what the gradient of the whole batch does. VeRA: likewise
-    /// `λ_b: Σ_t δ ∘ B(λ_d ∘ Ax)`, `λ_d: Σ_t Ax ∘ Bᵀ(λ_b ∘ δ)`.
+    /// `λ_b: Σ_t δ ∘ B(λ_d ∘ Ax)`, `λ_d: Σ_t Ax ∘ Bᵀ(λ_b ∘ δ)`. DoRA: of the pair with `m/‖V‖ ∘ δ` for δ, and
+    /// `m: Σ_t δ ∘ Vx/‖V‖`; of a bias `Σ_t δ`.
     fn squares(
+        &self,
+        x: &Tensor<B, 2>,
+        gradient: &Tensor<B, 2>,
+        columns: Range<usize>,
+        examples: &[usize],
+    ) -> Tensor<B, 1> {
+        let own = gradient.clone().slice_dim(1, columns.clone());
+        let more = self.beside_pair(&own, examples);
+        let of_pair = match &self.magnitude {
+            None => self.of_pair(x, gradient, columns, examples),
+            Some(magnitude) => {
+                let gradient = own * magnitude.factors.clone();
+                let columns = 0..gradient.dims()[1];
+                self.of_pair(x, &gradient, columns, examples)
+            }
+        };
+        let of_pair = of_pair * (self.scale * self.scale);
+        more.into_iter().fold(of_pair, |sum, more| sum + more)
+    }
+
+    /// Those of DoRA's m and of the bias.
+    fn beside_pair(&self, own: &Tensor<B, 2>, examples: &[usize]) -> Vec<Tensor<B, 1>> {
+        let magnitude = self.magnitude.as_ref().map(|magnitude| {
+            let (before, columns) = magnitude.before.clone();
+            let before = before.slice_dim(1, columns);
+            sums_squared(own.clone() * before * magnitude.slope.clone(), examples)
+        });
+        let bias = self.bias.map(|slope| {
+            let squares = sums_squared(own.clone(), examples);
+            squares * (slope * slope)
+        });
+        magnitude.into_iter().chain(bias).collect()
+    }
+
+    /// Those of the pair, but for the scale.
+    fn of_pair(
         &self,
         x: &Tensor<B, 2>,
         gradient: &Tensor<B, 2>,
@@ -261,7 +323,7 @@ impl<B: Kernels> Own<B> {
     ) -> Tensor<B, 1> {
         let mut xa = self.xa.clone();
         let own = gradient.clone().slice_dim(1, columns.clone());
-        let sum = match &self.trained {
+        match &self.trained {
             Trained::Pair {
                 b,
                 dropout,
@@ -287,8 +349,7 @@ impl<B: Kernels> Own<B> {
                 let of_d = xa * (own * of_rows.clone().transpose()).matmul(b.clone());
                 sums_squared(of_b, examples) + sums_squared(of_d, examples)
             }
-        };
-        sum * (self.scale * self.scale)
+        }
     }
 }
 

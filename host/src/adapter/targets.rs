@@ -111,6 +111,7 @@ mod tests {
                     layer: Some(layer),
                     inputs: 4,
                     outputs: 4,
+                    bias: true,
                 });
             }
         }

@@ -6,7 +6,7 @@ use dynalora_plugin_api::{Cost, CostModel, ModuleInfo};
 use serde::Serialize;
 
 use super::{Common, print, print_json, table};
-use crate::adapter::{Adapted, Config};
+use crate::adapter::{Adapted, Config, parameters_at, row_values};
 use crate::allocation::{Units, initial_units};
 use crate::data::{self, Problem, labels_of};
 use crate::error::{Error, Result};
@@ -266,8 +266,7 @@ fn plan(
         config,
         linears: &linears,
         modules: &modules,
-        trains_a: adapter.trains_a(),
-        pairs: adapter.pairs(),
+        adapter: &adapter,
         head: HeadKind::of(problem, outputs),
         checkpointing: recipe.train.gradient_checkpointing,
     };
@@ -276,9 +275,7 @@ fn plan(
 
     let adapter_parameters = modules.iter().map(|module| module.parameters).sum::<u64>();
     let initial = initial_ranks.unwrap_or_else(|| modules.iter().map(|it| it.rank).collect());
-    let trained = |(module, initial): (&ModuleInfo, &u32)| {
-        module.parameters * u64::from(*initial) / u64::from(module.rank)
-    };
+    let trained = |(module, initial): (&ModuleInfo, &u32)| parameters_at(module, *initial);
     let of_active = modules.iter().zip(&initial).zip(&active);
     let of_active = of_active.filter(|(_, active)| **active);
     let active_parameters = of_active.map(|(module, _)| trained(module)).sum::<u64>();
@@ -298,7 +295,11 @@ fn plan(
     };
     let mut memory = Memory {
         weights: pretrained.bytes(recipe.data.predicts_tokens())?,
-        adapters: 4 * (adapter_parameters + frozen_values + head_parameters),
+        adapters: 4
+            * (adapter_parameters
+                + frozen_values
+                + row_values(&adapter, &modules)
+                + head_parameters),
         gradients: batch.gradients,
         optimizer: 8 * kept,
         activations: match checkpointing.on {

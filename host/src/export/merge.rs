@@ -29,7 +29,7 @@ const BESIDE: [&str; 13] = [
     "generation_config.json",
 ];
 
-/// Writes the base model with `W + s·BA` in place of each module's W, and the head, into the empty folder `to`, in f32.
+/// Writes the base model with `W + s·BA`, of DoRA `m/‖W + s·BA‖ ∘ (W + s·BA)`, in place of each module's W, biases that trained, and the head, into the empty folder `to`, in f32.
 /// As `merge_and_unload` of PEFT and `save_pretrained` of Transformers.
 pub fn merge(
     to: &Path,
@@ -112,10 +112,13 @@ fn tensors(
         );
     }
     for (index, module) in adapters.modules.iter().enumerate() {
-        let name = format!("{prefix}{}.weight", module.path);
-        let weight = found.iter_mut().find(|saved| saved.name == name);
-        let weight = weight.ok_or_else(|| Error::failure(format!("no tensor {name}")))?;
+        let path = format!("{prefix}{}", module.path);
+        let weight = named(&mut found, format!("{path}.weight"))?;
         add(weight, adapters, index, pretrained.config.weights)?;
+        if let [_, Some(bias)] = adapters.beside_pair(index) {
+            let tensor = named(&mut found, format!("{path}.bias"))?;
+            *tensor = Saved::new(tensor.name.clone(), tensor.shape.clone(), &bias)?;
+        }
     }
     for (saved, stored) in found.iter_mut().zip(stored) {
         saved.name = stored;
@@ -123,7 +126,13 @@ fn tensors(
     Ok(found)
 }
 
-/// Adds a module's `s·BA` to its weight.
+/// The tensor of this name.
+fn named(found: &mut [Saved], name: String) -> Result<&mut Saved> {
+    let tensor = found.iter_mut().find(|saved| saved.name == name);
+    tensor.ok_or_else(|| Error::failure(format!("no tensor {name}")))
+}
+
+/// Adds a module's `s·BA` to its weight, whose rows DoRA gives their sizes.
 fn add(
     weight: &mut Saved,
     adapters: &Adapters<Flex>,
@@ -139,6 +148,24 @@ fn add(
     let share = Saved::new(weight.name.clone(), weight.shape.clone(), &share)?;
     for (value, share) in weight.values.iter_mut().zip(share.values) {
         *value += share;
+    }
+    if let [Some(magnitude), _] = adapters.beside_pair(module) {
+        let shape = magnitude.dims().to_vec();
+        let magnitude = Saved::new(weight.name.clone(), shape, &magnitude)?.values;
+        let outputs = magnitude.len();
+        let inputs = weight.values.len() / outputs.max(1);
+        let at = |row: usize, column: usize| match layout {
+            WeightLayout::OutIn => row * inputs + column,
+            WeightLayout::InOut => column * outputs + row,
+        };
+        for (row, magnitude) in magnitude.into_iter().enumerate() {
+            let values = (0..inputs).map(|column| f64::from(weight.values[at(row, column)]));
+            let norm = values.map(|it| it * it).sum::<f64>().sqrt();
+            let factor = (f64::from(magnitude) / norm) as f32;
+            for column in 0..inputs {
+                weight.values[at(row, column)] *= factor;
+            }
+        }
     }
     Ok(())
 }

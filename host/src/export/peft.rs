@@ -8,7 +8,7 @@ use dynalora_plugin_api::ModuleInfo;
 use serde_json::{Map, Value, json};
 
 use super::settings::Settings;
-use crate::adapter::{Adapters, Config, LinearInfo, Projections};
+use crate::adapter::{Adapters, Config, LinearInfo, Projections, Tensors};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::architecture::{Reads, WeightLayout};
@@ -31,6 +31,8 @@ const PROJECTIONS: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
 pub struct Peft {
     /// Paths of the adapted modules, without the family's prefix.
     pub paths: Vec<String>,
+    /// Those whose layer has a bias that was trained.
+    biased: BTreeSet<String>,
     settings: Settings,
     model: Architecture,
     weights: Weights,
@@ -41,7 +43,7 @@ pub struct Peft {
 ///
 /// Of each module only its `components` that remain, where any were pruned: its rank then stands in
 /// `rank_pattern`, and its alpha in `alpha_pattern`, in proportion, so that the scale stays what it was.
-/// A module of which none remains is not among the `target_modules`. A factor on a module's scale is one on its alpha.
+/// A module of which none remains is not among the `target_modules`, unless something beside its pair has trained. A factor on a module's scale is one on its alpha.
 /// A pair that several modules use is written under the name of each. Of PiSSA what has been learnt is written, as plain
 /// LoRA of twice the rank: what PEFT's `path_initial_model_for_weight_conversion` makes of its own.
 pub fn write<B: Kernels>(
@@ -59,11 +61,16 @@ pub fn write<B: Kernels>(
     let mut modules = Vec::new();
     let (mut rank_pattern, mut alpha_pattern) = (Map::new(), Map::new());
     for (index, module) in adapters.modules.iter().enumerate() {
-        let remaining = components.map_or(&[][..], |all| &all[index]);
+        let mut remaining = components.map_or(Vec::new(), |all| all[index].clone());
+        let [magnitude, bias] = adapters.beside_pair(index);
         if remaining.contains(&false) && !remaining.contains(&true) {
-            continue;
+            if magnitude.is_none() && bias.is_none() {
+                continue;
+            }
+            // One that adds nothing.
+            remaining[0] = true;
         }
-        let pair = adapters.trained(index, remaining);
+        let pair = adapters.trained(index, &remaining);
         if let (Config::Lora(shared), Config::Lora(own)) = (&shared, adapters.own(index)) {
             let rank = pair[0].dims()[0] as u32;
             let path = format!("{prefix}.{}", module.path);
@@ -80,15 +87,15 @@ pub fn write<B: Kernels>(
             }
         }
         modules.push(module.clone());
-        for (tensor, part) in pair.iter().zip(adapters.config.parts()) {
+        let values = Tensors {
+            pair,
+            magnitude,
+            bias,
+        };
+        for (part, tensor) in adapters.own(index).parts().zip(values) {
+            let (part, shape) = saved(part, tensor.dims());
             let name = format!("{WRAPPER}.{prefix}.{}.{part}", module.path);
-            let [rows, columns] = tensor.dims();
-            tensors.push(match &adapters.config {
-                Config::Lora(_) => {
-                    Saved::new(format!("{name}.weight"), vec![rows, columns], tensor)?
-                }
-                Config::Vera(_) => Saved::new(name, vec![rows], tensor)?,
-            });
+            tensors.push(Saved::new(name, shape, &tensor)?);
         }
     }
     if let Some(whole) = adapters.projections.as_ref().and_then(Projections::whole) {
@@ -116,7 +123,7 @@ pub fn write<B: Kernels>(
             "lora_alpha": number(lora.alpha),
             "lora_dropout": lora.dropout,
             "init_lora_weights": true,
-            "use_dora": false,
+            "use_dora": lora.use_dora,
             "use_rslora": false,
             "rank_pattern": rank_pattern,
             "alpha_pattern": alpha_pattern,
@@ -143,7 +150,10 @@ pub fn write<B: Kernels>(
         "base_model_name_or_path": base,
         "target_modules": target_modules(&modules, linears, prefix),
         "modules_to_save": modules_to_save,
-        "bias": "none",
+        "bias": match shared.trains_bias() {
+            true => "lora_only",
+            false => "none",
+        },
         "fan_in_fan_out": model.weights == WeightLayout::InOut,
         "inference_mode": true,
     });
@@ -155,6 +165,14 @@ pub fn write<B: Kernels>(
         .map_err(|error| Error::failure(format!("{}: {error}", path.display())))?;
     std::fs::write(&path, text + "\n")
         .map_err(|error| Error::failure(format!("cannot write {}: {error}", path.display())))
+}
+
+/// Name and shape of a module's tensor as PEFT has it in a file: vectors have one dimension.
+fn saved(part: &str, [rows, columns]: [usize; 2]) -> (String, Vec<usize>) {
+    match part {
+        "lora_A" | "lora_B" => (format!("{part}.weight"), vec![rows, columns]),
+        vector => (vector.to_owned(), vec![rows]),
+    }
 }
 
 /// The sizes that `adapter_config.json` speaks of: of PiSSA those of the pairs of twice the rank.
@@ -248,7 +266,11 @@ pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
              save_projection = True in its VeraConfig before it is made or loaded, and save it again",
         ));
     }
+    let biased = model.linears(true).into_iter().filter(|linear| {
+        linear.bias && weights.contains(&format!("{start}{}.base_layer.bias", linear.path))
+    });
     Ok(Peft {
+        biased: biased.map(|linear| linear.path).collect(),
         paths,
         settings,
         model: model.clone(),
@@ -264,6 +286,7 @@ fn canonical(name: &str) -> String {
     let adapters = [
         "lora_A",
         "lora_B",
+        "lora_magnitude_vector",
         "vera_lambda_d",
         "vera_lambda_b",
         "vera_A",
@@ -278,6 +301,10 @@ fn canonical(name: &str) -> String {
         && parts.get(at + 1) == Some(&"default")
     {
         parts.remove(at + 1);
+        // A module of PEFT's own there, and not in its files.
+        if parts[at] == "lora_magnitude_vector" && parts.get(at + 1) == Some(&"weight") {
+            parts.remove(at + 1);
+        }
     }
     parts.join(".")
 }
@@ -285,7 +312,10 @@ fn canonical(name: &str) -> String {
 /// What a tensor that is not read belongs to, by its name.
 fn belongs_to(name: &str) -> &'static str {
     let kinds = [
-        ("lora_magnitude_vector", "DoRA, which is not supported"),
+        (
+            "lora_magnitude_vector",
+            "DoRA, which the adapter's configuration does not speak of (use_dora)",
+        ),
         (
             "lora_B.bias",
             "LoRA with biases (lora_bias), which is not supported",
@@ -301,7 +331,7 @@ fn belongs_to(name: &str) -> &'static str {
         ),
         (
             "base_layer.bias",
-            "trained biases (bias other than \"none\"), which are not supported",
+            "a bias that the adapter's configuration does not speak of (bias = \"lora_only\"), or of a layer without one",
         ),
         (
             "base_layer",
@@ -350,7 +380,11 @@ impl Peft {
 
     /// Method and sizes of the module at `path`, without the family's prefix.
     pub fn config_of(&self, path: &str) -> Config {
-        self.settings.of(&format!("{}.{path}", self.model.prefix))
+        let mut config = self.settings.of(&format!("{}.{path}", self.model.prefix));
+        if let Config::Lora(lora) = &mut config {
+            lora.trains_bias &= self.biased.contains(path);
+        }
+        config
     }
 
     /// The base model as this adapter needs it, with the pooler frozen unless the adapter has one of its own; and
@@ -388,8 +422,8 @@ impl Peft {
                 belongs_to(name)
             ))
             .help(
-                "an adapter is read whole or not at all: the pairs of LoRA or the vectors of VeRA on the encoder's \
-                 linear layers, and the saved head and pooler",
+                "an adapter is read whole or not at all: the pairs of LoRA, with DoRA's vectors and the layers' biases, or \
+                 the vectors of VeRA on the encoder's linear layers, and the saved head and pooler",
             ));
         }
         if modules.is_empty() {
@@ -397,7 +431,7 @@ impl Peft {
                 "{}: the adapter has no module: no tensor is named {WRAPPER}.{}.….{}",
                 self.folder.join(TENSORS).display(),
                 self.model.prefix,
-                self.config().parts()[0]
+                self.config().parts().pair[0]
             ))
             .help("check that the folder is the adapter that was trained, and of this base model's family"));
         }
@@ -460,13 +494,14 @@ impl Peft {
             .collect())
     }
 
-    /// Names and shapes of a module's two tensors.
-    fn tensors_of(&self, module: &ModuleInfo) -> [(String, Vec<usize>); 2] {
-        let (parts, shapes) = (self.config().parts(), self.config().shapes(module));
+    /// Names and shapes of a module's tensors.
+    fn tensors_of(&self, module: &ModuleInfo) -> Tensors<(String, Vec<usize>)> {
+        let config = self.config_of(&module.path);
         let start = format!("{WRAPPER}.{}.{}", self.model.prefix, module.path);
-        std::array::from_fn(|i| match self.config() {
-            Config::Lora(_) => (format!("{start}.{}.weight", parts[i]), shapes[i].to_vec()),
-            Config::Vera(_) => (format!("{start}.{}", parts[i]), vec![shapes[i][0]]),
+        let all = config.parts().zip(config.shapes(module));
+        all.map(|(part, shape)| {
+            let (part, shape) = saved(part, shape);
+            (format!("{start}.{part}"), shape)
         })
     }
 
@@ -476,21 +511,26 @@ impl Peft {
         modules: Vec<ModuleInfo>,
         device: &B::Device,
     ) -> Result<Adapters<B>> {
-        let tensor = |module: &ModuleInfo, part: usize| {
-            let (name, _) = &self.tensors_of(module)[part];
-            let shape = self.config().shapes(module)[part];
-            match self.config() {
-                Config::Lora(_) => self.weights.tensor(name, shape, device),
-                Config::Vera(_) => {
-                    let vector = self.weights.tensor::<B, 1>(name, [shape[0]], device)?;
-                    Ok(vector.reshape(shape))
-                }
+        let tensor = |(name, shape): (String, Vec<usize>)| match shape[..] {
+            [rows, columns] => self.weights.tensor(&name, [rows, columns], device),
+            _ => {
+                let vector = self.weights.tensor::<B, 1>(&name, [shape[0]], device)?;
+                Ok(vector.reshape([shape[0], 1]))
             }
         };
-        let pairs = modules
-            .iter()
-            .map(|module| Ok([tensor(module, 0)?, tensor(module, 1)?]))
-            .collect::<Result<_>>()?;
+        let values = |module: &ModuleInfo| -> Result<_> {
+            let Tensors {
+                pair: [a, b],
+                magnitude,
+                bias,
+            } = self.tensors_of(module);
+            Ok(Tensors {
+                pair: [tensor(a)?, tensor(b)?],
+                magnitude: magnitude.map(tensor).transpose()?,
+                bias: bias.map(tensor).transpose()?,
+            })
+        };
+        let pairs = modules.iter().map(values).collect::<Result<_>>()?;
         let projections = match self.config() {
             Config::Lora(_) => None,
             Config::Vera(vera) => {

@@ -55,9 +55,8 @@ const INERT: [&str; 18] = [
 /// Of VeRA alone: whether the projections are there is seen from the tensors.
 const INERT_OF_VERA: &str = "save_projection";
 
-/// Keys that make something else of an adapter than plain LoRA or VeRA.
-const VARIANTS: [&str; 13] = [
-    "use_dora",
+/// Keys that make something else of an adapter than LoRA, DoRA or VeRA.
+const VARIANTS: [&str; 12] = [
     "lora_bias",
     "use_qalora",
     "use_bdlora",
@@ -94,12 +93,20 @@ impl Settings {
         let modules_to_save = keys
             .take("modules_to_save", "a list of names")?
             .unwrap_or_default();
-        let bias: Option<String> = keys.take("bias", "\"none\"")?;
-        if bias.is_some_and(|bias| bias != "none") {
-            return Err(keys.unsupported(
-                "bias",
-                "it must be \"none\": the base model's biases stay as they are here",
-            ));
+        let lora = kind == "LORA";
+        let bias: Option<String> = keys.take("bias", "\"none\" or \"lora_only\"")?;
+        let trains_bias = match bias.as_deref() {
+            None | Some("none") => false,
+            Some("lora_only") if lora => true,
+            Some(_) => {
+                return Err(keys.unsupported(
+                    "bias",
+                    "it must be \"none\", or of LoRA \"lora_only\": biases of layers without an adapter stay as they are",
+                ));
+            }
+        };
+        if !lora {
+            keys.off("use_dora")?;
         }
         for key in VARIANTS {
             keys.off(key)?;
@@ -133,6 +140,8 @@ impl Settings {
                     alpha,
                     dropout,
                     start: None,
+                    use_dora: keys.take("use_dora", "true or false")?.unwrap_or(false),
+                    trains_bias,
                 })
             }
             _ => Config::Vera(VeraConfig {
@@ -176,6 +185,8 @@ impl Settings {
             alpha: alpha * stabiliser(self.rank_stabilised, rank),
             dropout: shared.dropout,
             start: None,
+            use_dora: shared.use_dora,
+            trains_bias: shared.trains_bias,
         })
     }
 
@@ -262,7 +273,7 @@ impl<'a> Keys<'a> {
                 brief(&value)
             ))
             .help(format!(
-                "only plain LoRA and VeRA adapters are read: {key} must be false or null"
+                "only LoRA, DoRA and VeRA adapters are read: {key} must be false or null"
             ))),
             _ => Ok(()),
         }
@@ -320,7 +331,7 @@ impl<'a> Keys<'a> {
                     brief(value)
                 ))
                 .help(format!(
-                    "take it out of the file if it changes nothing; only plain LoRA and VeRA adapters are read, and \
+                    "take it out of the file if it changes nothing; only LoRA, DoRA and VeRA adapters are read, and \
                      {key} belongs to another kind or a later PEFT"
                 )));
             }
@@ -408,7 +419,8 @@ mod tests {
             (r#", "init_lora_weights": "corda""#, "init_lora_weights"),
             (r#", "init_lora_weights": "loftq""#, "init_lora_weights"),
             (r#", "init_lora_weights": "lora_ga""#, "init_lora_weights"),
-            (r#", "bias": "lora_only""#, "bias"),
+            (r#", "bias": "all""#, "bias"),
+            (r#", "use_dora": "yes""#, "use_dora"),
             (r#", "rank_pattern": {"query": 0}"#, "rank_pattern"),
             (r#", "rank_pattern": 3"#, "rank_pattern"),
             (r#", "use_rslora": "yes""#, "use_rslora"),

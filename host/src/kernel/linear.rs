@@ -47,6 +47,15 @@ impl<B: Kernels> Frozen<B> {
         frozen
     }
 
+    /// The same layer without its bias; the weight is shared.
+    pub fn without_bias(&self) -> Self {
+        Frozen {
+            weight: self.weight.clone(),
+            bias: None,
+            packed: self.packed.clone(),
+        }
+    }
+
     /// The weight as the backend reads it.
     pub fn packed(&self) -> &B::Packed {
         &self.packed

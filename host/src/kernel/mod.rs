@@ -9,6 +9,7 @@ mod activation;
 mod adamw;
 mod attention;
 mod bf16;
+mod columns;
 mod cpu;
 mod cross_entropy;
 mod dropout;
@@ -84,6 +85,16 @@ pub trait Kernels: Backend {
         columns: Tensor<Ad<Self>, 2>,
     ) -> Tensor<Ad<Self>, 2> {
         scaled::composed(matrix, rows, columns)
+    }
+
+    /// `x ∘ factors + offsets`, a value of each for every column: `[1, columns]`; none where nothing is multiplied, or
+    /// added.
+    fn per_column(
+        x: Tensor<Ad<Self>, 2>,
+        factors: Option<Tensor<Ad<Self>, 2>>,
+        offsets: Option<Tensor<Ad<Self>, 2>>,
+    ) -> Tensor<Ad<Self>, 2> {
+        columns::composed(x, factors, offsets)
     }
 
     /// The activation function, element by element.
@@ -218,6 +229,14 @@ impl Kernels for Flex {
         columns: Tensor<Ad<Self>, 2>,
     ) -> Tensor<Ad<Self>, 2> {
         scaled::cpu(matrix, rows, columns)
+    }
+
+    fn per_column(
+        x: Tensor<Ad<Self>, 2>,
+        factors: Option<Tensor<Ad<Self>, 2>>,
+        offsets: Option<Tensor<Ad<Self>, 2>>,
+    ) -> Tensor<Ad<Self>, 2> {
+        columns::cpu(x, factors, offsets)
     }
 
     fn activation(x: Tensor<Ad<Self>, 2>, function: Activation) -> Tensor<Ad<Self>, 2> {

@@ -386,6 +386,32 @@ fn a_scaled_matrix() {
 }
 
 #[test]
+fn columns_multiplied_and_moved() {
+    let _alone = alone();
+    for (rows, columns) in [(1, 1), (33, 40), (100, 7)] {
+        compare(
+            [
+                random(rows, columns),
+                random(1, columns),
+                random(1, columns),
+            ],
+            |[x, by, to]| Flex::per_column(x, Some(by), Some(to)),
+            |[x, by, to]| columns::composed(x, Some(by), Some(to)),
+        );
+        compare(
+            [random(rows, columns), random(1, columns)],
+            |[x, by]| Flex::per_column(x, Some(by), None),
+            |[x, by]| columns::composed(x, Some(by), None),
+        );
+        compare(
+            [random(rows, columns), random(1, columns)],
+            |[x, to]| Flex::per_column(x, None, Some(to)),
+            |[x, to]| columns::composed(x, None, Some(to)),
+        );
+    }
+}
+
+#[test]
 fn vera_is_its_own_formula() {
     let _alone = alone();
     // λ_b ∘ (B·(λ_d ∘ (A·dropout(x)))), written as in the paper; gradients reach x and the vectors.

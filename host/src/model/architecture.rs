@@ -598,6 +598,7 @@ impl Architecture {
             layer: None,
             inputs: self.hidden,
             outputs: self.hidden,
+            bias: true,
         });
         layers.chain(pooler).collect()
     }
@@ -609,6 +610,7 @@ impl Architecture {
             layer: Some(layer as u32),
             inputs: part.inputs,
             outputs: part.outputs,
+            bias: part.bias,
         })
     }
 }

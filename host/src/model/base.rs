@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::architecture::{Architecture, NormPart, Reads};
 use super::block::{Around, Block, Picked};
 use super::embeddings::{Embedder, Tokens};
-use super::linear::Source;
+use super::linear::{Linear, Source};
 use super::norm::load_norm;
 use crate::adapter::{Pass, Site};
 use crate::error::Result;
@@ -85,6 +85,11 @@ impl<B: Kernels> Base<B> {
             final_norm: architecture.final_norm.as_ref().map(norm).transpose()?,
             architecture: architecture.clone(),
         })
+    }
+
+    /// Every linear layer.
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear<B>> {
+        self.blocks.iter().flat_map(Block::linears)
     }
 
     /// Number of layers.

@@ -122,6 +122,12 @@ impl<B: Kernels> Block<B> {
         })
     }
 
+    /// Every linear layer of it.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear<B>> {
+        let others = [&self.output, &self.down];
+        self.projections.iter().chain(&self.inner).chain(others)
+    }
+
     /// All tokens' hidden states from all tokens'.
     pub fn forward(
         &self,

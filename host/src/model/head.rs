@@ -302,6 +302,11 @@ impl<B: Kernels> Head<B> {
         values
     }
 
+    /// The pretrained pooler, where it is frozen.
+    pub(super) fn pooler(&self) -> Option<&Linear<B>> {
+        self.pooler.as_ref()
+    }
+
     /// Logits `[rows, outputs]` of the hidden states that it reads, `[rows, hidden]`: one of each sequence, or of each token.
     pub fn forward(&self, picked: Tensor<Ad<B>, 2>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
         let mut x = picked;

@@ -15,7 +15,7 @@ mod weights;
 use burn::tensor::Tensor;
 use dynalora_plugin_api::ModuleInfo;
 
-use crate::adapter::{Adapted, LinearInfo, Pass};
+use crate::adapter::{Adapted, Adapters, LinearInfo, Pass};
 use crate::error::{Error, Result};
 use crate::kernel::{Ad, Branch, Frozen, Kernels, Precision, Sequences, bf16_is_native};
 use crate::recipe::{self, AdapterConfig, ModelConfig, Problem};
@@ -244,6 +244,21 @@ impl Pretrained {
         self.source().weight(&module.path, sizes, device)
     }
 
+    /// Puts adapters on the layers of this model, loaded: see [`Adapters::put_on`].
+    pub fn put_on<B: Kernels>(
+        &self,
+        adapters: &mut Adapters<B>,
+        model: &Model<B>,
+        device: &B::Device,
+    ) -> Result<()> {
+        let weight = |module: &ModuleInfo| {
+            let weight = self.frozen_weight::<burn_flex::Flex>(module, &Default::default())?;
+            let values = weight.into_data().into_vec();
+            values.map_err(|error| Error::failure(format!("{}: {error:?}", module.path)))
+        };
+        adapters.put_on(&model.under_modules(), weight, device)
+    }
+
     /// Name and shape of the head that predicts tokens, which may be the table of word embeddings; an error for a model
     /// that predicts none.
     fn language_head_tensor(&self) -> Result<(String, [usize; 2])> {
@@ -411,6 +426,15 @@ impl<B: Kernels> Model<B> {
             base,
             head: Head::load(pretrained, pooler, outputs, device)?,
         })
+    }
+
+    /// The layers under the adapted modules, in their order.
+    fn under_modules(&self) -> Vec<&Frozen<B>> {
+        let linears = self.base.linears().chain(self.head.pooler());
+        let found = linears.filter_map(|linear| Some((linear.module?, &linear.frozen)));
+        let mut found: Vec<_> = found.collect();
+        found.sort_by_key(|(module, _)| *module);
+        found.into_iter().map(|(_, frozen)| frozen).collect()
     }
 
     /// Logits `[sequences, outputs]`; of a head that labels tokens `[tokens, outputs]`.

@@ -50,6 +50,13 @@ pub struct AdapterConfig {
     /// al. 2024), `"pissa_niter_4"`: at nearly these, by so many iterations of a subspace; left out: A drawn, B zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_lora_weights: Option<InitLoraWeights>,
+    /// LoRA: the sizes of the rows of `W + (alpha / rank)·B·A` train apart from their directions (DoRA, Liu et al. 2024);
+    /// left out: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_dora: Option<bool>,
+    /// LoRA: whether the adapted layers' biases train, each with its module; left out: `"none"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bias: Option<AdapterBias>,
     /// Dropout on the adapter's input.
     #[serde(alias = "lora_dropout", alias = "vera_dropout")]
     pub dropout: f64,
@@ -89,6 +96,20 @@ pub enum AdapterKind {
     Vera,
 }
 
+/// Which of the base model's biases train, by PEFT's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AdapterBias {
+    /// None.
+    #[default]
+    None,
+    /// Those of the adapted layers that have one, each while its module is active.
+    LoraOnly,
+    /// Every bias, which is refused.
+    #[schemars(skip)]
+    All,
+}
+
 impl Default for AdapterConfig {
     fn default() -> Self {
         AdapterConfig {
@@ -100,6 +121,8 @@ impl Default for AdapterConfig {
             rank_pattern: None,
             alpha_pattern: None,
             init_lora_weights: None,
+            use_dora: None,
+            bias: None,
             dropout: 0.0,
             d_initial: None,
             projection_prng_key: None,
@@ -159,6 +182,16 @@ impl AdapterConfig {
         (rank, alpha.unwrap_or(self.alpha()))
     }
 
+    /// Whether the adapters are DoRA's.
+    pub fn use_dora(&self) -> bool {
+        self.use_dora.unwrap_or(false)
+    }
+
+    /// Which biases train.
+    pub fn bias(&self) -> AdapterBias {
+        self.bias.unwrap_or_default()
+    }
+
     /// The start of VeRA's `λ_d`.
     pub fn d_initial(&self) -> f64 {
         self.d_initial.unwrap_or(0.1)
@@ -197,11 +230,13 @@ impl AdapterConfig {
                 &[
                     "alpha",
                     "alpha_pattern",
+                    "bias",
                     "init_lora_weights",
                     "lora_alpha",
                     "lora_dropout",
                     "r_max",
                     "rank_pattern",
+                    "use_dora",
                     "use_rslora",
                 ][..],
             ),
@@ -259,6 +294,18 @@ impl AdapterConfig {
                     "principal components of the model would drop out at random",
                 )
                 .help("set it to 0, as PiSSA's authors do, or drop `adapter.init_lora_weights`"));
+        }
+        if self.bias() == AdapterBias::All {
+            return Err(at
+                .error(
+                    "adapter.bias",
+                    "`adapter.bias` is \"all\"",
+                    "biases of norms, embeddings and layers without an adapter belong to no module",
+                )
+                .help(
+                    "what trains is chosen module by module: \"lora_only\" trains the biases of the adapted layers, and \
+                     targets = \"all-linear\" adapts all of them",
+                ));
         }
         let d_initial = self.d_initial();
         at.check(

@@ -22,7 +22,9 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use adapter::{AdapterConfig, AdapterKind, InitLoraWeights, Layers, Matcher, Target, Targets};
+pub use adapter::{
+    AdapterBias, AdapterConfig, AdapterKind, InitLoraWeights, Layers, Matcher, Target, Targets,
+};
 pub use allocation::{AllocationConfig, OnPluginFault, OptimizerState, Unit};
 pub use data::{Columns, DataConfig};
 pub use document::{Document, nearest};

@@ -210,10 +210,11 @@ impl Arm {
         self.settings.get(key).map(String::as_str)
     }
 
-    /// `LoRA` or `VeRA` for an arm whose modules are all active throughout.
+    /// `LoRA`, `DoRA` or `VeRA` for an arm whose modules are all active throughout.
     fn plain(&self) -> Option<&'static str> {
         let recipe = &self.runs.first()?.recipe;
         let name = match recipe.adapter.kind {
+            AdapterKind::Lora if recipe.adapter.use_dora() => "DoRA",
             AdapterKind::Lora => "LoRA",
             AdapterKind::Vera => "VeRA",
         };

@@ -200,7 +200,8 @@ pub fn write<B: Kernels>(
     progress: &Progress,
 ) -> Result<()> {
     let mut tensors = Vec::new();
-    let mut group = |names: &[String], values: &[Tensor<B, 2>], state: Option<&GroupState<B>>| {
+    type Values<'a, B> = Vec<&'a Tensor<B, 2>>;
+    let mut group = |names: &[String], values: Values<'_, B>, state: Option<&GroupState<B>>| {
         for (i, (name, value)) in names.iter().zip(values).enumerate() {
             tensors.push(Saved::new(name.clone(), value.dims().to_vec(), value)?);
             let Some(state) = state else { continue };
@@ -215,13 +216,18 @@ pub fn write<B: Kernels>(
         Ok::<_, Error>(())
     };
     for (module, names) in module_names(trainee).iter().enumerate() {
-        let pair = &trainee.adapters.pairs()[module];
-        group(names, pair, optimizer.modules[module].as_ref())?;
+        let values = trainee.adapters.pairs()[module].iter().collect();
+        group(names, values, optimizer.modules[module].as_ref())?;
         if let Some(starts) = trainee.adapters.starts() {
-            group(&names_of_start(names), &starts[module], None)?;
+            group(
+                &names_of_start(names),
+                starts[module].iter().collect(),
+                None,
+            )?;
         }
     }
-    group(&head_names(trainee), &trainee.head, optimizer.head.as_ref())?;
+    let head = trainee.head.iter().collect();
+    group(&head_names(trainee), head, optimizer.head.as_ref())?;
     save(&folder.join(TENSORS), &tensors, &[])?;
     let path = folder.join(PROGRESS);
     let text = serde_json::to_string_pretty(progress)
@@ -314,7 +320,8 @@ fn read<B: Kernels>(
     let tensors = SafeTensors::deserialize(&bytes)
         .map_err(|error| damaged(TENSORS, format!("it is not a safetensors file: {error}")))?;
     let mut number = 0;
-    let mut load = |names: &[String], values: &mut [Tensor<B, 2>], updates: Option<u64>| {
+    type Values<'a, B> = Vec<&'a mut Tensor<B, 2>>;
+    let mut load = |names: &[String], values: Values<'_, B>, updates: Option<u64>| {
         let mut tensor = |name: &str, shape: [usize; 2]| {
             number += 1;
             let view = tensors.tensor(name);
@@ -348,9 +355,10 @@ fn read<B: Kernels>(
     };
     for (module, names) in module_names(trainee).iter().enumerate() {
         let updates = progress.module_updates[module];
-        optimizer.modules[module] = load(names, trainee.adapters.pair_mut(module), updates)?;
+        let values = trainee.adapters.pair_mut(module).iter_mut().collect();
+        optimizer.modules[module] = load(names, values, updates)?;
         if let Some(start) = trainee.adapters.start_mut(module) {
-            load(&names_of_start(names), start, None)?;
+            load(&names_of_start(names), start.iter_mut().collect(), None)?;
         }
         if let Some(state) = &mut optimizer.modules[module] {
             state.last = progress.last_updates.get(module).cloned().flatten();
@@ -361,7 +369,8 @@ fn read<B: Kernels>(
         }
     }
     let names = head_names(trainee);
-    optimizer.head = load(&names, &mut trainee.head, progress.head_updates)?;
+    let head = trainee.head.iter_mut().collect();
+    optimizer.head = load(&names, head, progress.head_updates)?;
     if number != tensors.len() {
         return Err(damaged(
             TENSORS,
@@ -372,10 +381,14 @@ fn read<B: Kernels>(
 }
 
 fn module_names<B: Kernels>(trainee: &Trainee<B>) -> Vec<Vec<String>> {
-    let parts = trainee.adapters.config.parts();
-    let modules = trainee.adapters.modules.iter();
+    let modules = trainee.adapters.modules.iter().enumerate();
     modules
-        .map(|module| parts.map(|part| format!("{}.{part}", module.path)).to_vec())
+        .map(|(index, module)| {
+            let parts = trainee.adapters.own(index).parts().into_iter();
+            parts
+                .map(|part| format!("{}.{part}", module.path))
+                .collect()
+        })
         .collect()
 }
 

@@ -6,7 +6,7 @@
 use dynalora_plugin_api::{Amount, CostModel, ModuleInfo, Operation, SidePath};
 pub use dynalora_plugin_api::{Cost, Sizes};
 
-use crate::adapter::LinearInfo;
+use crate::adapter::{Config, LinearInfo};
 use crate::data::{Encoded, EpochPlan};
 use crate::model::Architecture;
 use crate::model::architecture::{Order, Reads, Rotary};
@@ -60,10 +60,8 @@ pub struct Shape<'a> {
     pub linears: &'a [LinearInfo],
     /// Those that carry an adapter.
     pub modules: &'a [ModuleInfo],
-    /// Whether an active module's A has a gradient, as LoRA's has.
-    pub trains_a: bool,
-    /// How many pairs of its rank a module's side path is: see [`Config::pairs`](crate::adapter::Config::pairs).
-    pub pairs: u32,
+    /// Their method.
+    pub adapter: &'a Config,
     /// The head on top.
     pub head: HeadKind,
     /// Whether only what goes into a layer is kept, and the layer run once more on the way back: all but the last.
@@ -186,6 +184,7 @@ impl Shape<'_> {
                     layer: None,
                     inputs: self.config.hidden,
                     outputs: self.config.vocabulary(),
+                    bias: false,
                 };
                 builder.linear(None, x, &[&head], Amount::per_token);
             }
@@ -364,6 +363,46 @@ impl Builder<'_> {
             operation.backward = operation.backward + rows(2 * frozen);
             operation.modules.extend(self.side_path(linear, x, rows));
         }
+        let modules: Vec<u32> = operation.modules.iter().map(|path| path.module).collect();
+        self.costs.operations.push(operation);
+        match modules.is_empty()
+            || !(self.shape.adapter.use_dora() || self.shape.adapter.trains_bias())
+        {
+            true => y,
+            false => self.per_column(layer, y, linears, rows),
+        }
+    }
+
+    /// What DoRA and biases that train make of the values `x` that linear layers have written side by side.
+    fn per_column(
+        &mut self,
+        layer: Option<u32>,
+        x: u32,
+        linears: &[&LinearInfo],
+        rows: Rows,
+    ) -> u32 {
+        let adapter = self.shape.adapter;
+        let y = self.value(rows, columns(linears));
+        let mut operation = Self::operation(layer, &[x], y);
+        for linear in linears {
+            let mut modules = self.shape.modules.iter();
+            let module = modules.position(|module| module.path == linear.path);
+            let Some(module) = module.filter(|_| adapter.use_dora() || linear.bias) else {
+                continue;
+            };
+            let mut path = SidePath::default();
+            path.module = module as u32;
+            // The gradient of m is the product with them.
+            path.trains_a = adapter.use_dora();
+            if adapter.use_dora() {
+                path.keeps = vec![x];
+                // The norms, anew after each update, for which A goes through the layer.
+                let rank = adapter.pairs() * self.shape.modules[module].rank;
+                let frozen = (linear.inputs * linear.outputs) as u64;
+                path.b = Amount::once(2 * u64::from(rank) * frozen);
+            }
+            operation.modules.push(path);
+        }
         self.costs.operations.push(operation);
         y
     }
@@ -372,7 +411,8 @@ impl Builder<'_> {
     fn side_path(&self, linear: &LinearInfo, x: u32, rows: Rows) -> Option<SidePath> {
         let mut modules = self.shape.modules.iter();
         let module = modules.position(|module| module.path == linear.path)?;
-        let pairs = u64::from(self.shape.pairs);
+        let adapter = self.shape.adapter;
+        let pairs = u64::from(adapter.pairs());
         let rank = pairs * u64::from(self.shape.modules[module].rank);
         let [a, b] = [linear.inputs, linear.outputs].map(|width| rows(2 * rank * width as u64));
         let mut path = SidePath::default();
@@ -381,10 +421,14 @@ impl Builder<'_> {
         path.between = b;
         path.input = a;
         path.b = b;
-        path.trains_a = self.shape.trains_a;
+        path.trains_a = adapter.trains_a();
         // x·Aᵀ, whether or not it is this module that trains.
         path.saved = rows(BYTES * rank);
-        if self.shape.trains_a {
+        // Where DoRA drops out.
+        let again = (adapter.products() - 1) * 2 * (linear.inputs * linear.outputs) as u64;
+        path.forward = path.forward + rows(again);
+        path.input = path.input + rows(again);
+        if adapter.trains_a() {
             path.a = a;
             path.keeps = vec![x];
             if pairs > 1 {
@@ -673,12 +717,12 @@ mod tests {
         let adapter: AdapterConfig = toml::from_str(adapter).expect("an adapter");
         let modules = model.adapted(&adapter).expect("modules").modules;
         let linears = model.linears();
+        let lora = Config::from(&adapter);
         let shape = |head| Shape {
             config: &model.config,
             linears: &linears,
             modules: &modules,
-            trains_a: true,
-            pairs: 1,
+            adapter: &lora,
             head,
             checkpointing: false,
         };
@@ -717,12 +761,12 @@ mod tests {
         let adapter: AdapterConfig = toml::from_str("rank = 4").expect("an adapter");
         let modules = model.adapted(&adapter).expect("modules").modules;
         let linears = model.linears();
+        let lora = Config::from(&adapter);
         let shape = Shape {
             config: &model.config,
             linears: &linears,
             modules: &modules,
-            trains_a: true,
-            pairs: 1,
+            adapter: &lora,
             head: HeadKind::Sequence,
             checkpointing: false,
         };

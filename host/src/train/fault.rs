@@ -142,8 +142,8 @@ impl<B: Kernels> Training<'_, B> {
             return Ok(format!("the gradient of {of} is not finite"));
         }
         let loss = format!("the loss is {}", result.loss);
-        for (module, pair) in modules.iter().zip(self.trainee.adapters.pairs()) {
-            for tensor in pair {
+        for (module, values) in modules.iter().zip(self.trainee.adapters.pairs()) {
+            for tensor in values.iter() {
                 if read(tensor.clone())?.iter().any(|value| !value.is_finite()) {
                     return Ok(format!(
                         "{loss}: the adapter of {} is not finite",

@@ -163,6 +163,22 @@ fn agree(
     }
     for (module, ours) in adapted.modules.iter().zip(&adapted.configs) {
         let theirs = peft.config_of(&module.path);
+        let kinds = [
+            ("use_dora", theirs.use_dora(), ours.use_dora()),
+            ("bias", theirs.trains_bias(), ours.trains_bias()),
+        ];
+        if let Some((key, theirs, _)) = kinds.iter().find(|(_, theirs, ours)| theirs != ours) {
+            let value = match (*key, *theirs) {
+                ("bias", true) => "\"lora_only\"",
+                ("bias", false) => "\"none\"",
+                (_, true) => "true",
+                (_, false) => "false",
+            };
+            return refuse(
+                format!("has another adapter.{key} at {}", module.path),
+                format!("set adapter.{key} = {value}"),
+            );
+        }
         let same = (theirs.scale() - ours.scale()).abs() <= 1e-6 * ours.scale();
         if theirs.rank() == ours.rank() && same {
             continue;

@@ -153,6 +153,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             adapters = given.adapters(adapters, device)?;
             head = given.head(&model.head, device)?;
         }
+        rest.pretrained.put_on(&mut adapters, &model, device)?;
         let head = match head {
             Some(head) => head,
             None => model.head.initial(recipe.seed, answer.as_deref(), device),
@@ -164,8 +165,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 config: &rest.pretrained.config,
                 linears: &linears,
                 modules: &modules,
-                trains_a: adapter.trains_a(),
-                pairs: adapter.pairs(),
+                adapter: &adapter,
                 head: HeadKind::of(rest.data.problem, rest.data.outputs()),
                 checkpointing: recipe.train.gradient_checkpointing,
             }),

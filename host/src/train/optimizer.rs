@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::components;
+use crate::adapter::{Tensors, components};
 use crate::kernel::{AdamWStep, Kernels, Moments};
 use crate::recipe::{LearningRateSchedule, OptimizerState};
 
@@ -55,7 +55,7 @@ pub struct GroupState<B: Kernels> {
 pub struct LastUpdate {
     /// The run's step, counted from 0.
     pub step: u64,
-    /// The learning rates of the two tensors.
+    /// The learning rates of the first tensor and of the others.
     pub rates: [f64; 2],
     /// Which components it was of, where not of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -63,10 +63,10 @@ pub struct LastUpdate {
 }
 
 impl<B: Kernels> GroupState<B> {
-    fn new(values: &[Tensor<B, 2>]) -> Self {
+    fn new<'a>(values: impl IntoIterator<Item = &'a Tensor<B, 2>>) -> Self {
         let zeros = |value: &Tensor<B, 2>| value.zeros_like();
         let moments = values
-            .iter()
+            .into_iter()
             .map(|value| [zeros(value), zeros(value)])
             .collect();
         GroupState {
@@ -103,7 +103,7 @@ impl<B: Kernels> Optimizer<B> {
         self.config.rate * self.factor(step)
     }
 
-    /// The learning rates of A and B at that step.
+    /// The learning rates of A, and of B and what else a module trains, at that step.
     pub fn rates(&self, step: u64) -> [f64; 2] {
         let rate = self.rate(step);
         [rate, rate * self.config.loraplus_lr_ratio]
@@ -115,8 +115,9 @@ impl<B: Kernels> Optimizer<B> {
             .factor(step, self.config.warmup_steps, self.config.total_steps)
     }
 
-    /// Updates the two tensors of an active module at the run's step `step` (from 0), at the rate times `factors`. Of a
-    /// LoRA pair some of whose components do not train those are not touched; `remaining` says which the others are.
+    /// Updates the tensors of an active module at the run's step `step` (from 0), at the rate times `factors`: one for A,
+    /// one for the others. Of a LoRA pair some of whose components do not train those are not touched; `remaining` says
+    /// which the others are.
     #[allow(clippy::too_many_arguments)]
     pub fn update_module(
         &mut self,
@@ -124,11 +125,11 @@ impl<B: Kernels> Optimizer<B> {
         step: u64,
         factors: [f64; 2],
         remaining: Option<&[bool]>,
-        pair: &mut [Tensor<B, 2>; 2],
-        gradients: [Tensor<B, 2>; 2],
+        values: &mut Tensors<Tensor<B, 2>>,
+        gradients: Tensors<Tensor<B, 2>>,
         gradient_scale: f32,
     ) {
-        let state = self.modules[module].get_or_insert_with(|| GroupState::new(pair));
+        let state = self.modules[module].get_or_insert_with(|| GroupState::new(values.iter()));
         // `local`: the module's schedule is paused while it is inactive.
         let at = if self.config.state == OptimizerState::Local {
             state.steps
@@ -151,23 +152,29 @@ impl<B: Kernels> Optimizer<B> {
             rates,
             components: some.map(<[bool]>::to_vec),
         });
-        let adamw = |t, i: usize| adamw_step(&self.config, rates[i], t, gradient_scale);
+        let adamw = |t, i: usize| adamw_step(&self.config, rates[i.min(1)], t, gradient_scale);
         let remains = |k: usize| remaining.is_none_or(|remaining| remaining[k]);
         for (k, t) in state.components.iter_mut().enumerate() {
             *t += u64::from(remains(k));
         }
         let rank = state.components.len();
         let whole = (0..rank).all(|k| remains(k) && state.components[k] == state.components[0]);
-        if whole {
-            let t = state.components.first().copied().unwrap_or(state.steps);
-            for (i, gradient) in gradients.into_iter().enumerate() {
-                update(&mut pair[i], &mut state.moments[i], gradient, adamw(t, i));
+        let t = state.components.first().copied().unwrap_or(state.steps);
+        let all = values.iter_mut().zip(gradients.iter());
+        for (i, ((value, gradient), moments)) in all.zip(&mut state.moments).enumerate() {
+            // Components are the pair's.
+            let t = if i < 2 { t } else { state.steps };
+            if i >= 2 || whole {
+                update(value, moments, gradient.clone(), adamw(t, i));
             }
+        }
+        if whole {
             return;
         }
+        let pair = &mut values.pair;
         for run in runs(&state.components, remains) {
             let t = state.components[run.start];
-            for (i, gradient) in gradients.iter().enumerate() {
+            for (i, gradient) in gradients.pair.iter().enumerate() {
                 // Components are rows of A and columns of B.
                 let part = |tensor: &Tensor<B, 2>| tensor.clone().slice_dim(i, run.clone());
                 let mut value = part(&pair[i]);
@@ -194,14 +201,14 @@ impl<B: Kernels> Optimizer<B> {
         }
     }
 
-    /// `‖θ_t − θ_{t−1}‖²`, `[1]`, of the update that a module's parameters, which `pair` are now, got at the step
+    /// `‖θ_t − θ_{t−1}‖²`, `[1]`, of the update that a module's parameters, which `values` are now, got at the step
     /// before the run's step `step` (from 0); none where they got none there. It is computed from the moments that the
     /// update left behind, so that nothing has to be kept for it; of the components that remain.
     pub fn last_update(
         &self,
         module: usize,
         step: u64,
-        pair: &[Tensor<B, 2>; 2],
+        values: &Tensors<Tensor<B, 2>>,
     ) -> Option<Tensor<B, 1>> {
         let state = self.modules[module].as_ref()?;
         let last = state.last.as_ref().filter(|last| last.step + 1 == step)?;
@@ -210,22 +217,23 @@ impl<B: Kernels> Optimizer<B> {
             components.is_none_or(|all| all.get(k) == Some(&true))
         };
         let steps = |rate, t| adamw_step(&self.config, rate, t, 1.0);
-        let sizes = |i: usize| {
+        let sizes = |(i, value): (usize, &Tensor<B, 2>)| {
             let [first, second] = &state.moments[i];
-            let moments = [pair[i].clone(), first.clone(), second.clone()];
-            if state.components.is_empty() {
-                return vec![update_squares(moments, steps(last.rates[i], state.steps))];
+            let moments = [value.clone(), first.clone(), second.clone()];
+            let rate = last.rates[i.min(1)];
+            if state.components.is_empty() || i >= 2 {
+                return vec![update_squares(moments, steps(rate, state.steps))];
             }
             let runs =
                 runs(&state.components, |k| state.components[k] > 0 && updated(k)).into_iter();
             let sizes = runs.map(|run| {
                 let t = state.components[run.start];
                 let part = |tensor: Tensor<B, 2>| tensor.slice_dim(i, run.clone());
-                update_squares(moments.clone().map(part), steps(last.rates[i], t))
+                update_squares(moments.clone().map(part), steps(rate, t))
             });
             sizes.collect()
         };
-        let sizes = [sizes(0), sizes(1)].concat();
+        let sizes: Vec<Tensor<B, 1>> = values.iter().enumerate().flat_map(sizes).collect();
         (!sizes.is_empty()).then(|| Tensor::cat(sizes, 0).sum())
     }
 
@@ -247,7 +255,7 @@ impl<B: Kernels> Optimizer<B> {
             components::keep([a1, b1], remaining),
             components::keep([a2, b2], remaining),
         );
-        state.moments = vec![[a1, a2], [b1, b2]];
+        (state.moments[0], state.moments[1]) = ([a1, a2], [b1, b2]);
     }
 
     /// Updates the head, of whose tensors those in `vectors` are vectors: as PEFT's `create_loraplus_optimizer` and the
@@ -261,7 +269,9 @@ impl<B: Kernels> Optimizer<B> {
         gradient_scale: f32,
     ) {
         let rate = self.config.head_rate * self.factor(step);
-        let state = self.head.get_or_insert_with(|| GroupState::new(head));
+        let state = self
+            .head
+            .get_or_insert_with(|| GroupState::new(head.iter()));
         state.steps += 1;
         for (i, gradient) in gradients.into_iter().enumerate() {
             let rate = match vectors[i] {
@@ -343,7 +353,7 @@ mod tests {
 
     use super::*;
 
-    type Pair = [Tensor<Flex, 2>; 2];
+    type Pair = Tensors<Tensor<Flex, 2>>;
 
     const RANK: usize = 4;
 
@@ -364,19 +374,23 @@ mod tests {
         Optimizer::new(config, 1)
     }
 
-    /// A [4, 3] and B [5, 4] of values that differ, by a number.
+    /// A [4, 3], B [5, 4] and DoRA's m [5, 1] of values that differ, by a number.
     fn pair(number: u32) -> Pair {
         let values = |rows: usize, columns: usize, salt: u32| {
             let value = |i: usize| ((i as u32 * 37 + number * 101 + salt) % 61) as f32 / 61.0 - 0.4;
             let values: Vec<f32> = (0..rows * columns).map(value).collect();
             Tensor::from_data(TensorData::new(values, [rows, columns]), &FlexDevice)
         };
-        [values(RANK, 3, 0), values(5, RANK, 7)]
+        Tensors {
+            pair: [values(RANK, 3, 0), values(5, RANK, 7)],
+            magnitude: Some(values(5, 1, 13)),
+            bias: None,
+        }
     }
 
     /// Row k of A and column k of B.
     fn component(pair: &Pair, k: usize) -> Vec<f32> {
-        let [a, b] = pair;
+        let [a, b] = &pair.pair;
         let parts = [
             a.clone().slice_dim(0, k..k + 1),
             b.clone().slice_dim(1, k..k + 1),
@@ -390,7 +404,7 @@ mod tests {
         let remaining = [true, false, true, true];
         let (mut whole, mut part) = (pair(1), pair(1));
         let mut optimizers = [(); 2].map(|()| optimizer(OptimizerState::Global));
-        components::prune(&mut part, None, &remaining);
+        components::prune(&mut part.pair, None, &remaining);
         let pruned = component(&part, 1);
         assert_eq!(pruned[3..], [0.0; 5]);
         assert_ne!(pruned[..3], [0.0; 3]);
@@ -445,7 +459,7 @@ mod tests {
         }
         let mut step = 5;
         for remaining in [[true, false, true, true], [true, true, true, false]] {
-            components::prune(&mut ours, None, &remaining);
+            components::prune(&mut ours.pair, None, &remaining);
             optimizer.pruned(0, &remaining);
             for _ in 0..3 {
                 let gradients = pair(10 + step as u32);
@@ -478,7 +492,7 @@ mod tests {
                 1.0,
             );
         }
-        components::prune(&mut fresh, None, &[true, false, true, true]);
+        components::prune(&mut fresh.pair, None, &[true, false, true, true]);
         let mut fresh_optimizer = self::optimizer(OptimizerState::Global);
         for step in 8..11 {
             fresh_optimizer.update_module(
@@ -524,7 +538,7 @@ mod tests {
             }
             let start = self::pair(1);
             let values = |tensor: Tensor<Flex, 2>| tensor.into_data().into_vec::<f32>().unwrap();
-            [0, 1].map(|i| values(pair[i].clone() - start[i].clone()))
+            [0, 1].map(|i| values(pair.pair[i].clone() - start.pair[i].clone()))
         };
         for remaining in [None, Some(&[true, false, true, true][..])] {
             let [a, b] = moved([1.0, 1.0], remaining);
@@ -587,15 +601,17 @@ mod tests {
         for step in 0..8 {
             let pruned = step >= 4;
             if step == 4 {
-                components::prune(&mut ours, None, &remaining);
+                components::prune(&mut ours.pair, None, &remaining);
                 optimizer.pruned(0, &remaining);
             }
             let before = ours.clone();
             let gradients = pair(10 + step as u32);
             let remaining = pruned.then_some(&remaining[..]);
             optimizer.update_module(0, step, [1.0; 2], remaining, &mut ours, gradients, 0.5);
-            let moved: f32 = (0..2)
-                .map(|i| squares((ours[i].clone() - before[i].clone()).powi_scalar(2).sum()))
+            let moved: f32 = ours
+                .iter()
+                .zip(before)
+                .map(|(now, before)| squares((now.clone() - before).powi_scalar(2).sum()))
                 .sum();
             let found = squares(optimizer.last_update(0, step + 1, &ours).unwrap());
             assert!((found - moved).abs() < 1e-4 * moved, "{found}, not {moved}");

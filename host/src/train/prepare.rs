@@ -141,8 +141,7 @@ pub fn costs(
         config: &pretrained.config,
         linears: &pretrained.linears(),
         modules,
-        trains_a: adapter.trains_a(),
-        pairs: adapter.pairs(),
+        adapter: &adapter,
         head: HeadKind::of(recipe.data.problem(), outputs),
         checkpointing: recipe.train.gradient_checkpointing,
     };

@@ -9,6 +9,7 @@ use dynalora_plugin_api::{Measured, Raw};
 use super::optimizer::Optimizer;
 use super::step::{Passes, StepPlan};
 use super::trainee::{Trainee, read};
+use crate::adapter::Tensors;
 use crate::allocation::{RawValue, Signal};
 use crate::error::Result;
 use crate::kernel::Kernels;
@@ -76,14 +77,14 @@ pub(super) struct Places {
     losses: Vec<usize>,
     /// `[Σ|g|, Σg²]` of each tensor of the head.
     head: Vec<usize>,
-    /// The same of both tensors of each module.
-    gradients: Vec<Option<[usize; 2]>>,
+    /// The same of each module's tensors.
+    gradients: Vec<Option<Vec<usize>>>,
     /// Of each module, what each micro-batch measured.
     outputs: Vec<Vec<Output>>,
     /// Of each module, what came back to it in each micro-batch.
     returned: Vec<Vec<Gradient>>,
-    /// `[Σθg, Σ|θg|]` of both tensors of each module; empty where nobody asks.
-    products: Vec<Option<[usize; 2]>>,
+    /// `[Σθg, Σ|θg|]` of each module's tensors; empty where nobody asks.
+    products: Vec<Option<Vec<usize>>>,
     /// `‖Δθ‖²` of each module's last update; empty where nobody asks.
     updates: Vec<Option<usize>>,
     /// `‖ΔW‖²` of each module; empty where nobody asks.
@@ -152,10 +153,7 @@ impl Places {
         };
         let weights = match plan.wants(&[Signal::WeightL2]) {
             true => (0..modules)
-                .map(|module| {
-                    let scale = trainee.adapters.scale(module);
-                    readout.push(weight_squares(&trainee.adapters.factors(module), scale))
-                })
+                .map(|module| readout.push(trainee.adapters.change_squares(module)))
                 .collect(),
             false => Vec::new(),
         };
@@ -190,7 +188,7 @@ impl Places {
     pub fn gradient_norms(&self, values: &[f32]) -> Vec<Option<f64>> {
         let modules = self.gradients.iter();
         modules
-            .map(|at| at.map(|[a, b]| squares(values, a, b).sqrt()))
+            .map(|at| Some(sum(values, at.as_ref()?, 1).sqrt()))
             .collect()
     }
 
@@ -215,20 +213,19 @@ impl Places {
             let parts = self.returned[module].iter().filter_map(at);
             parts.map(|at| value(at + i)).reduce(|a, b| a + b)
         };
-        let both = |pairs: &[Option<[usize; 2]>], i: usize| {
-            let [a, b] = (*pairs.get(module)?)?;
-            Some(value(a + i) + value(b + i))
+        let all = |places: &[Option<Vec<usize>>], i: usize| {
+            Some(sum(values, places.get(module)?.as_ref()?, i))
         };
         let found = match signal {
             Signal::ActivationL1 => output(|at| at.activation, 0),
             Signal::ActivationL2 => output(|at| at.activation, 1).map(root),
             Signal::DeltaL2 => output(|at| at.delta, 0).map(root),
             Signal::InputL2 => output(|at| at.input, 1).map(root),
-            Signal::GradientL1 => both(&self.gradients, 0),
-            Signal::GradientL2 => both(&self.gradients, 1).map(root),
+            Signal::GradientL1 => all(&self.gradients, 0),
+            Signal::GradientL2 => all(&self.gradients, 1).map(root),
             Signal::OutputGradientL2 => returned(|at| at.output, 1).map(root),
-            Signal::GradientDotWeight => both(&self.products, 0),
-            Signal::GradientDotWeightAbs => both(&self.products, 1),
+            Signal::GradientDotWeight => all(&self.products, 0),
+            Signal::GradientDotWeightAbs => all(&self.products, 1),
             // What came back is of the mean over the step's examples, an example's own gradient so many times that; of
             // predicted tokens, and of words, an example's gradient is that of the sum of their losses.
             Signal::Fisher => {
@@ -282,17 +279,18 @@ impl Places {
     }
 }
 
-/// `Σg²` of a pair whose sums lie at `a` and `b`.
-fn squares(values: &[f32], a: usize, b: usize) -> f64 {
-    f64::from(values[a + 1]) + f64::from(values[b + 1])
+/// The sum of number `i` of what lies at each of these places.
+fn sum(values: &[f32], places: &[usize], i: usize) -> f64 {
+    places.iter().map(|at| f64::from(values[at + i])).sum()
 }
 
-/// Adds `[Σ|g|, Σg²]` of each gradient; where those of the head's tensors and of both tensors of each module lie.
+/// Adds `[Σ|g|, Σg²]` of each gradient; where those of the head's tensors and of each module's tensors lie.
 fn gradients_of<B: Kernels>(
     readout: &mut Readout<B>,
     passes: &Passes<B>,
-) -> (Vec<usize>, Vec<Option<[usize; 2]>>) {
-    let of_modules = passes.gradients.iter().flatten().flatten();
+) -> (Vec<usize>, Vec<Option<Vec<usize>>>) {
+    let of_modules = passes.gradients.iter().flatten();
+    let of_modules = of_modules.flat_map(|tensors| tensors.iter());
     let all = passes.head_gradients.iter().chain(of_modules);
     let all: Vec<Tensor<B, 2>> = all.cloned().collect();
     let mut places = vec![0; all.len()];
@@ -302,25 +300,27 @@ fn gradients_of<B: Kernels>(
             places[member] = first + 2 * nth;
         }
     }
-    let of_modules = places.split_off(passes.head_gradients.len());
-    let mut pairs = of_modules.as_chunks::<2>().0.iter().copied();
+    let mut of_modules = places.split_off(passes.head_gradients.len()).into_iter();
     let modules = passes.gradients.iter();
-    let of_modules = modules.map(|pair| pair.as_ref().and_then(|_| pairs.next()));
+    let of_modules = modules.map(|tensors| {
+        let count = tensors.as_ref()?.iter().count();
+        Some(of_modules.by_ref().take(count).collect())
+    });
     let of_modules = of_modules.collect();
     (places, of_modules)
 }
 
-/// Adds `[Σθg, Σ|θg|]` of both tensors of each module that has a gradient.
+/// Adds `[Σθg, Σ|θg|]` of the tensors of each module that has a gradient.
 fn products_of<B: Kernels>(
     readout: &mut Readout<B>,
     trainee: &Trainee<B>,
     passes: &Passes<B>,
-) -> Vec<Option<[usize; 2]>> {
+) -> Vec<Option<Vec<usize>>> {
     let modules = trainee.adapters.pairs().iter().zip(&passes.gradients);
-    let modules = modules.map(|(pair, gradient)| {
-        let gradient = gradient.as_ref()?;
-        let product = |i: usize| B::products(pair[i].clone(), gradient[i].clone());
-        Some([0, 1].map(|i| readout.push(product(i))))
+    let modules = modules.map(|(values, gradients)| {
+        let both = values.iter().zip(gradients.as_ref()?.iter());
+        let products = both.map(|(value, gradient)| B::products(value.clone(), gradient.clone()));
+        Some(products.map(|product| readout.push(product)).collect())
     });
     modules.collect()
 }
@@ -329,13 +329,6 @@ fn products_of<B: Kernels>(
 pub(super) fn sums<B: Kernels>(x: &Tensor<B, 2>) -> Tensor<B, 1> {
     let columns = 0..x.dims()[1];
     B::sums(x.clone(), columns)
-}
-
-/// `‖s·BA‖²` by the Gram matrices of A and B.
-fn weight_squares<B: Kernels>([a, b]: &[Tensor<B, 2>; 2], scale: f32) -> Tensor<B, 1> {
-    let of_a = a.clone().matmul(a.clone().transpose());
-    let of_b = b.clone().transpose().matmul(b.clone());
-    (of_a * of_b).sum() * (scale * scale)
 }
 
 /// The raw values that the plan asks for.
@@ -366,10 +359,9 @@ fn buffer<B: Kernels>(
     trainee: &Trainee<B>,
     passes: &Passes<B>,
 ) -> Result<Vec<f32>> {
-    let both = |[a, b]: &[Tensor<B, 2>; 2]| -> Result<Vec<f32>> {
-        let mut values = read(a.clone())?;
-        values.extend(read(b.clone())?);
-        Ok(values)
+    let all = |tensors: Tensors<Tensor<B, 2>>| -> Result<Vec<f32>> {
+        let values = tensors.into_iter().map(read);
+        Ok(values.collect::<Result<Vec<_>>>()?.concat())
     };
     match value {
         RawValue::Activation => {
@@ -379,10 +371,10 @@ fn buffer<B: Kernels>(
             output.map_or(Ok(Vec::new()), read)
         }
         RawValue::Gradient => {
-            let gradient = passes.gradients[module].as_ref();
-            gradient.map_or(Ok(Vec::new()), both)
+            let gradient = passes.gradients[module].clone();
+            gradient.map_or(Ok(Vec::new()), all)
         }
-        RawValue::Weight => both(trainee.adapters.pair(module)),
+        RawValue::Weight => all(trainee.adapters.used(module)),
         // Read with the signals, and before the first step.
         RawValue::InputColumnL2 | RawValue::FrozenWeight => Ok(Vec::new()),
     }

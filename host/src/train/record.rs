@@ -11,6 +11,7 @@ use super::stall::{Seen, Turn};
 use super::step::StepResult;
 use super::stop::Stop;
 use super::{Training, evaluate, peak_memory};
+use crate::adapter::parameters_at;
 use crate::allocation::{Reallocation, Signal, Wanted};
 use crate::data::Batch;
 use crate::error::Result;
@@ -37,15 +38,15 @@ pub(super) struct Made {
 }
 
 impl<B: Kernels> Training<'_, B> {
-    /// The parameters of all modules at these ranks.
+    /// The parameters of all modules that are active at these ranks.
     fn parameters_at(&self, ranks: &[u32]) -> u64 {
-        let of_rank = |(module, rank): (&ModuleInfo, &u32)| {
-            module.parameters * u64::from(*rank) / u64::from(module.rank)
-        };
+        let of_rank = |(module, rank): (&ModuleInfo, &u32)| parameters_at(module, *rank);
         let details = self.controller.details();
         // A pair that several modules use counts once.
         let modules = self.rest.modules.iter().zip(ranks).enumerate();
-        let owners = modules.filter(|(module, _)| details.owner(*module) == *module);
+        let active = self.controller.active();
+        let owners =
+            modules.filter(|(module, _)| active[*module] && details.owner(*module) == *module);
         owners.map(|(_, it)| of_rank(it)).sum()
     }
 

@@ -79,9 +79,11 @@ impl<B: Kernels> Training<'_, B> {
             Ok(read(tensor.clone())?.iter().all(|value| value.is_finite()))
         };
         let adapters = &self.trainee.adapters;
-        for (module, pair) in adapters.modules.iter().zip(adapters.pairs()) {
-            if !(finite(&pair[0])? && finite(&pair[1])?) {
-                return Err(self.infinite(&format!("the adapter of {}", module.path)));
+        for (module, values) in adapters.modules.iter().zip(adapters.pairs()) {
+            for value in values.iter() {
+                if !finite(value)? {
+                    return Err(self.infinite(&format!("the adapter of {}", module.path)));
+                }
             }
         }
         for (tensor, value) in self

@@ -9,7 +9,7 @@ use super::prefix::PrefixCache;
 use super::readout::{self, Places, Readout};
 use super::recompute::{self, Found};
 use super::trainee::{Trainee, upload};
-use crate::adapter::{Observe, Observed, Pass, Sense, Sensed, components, mixed};
+use crate::adapter::{Observe, Observed, Pass, Sense, Sensed, Tensors, components, mixed};
 use crate::allocation::{Details, RawValue, Signal, Wanted};
 use crate::data::{Batch, Label};
 use crate::error::{Error, Result};
@@ -98,8 +98,8 @@ impl StepPlan<'_> {
     }
 }
 
-/// The gradients of each module's two tensors; none for a module without.
-pub type Gradients<B> = Vec<Option<[Tensor<B, 2>; 2]>>;
+/// The gradients of each module's tensors; none for a module without.
+pub type Gradients<B> = Vec<Option<Tensors<Tensor<B, 2>>>>;
 
 /// What came out of a step.
 pub struct StepResult<B: Kernels> {
@@ -111,7 +111,7 @@ pub struct StepResult<B: Kernels> {
     pub gradient_norm: f64,
     /// That of each module's own; none for a module without gradient.
     pub gradient_norms: Vec<Option<f64>>,
-    /// The gradients of each module's two tensors; none for a module without.
+    /// The gradients of each module's tensors; none for a module without.
     pub gradients: Gradients<B>,
     /// The head's gradients.
     pub head_gradients: Vec<Tensor<B, 2>>,
@@ -138,9 +138,9 @@ pub fn run<B: Kernels>(
             .remaining(module)
             .filter(|remaining| remaining.contains(&false))
         {
-            *gradient = gradient
-                .take()
-                .map(|pair| components::keep(pair, remaining));
+            if let Some(gradient) = gradient {
+                gradient.pair = components::keep(gradient.pair.clone(), remaining);
+            }
         }
     }
     let mut readout = Readout::default();
@@ -261,14 +261,14 @@ fn passes<B: Kernels>(
             }
         };
         losses.push(loss);
-        for (module, (sum, pair)) in gradients.iter_mut().zip(&pass.pairs).enumerate() {
+        for (module, (sum, tensors)) in gradients.iter_mut().zip(&pass.pairs).enumerate() {
             // A pair that several use has the sum of their gradients, which is its owner's.
             if tracked[module] && trainee.adapters.owner(module) == module {
-                let pair = pair.each_ref().map(|tensor| taken(tensor, &mut found));
-                let [Some(a), Some(b)] = pair else { continue };
+                let tensors = tensors.each_ref().map(|tensor| taken(tensor, &mut found));
+                let Some(more) = tensors.all() else { continue };
                 *sum = Some(match sum.take() {
-                    Some([sum_a, sum_b]) => [sum_a + a, sum_b + b],
-                    None => [a, b],
+                    Some(sum) => sum.zip(more).map(|(sum, more)| sum + more),
+                    None => more,
                 });
             }
         }
@@ -320,7 +320,8 @@ fn sensitivities<B: Kernels>(
         let remaining = plan.remaining(module);
         let gradient = gradient.as_ref()?;
         let rate = plan.rates[1] * plan.details.rate(module)[1];
-        Some(components::sensitivity(pair, gradient, remaining, rate))
+        let of = (&pair.pair, &gradient.pair);
+        Some(components::sensitivity(of.0, of.1, remaining, rate))
     });
     of_module.collect()
 }

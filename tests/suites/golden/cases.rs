@@ -128,6 +128,8 @@ fn bare(pretrained: &Pretrained, golden: &Golden) -> Trainee<B> {
         alpha: 1.0,
         dropout: 0.0,
         start: None,
+        use_dora: false,
+        trains_bias: false,
     });
     let head = head.collect();
     Trainee {
@@ -403,7 +405,10 @@ fn adapted(pretrained: &Pretrained, adapter: &Path, outputs: usize) -> Trainee<B
         .expect("modules of this model");
     let model = Model::<B>::load(pretrained, &modules, outputs, &DEVICE).expect("a whole model");
     let head = peft.head(&model.head, &DEVICE).expect("a whole head");
-    let adapters = peft.adapters(modules, &DEVICE).expect("a whole adapter");
+    let mut adapters = peft.adapters(modules, &DEVICE).expect("a whole adapter");
+    pretrained
+        .put_on(&mut adapters, &model, &DEVICE)
+        .expect("rows of some size");
     Trainee {
         model,
         adapters,
@@ -524,12 +529,10 @@ impl Case {
         let golden = Golden::open(&self.folder.join(file));
         let prefix = self.pretrained.config.prefix;
         let mut ours: Vec<(String, Vec<f32>)> = Vec::new();
-        for (module, pair) in trainee.adapters.modules.iter().zip(&result.gradients) {
-            let pair = pair.clone().expect("every module is active");
-            for (name, gradient) in saved_names(&trainee.adapters.config, prefix, &module.path)
-                .into_iter()
-                .zip(pair)
-            {
+        for (module, gradients) in result.gradients.iter().enumerate() {
+            let gradients = gradients.clone().expect("every module is active");
+            let names = saved_names(&trainee.adapters, prefix, module);
+            for (name, gradient) in names.zip(gradients) {
                 ours.push((name, read(gradient).expect("f32 values")));
             }
         }
@@ -637,18 +640,9 @@ impl Case {
     fn check_final(&self, trainee: &Trainee<B>, golden: &Run) {
         let prefix = self.pretrained.config.prefix;
         let mut ours: Vec<(String, Tensor<B, 2>)> = Vec::new();
-        for (module, pair) in trainee
-            .adapters
-            .modules
-            .iter()
-            .zip(trainee.adapters.pairs())
-        {
-            for (name, tensor) in saved_names(&trainee.adapters.config, prefix, &module.path)
-                .into_iter()
-                .zip(pair)
-            {
-                ours.push((name, tensor.clone()));
-            }
+        for (module, values) in trainee.adapters.pairs().iter().enumerate() {
+            let names = saved_names(&trainee.adapters, prefix, module);
+            ours.extend(names.zip(values.iter().cloned()));
         }
         for (tensor, value) in trainee.model.head.tensors().iter().zip(&trainee.head) {
             ours.push((format!("base_model.model.{}", tensor.name), value.clone()));
@@ -668,15 +662,21 @@ impl Case {
     }
 }
 
-/// PEFT's names of a module's two tensors.
-fn saved_names(config: &Config, prefix: &str, path: &str) -> [String; 2] {
-    let end = match config {
-        Config::Lora(_) => ".weight",
-        Config::Vera(_) => "",
-    };
-    config
-        .parts()
-        .map(|part| format!("base_model.model.{prefix}.{path}.{part}{end}"))
+/// PEFT's names of a module's tensors.
+fn saved_names(
+    adapters: &Adapters<B>,
+    prefix: &str,
+    module: usize,
+) -> impl Iterator<Item = String> {
+    let start = format!(
+        "base_model.model.{prefix}.{}",
+        adapters.modules[module].path
+    );
+    let parts = adapters.own(module).parts().into_iter();
+    parts.map(move |part| match part {
+        "lora_A" | "lora_B" => format!("{start}.{part}.weight"),
+        part => format!("{start}.{part}"),
+    })
 }
 
 fn check_signals(run: &str, result: &StepResult<B>, golden: &dynalora_tests::Signals) {
@@ -717,6 +717,11 @@ fn tiny_models_train_as_peft_does() {
         ("tiny-bert", "regression"),
         ("tiny-bert", "rank-pattern-trained"),
         ("tiny-bert", "loraplus"),
+        ("tiny-bert", "dora"),
+        ("tiny-bert", "bias"),
+        ("tiny-distilbert", "dora"),
+        ("tiny-llama", "dora"),
+        ("tiny-gpt2", "dora"),
         ("tiny-roberta", "query-value"),
         ("tiny-distilbert", "query-value"),
         ("tiny-llama", "all-linear"),
@@ -789,6 +794,8 @@ fn running_layers_twice_changes_no_bit() {
         ("tiny-clip", "all-linear"),
         ("tiny-bert", "words"),
         ("tiny-gpt2", "words"),
+        ("tiny-bert", "dora"),
+        ("tiny-distilbert", "dora"),
     ] {
         let tokens = match model {
             "tiny-vit" | "tiny-clip" => String::new(),
@@ -973,6 +980,11 @@ fn an_adapter_that_peft_trained_gives_its_logits_here() {
         ("tiny-bert", "all-linear", 2),
         ("tiny-bert", "regression", 1),
         ("tiny-bert", "vera", 2),
+        ("tiny-bert", "dora", 2),
+        ("tiny-bert", "bias", 2),
+        ("tiny-distilbert", "dora", 2),
+        ("tiny-llama", "dora", 2),
+        ("tiny-gpt2", "dora", 2),
         ("tiny-roberta", "query-value", 2),
         ("tiny-distilbert", "query-value", 2),
         ("tiny-llama", "all-linear", 2),
@@ -1155,7 +1167,8 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
             }
             let [ours_a, ours_b] = result.gradients[index]
                 .clone()
-                .expect("every module is active");
+                .expect("every module is active")
+                .pair;
             let (ours_a, ours_b) = (read(ours_a).expect("f32"), read(ours_b).expect("f32"));
             for k in (0..rank).filter(|k| components.as_ref().is_some_and(|all| !all[index][*k])) {
                 assert!(
@@ -1219,7 +1232,7 @@ fn pissa_trains_and_is_exported_as_pefts() {
         .expect("singular values");
     for (module, info) in theirs.modules.iter().enumerate() {
         let product = |adapters: &Adapters<B>| {
-            let [a, b] = adapters.pairs()[module].clone();
+            let [a, b] = adapters.pairs()[module].pair.clone();
             read(b.matmul(a) * adapters.scale(module)).expect("f32 values")
         };
         assert_close(
