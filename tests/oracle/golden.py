@@ -24,6 +24,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+import adalora
 import forward
 import images
 import scores
@@ -113,6 +114,8 @@ def write_tiny(out):
                 folder, encoder, head, name, targets="all-linear", init_lora_weights="pissa", **short
             )
             training.write_pissa(pissa, folder / "golden" / "pissa", indices)
+            setup = training.Setup(folder, encoder, head, name, targets="all-linear", **short)
+            adalora.write(setup, folder / "golden" / "adalora", indices)
             setup = training.Setup(
                 folder, encoder, head, name, head_modules=("classifier", "pooler"), pooler_scale=2.0, **short
             )

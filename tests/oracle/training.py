@@ -286,9 +286,10 @@ def optimisation(setup, model, parameters):
     return optimiser, get_linear_schedule_with_warmup(optimiser, setup.warmup_steps, setup.steps)
 
 
-def train(setup, random_b, active_layers=None):
-    """A whole run. `active_layers(step)` gives the layers whose modules are active, None for all of them."""
-    model = build(setup, random_b)
+def train(setup, random_b, active_layers=None, model=None):
+    """A whole run, of a `model` that is there already or of a fresh one. `active_layers(step)` gives the layers whose
+    modules are active, None for all of them."""
+    model = build(setup, random_b) if model is None else model
     parameters = trainable(model)
     optimiser, schedule = optimisation(setup, model, parameters)
     log = {"losses": [], "learning_rates": [], "gradient_norms": []}

@@ -1247,6 +1247,45 @@ fn pissa_trains_and_is_exported_as_pefts() {
     assert_logits_of(&adapted(&case.pretrained, folder.path(), 2), &trained);
 }
 
+/// AdaLoRA's pairs, of which some components remain or none, answer as with PEFT, and go on as PEFT's LoRA with the same
+/// shares does.
+#[test]
+fn adaloras_pairs_are_read_as_lora_and_go_on_as_pefts() {
+    let tokens = "tiny-bert/golden/tokens.safetensors";
+    let case = Case::open(&fixture("tiny-bert"), "tiny-bert/golden/adalora", tokens);
+    let folder = case.folder.join("adapter");
+    let pretrained = pretrained(&fixture("tiny-bert"));
+    let peft = export::read(&folder, &pretrained.config).expect("an adapter of PEFT's");
+    let pretrained = peft.fit(pretrained).expect("the adapter of this model");
+    let trainee = adapted(&pretrained, &folder, 2);
+    let ranks: Vec<u32> = trainee.adapters.modules.iter().map(|it| it.rank).collect();
+    assert!(ranks.contains(&1) && ranks.contains(&3) && !ranks.contains(&0));
+    let paths = trainee.adapters.modules.iter().map(|it| it.path.clone());
+    assert_eq!(paths.collect::<Vec<_>>(), case.training.modules);
+    assert!(ranks.len() < pretrained.linears().len());
+    assert_logits_of(&trainee, &folder);
+    // What is exported of it is LoRA, with the same answers.
+    let written = tempfile::tempdir().expect("a temporary folder");
+    let head = trainee
+        .model
+        .head
+        .tensors()
+        .into_iter()
+        .zip(trainee.head.clone());
+    export::write(
+        written.path(),
+        &pretrained.config,
+        "tiny-bert",
+        &trainee.adapters,
+        None,
+        &pretrained.linears(),
+        &head.collect::<Vec<_>>(),
+    )
+    .expect("it writes");
+    assert_logits_of(&adapted(&pretrained, written.path(), 2), &folder);
+    case.check_run_of(trainee, "adapter", 1e-4);
+}
+
 /// What a recipe's patterns give each module is what PEFT's give it.
 #[test]
 fn a_recipes_ranks_and_alphas_are_those_of_pefts() {

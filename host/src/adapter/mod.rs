@@ -136,7 +136,7 @@ impl Config {
 }
 
 /// Inputs, outputs and rank of a module.
-fn sizes(module: &ModuleInfo) -> [usize; 3] {
+pub fn sizes(module: &ModuleInfo) -> [usize; 3] {
     [module.in_features, module.out_features, module.rank.into()].map(|size| size as usize)
 }
 

@@ -8,7 +8,8 @@ use dynalora_plugin_api::ModuleInfo;
 use serde_json::{Map, Value, json};
 
 use super::settings::Settings;
-use crate::adapter::{Adapters, Config, LinearInfo, Projections};
+use super::svd;
+use crate::adapter::{Adapters, Config, LinearInfo, Projections, sizes};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::architecture::{Reads, WeightLayout};
@@ -31,6 +32,8 @@ const PROJECTIONS: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
 pub struct Peft {
     /// Paths of the adapted modules, without the family's prefix.
     pub paths: Vec<String>,
+    /// Those of whose components AdaLoRA left none.
+    emptied: Vec<String>,
     settings: Settings,
     model: Architecture,
     weights: Weights,
@@ -207,7 +210,7 @@ fn target_modules(modules: &[ModuleInfo], linears: &[LinearInfo], prefix: &str) 
         .collect()
 }
 
-/// Reads an adapter folder that PEFT or dynalora wrote.
+/// Reads an adapter folder that PEFT or dynalora wrote. One of AdaLoRA's is LoRA from here on, which is said.
 pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
     let settings = Settings::read(&folder.join(CONFIG))?;
     let tensors = folder.join(TENSORS);
@@ -223,11 +226,12 @@ pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
     }
     let weights = Weights::open_with(&[tensors], Advice::ADAPTER)?.renamed(canonical)?;
     let first = match &settings.config {
+        Config::Lora(_) if settings.svd.is_some() => "lora_A",
         Config::Lora(_) => "lora_A.weight",
         Config::Vera(_) => "vera_lambda_d",
     };
     let start = format!("{WRAPPER}.{}.", model.prefix);
-    let paths = weights
+    let paths: Vec<String> = weights
         .names()
         .filter_map(|name| {
             let path = name.strip_prefix(&start)?.strip_suffix(first)?;
@@ -235,6 +239,29 @@ pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
         })
         .map(str::to_owned)
         .collect();
+    let remains = |path: &String| match &settings.svd {
+        Some(svd) => svd.rank(&format!("{}.{path}", model.prefix)) > 0,
+        None => true,
+    };
+    let (paths, emptied): (Vec<String>, Vec<String>) = paths.into_iter().partition(remains);
+    if let Some(svd) = &settings.svd {
+        let is_known = |named: &str| {
+            let mut known = paths.iter().chain(&emptied);
+            known.any(|path| format!("{}.{path}", model.prefix) == named)
+        };
+        if let Some(path) = svd.remaining.keys().find(|path| !is_known(path)) {
+            return Err(Error::user(format!(
+                "{}: rank_pattern names {path}, but {TENSORS} has no adapter for it",
+                folder.join(CONFIG).display()
+            ))
+            .help("the adapter is not whole, or not of this base model's family: save it again"));
+        }
+        tracing::info!(
+            "{}: AdaLoRA's pairs are read as LoRA's, with E in B: what goes on from them has no penalty on how far A \
+             and B are from orthogonal, and no budget of AdaLoRA's",
+            folder.display()
+        );
+    }
     if let (Config::Vera(_), Some(missing)) = (
         &settings.config,
         PROJECTIONS.iter().find(|name| !weights.contains(name)),
@@ -250,6 +277,7 @@ pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
     }
     Ok(Peft {
         paths,
+        emptied,
         settings,
         model: model.clone(),
         weights,
@@ -264,6 +292,7 @@ fn canonical(name: &str) -> String {
     let adapters = [
         "lora_A",
         "lora_B",
+        "lora_E",
         "vera_lambda_d",
         "vera_lambda_b",
         "vera_A",
@@ -357,6 +386,17 @@ impl Peft {
                 read.insert(name);
             }
         }
+        // Nothing is in these, but they are AdaLoRA's.
+        let empty = linears
+            .iter()
+            .filter(|linear| self.emptied.contains(&linear.path));
+        for linear in empty {
+            let sizes = [linear.inputs, linear.outputs, 0];
+            for (name, shape) in svd::tensors(&self.start_of(&linear.path), sizes) {
+                self.weights.require(&name, &shape)?;
+                read.insert(name);
+            }
+        }
         if let Config::Vera(vera) = self.config() {
             for (name, shape) in PROJECTIONS
                 .into_iter()
@@ -378,8 +418,8 @@ impl Peft {
                 belongs_to(name)
             ))
             .help(
-                "an adapter is read whole or not at all: the pairs of LoRA or the vectors of VeRA on the encoder's \
-                 linear layers, and the saved head and pooler",
+                "an adapter is read whole or not at all: the pairs of LoRA, AdaLoRA's with their E, or the vectors of VeRA \
+                 on the encoder's linear layers, and the saved head and pooler",
             ));
         }
         if modules.is_empty() {
@@ -394,6 +434,7 @@ impl Peft {
         let prefix = self.model.prefix;
         let lacks = linears.iter().find(|linear| {
             !self.paths.contains(&linear.path)
+                && !self.emptied.contains(&linear.path)
                 && self.settings.targets(&format!("{prefix}.{}", linear.path))
         });
         if let Some(linear) = lacks {
@@ -450,14 +491,26 @@ impl Peft {
             .collect())
     }
 
-    /// Names and shapes of a module's two tensors.
-    fn tensors_of(&self, module: &ModuleInfo) -> [(String, Vec<usize>); 2] {
+    /// What the names of the tensors of the module at `path` begin with.
+    fn start_of(&self, path: &str) -> String {
+        format!("{WRAPPER}.{}.{path}", self.model.prefix)
+    }
+
+    /// Names and shapes of a module's tensors.
+    fn tensors_of(&self, module: &ModuleInfo) -> Vec<(String, Vec<usize>)> {
+        let start = self.start_of(&module.path);
+        if self.settings.svd.is_some() {
+            return svd::tensors(&start, sizes(module)).into();
+        }
         let (parts, shapes) = (self.config().parts(), self.config().shapes(module));
-        let start = format!("{WRAPPER}.{}.{}", self.model.prefix, module.path);
-        std::array::from_fn(|i| match self.config() {
-            Config::Lora(_) => (format!("{start}.{}.weight", parts[i]), shapes[i].to_vec()),
-            Config::Vera(_) => (format!("{start}.{}", parts[i]), vec![shapes[i][0]]),
-        })
+        let named = parts
+            .iter()
+            .zip(shapes)
+            .map(|(part, shape)| match self.config() {
+                Config::Lora(_) => (format!("{start}.{part}.weight"), shape.to_vec()),
+                Config::Vera(_) => (format!("{start}.{part}"), vec![shape[0]]),
+            });
+        named.collect()
     }
 
     /// The adapter's values on a device.
@@ -477,10 +530,16 @@ impl Peft {
                 }
             }
         };
-        let pairs = modules
-            .iter()
-            .map(|module| Ok([tensor(module, 0)?, tensor(module, 1)?]))
-            .collect::<Result<_>>()?;
+        let pair = |module: &ModuleInfo| match self.settings.svd {
+            Some(_) => svd::pair(
+                &self.weights,
+                &self.start_of(&module.path),
+                sizes(module),
+                device,
+            ),
+            None => Ok([tensor(module, 0)?, tensor(module, 1)?]),
+        };
+        let pairs = modules.iter().map(pair).collect::<Result<_>>()?;
         let projections = match self.config() {
             Config::Lora(_) => None,
             Config::Vera(vera) => {
