@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, TaskType, VeraConfig, get_peft_model
+from peft import EvaConfig, LoraConfig, TaskType, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.vera.layer import VeraLayer
@@ -37,8 +37,9 @@ class Setup:
     rank_pattern: dict = field(default_factory=dict)
     alpha_pattern: dict = field(default_factory=dict)
     use_rslora: bool = False
-    # True for PEFT's own start, or "pissa".
+    # True for PEFT's own start, or "pissa", or "eva" with settings of its own.
     init_lora_weights: object = True
+    eva: dict = None
     # LoRA+'s, whose weight decay is 0 and leaves out vectors where it is not.
     loraplus_lr_ratio: float = None
     # What a saved pooler is multiplied by, so that it is not the base model's.
@@ -144,6 +145,7 @@ def build(setup, random_b):
             lora_dropout=0.0,
             use_rslora=setup.use_rslora,
             init_lora_weights=setup.init_lora_weights,
+            eva_config=None if setup.eva is None else EvaConfig(**setup.eva),
             **patterns,
             **common,
         )

@@ -172,6 +172,13 @@ impl Drawn {
             let starts = ["\"pissa\"", "\"pissa_niter_2\""];
             self.set("adapter.init_lora_weights", c.of(&starts));
         }
+        if c.once_in(4) && lora && self.get("adapter.init_lora_weights").is_none() {
+            // Where modules are few, all of them have to keep a rank.
+            let few = two_layers
+                || self.get("adapter.layers_to_transform").is_some()
+                || self.get("adapter.exclude_modules").is_some();
+            self.eva(c, few);
+        }
         // An expression that matches nothing is refused; which layers are there is seen above.
         let upper = match self.get("adapter.layers_to_transform") {
             None => "'.*\\.1\\..*' = 3, ",
@@ -186,6 +193,26 @@ impl Drawn {
             self.set("adapter.alpha_pattern", alphas);
         }
         self
+    }
+
+    /// Pairs that start from what their modules read.
+    fn eva(&mut self, c: &mut Choice, few: bool) -> &mut Self {
+        self.set("adapter.init_lora_weights", "\"eva\"");
+        if few || self.get("adapter.r_max").is_some() {
+            self.set("adapter.eva.rho", "1.0");
+        } else if c.once_in(2) {
+            self.set("adapter.eva.rho", c.of(&["1.0", "1.5"]));
+        }
+        if c.once_in(2) {
+            self.set("adapter.eva.tau", c.of(&["0.9", "1.0"]));
+        }
+        for key in ["use_label_mask", "adjust_scaling_factors"] {
+            if c.once_in(3) {
+                self.set(&format!("adapter.eva.{key}"), "false");
+            }
+        }
+        // A pooler reads one token of an example, and a batch may have one.
+        self.set("adapter.eva.max_batches", c.between(16, 24))
     }
 
     fn model(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {

@@ -318,7 +318,14 @@ fn keys_that_change_the_answer_are_followed_or_refused() {
 #[test]
 fn adaloras_pairs_are_lora_which_is_said() {
     let adapter = Adapter::of("tiny-bert/golden/adalora/adapter");
-    let arguments = ["evaluate", "adapter", "--recipe", "recipe.toml", "--json"];
+    let arguments = [
+        "evaluate",
+        "adapter",
+        "--recipe",
+        "recipe.toml",
+        "--json",
+        "-v",
+    ];
     let output = adapter.scene.run(&arguments);
     contains(&output, &["AdaLoRA's pairs are read as LoRA's", "penalty"]);
     let loss = adapter.loss();

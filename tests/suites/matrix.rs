@@ -584,6 +584,10 @@ impl Runs<'_> {
             return Err(Outcome::Beside("documents of all lengths".to_owned()));
         }
         drawn.drop("allocation.calibration_steps");
+        // And so has what is run before the first step.
+        if drawn.get("adapter.init_lora_weights") == Some("\"eva\"") {
+            drawn.drop("adapter.init_lora_weights").drop("adapter.eva");
+        }
         let run = self.train("run", &drawn)?;
         let recipe =
             dynalora::recipe::Recipe::load(&run.join("recipe.toml"), &[]).expect("a run's recipe");

@@ -2,6 +2,7 @@
 
 mod adapted;
 pub mod components;
+mod eva;
 mod lora;
 mod pass;
 mod pissa;
@@ -17,9 +18,10 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::kernel::Kernels;
-use crate::recipe::{AdapterConfig, AdapterKind, InitLoraWeights};
+use crate::recipe::{AdapterConfig, AdapterKind};
 
 pub use adapted::Adapted;
+pub use eva::{Components, distribute};
 pub use lora::LoraConfig;
 pub use pass::{Observe, Observed, Pass, Site, mixed};
 pub use sensed::{Sense, Sensed};
@@ -57,7 +59,8 @@ impl Config {
                         false => recipe.scale(alpha, rank) * most as f64,
                     },
                     dropout,
-                    start: recipe.init_lora_weights,
+                    // EVA's is LoRA like any other.
+                    start: recipe.init_lora_weights.filter(|start| start.is_pissa()),
                 })
             }
             AdapterKind::Vera => Config::Vera(VeraConfig {
@@ -264,11 +267,11 @@ impl<B: Kernels> Adapters<B> {
     }
 
     /// Lets the pairs start at the principal components of the modules' weights `[out, in]`, which `weight` gives row by
-    /// row. What is drawn goes by `seed` and the modules' names.
+    /// row; at nearly these, by so many `iterations`. What is drawn goes by `seed` and the modules' names.
     pub fn start_from(
         &mut self,
         weight: impl Fn(&ModuleInfo) -> Result<Vec<f32>> + Sync,
-        how: InitLoraWeights,
+        iterations: Option<usize>,
         seed: u64,
         device: &B::Device,
     ) -> Result<()> {
@@ -277,7 +280,14 @@ impl<B: Kernels> Adapters<B> {
             .map(|(module, own)| {
                 let [inputs, outputs, rank] = sizes(module);
                 let (shape, drawn) = ([outputs, inputs], (seed, module.path.as_str()));
-                pissa::principal(&weight(module)?, shape, rank, own.scale(), how, drawn)
+                pissa::principal(
+                    &weight(module)?,
+                    shape,
+                    rank,
+                    own.scale(),
+                    iterations,
+                    drawn,
+                )
             })
             .collect::<Result<_>>()?;
         let starts = self.modules.iter().zip(found).map(|(module, found)| {
@@ -293,6 +303,15 @@ impl<B: Kernels> Adapters<B> {
         self.starts = Some(starts);
         self.versions.iter_mut().for_each(|version| *version += 1);
         Ok(())
+    }
+
+    /// Lets each A start at these values, row by row.
+    pub fn start_at(&mut self, starts: &[Vec<f32>], device: &B::Device) {
+        for (module, values) in starts.iter().enumerate() {
+            let [inputs, _, rank] = sizes(&self.modules[module]);
+            let values = TensorData::new(values.clone(), [rank, inputs]);
+            self.pair_mut(module)[0] = Tensor::from_data(values, device);
+        }
     }
 
     /// Where the pairs of PiSSA started, to be written to.

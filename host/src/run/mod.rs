@@ -26,8 +26,8 @@ pub use checkpoint::{Checkpoint, PendingCheckpoint, damaged};
 pub use provenance::{Input, Machine, Program, Provenance, Sitting};
 pub(crate) use record::numbers;
 pub use record::{
-    AllocationRecord, Best, EvalRecord, MetricRecord, Observed, PluginNumbers, SignalRecord, Stall,
-    StallKind, StepRecord, Summary,
+    AllocationRecord, Best, EvaRecord, EvalRecord, MetricRecord, Observed, PluginNumbers,
+    SignalRecord, Stall, StallKind, StepRecord, Summary,
 };
 pub use writer::{Opening, Writer};
 

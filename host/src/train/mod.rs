@@ -3,6 +3,7 @@
 mod checkpoint;
 mod constant;
 pub mod cost;
+pub mod eva;
 pub mod evaluate;
 mod fault;
 pub mod frozen;
@@ -25,7 +26,7 @@ mod trial;
 
 use std::time::Instant;
 
-use dynalora_plugin_api::{Metric, ModuleInfo, Moment, Observation};
+use dynalora_plugin_api::{Metric, ModuleInfo, Moment, Observation, Sizes};
 
 pub use machine::peak_memory;
 pub use prepare::{Prepared, Rest, check, costs, longest_step};
@@ -37,7 +38,7 @@ use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::Model;
-use crate::recipe::{Every, HeadBias, Recipe};
+use crate::recipe::{Every, HeadBias, InitLoraWeights, Recipe};
 use crate::run::{AllocationRecord, Checkpoint, SignalRecord, Summary, Writer};
 use checkpoint::Progress;
 use constant::Constant;
@@ -201,14 +202,23 @@ impl<'a, B: Kernels> Training<'a, B> {
                 }
             }
             None => {
-                self.start_from_the_weights()?;
+                match self.recipe.adapter.init_lora_weights {
+                    Some(InitLoraWeights::Pissa(iterations)) => {
+                        self.start_from_the_weights(iterations)?;
+                    }
+                    Some(InitLoraWeights::Eva) => self.start_from_the_inputs()?,
+                    None => {}
+                }
                 self.warn_of_a_far_mean();
                 let modules = self.rest.modules.iter();
-                self.writer.allocation(&AllocationRecord::initial(
-                    modules.map(|module| module.path.clone()).collect(),
-                    self.controller.active(),
-                    &self.controller.ranks(),
-                ))?;
+                self.writer.allocation(&AllocationRecord {
+                    eva: self.rest.eva.as_ref().map(|found| found.record.clone()),
+                    ..AllocationRecord::initial(
+                        modules.map(|module| module.path.clone()).collect(),
+                        self.controller.active(),
+                        &self.controller.ranks(),
+                    )
+                })?;
                 if self.recipe.train.log_signals {
                     self.writer.signals(&SignalRecord::Modules {
                         step: 0,
@@ -229,11 +239,43 @@ impl<'a, B: Kernels> Training<'a, B> {
         Ok(())
     }
 
-    /// Lets the pairs start at the principal components of the frozen weights, if the recipe asks for that.
-    fn start_from_the_weights(&mut self) -> Result<()> {
-        let Some(how) = self.recipe.adapter.init_lora_weights else {
-            return Ok(());
+    /// Lets the pairs start from what their modules read, which was found before.
+    fn start_from_the_inputs(&mut self) -> Result<()> {
+        let Some(found) = &self.rest.eva else {
+            return Err(Error::failure("nothing was found of what modules read"));
         };
+        let again;
+        let found = match &found.vectors {
+            Some(_) => found,
+            None => {
+                // Of a run that has lost its checkpoints the ranks alone are known.
+                let (recipe, pretrained) = (self.recipe, &self.rest.pretrained);
+                let seen = eva::Seen {
+                    recipe,
+                    pretrained,
+                    data: &self.rest.data,
+                    adapted: &pretrained.adapted(&recipe.adapter)?,
+                };
+                again = eva::of_run::<B>(&seen, self.device)?;
+                if again.record.ranks != found.record.ranks {
+                    return Err(Error::failure(
+                        "EVA finds other ranks than the run began with, and it has no checkpoint to go on from",
+                    )
+                    .help("start the run anew by --force"));
+                }
+                &again
+            }
+        };
+        let nothing = Sizes::default();
+        self.progress.flops += self.costs.step(&[], found.sizes, false, 0, nothing);
+        let vectors = found.vectors.iter().flatten();
+        let vectors: Vec<Vec<f32>> = vectors.cloned().collect();
+        self.trainee.adapters.start_at(&vectors, self.device);
+        Ok(())
+    }
+
+    /// Lets the pairs start at the principal components of the frozen weights, or nearly there, by so many `iterations`.
+    fn start_from_the_weights(&mut self, iterations: Option<usize>) -> Result<()> {
         let began = Instant::now();
         let (pretrained, modules) = (&self.rest.pretrained, &self.rest.modules);
         let weight = |module: &ModuleInfo| {
@@ -241,7 +283,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             trainee::read(weight?)
         };
         let adapters = &mut self.trainee.adapters;
-        adapters.start_from(weight, how, self.recipe.seed, self.device)?;
+        adapters.start_from(weight, iterations, self.recipe.seed, self.device)?;
         tracing::info!(
             "the pairs of {} modules start at the principal components of their weights, found in {:.1} s",
             modules.len(),
