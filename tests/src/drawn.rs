@@ -117,6 +117,14 @@ impl Drawn {
         self.drop("adapter.dropout")
     }
 
+    /// Makes sure that pairs do not start by EVA.
+    pub fn without_eva(&mut self) -> &mut Self {
+        if self.get("adapter.init_lora_weights") == Some("\"eva\"") {
+            self.drop("adapter.init_lora_weights").drop("adapter.eva");
+        }
+        self
+    }
+
     /// A recipe on the inputs in `folder`, which [`inputs`] has made.
     pub fn draw(choice: &mut Choice, folder: &Path) -> Self {
         let mut drawn = Drawn::default();

@@ -520,16 +520,10 @@ fn eva_is_found_once_and_the_same_again() {
         "eva",
         &[&sets[..], &["train.steps=200", "checkpoint.every=1"]].concat(),
     );
-    // Also where its checkpoints are all lost, and the ranks alone are known.
+    // Also where no checkpoint is left, and all is done again.
     let lost = scene.train("lost", &sets);
     std::fs::remove_file(lost.join("summary.json")).expect("a file");
-    let checkpoints = std::fs::read_dir(lost.join("checkpoints")).expect("a folder");
-    for checkpoint in checkpoints.filter_map(Result::ok) {
-        let state = checkpoint.path().join("state.safetensors");
-        if state.exists() {
-            std::fs::write(state, "lost").expect("it writes");
-        }
-    }
+    std::fs::remove_dir_all(lost.join("checkpoints")).expect("a folder");
     let output = format!("output={}", lost.display());
     let mut arguments = vec![
         "train",
@@ -589,9 +583,10 @@ fn eva_meets_what_allocators_decide() {
         eva(&scene, run);
     }
     let folder = scene.path("signals").display().to_string();
-    scene.ok(&["plugins", "replay", &folder]);
+    let replayed = ["plugins", "replay", "uniform", "--set", "k=50%", "--run"];
+    scene.ok(&[&replayed[..], &[&folder]].concat());
     let folder = scene.path("random").display().to_string();
-    scene.ok(&["plugins", "replay", &folder]);
+    scene.ok(&[&replayed[..], &[&folder]].concat());
 }
 
 #[test]

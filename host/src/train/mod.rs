@@ -241,36 +241,16 @@ impl<'a, B: Kernels> Training<'a, B> {
 
     /// Lets the pairs start from what their modules read, which was found before.
     fn start_from_the_inputs(&mut self) -> Result<()> {
-        let Some(found) = &self.rest.eva else {
-            return Err(Error::failure("nothing was found of what modules read"));
-        };
-        let again;
-        let found = match &found.vectors {
-            Some(_) => found,
-            None => {
-                // Of a run that has lost its checkpoints the ranks alone are known.
-                let (recipe, pretrained) = (self.recipe, &self.rest.pretrained);
-                let seen = eva::Seen {
-                    recipe,
-                    pretrained,
-                    data: &self.rest.data,
-                    adapted: &pretrained.adapted(&recipe.adapter)?,
-                };
-                again = eva::of_run::<B>(&seen, self.device)?;
-                if again.record.ranks != found.record.ranks {
-                    return Err(Error::failure(
-                        "EVA finds other ranks than the run began with, and it has no checkpoint to go on from",
-                    )
-                    .help("start the run anew by --force"));
-                }
-                &again
-            }
+        let found = self.rest.eva.as_ref();
+        let Some((vectors, sizes)) = found.and_then(|it| Some((it.vectors.as_ref()?, it.sizes)))
+        else {
+            return Err(Error::failure(
+                "a run that begins has to find what its modules read",
+            ));
         };
         let nothing = Sizes::default();
-        self.progress.flops += self.costs.step(&[], found.sizes, false, 0, nothing);
-        let vectors = found.vectors.iter().flatten();
-        let vectors: Vec<Vec<f32>> = vectors.cloned().collect();
-        self.trainee.adapters.start_at(&vectors, self.device);
+        self.progress.flops += self.costs.step(&[], sizes, false, 0, nothing);
+        self.trainee.adapters.start_at(vectors, self.device);
         Ok(())
     }
 
