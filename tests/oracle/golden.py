@@ -24,6 +24,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+import adalora
+import eva
 import forward
 import images
 import scores
@@ -121,6 +123,8 @@ def write_tiny(out):
                 folder, encoder, head, name, targets="all-linear", init_lora_weights="pissa", **short
             )
             training.write_pissa(pissa, folder / "golden" / "pissa", indices)
+            setup = training.Setup(folder, encoder, head, name, targets="all-linear", **short)
+            adalora.write(setup, folder / "golden" / "adalora", indices)
             setup = training.Setup(
                 folder, encoder, head, name, head_modules=("classifier", "pooler"), pooler_scale=2.0, **short
             )
@@ -130,6 +134,7 @@ def write_tiny(out):
             for suffix in ("-f16", "-bf16"):
                 half = out / (name + suffix)
                 forward.write_tiny(half / "golden", half, encoder, head)
+    write_eva(out)
     for name, targets, head_modules in (
         ("tiny-bert", "all-linear", ("classifier",)),
         ("tiny-distilbert", ["q_lin", "v_lin"], ("classifier",)),
@@ -165,6 +170,33 @@ def write_dora(folder, name, encoder, head, short):
     setup = training.Setup(folder, encoder, head, name, use_dora=True, **DORA[name], **short)
     training.write_tiny(setup, golden / "dora", forward.short_sentences(encoder))
     signals.write(setup, golden / "dora" / "signals.json")
+# But for the pooler, whose input PEFT's EVA would mask as if it were all tokens'.
+BERT_LAYERS = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
+
+
+def write_eva(out):
+    folder = out / "tiny-bert"
+    encoder = Encoder(folder, tiny.SHAPE["positions"])
+    head = draw_head(folder, labels=2, scale=0.2)
+    common = dict(steps=20, alpha=8, init_lora_weights="eva")
+    # As many directions as there are, twice those of a module's largest rank, so that nothing hangs on how they are drawn:
+    # with rank 4 PEFT's own seed moves some subspaces by two hundredths.
+    setup = training.Setup(folder, encoder, head, "tiny-bert", targets=BERT_LAYERS, rank=8, eva={}, **common)
+    eva.write(setup, folder / "golden" / "eva", forward.short_sentences(encoder))
+    # With these PEFT divides what several modules read once for each of them.
+    alone = dict(rho=1.0, tau=0.9, whiten=True)
+    apart = ["attention.output.dense", "intermediate.dense", "output.dense"]
+    setup = training.Setup(folder, encoder, head, "tiny-bert", targets=apart, rank=16, eva=alone, **common)
+    eva.write(setup, folder / "golden" / "eva-whitened")
+    folder = out / "tiny-llama"
+    encoder = Encoder(folder, tiny.SHAPE["positions"])
+    settings = dict(rho=1.6, adjust_scaling_factors=False)
+    patterns = dict(rank_pattern={"q_proj": 12, "up_proj": 9}, alpha_pattern={"k_proj": 4})
+    setup = training.Setup(
+        folder, encoder, None, "tiny-llama", targets="all-linear", head_modules=(), labels=0, ignored=5, rank=15, eva=settings,
+        **patterns, **common
+    )
+    eva.write(setup, folder / "golden" / "eva")
 
 
 def write_deberta(folder, short):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, TaskType, VeraConfig, get_peft_model
+from peft import EvaConfig, LoraConfig, TaskType, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.vera.layer import VeraLayer
@@ -40,8 +40,9 @@ class Setup:
     use_dora: bool = False
     # "none", or "lora_only".
     bias: str = "none"
-    # True for PEFT's own start, or "pissa".
+    # True for PEFT's own start, or "pissa", or "eva" with settings of its own.
     init_lora_weights: object = True
+    eva: dict = None
     # LoRA+'s, whose weight decay is 0 and leaves out vectors where it is not.
     loraplus_lr_ratio: float = None
     # What a saved pooler is multiplied by, so that it is not the base model's.
@@ -151,6 +152,7 @@ def build(setup, random_b):
             use_dora=setup.use_dora,
             bias=setup.bias,
             init_lora_weights=setup.init_lora_weights,
+            eva_config=None if setup.eva is None else EvaConfig(**setup.eva),
             **patterns,
             **common,
         )
@@ -307,9 +309,10 @@ def optimisation(setup, model, parameters):
     return optimiser, get_linear_schedule_with_warmup(optimiser, setup.warmup_steps, setup.steps)
 
 
-def train(setup, random_b, active_layers=None):
-    """A whole run. `active_layers(step)` gives the layers whose modules are active, None for all of them."""
-    model = build(setup, random_b)
+def train(setup, random_b, active_layers=None, model=None):
+    """A whole run, of a `model` that is there already or of a fresh one. `active_layers(step)` gives the layers whose
+    modules are active, None for all of them."""
+    model = build(setup, random_b) if model is None else model
     parameters = trainable(model)
     optimiser, schedule = optimisation(setup, model, parameters)
     log = {"losses": [], "learning_rates": [], "gradient_norms": []}

@@ -117,6 +117,14 @@ impl Drawn {
         self.drop("adapter.dropout")
     }
 
+    /// Makes sure that pairs do not start by EVA.
+    pub fn without_eva(&mut self) -> &mut Self {
+        if self.get("adapter.init_lora_weights") == Some("\"eva\"") {
+            self.drop("adapter.init_lora_weights").drop("adapter.eva");
+        }
+        self
+    }
+
     /// A recipe on the inputs in `folder`, which [`inputs`] has made.
     pub fn draw(choice: &mut Choice, folder: &Path) -> Self {
         let mut drawn = Drawn::default();
@@ -184,6 +192,13 @@ impl Drawn {
         if c.once_in(4) && lora && biased {
             self.set("adapter.bias", "\"lora_only\"");
         }
+        if c.once_in(4) && lora && self.get("adapter.init_lora_weights").is_none() {
+            // Where modules are few, all of them have to keep a rank.
+            let few = two_layers
+                || self.get("adapter.layers_to_transform").is_some()
+                || self.get("adapter.exclude_modules").is_some();
+            self.eva(c, few);
+        }
         // An expression that matches nothing is refused; which layers are there is seen above.
         let upper = match self.get("adapter.layers_to_transform") {
             None => "'.*\\.1\\..*' = 3, ",
@@ -198,6 +213,26 @@ impl Drawn {
             self.set("adapter.alpha_pattern", alphas);
         }
         self
+    }
+
+    /// Pairs that start from what their modules read.
+    fn eva(&mut self, c: &mut Choice, few: bool) -> &mut Self {
+        self.set("adapter.init_lora_weights", "\"eva\"");
+        if few || self.get("adapter.r_max").is_some() {
+            self.set("adapter.eva.rho", "1.0");
+        } else if c.once_in(2) {
+            self.set("adapter.eva.rho", c.of(&["1.0", "1.5"]));
+        }
+        if c.once_in(2) {
+            self.set("adapter.eva.tau", c.of(&["0.9", "1.0"]));
+        }
+        for key in ["use_label_mask", "adjust_scaling_factors"] {
+            if c.once_in(3) {
+                self.set(&format!("adapter.eva.{key}"), "false");
+            }
+        }
+        // A pooler reads one token of an example, and a batch may have one.
+        self.set("adapter.eva.max_batches", c.between(16, 24))
     }
 
     fn model(&mut self, c: &mut Choice, folder: &Path) -> &mut Self {

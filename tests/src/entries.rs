@@ -158,6 +158,7 @@ impl Entry {
             Entry::AdapterConfig => fixtures(&[
                 &format!("tiny-bert/{trained}/adapter_config.json"),
                 "tiny-bert/golden/rank-pattern/adapter_config.json",
+                "tiny-bert/golden/adalora/adapter/adapter_config.json",
                 "tiny-bert/golden/vera/trained/adapter_config.json",
             ]),
             Entry::AdapterWeights => fixtures(&[&format!("tiny-bert/{trained}/adapter_model.safetensors")]),

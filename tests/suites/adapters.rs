@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dynalora_tests::drawn::difference;
-use dynalora_tests::{Scene, fixture};
+use dynalora_tests::{Scene, contains, fixture};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -323,6 +323,51 @@ fn keys_that_change_the_answer_are_followed_or_refused() {
     assert_ne!(adapter.loss(), plain);
     adapter.configure("lora_alpha", json!(4));
     assert_eq!(adapter.loss(), plain);
+}
+
+#[test]
+fn adaloras_pairs_are_lora_which_is_said() {
+    let adapter = Adapter::of("tiny-bert/golden/adalora/adapter");
+    let arguments = [
+        "evaluate",
+        "adapter",
+        "--recipe",
+        "recipe.toml",
+        "--json",
+        "-v",
+    ];
+    let output = adapter.scene.run(&arguments);
+    contains(&output, &["AdaLoRA's pairs are read as LoRA's", "penalty"]);
+    let loss = adapter.loss();
+    // The same values under the names of a `state_dict`.
+    edit_tensors(&adapter.tensors(), |tensors| {
+        for (name, ..) in tensors {
+            for part in ["lora_A", "lora_B", "lora_E"] {
+                *name = name.replace(part, &format!("{part}.default"));
+            }
+        }
+    });
+    assert_eq!(adapter.loss(), loss);
+    let of = |edit: &dyn Fn(&Adapter)| {
+        let adapter = Adapter::of("tiny-bert/golden/adalora/adapter");
+        edit(&adapter);
+        adapter
+    };
+    let value = "encoder.layer.0.attention.self.value";
+    let without_e = of(&|it| {
+        edit_tensors(&it.tensors(), |tensors| {
+            tensors.retain(|(name, ..)| !name.contains(&format!("{value}.lora_E")));
+        });
+    });
+    without_e.refused(&["value.lora_E"]);
+    // Three of four, where the tensors have two.
+    let mut pattern = json!({ format!("bert.{value}.lora_E"): [true, true, false, true] });
+    of(&|it| it.configure("rank_pattern", pattern.clone())).refused(&["lora_", "has shape"]);
+    pattern = json!({ "bert.encoder.layer.7.output.dense.lora_E": [true, true, false, true] });
+    of(&|it| it.configure("rank_pattern", pattern.clone()))
+        .refused(&["rank_pattern names bert.encoder.layer.7.output.dense"]);
+    of(&|it| it.configure("init_r", json!(5))).refused(&["rank_pattern", "init_r is 5"]);
+    of(&|it| it.configure("peft_type", json!("LORA"))).refused(&["adapter_config.json"]);
 }
 
 #[test]

@@ -490,3 +490,299 @@ fn dora_and_biases_are_refused_where_they_cannot_be() {
         refused(&scene, sets, words);
     }
 }
+
+const EVA: &str = "adapter.init_lora_weights=eva";
+
+/// What the record of a run's first choice says of EVA.
+fn eva(scene: &Scene, run: &str) -> (Vec<String>, Vec<u64>, Value) {
+    let first = scene.records(run, "allocations.jsonl").remove(0);
+    let found = first["eva"].clone();
+    let strings = |list: &Value| -> Vec<String> {
+        let list = list.as_array().expect("a list").iter();
+        list.map(|it| it.as_str().expect("text").to_owned())
+            .collect()
+    };
+    let ranks = found["ranks"].as_array().expect("a list").iter();
+    let ranks: Vec<u64> = ranks.map(|it| it.as_u64().expect("a rank")).collect();
+    let paths = strings(&found["modules"]);
+    // Those that train are those that got a rank, with that rank.
+    let remaining = paths.iter().zip(&ranks).filter(|(_, rank)| **rank > 0);
+    let (named, own): (Vec<String>, Vec<u64>) =
+        remaining.map(|(path, rank)| (path.clone(), *rank)).unzip();
+    assert_eq!(strings(&first["modules"]), named);
+    let all = first["active"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .all(|it| it == true);
+    if all {
+        assert_eq!(first["ranks"], json!(own));
+    }
+    (paths, ranks, found)
+}
+
+#[test]
+fn eva_moves_ranks_to_where_they_explain_most() {
+    let scene = Scene::new();
+    let plain = "allocation.schedule={ kind = \"never\" }";
+    let still = ["train.steps=1", "train.learning_rate=1e-30", plain, LAST];
+    scene.train("lora", &still);
+    // Of rank 2 a module can come to 12, and others to none.
+    let far = [
+        "adapter.rank=2",
+        "adapter.eva.rho=6",
+        "adapter.eva.tau=0.9",
+        EVA,
+    ];
+    for (run, more) in [
+        ("eva", &[EVA][..]),
+        ("far", &far),
+        (
+            "stays",
+            &[EVA, "adapter.eva.rho=1", "adapter.eva.whiten=true"],
+        ),
+        ("scaled", &[EVA, "adapter.eva.adjust_scaling_factors=false"]),
+    ] {
+        scene.train(run, &[&still[..], more].concat());
+        let losses = ["lora", run].map(|run| {
+            let records = scene.records(run, "metrics.jsonl");
+            records[0]["loss"].as_f64().expect("a loss")
+        });
+        assert_eq!(losses[0], losses[1], "{run}: B starts at zero");
+        assert_exported_and_merged(&scene, run);
+        let trained = format!("{run}-trained");
+        let sets = [&[plain, LAST][..], more].concat();
+        scene.train(&trained, &sets);
+        assert_exported_and_merged(&scene, &trained);
+        let (paths, ranks, found) = eva(&scene, &trained);
+        let rank = if run == "far" { 2 } else { 4 };
+        assert_eq!(
+            ranks.iter().sum::<u64>(),
+            rank * paths.len() as u64,
+            "{run}"
+        );
+        assert_eq!(
+            ranks.iter().any(|own| *own != rank),
+            run != "stays",
+            "{run}: {ranks:?}"
+        );
+        assert_eq!(ranks.contains(&0), run == "far", "{run}: {ranks:?}");
+        assert!(
+            found["converged"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .all(|it| it == true)
+        );
+        let batches = found["batches"].as_u64().expect("a number");
+        assert!(batches > 2 && found["examples"] == 8 * batches, "{found}");
+        let explained = found["explained_variance"].as_array().expect("a list");
+        for explained in explained {
+            let shares = explained.as_array().expect("a list").iter();
+            let shares: Vec<f64> = shares.map(|it| it.as_f64().expect("a share")).collect();
+            assert!(shares.is_sorted_by(|a, b| a >= b), "{shares:?}");
+            assert!(shares.iter().sum::<f64>() <= 1.0 + 1e-5, "{shares:?}");
+        }
+        // What is exported has the scales that the recipe gives, or those of the new ranks.
+        let config = config(&scene.path(&trained));
+        for (path, rank) in paths.iter().zip(&ranks).filter(|(_, rank)| **rank > 0) {
+            let own = |pattern: &str, default: &str| {
+                let own = config[pattern].get(format!("bert.{path}"));
+                own.unwrap_or(&config[default]).as_f64().expect("a number")
+            };
+            assert_eq!(own("rank_pattern", "r"), *rank as f64);
+            let scale = own("alpha_pattern", "lora_alpha") / *rank as f64;
+            let expected = match run {
+                "scaled" => 16.0 / *rank as f64,
+                "far" => 8.0,
+                _ => 4.0,
+            };
+            assert!((scale - expected).abs() < 1e-9, "{run}, {path}: {scale}");
+        }
+        // What is run for it counts.
+        let flops = |run: &str| {
+            scene.records(run, "metrics.jsonl")[0]["flops"]
+                .as_u64()
+                .expect("a number")
+        };
+        assert!(flops(run) > flops("lora"));
+    }
+    // Rows are there from the start, in orthogonal directions.
+    let tensors =
+        dynalora_tests::Golden::open(&scene.path("eva/adapter/adapter_model.safetensors"));
+    let name = "base_model.model.bert.encoder.layer.1.output.dense.lora_A.weight";
+    let (a, rank) = (tensors.floats(name), tensors.shape(name)[0]);
+    for (i, row) in a.chunks_exact(64).enumerate() {
+        for (j, other) in a.chunks_exact(64).enumerate() {
+            let dot: f32 = row.iter().zip(other).map(|(a, b)| a * b).sum();
+            assert!(
+                (dot - f32::from(u8::from(i == j))).abs() < 1e-4,
+                "{i}, {j} of {rank}: {dot}"
+            );
+        }
+    }
+    assert!(
+        scene
+            .ok(&["plan", "recipe.toml", "--set", EVA])
+            .contains("EVA will move ranks")
+    );
+    let said = scene.ok(&["plan", "recipe.toml", "--json", "--set", EVA]);
+    let plan: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(plan["ranks_move"], true);
+}
+
+/// It goes by seed and recipe alone, on any number of threads, and a run that goes on does not look again.
+#[test]
+fn eva_is_found_once_and_the_same_again() {
+    let scene = Scene::new();
+    let sets = [
+        EVA,
+        "adapter.rank=2",
+        "adapter.eva.rho=4",
+        "adapter.eva.tau=0.9",
+    ];
+    let run = scene.train("run", &sets);
+    let threads = scene.train("threads", &[&sets[..], &["threads=1"]].concat());
+    assert_eq!(difference(&run, &threads, &[]), "");
+    let seed = scene.train("seed", &[&sets[..], &["seed=4"]].concat());
+    assert_ne!(difference(&run, &seed, &[]), "");
+    scene.assert_resumes(
+        "eva",
+        &[&sets[..], &["train.steps=200", "checkpoint.every=1"]].concat(),
+    );
+    // Also where no checkpoint is left, and all is done again.
+    let lost = scene.train("lost", &sets);
+    std::fs::remove_file(lost.join("summary.json")).expect("a file");
+    std::fs::remove_dir_all(lost.join("checkpoints")).expect("a folder");
+    let output = format!("output={}", lost.display());
+    let mut arguments = vec![
+        "train",
+        "recipe.toml",
+        "--quiet",
+        "--resume",
+        "--set",
+        &output,
+    ];
+    arguments.extend(sets.iter().flat_map(|set| ["--set", set]));
+    let said = scene.run(&arguments);
+    assert!(
+        said.status.success(),
+        "{}",
+        String::from_utf8_lossy(&said.stderr)
+    );
+    assert_eq!(difference(&run, &lost, &[]), "");
+}
+
+/// What plugins choose among has the ranks that EVA gave, and grows, shrinks and is tried out like any other.
+#[test]
+fn eva_meets_what_allocators_decide() {
+    let scene = Scene::new();
+    let base = [EVA, "adapter.eva.tau=0.9", LAST];
+    for (run, more) in [
+        (
+            "budget",
+            &["allocator={ plugin = \"rank-budget\", target_r = \"50%\" }"][..],
+        ),
+        (
+            "grow",
+            &[
+                "allocator={ plugin = \"grow\", rank = \"50%\" }",
+                "adapter.r_max=6",
+                "adapter.eva.rho=1",
+            ],
+        ),
+        (
+            "layers",
+            &[
+                "allocation.unit=layer",
+                "allocator={ plugin = \"top-k\", k = 1 }",
+            ],
+        ),
+        ("trial", &["scorer={ plugin = \"trial\", held_back = 8 }"]),
+        ("signals", &["train.log_signals=true", "adapter.eva.rho=3"]),
+        (
+            "random",
+            &[
+                "allocation.initial=random",
+                "adapter.rank_pattern={ query = 6, '.*' = 3 }",
+            ],
+        ),
+    ] {
+        scene.train(run, &[&base[..], more].concat());
+        assert_exported_and_merged(&scene, run);
+        eva(&scene, run);
+    }
+    let folder = scene.path("signals").display().to_string();
+    let replayed = ["plugins", "replay", "uniform", "--set", "k=50%", "--run"];
+    scene.ok(&[&replayed[..], &[&folder]].concat());
+    let folder = scene.path("random").display().to_string();
+    scene.ok(&[&replayed[..], &[&folder]].concat());
+}
+
+#[test]
+fn eva_is_refused_where_it_cannot_be() {
+    let scene = Scene::new();
+    for (sets, words) in [
+        (
+            &[EVA, "adapter.rank=17"][..],
+            &[
+                "the rank of encoder.layer.0.attention.self.query can become 34",
+                "32 directions",
+            ][..],
+        ),
+        (
+            &[EVA, "adapter.kind=vera"],
+            &["`adapter.init_lora_weights` belongs to kind = \"lora\""],
+        ),
+        (
+            &["adapter.eva.rho=2"],
+            &["`adapter.eva` is given, but pairs do not start by EVA"],
+        ),
+        (
+            &["adapter.eva.rho=2", "adapter.kind=vera"],
+            &["`adapter.eva` belongs to kind"],
+        ),
+        (
+            &[EVA, "adapter.r_max=8"],
+            &["`adapter.r_max` is given", "adapter.eva.rho = 1"],
+        ),
+        (
+            &[EVA, "adapter.eva.rho=0.5"],
+            &["`adapter.eva.rho` is 0.5", "at least 1"],
+        ),
+        (&[EVA, "adapter.eva.tau=1.5"], &["`adapter.eva.tau` is 1.5"]),
+        (
+            &[EVA, "adapter.eva.max_batches=0"],
+            &["`adapter.eva.max_batches` is 0"],
+        ),
+        (
+            &[EVA, "adapter.eva.label_mask_value=-100"],
+            &["adapter.eva.label_mask_value"],
+        ),
+        // The pooler reads one token of each of eight examples, and 16 are wanted.
+        (
+            &[EVA, "adapter.rank=8", "adapter.eva.max_batches=1"],
+            &[
+                "pooler.dense read fewer than 16 tokens in 1 batches",
+                "adapter.eva.max_batches",
+            ],
+        ),
+    ] {
+        refused(&scene, sets, words);
+    }
+    // What still moves is said.
+    let output = scene.path("moving").display().to_string();
+    let output = format!("output={output}");
+    let said = scene.run(&[
+        "train",
+        "recipe.toml",
+        "--set",
+        EVA,
+        "--set",
+        "adapter.eva.max_batches=3",
+        "--set",
+        &output,
+    ]);
+    contains(&said, &["still moving after 3 batches", "adapter.eva.tau"]);
+    assert!(said.status.success());
+}

@@ -559,6 +559,8 @@ impl Runs<'_> {
         parts.drop("model.precision");
         // Whatever is chosen by scores may turn on the last bit.
         parts.drop("scorer").drop("allocator").drop("allocation");
+        // EVA reads micro-batches, one after the other.
+        parts.without_eva();
         parts
             .set("train.batch_size", size)
             .set("train.gradient_accumulation", times);
@@ -627,6 +629,8 @@ impl Runs<'_> {
             return Err(Outcome::Beside("documents of all lengths".to_owned()));
         }
         drawn.drop("allocation.calibration_steps");
+        // And so has what is run before the first step.
+        drawn.without_eva();
         let run = self.train("run", &drawn)?;
         let recipe =
             dynalora::recipe::Recipe::load(&run.join("recipe.toml"), &[]).expect("a run's recipe");

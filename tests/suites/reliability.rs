@@ -175,6 +175,13 @@ const ROWS: &[(&str, &[(&str, &str)])] = &[
         &[("adapter.init_lora_weights", "\"pissa\"")],
     ),
     (
+        "EVA, which moves ranks by the first batches",
+        &[
+            ("adapter.init_lora_weights", "\"eva\""),
+            ("adapter.eva.tau", "0.9"),
+        ],
+    ),
+    (
         "scorer with state: window run",
         &[
             ("scorer.plugin", "\"gradient\""),

@@ -4,7 +4,7 @@ use dynalora_plugin_api::ModuleInfo;
 
 use super::{Config, LinearInfo, select};
 use crate::error::{Error, Result};
-use crate::recipe::{AdapterBias, AdapterConfig, Pattern};
+use crate::recipe::{AdapterBias, AdapterConfig, EvaConfig, Pattern};
 
 /// The modules that carry an adapter, in forward order.
 #[derive(Clone, Debug)]
@@ -62,6 +62,9 @@ impl Adapted {
                 .help("lower `adapter.rank`, or drop `adapter.init_lora_weights`"));
             }
         }
+        if let Some(eva) = recipe.eva() {
+            refuse_too_many_directions(&chosen, &configs, eva)?;
+        }
         let initial = sizes.iter().map(|(rank, _)| *rank as u32).collect();
         Ok(Adapted {
             modules: chosen
@@ -73,6 +76,63 @@ impl Adapted {
             initial_ranks: recipe.grows().then_some(initial),
         })
     }
+}
+
+impl Adapted {
+    /// The same modules with the `ranks` that EVA gives them, without those that get none. A module keeps its scale by a
+    /// larger or smaller α, as with PEFT, unless the recipe leaves that out.
+    pub fn redistributed(&self, recipe: &AdapterConfig, prefix: &str, ranks: &[u32]) -> Self {
+        let adjusts = recipe.eva().is_some_and(|eva| eva.adjust_scaling_factors);
+        let modules = self.modules.iter().zip(&self.configs).zip(ranks);
+        let remaining = modules
+            .filter(|(_, rank)| **rank > 0)
+            .map(|((module, before), rank)| {
+                let (own, alpha) = recipe.rank_and_alpha_of(&format!("{prefix}.{}", module.path));
+                let alpha = match adjusts {
+                    true => alpha * f64::from(*rank) / own as f64,
+                    false => alpha,
+                };
+                let bias = before.trains_bias();
+                let config = Config::of(recipe, *rank as usize, alpha, bias);
+                let linear = LinearInfo {
+                    path: module.path.clone(),
+                    layer: module.layer,
+                    inputs: module.in_features as usize,
+                    outputs: module.out_features as usize,
+                    bias,
+                };
+                (linear.module(&config), config)
+            });
+        let (modules, configs) = remaining.unzip();
+        Adapted {
+            modules,
+            configs,
+            initial_ranks: None,
+        }
+    }
+}
+
+/// Refuses pairs that are to start at more directions than what their module reads has.
+fn refuse_too_many_directions(
+    chosen: &[&LinearInfo],
+    configs: &[Config],
+    eva: EvaConfig,
+) -> Result<()> {
+    for (linear, config) in chosen.iter().zip(configs) {
+        let most = match eva.redistributes() {
+            true => eva.most(config.rank()),
+            false => config.rank() as usize,
+        };
+        if most > linear.inputs {
+            return Err(Error::user(format!(
+                "the rank of {} can become {most}, but what it reads has {} directions for `adapter.init_lora_weights` = \
+                 \"eva\" to start at",
+                linear.path, linear.inputs
+            ))
+            .help("lower `adapter.rank`, `adapter.r_max` or `adapter.eva.rho`"));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses an expression by which no module goes.
@@ -148,6 +208,51 @@ mod tests {
         // The others' rank is that of all of them.
         let found = adapted("rank = 4\nr_max = 4\nrank_pattern = { query = 2 }").unwrap();
         assert_eq!(found.initial_ranks, Some(vec![2, 4, 2, 4]));
+    }
+
+    #[test]
+    fn eva_moves_ranks_and_keeps_scales_as_peft_does() {
+        let text =
+            "rank = 2\nalpha = 8\ninit_lora_weights = \"eva\"\nrank_pattern = { query = 1 }\n";
+        for (more, scales) in [
+            ("", [8.0, 4.0, 4.0]),
+            (
+                "use_rslora = true\n",
+                [8.0, 8.0 / 2.0_f32.sqrt(), 12.0 / 3.0_f32.sqrt()],
+            ),
+            (
+                "[eva]\nadjust_scaling_factors = false\n",
+                [8.0, 4.0, 8.0 / 3.0],
+            ),
+        ] {
+            let text = format!("{text}{more}");
+            let recipe: AdapterConfig = toml::from_str(&text).expect("an [adapter]");
+            let found = adapted(&text)
+                .unwrap()
+                .redistributed(&recipe, "bert", &[1, 2, 0, 3]);
+            let paths: Vec<&str> = found.modules.iter().map(|it| it.path.as_str()).collect();
+            let layer = |layer: u32, part: &str| format!("encoder.layer.{layer}.{part}");
+            assert_eq!(
+                paths,
+                [layer(0, "query"), layer(0, "value"), layer(1, "value")]
+            );
+            let ranks: Vec<u32> = found.modules.iter().map(|it| it.rank).collect();
+            assert_eq!(ranks, [1, 2, 3]);
+            assert_eq!(found.modules[2].parameters, 3 * 10);
+            for (config, scale) in found.configs.iter().zip(scales) {
+                assert!(
+                    (config.scale() - scale).abs() < 1e-6,
+                    "{}, not {scale}",
+                    config.scale()
+                );
+            }
+        }
+        let error = adapted("rank = 3\ninit_lora_weights = \"eva\"").unwrap_err();
+        assert!(error.to_string().contains("can become 6"), "{error}");
+        assert!(adapted("rank = 2\ninit_lora_weights = \"eva\"").is_ok());
+        assert!(
+            adapted("rank = 3\nr_max = 4\ninit_lora_weights = \"eva\"\n[eva]\nrho = 1").is_ok()
+        );
     }
 
     #[test]

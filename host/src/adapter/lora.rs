@@ -16,7 +16,7 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// `lora_dropout`: dropout of the side path's input while training.
     pub dropout: f64,
-    /// `init_lora_weights`: what pairs start from, where that is not the base model as it is.
+    /// `init_lora_weights`: what pairs start from, where that is not the base model as it is: PiSSA.
     pub start: Option<InitLoraWeights>,
     /// `use_dora`: whether the sizes of the rows of `W + s·BA` train apart from their directions.
     pub use_dora: bool,

@@ -3,6 +3,7 @@
 mod adapted;
 pub mod components;
 mod dora;
+mod eva;
 mod lora;
 mod pass;
 mod pissa;
@@ -23,9 +24,10 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::kernel::{Frozen, Kernels};
-use crate::recipe::{AdapterBias, AdapterConfig, AdapterKind, InitLoraWeights};
+use crate::recipe::{AdapterBias, AdapterConfig, AdapterKind};
 
 pub use adapted::Adapted;
+pub use eva::{Components, distribute};
 pub use lora::LoraConfig;
 pub use pass::{Observe, Observed, Pass, Site, mixed};
 pub use sensed::{Sense, Sensed};
@@ -64,7 +66,8 @@ impl Config {
                         false => recipe.scale(alpha, rank) * most as f64,
                     },
                     dropout,
-                    start: recipe.init_lora_weights,
+                    // EVA's is LoRA like any other.
+                    start: recipe.init_lora_weights.filter(|start| start.is_pissa()),
                     use_dora: recipe.use_dora(),
                     trains_bias: has_bias && recipe.bias() == AdapterBias::LoraOnly,
                 })
@@ -169,7 +172,7 @@ impl Config {
 }
 
 /// Inputs, outputs and rank of a module.
-fn sizes(module: &ModuleInfo) -> [usize; 3] {
+pub fn sizes(module: &ModuleInfo) -> [usize; 3] {
     [module.in_features, module.out_features, module.rank.into()].map(|size| size as usize)
 }
 
@@ -389,11 +392,11 @@ impl<B: Kernels> Adapters<B> {
     }
 
     /// Lets the pairs start at the principal components of the modules' weights `[out, in]`, which `weight` gives row by
-    /// row. What is drawn goes by `seed` and the modules' names.
+    /// row; at nearly these, by so many `iterations`. What is drawn goes by `seed` and the modules' names.
     pub fn start_from(
         &mut self,
         weight: impl Fn(&ModuleInfo) -> Result<Vec<f32>> + Sync,
-        how: InitLoraWeights,
+        iterations: Option<usize>,
         seed: u64,
         device: &B::Device,
     ) -> Result<()> {
@@ -402,7 +405,14 @@ impl<B: Kernels> Adapters<B> {
             .map(|(module, own)| {
                 let [inputs, outputs, rank] = sizes(module);
                 let (shape, drawn) = ([outputs, inputs], (seed, module.path.as_str()));
-                pissa::principal(&weight(module)?, shape, rank, own.scale(), how, drawn)
+                pissa::principal(
+                    &weight(module)?,
+                    shape,
+                    rank,
+                    own.scale(),
+                    iterations,
+                    drawn,
+                )
             })
             .collect::<Result<_>>()?;
         let starts = self.modules.iter().zip(found).map(|(module, found)| {
@@ -429,6 +439,15 @@ impl<B: Kernels> Adapters<B> {
             if user == module || self.shared[user] == module {
                 layer.rows.take();
             }
+        }
+    }
+
+    /// Lets each A start at these values, row by row.
+    pub fn start_at(&mut self, starts: &[Vec<f32>], device: &B::Device) {
+        for (module, values) in starts.iter().enumerate() {
+            let [inputs, _, rank] = sizes(&self.modules[module]);
+            let values = TensorData::new(values.clone(), [rank, inputs]);
+            self.pair_mut(module).pair[0] = Tensor::from_data(values, device);
         }
     }
 

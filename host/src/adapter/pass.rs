@@ -58,6 +58,8 @@ pub struct Observe {
     pub input: bool,
     /// Σx² of each of its columns.
     pub input_columns: bool,
+    /// The input itself.
+    pub raw_input: bool,
     /// Σ|y| and Σy² of the module's output.
     pub activation: bool,
     /// Σδ² of the adapter's share of it.
@@ -74,7 +76,7 @@ impl Observe {
 
     /// Whether anything of their inputs is measured.
     pub fn inputs(&self) -> bool {
-        self.input || self.input_columns
+        self.input || self.input_columns || self.raw_input
     }
 }
 
@@ -105,6 +107,8 @@ pub struct Pass<B: Kernels> {
     pub head: Vec<Tensor<Ad<B>, 2>>,
     /// What was measured, one entry per module, in the order the modules ran.
     pub observed: Vec<Option<Observed<B>>>,
+    /// The inputs themselves, `[rows, in]`, where they are asked for, and the modules that read each.
+    pub raw_inputs: Vec<(Vec<usize>, Tensor<B, 2>)>,
     projections: Option<Projections<B>>,
     /// Where the pair that each module uses started, of PiSSA's; empty for others.
     starts: Vec<[Tensor<Ad<B>, 2>; 2]>,
@@ -133,6 +137,18 @@ impl<B: Kernels> Pass<B> {
     pub fn evaluate(adapters: &Adapters<B>, head: &[Tensor<B, 2>]) -> Self {
         let nothing = vec![false; adapters.modules.len()];
         Self::new(adapters, head, &nothing, false, Observe::default(), None)
+    }
+
+    /// A pass that keeps what every module reads of all tokens, and does nothing else.
+    pub fn reading(adapters: &Adapters<B>, head: &[Tensor<B, 2>]) -> Self {
+        let (nothing, observe) = (
+            vec![false; adapters.modules.len()],
+            Observe {
+                raw_input: true,
+                ..Observe::default()
+            },
+        );
+        Self::new(adapters, head, &nothing, false, observe, None)
     }
 
     /// A pass for training: gradients for the modules in `tracked` and for the head, dropout by `seed`.
@@ -185,6 +201,7 @@ impl<B: Kernels> Pass<B> {
                 .map(|tensor| enter(tensor, head_tracked))
                 .collect(),
             observed: vec![None; adapters.modules.len()],
+            raw_inputs: Vec::new(),
             projections: adapters.projections.clone(),
             starts: match adapters.starts() {
                 Some(starts) => (0..starts.len())
@@ -355,8 +372,12 @@ impl<B: Kernels> Pass<B> {
         let Observe {
             input,
             input_columns,
+            raw_input,
             ..
         } = self.observe;
+        if raw_input {
+            self.raw_inputs.push((modules.clone(), x.clone()));
+        }
         let sums = input.then(|| B::sums(x.clone(), 0..columns));
         let squares = input_columns.then(|| B::column_squares(x));
         for module in modules {

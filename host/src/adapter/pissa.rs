@@ -20,23 +20,22 @@ use rand_distr::StandardNormal;
 
 use super::stream;
 use crate::error::{Error, Result};
-use crate::recipe::InitLoraWeights;
 
 /// `[A₀, B₀]` of a frozen weight `[out, in]`, row by row: of its `rank` largest singular values σ with the vectors u and
-/// v the rows `√(σ/s)·v` and the columns `√(σ/s)·u`, so that `s·B₀A₀` is the nearest matrix of that rank. `name` is the
-/// module's.
+/// v the rows `√(σ/s)·v` and the columns `√(σ/s)·u`, so that `s·B₀A₀` is the nearest matrix of that rank; or nearly
+/// these, by so many `iterations`. `name` is the module's.
 pub fn principal(
     weight: &[f32],
     [outputs, inputs]: [usize; 2],
     rank: usize,
     scale: f32,
-    how: InitLoraWeights,
+    iterations: Option<usize>,
     (seed, name): (u64, &str),
 ) -> Result<[Vec<f32>; 2]> {
     let weight = MatRef::from_row_major_slice(weight, outputs, inputs);
-    let found = match how {
-        InitLoraWeights::Pissa => whole(weight),
-        InitLoraWeights::PissaNiter(iterations) => nearly(weight, rank, iterations, (seed, name)),
+    let found = match iterations {
+        None => whole(weight),
+        Some(iterations) => nearly(weight, rank, iterations, (seed, name)),
     };
     let (u, sigma, v) = found.map_err(|_| {
         Error::failure(format!(
@@ -52,10 +51,11 @@ pub fn principal(
     ])
 }
 
-type Svd = (Mat<f32>, Vec<f32>, Mat<f32>);
+/// U, the singular values and V.
+pub type Svd = (Mat<f32>, Vec<f32>, Mat<f32>);
 
 /// `W = U·Σ·Vᵀ`.
-fn whole(weight: MatRef<'_, f32>) -> Result<Svd, SvdError> {
+pub fn whole(weight: MatRef<'_, f32>) -> Result<Svd, SvdError> {
     let svd = weight.thin_svd()?;
     let sigma = svd.S().column_vector().iter().copied().collect();
     Ok((svd.U().to_owned(), sigma, svd.V().to_owned()))
@@ -63,7 +63,7 @@ fn whole(weight: MatRef<'_, f32>) -> Result<Svd, SvdError> {
 
 /// The largest singular values by so many `iterations` of a subspace of `rank` random directions (Halko et al. 2011,
 /// algorithms 4.4 and 5.1), as PyTorch's `svd_lowrank`, which draws others.
-fn nearly(
+pub fn nearly(
     weight: MatRef<'_, f32>,
     rank: usize,
     iterations: usize,
@@ -122,9 +122,9 @@ mod tests {
     fn what_is_left_of_the_weight_has_the_smaller_singular_values() {
         for [outputs, inputs] in [[12, 9], [7, 16]] {
             let weight = weight(outputs, inputs);
-            for how in [InitLoraWeights::Pissa, InitLoraWeights::PissaNiter(8)] {
-                let (rank, scale) = (3, 2.0);
-                let [a, b] = principal(&weight, [outputs, inputs], rank, scale, how, (1, "query"))
+            for iterations in [None, Some(8)] {
+                let (rank, scale, shape) = (3, 2.0, [outputs, inputs]);
+                let [a, b] = principal(&weight, shape, rank, scale, iterations, (1, "query"))
                     .expect("singular values");
                 let share = |o: usize, i: usize| {
                     let terms = (0..rank).map(|k| b[o * rank + k] * a[k * inputs + i]);
@@ -133,7 +133,11 @@ mod tests {
                 let rest =
                     Mat::from_fn(outputs, inputs, |o, i| weight[o * inputs + i] - share(o, i));
                 let (_, sigma, _) = whole(rest.as_ref()).expect("singular values");
-                assert!((sigma[0] - 1.0).abs() < 1e-3, "{how:?}: {}", sigma[0]);
+                assert!(
+                    (sigma[0] - 1.0).abs() < 1e-3,
+                    "{iterations:?}: {}",
+                    sigma[0]
+                );
                 // Half of it in each.
                 let norm = |values: &[f32]| values.iter().map(|it| it * it).sum::<f32>();
                 let expected = (8.0 + 4.0 + 2.0) / scale;

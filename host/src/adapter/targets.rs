@@ -19,6 +19,15 @@ pub fn select(recipe: &AdapterConfig, linears: &[LinearInfo], prefix: &str) -> R
     let mut chosen = vec![false; linears.len()];
     for target in &recipe.targets.0 {
         let meant = matching(target)?;
+        if !meant.contains(&true) && names_embeddings(target) {
+            return Err(Error::user(format!(
+                "adapter.targets: \"{target}\" is a table of embeddings, and adapters are on linear layers alone here"
+            ))
+            .help(
+                "LoRA on embeddings (PEFT's lora_embedding_A and lora_embedding_B) is not supported: leave the target \
+                 out, or train it with PEFT",
+            ));
+        }
         if !meant.contains(&true) {
             return Err(Error::user(format!(
                 "adapter.targets: \"{target}\" matches no linear layer of the model"
@@ -79,6 +88,27 @@ pub fn select(recipe: &AdapterConfig, linears: &[LinearInfo], prefix: &str) -> R
         .help("exclude less, or name more in adapter.targets"));
     }
     Ok(chosen)
+}
+
+/// What the tables of embeddings are called in Transformers.
+const EMBEDDINGS: [&str; 9] = [
+    "embed_tokens",
+    "embeddings",
+    "position_embedding",
+    "position_embeddings",
+    "tok_embeddings",
+    "token_type_embeddings",
+    "word_embeddings",
+    "wpe",
+    "wte",
+];
+
+/// Whether a target is a table of embeddings, by its name.
+fn names_embeddings(target: &Target) -> bool {
+    let Target::Name(name) = target else {
+        return false;
+    };
+    EMBEDDINGS.contains(&name.rsplit('.').next().unwrap_or(name))
 }
 
 fn roles(linears: &[LinearInfo]) -> Vec<&str> {
@@ -159,6 +189,22 @@ mod tests {
                 "{pattern}"
             );
         }
+    }
+
+    #[test]
+    fn a_table_of_embeddings_is_refused_by_name() {
+        for name in ["word_embeddings", "bert.embeddings.word_embeddings", "wte"] {
+            let error = select(&targets(&["query", name]), &linears(), "bert").unwrap_err();
+            assert!(
+                error.to_string().contains("is a table of embeddings"),
+                "{error}"
+            );
+        }
+        let error = select(&targets(&["embedding_projection"]), &linears(), "bert").unwrap_err();
+        assert!(
+            error.to_string().contains("matches no linear layer"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -45,6 +45,8 @@ struct Plan {
     projection_values: u64,
     /// Values of what PiSSA's pairs start from; 0 for others.
     start_values: u64,
+    /// Whether EVA will move the modules' ranks, which here are those of the recipe: it has to see data for that.
+    ranks_move: bool,
     head_parameters: u64,
     base_parameters: u64,
     problem: Problem,
@@ -137,7 +139,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         (
             "adapters",
             format!(
-                "{} parameters in {} modules{}",
+                "{} parameters in {} modules{}{}",
                 count(plan.adapter_parameters),
                 plan.modules.len(),
                 match [plan.projection_values, plan.start_values] {
@@ -145,6 +147,10 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
                     [0, values] =>
                         format!(", {} frozen values that they start from", count(values)),
                     [values, _] => format!(", {} frozen values shared by all", count(values)),
+                },
+                match plan.ranks_move {
+                    true => "; EVA will move ranks between them, which only the data can tell",
+                    false => "",
                 }
             ),
         ),
@@ -319,6 +325,7 @@ fn plan(
         adapter_parameters,
         projection_values,
         start_values,
+        ranks_move: recipe.adapter.eva().is_some_and(|eva| eva.redistributes()),
         head_parameters,
         base_parameters,
         problem,

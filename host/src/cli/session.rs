@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::recipe::{Device, MOST_THREADS};
 use crate::run::{Checkpoint, Summary, Writer};
+use crate::train::eva::{self, Found, Seen};
 use crate::train::{self, Display, Prepared, Verbosity};
 
 /// Reads a number of threads from the command line.
@@ -112,6 +113,18 @@ impl Session {
             #[cfg(not(feature = "wgpu"))]
             Chosen::Wgpu(_) => Err(Error::failure("an adapter without the `wgpu` feature")),
         }
+    }
+
+    /// Finds on the device what the pairs of a run start from, by EVA.
+    pub fn find(&self, seen: &Seen<'_>) -> Result<Found> {
+        struct Find<'a>(&'a Seen<'a>);
+        impl OnDevice for Find<'_> {
+            type Output = Found;
+            fn run<B: Kernels>(self, device: &B::Device) -> Result<Found> {
+                eva::of_run::<B>(self.0, device)
+            }
+        }
+        self.on_device(Find(seen))
     }
 
     /// Trains on the device.

@@ -7,8 +7,9 @@ use super::{Common, print, print_json, table};
 use crate::error::{Error, Kind, Result};
 use crate::number::{count, duration, size};
 use crate::recipe::Recipe;
-use crate::run::{Opening, Run, Summary};
+use crate::run::{EvaRecord, Opening, Run, Summary};
 use crate::train::Prepared;
+use crate::train::eva::Found;
 
 /// Arguments of `dynalora train`.
 #[derive(Debug, clap::Args)]
@@ -90,7 +91,14 @@ pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
         How::New | How::Replace => Run::check_free(&output, how == How::Replace)?,
     }
     let session = Session::start(recipe.device, common)?;
-    let prepared = Prepared::new(recipe, &common.plugin_dir)?;
+    let known = match how {
+        How::Resume { .. } => known_of_eva(&Run::open(&output)?)?,
+        How::New | How::Replace => None,
+    };
+    let prepared = Prepared::new(recipe, &common.plugin_dir, |seen| match known {
+        Some(record) => Ok(Found::known(record)),
+        None => session.find(seen),
+    })?;
     let opening = Opening {
         // With what the data has told of it.
         recipe: prepared.recipe.to_toml()?,
@@ -111,6 +119,18 @@ pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
     };
     let trained = session.train(prepared, writer, from);
     trained.map_err(|error| with_a_way_on(error, &output, &text, how))
+}
+
+/// What the pairs of a run that goes on from a checkpoint started from, under EVA.
+fn known_of_eva(run: &Run) -> Result<Option<EvaRecord>> {
+    match run.has_checkpoint() {
+        true => Ok(run
+            .allocations()?
+            .into_iter()
+            .next()
+            .and_then(|first| first.eva)),
+        false => Ok(None),
+    }
 }
 
 /// What became of a run that failed, said with the error. One in which there is nothing to keep goes, so that the corrected

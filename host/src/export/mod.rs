@@ -3,6 +3,7 @@
 mod merge;
 mod peft;
 mod settings;
+mod svd;
 
 pub use merge::merge;
 pub use peft::{CONFIG, Peft, TENSORS, read, write};

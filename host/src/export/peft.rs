@@ -8,7 +8,8 @@ use dynalora_plugin_api::ModuleInfo;
 use serde_json::{Map, Value, json};
 
 use super::settings::Settings;
-use crate::adapter::{Adapters, Config, LinearInfo, Projections, Tensors};
+use super::svd;
+use crate::adapter::{Adapters, Config, LinearInfo, Projections, Tensors, sizes};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::architecture::{Reads, WeightLayout};
@@ -33,6 +34,8 @@ pub struct Peft {
     pub paths: Vec<String>,
     /// Those whose layer has a bias that was trained.
     biased: BTreeSet<String>,
+    /// Those of whose components AdaLoRA left none.
+    emptied: Vec<String>,
     settings: Settings,
     model: Architecture,
     weights: Weights,
@@ -225,7 +228,7 @@ fn target_modules(modules: &[ModuleInfo], linears: &[LinearInfo], prefix: &str) 
         .collect()
 }
 
-/// Reads an adapter folder that PEFT or dynalora wrote.
+/// Reads an adapter folder that PEFT or dynalora wrote. One of AdaLoRA's is LoRA from here on, which is said.
 pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
     let settings = Settings::read(&folder.join(CONFIG))?;
     let tensors = folder.join(TENSORS);
@@ -241,11 +244,12 @@ pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
     }
     let weights = Weights::open_with(&[tensors], Advice::ADAPTER)?.renamed(canonical)?;
     let first = match &settings.config {
+        Config::Lora(_) if settings.svd.is_some() => "lora_A",
         Config::Lora(_) => "lora_A.weight",
         Config::Vera(_) => "vera_lambda_d",
     };
     let start = format!("{WRAPPER}.{}.", model.prefix);
-    let paths = weights
+    let paths: Vec<String> = weights
         .names()
         .filter_map(|name| {
             let path = name.strip_prefix(&start)?.strip_suffix(first)?;
@@ -253,6 +257,29 @@ pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
         })
         .map(str::to_owned)
         .collect();
+    let remains = |path: &String| match &settings.svd {
+        Some(svd) => svd.rank(&format!("{}.{path}", model.prefix)) > 0,
+        None => true,
+    };
+    let (paths, emptied): (Vec<String>, Vec<String>) = paths.into_iter().partition(remains);
+    if let Some(svd) = &settings.svd {
+        let is_known = |named: &str| {
+            let mut known = paths.iter().chain(&emptied);
+            known.any(|path| format!("{}.{path}", model.prefix) == named)
+        };
+        if let Some(path) = svd.remaining.keys().find(|path| !is_known(path)) {
+            return Err(Error::user(format!(
+                "{}: rank_pattern names {path}, but {TENSORS} has no adapter for it",
+                folder.join(CONFIG).display()
+            ))
+            .help("the adapter is not whole, or not of this base model's family: save it again"));
+        }
+        tracing::info!(
+            "{}: AdaLoRA's pairs are read as LoRA's, with E in B: what goes on from them has no penalty on how far A \
+             and B are from orthogonal, and no budget of AdaLoRA's",
+            folder.display()
+        );
+    }
     if let (Config::Vera(_), Some(missing)) = (
         &settings.config,
         PROJECTIONS.iter().find(|name| !weights.contains(name)),
@@ -272,6 +299,7 @@ pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
     Ok(Peft {
         biased: biased.map(|linear| linear.path).collect(),
         paths,
+        emptied,
         settings,
         model: model.clone(),
         weights,
@@ -287,6 +315,7 @@ fn canonical(name: &str) -> String {
         "lora_A",
         "lora_B",
         "lora_magnitude_vector",
+        "lora_E",
         "vera_lambda_d",
         "vera_lambda_b",
         "vera_A",
@@ -396,7 +425,18 @@ impl Peft {
         let modules = self.modules(&linears)?;
         let mut read: BTreeSet<String> = BTreeSet::new();
         for module in &modules {
-            for (name, shape) in self.tensors_of(module) {
+            for (name, shape) in self.saved_of(module) {
+                self.weights.require(&name, &shape)?;
+                read.insert(name);
+            }
+        }
+        // Nothing is in these, but they are AdaLoRA's.
+        let empty = linears
+            .iter()
+            .filter(|linear| self.emptied.contains(&linear.path));
+        for linear in empty {
+            let sizes = [linear.inputs, linear.outputs, 0];
+            for (name, shape) in svd::tensors(&self.start_of(&linear.path), sizes) {
                 self.weights.require(&name, &shape)?;
                 read.insert(name);
             }
@@ -422,8 +462,8 @@ impl Peft {
                 belongs_to(name)
             ))
             .help(
-                "an adapter is read whole or not at all: the pairs of LoRA, with DoRA's vectors and the layers' biases, or \
-                 the vectors of VeRA on the encoder's linear layers, and the saved head and pooler",
+                "an adapter is read whole or not at all: the pairs of LoRA, with DoRA's vectors, AdaLoRA's E and the layers' \
+                 biases, or the vectors of VeRA on the encoder's linear layers, and the saved head and pooler",
             ));
         }
         if modules.is_empty() {
@@ -438,6 +478,7 @@ impl Peft {
         let prefix = self.model.prefix;
         let lacks = linears.iter().find(|linear| {
             !self.paths.contains(&linear.path)
+                && !self.emptied.contains(&linear.path)
                 && self.settings.targets(&format!("{prefix}.{}", linear.path))
         });
         if let Some(linear) = lacks {
@@ -494,10 +535,23 @@ impl Peft {
             .collect())
     }
 
-    /// Names and shapes of a module's tensors.
+    /// What the names of the tensors of the module at `path` begin with.
+    fn start_of(&self, path: &str) -> String {
+        format!("{WRAPPER}.{}.{path}", self.model.prefix)
+    }
+
+    /// Names and shapes of a module's tensors in the file.
+    fn saved_of(&self, module: &ModuleInfo) -> Vec<(String, Vec<usize>)> {
+        match self.settings.svd {
+            Some(_) => svd::tensors(&self.start_of(&module.path), sizes(module)).into(),
+            None => self.tensors_of(module).into_iter().collect(),
+        }
+    }
+
+    /// Names and shapes of what a module trains, where the file has it as it is.
     fn tensors_of(&self, module: &ModuleInfo) -> Tensors<(String, Vec<usize>)> {
         let config = self.config_of(&module.path);
-        let start = format!("{WRAPPER}.{}.{}", self.model.prefix, module.path);
+        let start = self.start_of(&module.path);
         let all = config.parts().zip(config.shapes(module));
         all.map(|(part, shape)| {
             let (part, shape) = saved(part, shape);
@@ -519,6 +573,11 @@ impl Peft {
             }
         };
         let values = |module: &ModuleInfo| -> Result<_> {
+            if self.settings.svd.is_some() {
+                let start = self.start_of(&module.path);
+                let pair = svd::pair(&self.weights, &start, sizes(module), device)?;
+                return Ok(Tensors::new(pair));
+            }
             let Tensors {
                 pair: [a, b],
                 magnitude,

@@ -1,12 +1,14 @@
 //! PEFT's `adapter_config.json`, read key by key: what changes the adapter's answers is followed or refused by
 //! name, and so is a key that nobody here knows.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::svd::Svd;
 use crate::adapter::{Config, LoraConfig, VeraConfig};
 use crate::error::{Error, Result};
 use crate::recipe::Pattern;
@@ -27,6 +29,8 @@ pub struct Settings {
     pub modules_to_save: Vec<String>,
     /// The names of the adapted modules, or the ends of them, where the file has a plain list.
     pub targets: Option<Vec<String>>,
+    /// What it was as AdaLoRA's, if that is what it is.
+    pub svd: Option<Svd>,
 }
 
 /// Keys that say how an adapter was made or is to be trained, or what is seen from its tensors.
@@ -50,6 +54,22 @@ const INERT: [&str; 18] = [
     "revision",
     "runtime_config",
     "task_type",
+];
+
+/// Of AdaLoRA alone: how its budget fell, and keys of LoRA's that it does not go by.
+const INERT_OF_ADALORA: [&str; 12] = [
+    "alpha_pattern",
+    "beta1",
+    "beta2",
+    "deltaT",
+    "init_lora_weights",
+    "orth_reg_weight",
+    "r",
+    "target_r",
+    "tfinal",
+    "tinit",
+    "total_step",
+    "use_rslora",
 ];
 
 /// Of VeRA alone: whether the projections are there is seen from the tensors.
@@ -83,10 +103,10 @@ impl Settings {
 
     fn parse(text: &str, at: &str) -> Result<Self> {
         let mut keys = Keys::new(text, at)?;
-        let kind: String = keys.required("peft_type", "\"LORA\" or \"VERA\"")?;
-        if !["LORA", "VERA"].contains(&kind.as_str()) {
+        let kind: String = keys.required("peft_type", "\"LORA\", \"ADALORA\" or \"VERA\"")?;
+        if !["LORA", "ADALORA", "VERA"].contains(&kind.as_str()) {
             return Err(Error::user(format!("{at}: peft_type is {kind}"))
-                .help("adapters of the types LORA and VERA are read"));
+                .help("adapters of the types LORA, ADALORA and VERA are read"));
         }
         let base = keys.take("base_model_name_or_path", "text")?;
         let targets = keys.targets();
@@ -111,13 +131,24 @@ impl Settings {
         for key in VARIANTS {
             keys.off(key)?;
         }
-        let rank: u32 = keys.required("r", "a rank of 1 or more")?;
+        let rank_key = match kind.as_str() {
+            "ADALORA" => "init_r",
+            _ => "r",
+        };
+        let rank: u32 = keys.required(rank_key, "a rank of 1 or more")?;
         if rank == 0 {
-            return Err(keys.unsupported("r", "it must be 1 or more"));
+            return Err(keys.unsupported(rank_key, "it must be 1 or more"));
         }
         let (mut rank_pattern, mut alpha_pattern) = (Pattern::default(), Pattern::default());
         let mut rank_stabilised = false;
+        let mut svd = None;
         let config = match kind.as_str() {
+            "ADALORA" => {
+                let found = keys.svd(rank)?;
+                let config = Config::Lora(found.with_rank(rank));
+                svd = Some(found);
+                config
+            }
             "LORA" => {
                 keys.starts_at_the_base()?;
                 rank_stabilised = keys.take("use_rslora", "true or false")?.unwrap_or(false);
@@ -162,6 +193,7 @@ impl Settings {
             rank_stabilised,
             modules_to_save,
             targets,
+            svd,
         };
         if let Config::Lora(shared) = &mut settings.config {
             shared.alpha *= stabiliser(settings.rank_stabilised, shared.rank);
@@ -175,6 +207,9 @@ impl Settings {
         let Config::Lora(shared) = &self.config else {
             return self.config.clone();
         };
+        if let Some(svd) = &self.svd {
+            return Config::Lora(svd.of(path));
+        }
         let rank = self.rank_pattern.of(path).unwrap_or(shared.rank);
         let alpha = self
             .alpha_pattern
@@ -232,7 +267,7 @@ impl<'a> Keys<'a> {
     fn new(text: &str, at: &'a str) -> Result<Self> {
         let not = |why: String| {
             Error::user(format!("{at}: {why}"))
-                .help("the file must be the adapter_config.json of a LoRA or VeRA adapter, whole")
+                .help("the file must be the adapter_config.json of a LoRA, AdaLoRA or VeRA adapter, whole")
         };
         match serde_json::from_str(text).map_err(|error| not(error.to_string()))? {
             Value::Object(mut map) => {
@@ -259,7 +294,7 @@ impl<'a> Keys<'a> {
     fn required<T: DeserializeOwned>(&mut self, key: &str, expected: &str) -> Result<T> {
         self.take(key, expected)?.ok_or_else(|| {
             Error::user(format!("{}: the key `{key}` is missing", self.at)).help(format!(
-                "the file must be the adapter_config.json of a LoRA or VeRA adapter, whole; `{key}` is {expected}"
+                "the file must be the adapter_config.json of a LoRA, AdaLoRA or VeRA adapter, whole; `{key}` is {expected}"
             ))
         })
     }
@@ -273,7 +308,7 @@ impl<'a> Keys<'a> {
                 brief(&value)
             ))
             .help(format!(
-                "only LoRA, DoRA and VeRA adapters are read: {key} must be false or null"
+                "only LoRA, DoRA, AdaLoRA and VeRA adapters are read: {key} must be false or null"
             ))),
             _ => Ok(()),
         }
@@ -285,6 +320,39 @@ impl<'a> Keys<'a> {
             self.at
         ))
         .help(help)
+    }
+
+    /// What of AdaLoRA decides the answers; what it does not go by is dropped.
+    fn svd(&mut self, init_r: u32) -> Result<Svd> {
+        for key in INERT_OF_ADALORA {
+            self.map.remove(key);
+        }
+        let patterns: BTreeMap<String, Vec<bool>> = self
+            .take("rank_pattern", "by tensor, which components remain")?
+            .unwrap_or_default();
+        let mut remaining = BTreeMap::new();
+        for (name, components) in patterns {
+            let Some(path) = name.strip_suffix(".lora_E") else {
+                let help = format!("its keys are names of AdaLoRA's lora_E, not {name}");
+                return Err(self.unsupported("rank_pattern", &help));
+            };
+            if components.len() != init_r as usize {
+                let help = format!(
+                    "of {path} it says which of {} components remain, and init_r is {init_r}",
+                    components.len()
+                );
+                return Err(self.unsupported("rank_pattern", &help));
+            }
+            let rank = components.iter().filter(|remains| **remains).count();
+            remaining.insert(path.to_owned(), rank as u32);
+        }
+        let alpha: f64 = self.required("lora_alpha", "a number")?;
+        Ok(Svd {
+            init_r,
+            alpha,
+            dropout: self.take("lora_dropout", "a probability")?.unwrap_or(0.0),
+            remaining,
+        })
     }
 
     /// `target_modules` where it is a list and nothing takes modules out of it.
@@ -331,8 +399,8 @@ impl<'a> Keys<'a> {
                     brief(value)
                 ))
                 .help(format!(
-                    "take it out of the file if it changes nothing; only LoRA, DoRA and VeRA adapters are read, and \
-                     {key} belongs to another kind or a later PEFT"
+                    "take it out of the file if it changes nothing; only LoRA, DoRA, AdaLoRA and VeRA adapters are read, \
+                     and {key} belongs to another kind or a later PEFT"
                 )));
             }
             tracing::warn!("{}: the key {key} is not known here; it is off", self.at);
@@ -386,6 +454,58 @@ mod tests {
             assert_eq!(stabilised.of(path).scale(), of_stabilised, "{path}");
         }
         assert_eq!(stabilised.config.scale(), 4.0);
+    }
+
+    fn read_adalora(more: &str) -> Result<Settings> {
+        let text = format!(
+            r#"{{"peft_type": "ADALORA", "init_r": 4, "r": 8, "tinit": 3, "lora_alpha": 8{more}}}"#
+        );
+        Settings::parse(&text, "adapter_config.json")
+    }
+
+    #[test]
+    fn adaloras_scale_is_that_of_the_rank_at_the_start() {
+        let pattern = r#""rank_pattern": {"bert.query.lora_E": [true, false, true, true], "bert.key.lora_E": [false, false, false, false]}"#;
+        let found = read_adalora(&format!(r#", "use_rslora": true, {pattern}"#)).unwrap();
+        for (path, rank) in [("bert.query", 3), ("bert.value", 4)] {
+            let config = found.of(path);
+            assert_eq!(config.rank(), rank);
+            assert_eq!(config.scale(), (8.0 / 4.00001) as f32);
+        }
+        assert_eq!(found.svd.unwrap().rank("bert.key"), 0);
+        // PEFT then takes the rank, of what remains.
+        let found = read_adalora(&format!(r#", {pattern}"#)).unwrap();
+        let svd = Svd {
+            alpha: 0.0,
+            ..found.svd.unwrap()
+        };
+        assert_eq!(svd.of("bert.query").scale(), (3.0 / 4.00001) as f32);
+    }
+
+    #[test]
+    fn adaloras_that_cannot_be_are_refused() {
+        for (more, words) in [
+            (
+                r#", "rank_pattern": {"bert.query.lora_E": [true]}"#,
+                "rank_pattern",
+            ),
+            (
+                r#", "rank_pattern": {"bert.query": [true, true, true, true]}"#,
+                "rank_pattern",
+            ),
+            (r#", "rank_pattern": {"query": 3}"#, "rank_pattern"),
+            (r#", "use_dora": true"#, "use_dora"),
+            (r#", "bias": "all""#, "bias"),
+            (r#", "some_later_key": 3"#, "some_later_key"),
+        ] {
+            let error = read_adalora(more).err().expect(more);
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        let zero = r#"{"peft_type": "ADALORA", "init_r": 0, "lora_alpha": 8}"#;
+        let error = Settings::parse(zero, "it").err().expect("a rank of 0");
+        assert!(error.to_string().contains("init_r"), "{error}");
+        // A key of AdaLoRA's in a file of LoRA's changes what it is.
+        assert!(read(r#", "orth_reg_weight": 0.5"#).is_err());
     }
 
     #[test]

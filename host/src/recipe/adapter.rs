@@ -10,6 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::document::Document;
+use super::eva::EvaConfig;
 use super::pattern::{self, Pattern};
 use crate::error::{Error, Result};
 
@@ -47,7 +48,8 @@ pub struct AdapterConfig {
     )]
     pub alpha_pattern: Option<Pattern<f64>>,
     /// LoRA: where A and B start. `"pissa"`: at the principal components of the module's frozen weight (PiSSA, Meng et
-    /// al. 2024), `"pissa_niter_4"`: at nearly these, by so many iterations of a subspace; left out: A drawn, B zero.
+    /// al. 2024), `"pissa_niter_4"`: at nearly these, by so many iterations of a subspace; `"eva"`: A at the directions in
+    /// which what the module reads varies most, B at zero (EVA, Paischer et al. 2024); left out: A drawn, B zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_lora_weights: Option<InitLoraWeights>,
     /// LoRA: the sizes of the rows of `W + (alpha / rank)·B·A` train apart from their directions (DoRA, Liu et al. 2024);
@@ -57,6 +59,9 @@ pub struct AdapterConfig {
     /// LoRA: whether the adapted layers' biases train, each with its module; left out: `"none"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bias: Option<AdapterBias>,
+    /// How, under `init_lora_weights = "eva"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eva: Option<EvaConfig>,
     /// Dropout on the adapter's input.
     #[serde(alias = "lora_dropout", alias = "vera_dropout")]
     pub dropout: f64,
@@ -123,6 +128,7 @@ impl Default for AdapterConfig {
             init_lora_weights: None,
             use_dora: None,
             bias: None,
+            eva: None,
             dropout: 0.0,
             d_initial: None,
             projection_prng_key: None,
@@ -192,6 +198,12 @@ impl AdapterConfig {
         self.bias.unwrap_or_default()
     }
 
+    /// How pairs start from what their modules read, if they do.
+    pub fn eva(&self) -> Option<EvaConfig> {
+        let starts = self.init_lora_weights == Some(InitLoraWeights::Eva);
+        starts.then(|| self.eva.unwrap_or_default())
+    }
+
     /// The start of VeRA's `λ_d`.
     pub fn d_initial(&self) -> f64 {
         self.d_initial.unwrap_or(0.1)
@@ -206,7 +218,10 @@ impl AdapterConfig {
     pub(super) fn fill(&mut self) {
         self.rank = Some(self.rank());
         match self.kind {
-            AdapterKind::Lora => self.alpha = Some(self.alpha()),
+            AdapterKind::Lora => {
+                self.alpha = Some(self.alpha());
+                self.eva = self.eva();
+            }
             AdapterKind::Vera => {
                 // What is read has its own.
                 let fresh = self.from.is_none();
@@ -231,6 +246,7 @@ impl AdapterConfig {
                     "alpha",
                     "alpha_pattern",
                     "bias",
+                    "eva",
                     "init_lora_weights",
                     "lora_alpha",
                     "lora_dropout",
@@ -272,6 +288,7 @@ impl AdapterConfig {
         )?;
         self.validate_patterns(at)?;
         self.validate_from(at)?;
+        self.validate_eva(at)?;
         let alpha = self.alpha();
         at.check(
             key("adapter.alpha", "adapter.lora_alpha"),
@@ -284,7 +301,8 @@ impl AdapterConfig {
             AdapterKind::Vera => "adapter.vera_dropout",
         };
         at.check_dropout(key("adapter.dropout", pefts), self.dropout)?;
-        if let (Some(start), true) = (self.init_lora_weights, self.dropout > 0.0) {
+        let pissa = self.init_lora_weights.filter(|start| start.is_pissa());
+        if let (Some(start), true) = (pissa, self.dropout > 0.0) {
             return Err(at
                 .error(
                     key("adapter.dropout", pefts),
@@ -394,6 +412,36 @@ impl AdapterConfig {
         }
     }
 
+    fn validate_eva(&self, at: &Document) -> Result<()> {
+        let key = "adapter.eva";
+        let Some(eva) = self.eva() else {
+            return match self.eva {
+                None => Ok(()),
+                Some(_) => Err(at
+                    .error(
+                        key,
+                        "`adapter.eva` is given, but pairs do not start by EVA",
+                        "it says how they do",
+                    )
+                    .help("set `adapter.init_lora_weights = \"eva\"`, or drop the table")),
+            };
+        };
+        eva.validate(at)?;
+        if eva.redistributes() && self.r_max.is_some() {
+            return Err(at
+                .error(
+                    "adapter.r_max",
+                    format!(
+                        "`adapter.r_max` is given, and EVA moves ranks between modules: `adapter.eva.rho` is {}",
+                        eva.rho
+                    ),
+                    "pairs are as wide as the ranks that EVA gives them",
+                )
+                .help("set `adapter.eva.rho = 1`, so that modules keep their ranks and can grow from these, or drop `r_max`"));
+        }
+        Ok(())
+    }
+
     fn validate_patterns(&self, at: &Document) -> Result<()> {
         let most = self.r_max.unwrap_or(65_536);
         let expected = match self.r_max {
@@ -421,17 +469,26 @@ impl AdapterConfig {
 /// Where LoRA's pairs start, by PEFT's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InitLoraWeights {
-    /// `pissa`: at the largest singular values of the frozen weight.
-    Pissa,
-    /// `pissa_niter_N`: at nearly these, by N iterations of a random subspace.
-    PissaNiter(usize),
+    /// `pissa`: at the largest singular values of the frozen weight; `pissa_niter_N`: at nearly these, by N iterations of
+    /// a random subspace.
+    Pissa(Option<usize>),
+    /// `eva`: at the directions in which what the module reads varies most.
+    Eva,
+}
+
+impl InitLoraWeights {
+    /// Whether it is PiSSA.
+    pub fn is_pissa(self) -> bool {
+        matches!(self, InitLoraWeights::Pissa(_))
+    }
 }
 
 impl fmt::Display for InitLoraWeights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            InitLoraWeights::Pissa => f.write_str("pissa"),
-            InitLoraWeights::PissaNiter(iterations) => write!(f, "pissa_niter_{iterations}"),
+            InitLoraWeights::Pissa(None) => f.write_str("pissa"),
+            InitLoraWeights::Pissa(Some(iterations)) => write!(f, "pissa_niter_{iterations}"),
+            InitLoraWeights::Eva => f.write_str("eva"),
         }
     }
 }
@@ -447,11 +504,12 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
         let text = String::deserialize(deserializer)?;
         let iterations = text.strip_prefix("pissa_niter_").map(str::parse);
         match (text.as_str(), iterations) {
-            ("pissa", _) => Ok(InitLoraWeights::Pissa),
-            (_, Some(Ok(iterations @ 1..=1000))) => Ok(InitLoraWeights::PissaNiter(iterations)),
+            ("pissa", _) => Ok(InitLoraWeights::Pissa(None)),
+            ("eva", _) => Ok(InitLoraWeights::Eva),
+            (_, Some(Ok(iterations @ 1..=1000))) => Ok(InitLoraWeights::Pissa(Some(iterations))),
             _ => Err(de::Error::invalid_value(
                 de::Unexpected::Str(&text),
-                &"\"pissa\", or \"pissa_niter_4\" with from 1 to 1000 iterations",
+                &"\"pissa\", \"pissa_niter_4\" with from 1 to 1000 iterations, or \"eva\"",
             )),
         }
     }
@@ -467,7 +525,7 @@ impl JsonSchema for InitLoraWeights {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^pissa(_niter_[1-9][0-9]*)?$" })
+        json_schema!({ "type": "string", "pattern": "^(pissa(_niter_[1-9][0-9]*)?|eva)$" })
     }
 }
 

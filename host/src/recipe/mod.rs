@@ -4,6 +4,7 @@ mod adapter;
 mod allocation;
 mod data;
 mod document;
+mod eva;
 mod format;
 mod initial;
 mod learning_rate;
@@ -28,6 +29,7 @@ pub use adapter::{
 pub use allocation::{AllocationConfig, OnPluginFault, OptimizerState, Unit};
 pub use data::{Columns, DataConfig};
 pub use document::{Document, nearest};
+pub use eva::EvaConfig;
 pub use format::{Column, Format};
 pub use initial::Initial;
 #[cfg(test)]

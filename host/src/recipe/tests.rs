@@ -102,9 +102,9 @@ fn an_unknown_key_is_shown_with_the_nearest() {
     11 │
        ╰────
      help: did you mean `rank`? [adapter] takes `kind`, `r`, `rank`, `r_max`, `alpha`, `lora_alpha`,
-           `use_rslora`, `rank_pattern`, `alpha_pattern`, `init_lora_weights`, `dropout`, `lora_dropout`,
-           `vera_dropout`, `d_initial`, `projection_prng_key`, `from`, `from_head`, `target_modules`,
-           `targets`, `exclude_modules`, `layers_to_transform`
+           `use_rslora`, `rank_pattern`, `alpha_pattern`, `init_lora_weights`, `use_dora`, `bias`, `eva`,
+           `dropout`, `lora_dropout`, `vera_dropout`, `d_initial`, `projection_prng_key`, `from`, `from_head`,
+           `target_modules`, `targets`, `exclude_modules`, `layers_to_transform`
     ");
     assert_snapshot!(broken("[train]", "[trian]"), @r"
      × the recipe has no key `trian`
@@ -139,9 +139,9 @@ fn an_unknown_key_is_shown_with_the_nearest() {
     11 │
        ╰────
      help: did you mean `train.learning_rate`? [adapter] takes `kind`, `r`, `rank`, `r_max`, `alpha`,
-           `lora_alpha`, `use_rslora`, `rank_pattern`, `alpha_pattern`, `init_lora_weights`, `dropout`,
-           `lora_dropout`, `vera_dropout`, `d_initial`, `projection_prng_key`, `from`, `from_head`,
-           `target_modules`, `targets`, `exclude_modules`, `layers_to_transform`
+           `lora_alpha`, `use_rslora`, `rank_pattern`, `alpha_pattern`, `init_lora_weights`, `use_dora`, `bias`,
+           `eva`, `dropout`, `lora_dropout`, `vera_dropout`, `d_initial`, `projection_prng_key`, `from`,
+           `from_head`, `target_modules`, `targets`, `exclude_modules`, `layers_to_transform`
     ");
 }
 

@@ -34,8 +34,8 @@ pub use module_path::{layer, role, short};
 pub use provenance::{Input, Machine, Program, Provenance, Sitting};
 pub(crate) use record::numbers;
 pub use record::{
-    AllocationRecord, Best, EvalRecord, MetricRecord, Observed, PluginNumbers, SignalRecord, Stall,
-    StallKind, StepRecord, Summary,
+    AllocationRecord, Best, EvaRecord, EvalRecord, MetricRecord, Observed, PluginNumbers,
+    SignalRecord, Stall, StallKind, StepRecord, Summary,
 };
 pub use writer::{Opening, Writer};
 

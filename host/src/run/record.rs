@@ -108,10 +108,33 @@ pub struct AllocationRecord {
     /// Numbers of the plugins' own, by name: one, or one per module (of an allocator, per unit).
     #[serde(default, skip_serializing_if = "PluginNumbers::is_empty")]
     pub numbers: PluginNumbers,
+    /// What pairs started from under EVA; in the record of the initial choice alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eva: Option<EvaRecord>,
     /// No choice: the fault with which the plugins were given up after the step, from which on the modules that were
     /// active stay so (`allocation.on_plugin_fault = "keep"`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
+}
+
+/// What pairs started from where they start from what their modules read (`init_lora_weights = "eva"`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvaRecord {
+    /// Batches read: those of the run's first steps.
+    pub batches: u64,
+    /// Their examples.
+    pub examples: u64,
+    /// Their real tokens.
+    pub tokens: u64,
+    /// Paths of all modules that the recipe adapts, those that were left without a rank too.
+    pub modules: Vec<String>,
+    /// The rank that each got.
+    pub ranks: Vec<u32>,
+    /// How much of the variance of what a module reads each of its components explains, the largest first: of as many as
+    /// its rank could have become.
+    pub explained_variance: Vec<Vec<f64>>,
+    /// Whether those that its rank has were still the same after the last batch.
+    pub converged: Vec<bool>,
 }
 
 /// Numbers of the plugins' own, by name.

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod constant;
 pub mod cost;
+pub mod eva;
 pub mod evaluate;
 mod fault;
 pub mod frozen;
@@ -26,7 +27,7 @@ mod trial;
 
 use std::time::Instant;
 
-use dynalora_plugin_api::{Metric, ModuleInfo, Moment, Observation};
+use dynalora_plugin_api::{Metric, ModuleInfo, Moment, Observation, Sizes};
 
 pub use given::Given;
 pub use machine::peak_memory;
@@ -39,7 +40,7 @@ use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::Model;
-use crate::recipe::{Every, HeadBias, Recipe};
+use crate::recipe::{Every, HeadBias, InitLoraWeights, Recipe};
 use crate::run::{AllocationRecord, Checkpoint, SignalRecord, Summary, Writer};
 use checkpoint::Progress;
 use constant::Constant;
@@ -213,14 +214,23 @@ impl<'a, B: Kernels> Training<'a, B> {
                 }
             }
             None => {
-                self.start_from_the_weights()?;
+                match self.recipe.adapter.init_lora_weights {
+                    Some(InitLoraWeights::Pissa(iterations)) => {
+                        self.start_from_the_weights(iterations)?;
+                    }
+                    Some(InitLoraWeights::Eva) => self.start_from_the_inputs()?,
+                    None => {}
+                }
                 self.warn_of_a_far_mean();
                 let modules = self.rest.modules.iter();
-                self.writer.allocation(&AllocationRecord::initial(
-                    modules.map(|module| module.path.clone()).collect(),
-                    self.controller.active(),
-                    &self.controller.ranks(),
-                ))?;
+                self.writer.allocation(&AllocationRecord {
+                    eva: self.rest.eva.as_ref().map(|found| found.record.clone()),
+                    ..AllocationRecord::initial(
+                        modules.map(|module| module.path.clone()).collect(),
+                        self.controller.active(),
+                        &self.controller.ranks(),
+                    )
+                })?;
                 if self.recipe.train.log_signals {
                     self.writer.signals(&SignalRecord::Modules {
                         step: 0,
@@ -241,11 +251,23 @@ impl<'a, B: Kernels> Training<'a, B> {
         Ok(())
     }
 
-    /// Lets the pairs start at the principal components of the frozen weights, if the recipe asks for that.
-    fn start_from_the_weights(&mut self) -> Result<()> {
-        let Some(how) = self.recipe.adapter.init_lora_weights else {
-            return Ok(());
+    /// Lets the pairs start from what their modules read, which was found before.
+    fn start_from_the_inputs(&mut self) -> Result<()> {
+        let found = self.rest.eva.as_ref();
+        let Some((vectors, sizes)) = found.and_then(|it| Some((it.vectors.as_ref()?, it.sizes)))
+        else {
+            return Err(Error::failure(
+                "a run that begins has to find what its modules read",
+            ));
         };
+        let nothing = Sizes::default();
+        self.progress.flops += self.costs.step(&[], sizes, false, 0, nothing);
+        self.trainee.adapters.start_at(vectors, self.device);
+        Ok(())
+    }
+
+    /// Lets the pairs start at the principal components of the frozen weights, or nearly there, by so many `iterations`.
+    fn start_from_the_weights(&mut self, iterations: Option<usize>) -> Result<()> {
         let began = Instant::now();
         let (pretrained, modules) = (&self.rest.pretrained, &self.rest.modules);
         let weight = |module: &ModuleInfo| {
@@ -253,7 +275,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             trainee::read(weight?)
         };
         let adapters = &mut self.trainee.adapters;
-        adapters.start_from(weight, how, self.recipe.seed, self.device)?;
+        adapters.start_from(weight, iterations, self.recipe.seed, self.device)?;
         tracing::info!(
             "the pairs of {} modules start at the principal components of their weights, found in {:.1} s",
             modules.len(),

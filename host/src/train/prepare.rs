@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use dynalora_plugin_api::{Budget, CostModel, ModuleInfo};
 
 use super::cost::{HeadKind, Shape, Steps};
+use super::eva::{Found, Seen};
 use super::given::Given;
 use crate::adapter::{Adapted, Config};
 use crate::allocation::{Controller, Named, Settings, Units};
@@ -36,6 +37,8 @@ pub struct Rest {
     pub modules: Vec<ModuleInfo>,
     /// Method and sizes of each.
     pub configs: Vec<Config>,
+    /// What the pairs start from, where that is what their modules read.
+    pub eva: Option<Found>,
     /// Where the base model lies.
     pub folder: ModelFolder,
     /// The adapter that training starts from, if there is one.
@@ -45,17 +48,22 @@ pub struct Rest {
 }
 
 impl Prepared {
-    /// Opens the model, reads the data and makes the plugins; `plugin_dirs` are the command line's.
-    pub fn new(mut recipe: Recipe, plugin_dirs: &[PathBuf]) -> Result<Self> {
+    /// Opens the model, reads the data and makes the plugins; `plugin_dirs` are the command line's. Where the recipe asks
+    /// for EVA, `eva` runs the model and finds what pairs start from, or knows it, and modules have the ranks of that.
+    pub fn new(
+        mut recipe: Recipe,
+        plugin_dirs: &[PathBuf],
+        eva: impl FnOnce(&Seen<'_>) -> Result<Found>,
+    ) -> Result<Self> {
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
         let pretrained = Pretrained::open_for(&folder, &recipe.model, recipe.data.problem())?;
         refuse_dropout_under_a_cache(&recipe, &pretrained)?;
         data::check_kind(&recipe.data, &pretrained.config)?;
         refuse_tokens_without_a_head(&recipe, &pretrained)?;
-        let adapted = pretrained.adapted(&recipe.adapter)?;
+        let mut adapted = pretrained.adapted(&recipe.adapter)?;
         let (pretrained, given) = Given::open(&recipe, pretrained, &adapted)?;
         // Before the data, which can take long: a misspelt plugin is found out at once.
-        let plugins = Plugins::load(&recipe, &adapted, plugin_dirs)?;
+        let mut plugins = Plugins::load(&recipe, &adapted, plugin_dirs)?;
         let mut data = data::load(&recipe, &folder, &pretrained.config)?;
         // What was learnt from the data is a part of what the run was.
         recipe.data.settle(&data.labels, data.problem);
@@ -68,6 +76,23 @@ impl Prepared {
                 .help("check `train` or `dir` in [data]"));
         }
         data.hold_back(plugins.held_back(), recipe.seed)?;
+        let asked = recipe.adapter.eva();
+        let found = asked.map(|_| {
+            eva(&Seen {
+                recipe: &recipe,
+                pretrained: &pretrained,
+                data: &data,
+                adapted: &adapted,
+            })
+        });
+        let found = found.transpose()?;
+        if let (Some(found), true) = (&found, asked.is_some_and(|eva| eva.redistributes())) {
+            found.check(&adapted.modules)?;
+            let prefix = pretrained.config.prefix;
+            adapted = adapted.redistributed(&recipe.adapter, prefix, &found.record.ranks);
+            // These are the modules that they choose among.
+            plugins = Plugins::load(&recipe, &adapted, plugin_dirs)?;
+        }
         let total_steps = match recipe.train.length() {
             Length::Steps(steps) => steps,
             Length::Epochs(epochs) => epochs * data.steps_per_epoch(&recipe.train, recipe.seed),
@@ -91,6 +116,7 @@ impl Prepared {
                 data,
                 modules: adapted.modules,
                 configs: adapted.configs,
+                eva: found,
                 folder,
                 given,
                 plugins: libraries,

@@ -285,6 +285,7 @@ impl From<&Reallocation> for AllocationRecord {
                 scorer: reallocation.scorer_numbers.clone(),
                 allocator: reallocation.allocator_numbers.clone(),
             },
+            eva: None,
             fault: None,
         }
     }

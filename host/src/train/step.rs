@@ -86,6 +86,7 @@ impl StepPlan<'_> {
         Observe {
             input: self.wants(&[Signal::InputL2]),
             input_columns: self.wants_raw(RawValue::InputColumnL2),
+            raw_input: false,
             activation: self.wants(&[Signal::ActivationL1, Signal::ActivationL2]),
             delta: self.wants(&[Signal::DeltaL2]),
             raw_activation: self.wants_raw(RawValue::Activation),

@@ -11,6 +11,7 @@ use dynalora::data::{Batch, Encoded, Encoder, Label, Places, words};
 use dynalora::export;
 use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::{AdapterConfig, LearningRateSchedule, ModelConfig, OptimizerState, Problem};
+use dynalora::train::eva;
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
 use dynalora::train::prefix::PrefixCache;
 use dynalora::train::step::{self, Prefix, StepPlan, StepResult};
@@ -1225,10 +1226,9 @@ fn pissa_trains_and_is_exported_as_pefts() {
         let weight = case.pretrained.frozen_weight::<B>(module, &DEVICE)?;
         read(weight)
     };
-    let how = adapter.init_lora_weights.expect("PiSSA");
     trainee
         .adapters
-        .start_from(weight, how, 0, &DEVICE)
+        .start_from(weight, None, 0, &DEVICE)
         .expect("singular values");
     for (module, info) in theirs.modules.iter().enumerate() {
         let product = |adapters: &Adapters<B>| {
@@ -1267,6 +1267,175 @@ fn pissa_trains_and_is_exported_as_pefts() {
     let theirs = export::read(&trained, &case.pretrained.config).expect("it reads");
     assert_eq!(ours.config(), theirs.config());
     assert_logits_of(&adapted(&case.pretrained, folder.path(), 2), &trained);
+}
+
+/// The `[adapter]` of a golden training by EVA.
+fn adapter_by_eva(case: &Case) -> AdapterConfig {
+    let config = &case.training.config;
+    let mut adapter = serde_json::Map::new();
+    for (ours, theirs) in [
+        ("rank", "rank"),
+        ("alpha", "alpha"),
+        ("targets", "target_modules"),
+        ("init_lora_weights", "init_lora_weights"),
+        ("rank_pattern", "rank_pattern"),
+        ("alpha_pattern", "alpha_pattern"),
+        ("eva", "eva"),
+    ] {
+        if let Some(value) = config.get(theirs) {
+            adapter.insert(ours.to_owned(), value.clone());
+        }
+    }
+    let text = toml::to_string(&adapter).expect("TOML");
+    toml::from_str(&text).expect("an [adapter]")
+}
+
+/// The same start by EVA as PEFT's: the directions, the ranks and the scales, after as many batches. From there it learns
+/// what PEFT learns.
+#[test]
+fn eva_starts_where_pefts_does() {
+    for (model, name) in [
+        ("tiny-bert", "eva"),
+        ("tiny-bert", "eva-whitened"),
+        ("tiny-llama", "eva"),
+    ] {
+        let tokens = format!("{model}/golden/tokens.safetensors");
+        let goldens = format!("{model}/golden/{name}");
+        let case = Case::open(&fixture(model), &goldens, &tokens);
+        let recipe = adapter_by_eva(&case);
+        let found = case.pretrained.adapted(&recipe).expect("modules");
+        let asked = eva::Asked {
+            eva: recipe.eva().expect("EVA"),
+            seed: 3,
+            ranks: found.modules.iter().map(|module| module.rank).collect(),
+        };
+        let theirs = adapted(&case.pretrained, &case.folder.join("start"), case.outputs);
+        let (modules, load) = (found.modules.clone(), |modules: &[ModuleInfo]| {
+            Model::<B>::load(&case.pretrained, modules, case.outputs, &DEVICE).expect("a model")
+        });
+        let trainee = Trainee {
+            model: load(&modules),
+            adapters: Adapters::new((&recipe).into(), modules, 0, &DEVICE),
+            head: theirs.head.clone(),
+        };
+        // One epoch again and again, as PEFT reads it.
+        let epoch = case.inputs.count().div_ceil(8);
+        let batches = (0..).map(|step| case.batch(step % epoch));
+        let start = eva::find(&asked, &trainee, batches, &DEVICE).expect("directions");
+        let read_by_peft = case.training.config["eva_batches"].as_u64();
+        println!(
+            "{goldens}: {} batches, PEFT {read_by_peft:?}; ranks {:?}",
+            start.record.batches, start.record.ranks
+        );
+        assert!(start.record.converged.iter().all(|it| *it));
+        let (prefix, vectors) = (
+            case.pretrained.config.prefix,
+            start.vectors.expect("directions"),
+        );
+        // Modules that read the same tie, and PyTorch's sort leaves ties in any order: among these the ranks are the same.
+        let ranks: Vec<u32> = theirs.adapters.modules.iter().map(|it| it.rank).collect();
+        assert_eq!(ranks.len(), vectors.len());
+        let mut starts = Vec::new();
+        for (module, rank) in ranks.iter().enumerate() {
+            let explained = &start.record.explained_variance;
+            let same: Vec<usize> = (0..ranks.len())
+                .filter(|other| explained[*other] == explained[module])
+                .collect();
+            let sorted = |of: &[u32]| {
+                let mut ranks: Vec<u32> = same.iter().map(|module| of[*module]).collect();
+                ranks.sort_unstable();
+                ranks
+            };
+            assert_eq!(
+                sorted(&start.record.ranks),
+                sorted(&ranks),
+                "{goldens}, {same:?}"
+            );
+            let longest = same
+                .iter()
+                .map(|module| &vectors[*module])
+                .max_by_key(|it| it.len());
+            let width = found.modules[module].in_features as usize;
+            starts.push(longest.expect("itself")[..*rank as usize * width].to_vec());
+        }
+        let found = found.redistributed(&recipe, prefix, &ranks);
+        assert_eq!(found.modules, theirs.adapters.modules, "{goldens}");
+        let mut adapters = Adapters::new((&recipe).into(), found.modules.clone(), 0, &DEVICE)
+            .with_own(found.configs);
+        adapters.start_at(&starts, &DEVICE);
+        let (mut furthest, mut apart) = (0f32, 0f32);
+        for (module, info) in found.modules.iter().enumerate() {
+            let scales = [&adapters, &theirs.adapters].map(|it| it.scale(module));
+            assert!(
+                (scales[0] - scales[1]).abs() < 1e-6,
+                "{}: {scales:?}",
+                info.path
+            );
+            let [a, b] = &adapters.pairs()[module].pair;
+            let of_peft = &theirs.adapters.pairs()[module].pair[0];
+            let span = |a: &Tensor<B, 2>| {
+                read(a.clone().transpose().matmul(a.clone())).expect("f32 values")
+            };
+            // Of whitened rows as well, which are shorter the more there is along them.
+            let largest = span(of_peft).iter().fold(0f32, |most, x| most.max(x.abs()));
+            furthest = furthest.max(largest_difference(&span(a), &span(of_peft)) / largest);
+            let values = |a: &Tensor<B, 2>| read(a.clone()).expect("f32 values");
+            apart = apart.max(largest_difference(&values(a), &values(of_peft)));
+            assert!(values(b).iter().all(|x| *x == 0.0));
+        }
+        println!("{goldens}: subspaces off by {furthest:e}, vectors by {apart:e}");
+        assert_eq!(Some(start.record.batches), read_by_peft, "{goldens}");
+        assert!(furthest < 1e-3, "{goldens}: off by {furthest:e}");
+        if case.training.runs.contains_key("start") {
+            let ours = Trainee {
+                model: load(&found.modules),
+                adapters,
+                head: theirs.head.clone(),
+            };
+            case.check_run_of(ours, "start", 1e-3);
+            let trainee = case.check_run_of(theirs, "start", 1e-4);
+            assert_logits_of(&trainee, &case.folder.join("trained"));
+        }
+    }
+}
+
+/// AdaLoRA's pairs, of which some components remain or none, answer as with PEFT, and go on as PEFT's LoRA with the same
+/// shares does.
+#[test]
+fn adaloras_pairs_are_read_as_lora_and_go_on_as_pefts() {
+    let tokens = "tiny-bert/golden/tokens.safetensors";
+    let case = Case::open(&fixture("tiny-bert"), "tiny-bert/golden/adalora", tokens);
+    let folder = case.folder.join("adapter");
+    let pretrained = pretrained(&fixture("tiny-bert"));
+    let peft = export::read(&folder, &pretrained.config).expect("an adapter of PEFT's");
+    let pretrained = peft.fit(pretrained).expect("the adapter of this model");
+    let trainee = adapted(&pretrained, &folder, 2);
+    let ranks: Vec<u32> = trainee.adapters.modules.iter().map(|it| it.rank).collect();
+    assert!(ranks.contains(&1) && ranks.contains(&3) && !ranks.contains(&0));
+    let paths = trainee.adapters.modules.iter().map(|it| it.path.clone());
+    assert_eq!(paths.collect::<Vec<_>>(), case.training.modules);
+    assert!(ranks.len() < pretrained.linears().len());
+    assert_logits_of(&trainee, &folder);
+    // What is exported of it is LoRA, with the same answers.
+    let written = tempfile::tempdir().expect("a temporary folder");
+    let head = trainee
+        .model
+        .head
+        .tensors()
+        .into_iter()
+        .zip(trainee.head.clone());
+    export::write(
+        written.path(),
+        &pretrained.config,
+        "tiny-bert",
+        &trainee.adapters,
+        None,
+        &pretrained.linears(),
+        &head.collect::<Vec<_>>(),
+    )
+    .expect("it writes");
+    assert_logits_of(&adapted(&pretrained, written.path(), 2), &folder);
+    case.check_run_of(trainee, "adapter", 1e-4);
 }
 
 /// What a recipe's patterns give each module is what PEFT's give it.

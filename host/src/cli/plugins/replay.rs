@@ -17,6 +17,7 @@ use crate::model::{Pretrained, fetch};
 use crate::plugin::{self, Loaded, PluginPath};
 use crate::recipe::{AdapterKind, Length, PluginConfig, Recipe};
 use crate::run::{AllocationRecord, Observed, Run, SignalRecord};
+use crate::train::eva::Found;
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -136,7 +137,7 @@ impl Recorded {
         let (modules, initial_ranks, total_steps, costs) = match header {
             Some(header) => header,
             None => {
-                let adapted = adapted(&recipe)?;
+                let adapted = adapted(&recipe, &first)?;
                 let total_steps = total_steps(&recipe, &run)?;
                 (adapted.modules, adapted.initial_ranks, total_steps, None)
             }
@@ -169,10 +170,19 @@ impl Recorded {
     }
 }
 
-/// The adapted modules, from the base model.
-fn adapted(recipe: &Recipe) -> Result<Adapted> {
+/// The adapted modules, from the base model, with the ranks that EVA gave them.
+fn adapted(recipe: &Recipe, first: &AllocationRecord) -> Result<Adapted> {
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
-    Pretrained::open_for(&folder, &recipe.model, recipe.data.problem())?.adapted(&recipe.adapter)
+    let pretrained = Pretrained::open_for(&folder, &recipe.model, recipe.data.problem())?;
+    let adapted = pretrained.adapted(&recipe.adapter)?;
+    let redistributes = recipe.adapter.eva().is_some_and(|eva| eva.redistributes());
+    Ok(match &first.eva {
+        Some(eva) if redistributes => {
+            Found::known(eva.clone()).check(&adapted.modules)?;
+            adapted.redistributed(&recipe.adapter, pretrained.config.prefix, &eva.ranks)
+        }
+        _ => adapted,
+    })
 }
 
 fn total_steps(recipe: &Recipe, run: &Run) -> Result<u64> {
