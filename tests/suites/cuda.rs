@@ -327,9 +327,7 @@ fn step(bench: &Bench, name: &str, model: &Path, sets: &[&str]) -> Step {
     };
     let [mut short, long] = STEPS.map(run);
     // What was not met before was tuned in the first.
-    if short.launches.values().sum::<u64>() >= long.launches.values().sum()
-        || short.compiled != long.compiled
-    {
+    if short.modules != long.modules {
         short = run(STEPS[0]);
     }
     let per_step = |count: fn(&Report) -> u64| {
