@@ -144,6 +144,9 @@ enum Trained<B: Kernels> {
     },
 }
 
+/// Values of all rows, and in which columns some of them are.
+type Columns<B> = (Tensor<B, 2>, Range<usize>);
+
 impl<B: Kernels> Sensor<B> {
     /// Looks at module `index` too, which trains these `tensors` and whose output is in `columns`; `xa` is
     /// `dropout(x)·Aᵀ`, and `before` what its DoRA multiplies.
@@ -153,7 +156,7 @@ impl<B: Kernels> Sensor<B> {
         columns: Range<usize>,
         tensors: &Tensors<Tensor<Ad<B>, 2>>,
         side: &Side<B>,
-        (xa, before): (Option<Tensor<B, 2>>, Option<(Tensor<B, 2>, Range<usize>)>),
+        (xa, before): (Option<Tensor<B, 2>>, Option<Columns<B>>),
     ) {
         let (pair, lora) = (&tensors.pair, &side.lora);
         let trains = pair.iter().any(is_tracked);

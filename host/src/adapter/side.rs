@@ -111,8 +111,7 @@ fn multiplied<B: Kernels>(x: Tensor<Ad<B>, 2>, layers: &[Layer<'_, B>], asked: b
     let branches =
         branches.map(|((frozen, side), bare)| branch(bare.as_ref().unwrap_or(frozen), side));
     let Outputs { y, side: xa } = B::linears(x, branches.collect());
-    let joined = |of: &dyn Fn(&Layer<'_, B>) -> Option<Tensor<Ad<B>, 2>>, otherwise: f32| {
-        let found: Vec<_> = layers.iter().map(of).collect();
+    let joined = |found: Vec<Option<Tensor<Ad<B>, 2>>>, otherwise: f32| {
         if found.iter().all(Option::is_none) {
             return None;
         }
@@ -123,11 +122,12 @@ fn multiplied<B: Kernels>(x: Tensor<Ad<B>, 2>, layers: &[Layer<'_, B>], asked: b
         Some(Tensor::cat(all.collect(), 1))
     };
     let magnitude = |side: &Option<Side<B>>| side.as_ref()?.magnitude.clone();
-    let factors = joined(&|(_, side)| Some(magnitude(side)?.factors), 1.0);
-    let offsets = joined(
-        &|(frozen, side)| offset(frozen, side.as_ref().filter(|side| side.is_more())?),
-        0.0,
-    );
+    let factor = |(_, side): &Layer<'_, B>| Some(magnitude(side)?.factors);
+    let factors = joined(layers.iter().map(factor).collect(), 1.0);
+    let shift = |(frozen, side): &Layer<'_, B>| {
+        offset(frozen, side.as_ref().filter(|side| side.is_more())?)
+    };
+    let offsets = joined(layers.iter().map(shift).collect(), 0.0);
     let mut first = 0;
     let before = layers.iter().map(|(frozen, side)| {
         let columns = first..first + frozen.weight.dims()[0];

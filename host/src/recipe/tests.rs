@@ -139,9 +139,9 @@ fn an_unknown_key_is_shown_with_the_nearest() {
     11 │
        ╰────
      help: did you mean `train.learning_rate`? [adapter] takes `kind`, `r`, `rank`, `r_max`, `alpha`,
-           `lora_alpha`, `use_rslora`, `rank_pattern`, `alpha_pattern`, `init_lora_weights`, `use_dora`, `bias`,
-           `eva`, `dropout`, `lora_dropout`, `vera_dropout`, `d_initial`, `projection_prng_key`, `from`,
-           `from_head`, `target_modules`, `targets`, `exclude_modules`, `layers_to_transform`
+           `lora_alpha`, `use_rslora`, `rank_pattern`, `alpha_pattern`, `init_lora_weights`, `use_dora`,
+           `bias`, `eva`, `dropout`, `lora_dropout`, `vera_dropout`, `d_initial`, `projection_prng_key`,
+           `from`, `from_head`, `target_modules`, `targets`, `exclude_modules`, `layers_to_transform`
     ");
 }
 

@@ -135,13 +135,11 @@ pub fn run<B: Kernels>(
     let mut passes = passes(trainee, batches, plan, prefix, device)?;
     let sensitivities = sensitivities(trainee, &passes.gradients, plan);
     for (module, gradient) in passes.gradients.iter_mut().enumerate() {
-        if let Some(remaining) = plan
-            .remaining(module)
-            .filter(|remaining| remaining.contains(&false))
+        let remaining = plan.remaining(module);
+        if let (Some(remaining), Some(gradient)) = (remaining, gradient)
+            && remaining.contains(&false)
         {
-            if let Some(gradient) = gradient {
-                gradient.pair = components::keep(gradient.pair.clone(), remaining);
-            }
+            gradient.pair = components::keep(gradient.pair.clone(), remaining);
         }
     }
     let mut readout = Readout::default();
