@@ -428,7 +428,12 @@ fn dora_and_biases_meet_what_allocators_decide() {
         (
             "layers",
             "uniform\", k = \"50%",
-            &["allocation.unit=layer", "train.cache_frozen_prefix=true"],
+            &[
+                "allocation.unit=layer",
+                "train.cache_frozen_prefix=true",
+                "model.hidden_dropout=0",
+                "model.attention_dropout=0",
+            ],
         ),
     ] {
         let allocator = format!("allocator={{ plugin = \"{allocator}\" }}");
