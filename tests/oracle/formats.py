@@ -259,6 +259,13 @@ def write_ggufs():
     write_gguf("gpt2", GPT2LMHeadModel(gpt2))
 
 
+def write_adapter():
+    """PEFT's adapter of the tiny BERT, as `save_pretrained(…, safe_serialization=False)` writes it."""
+    trained = FIXTURES / "tiny-bert" / "golden" / "query-value" / "trained"
+    OUT.mkdir(parents=True, exist_ok=True)
+    torch.save(load_file(trained / "adapter_model.safetensors"), OUT / "adapter_model.bin")
+
+
 def main():
     be_deterministic()
     warnings.simplefilter("ignore")
@@ -268,6 +275,7 @@ def main():
     write_bin_tied()
     write_refused()
     write_ggufs()
+    write_adapter()
     golden.write_manifest(FIXTURES, None, {})
 
 

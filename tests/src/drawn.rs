@@ -8,11 +8,15 @@ use safetensors::tensor::TensorView;
 use safetensors::{SafeTensors, serialize};
 
 use crate::fixture;
+use crate::hub::cached;
 use crate::pictures::write_stripes;
 
 /// A recipe as dotted keys with their values in TOML; what is not there has its default.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Drawn(pub BTreeMap<String, String>);
+
+/// Where `HF_HOME` is, in the folder of the [`inputs`].
+pub const HOME: &str = "hf";
 
 /// Models that read images.
 const IMAGES: [&str; 3] = ["tiny-vit", "tiny-deit", "tiny-clip"];
@@ -316,6 +320,11 @@ impl Drawn {
                 &format!("data.{part}"),
                 format!("{:?}", file.display().to_string()),
             );
+        }
+        if c.once_in(6) {
+            // The same files, in the Hub's cache.
+            self.drop("data.train").drop("data.validation");
+            self.set("data.hub", format!("\"owner/{problem}\""));
         }
         self.set("data.columns.text", "\"sentence\"");
         match problem {
@@ -777,6 +786,11 @@ pub fn inputs(folder: &Path) {
                 format!("{header}\n{rows}"),
             )
             .expect("a temporary file");
+            let file = (
+                &*format!("data/{part}.csv"),
+                format!("{header}\n{rows}").into(),
+            );
+            cached(&folder.join(HOME), &format!("owner/{name}"), &[file]);
         }
     };
     let comma = |line: &str| if line.contains(',') { "comma" } else { "none" };

@@ -5,6 +5,7 @@ pub mod drawn;
 pub mod engines;
 pub mod entries;
 mod golden;
+pub mod hub;
 mod outside;
 pub mod pictures;
 mod plan;

@@ -407,10 +407,20 @@ fn a_saved_pooler_is_the_adapters_whatever_the_recipe_says() {
 }
 
 #[test]
-fn a_pickled_adapter_has_the_adapters_advice() {
+fn a_pickled_adapter_is_read_and_a_damaged_one_has_the_adapters_advice() {
+    // As `save_pretrained(…, safe_serialization=False)` writes it.
     let adapter = Adapter::new();
-    std::fs::rename(adapter.tensors(), adapter.folder.join("adapter_model.bin")).expect("it moves");
-    adapter.refused(&["adapter_model.bin", "PeftModel", "save_pretrained"]);
+    let loss = adapter.loss();
+    let pickled = adapter.folder.join("adapter_model.bin");
+    std::fs::copy(fixture("formats/adapter_model.bin"), &pickled).expect("it copies");
+    std::fs::remove_file(adapter.tensors()).expect("it was there");
+    assert_eq!(adapter.loss(), loss);
+    // An adapter under another name.
+    std::fs::write(&pickled, b"PK damaged").expect("it writes");
+    adapter.refused(&[
+        "adapter_model.bin is not a readable",
+        "export the adapter again",
+    ]);
     let adapter = Adapter::new();
     std::fs::write(adapter.tensors(), b"damaged").expect("it writes");
     adapter.refused(&["adapter_model.safetensors", "export the adapter again"]);
@@ -956,7 +966,7 @@ fn training_goes_on_from_a_run_or_an_adapter() {
         let folder = scene.train(run, &[&STILL, sets].concat());
         let inputs = std::fs::read_to_string(folder.join("provenance.json")).expect("a record");
         assert_eq!(
-            inputs.contains("adapter.from.adapter_model.safetensors"),
+            inputs.contains("adapter.from.weights"),
             sets.iter().any(|set| set.starts_with("adapter.from=")),
             "{run}"
         );

@@ -401,7 +401,17 @@ fn devices_are_listed_with_what_is_missing() {
         missing(&devices).contains(&format!("set CUDA_PATH={}", runtime.display())),
         "{devices}"
     );
-    let devices = look("driver", &[("CUDA_PATH", &runtime), ("VIRTUAL_ENV", &venv)]);
+    // Which have not all that kernels include: what is in another package is said by its name.
+    let toolkit = [("CUDA_PATH", &*runtime), ("VIRTUAL_ENV", &*venv)];
+    let lacking = missing(&look("driver", &toolkit));
+    for part in ["lack cuda_runtime.h", "lack crt/mma.h", "nvidia-cuda-crt"] {
+        assert!(lacking.contains(part), "{lacking}");
+    }
+    std::fs::create_dir(runtime.join("include/crt")).expect("a folder");
+    for header in ["cuda_runtime.h", "crt/mma.h"] {
+        std::fs::write(runtime.join("include").join(header), "").expect("a file");
+    }
+    let devices = look("driver", &toolkit);
     assert_eq!(missing(&devices), "[]");
 
     for (driver, how, what) in [

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use std::time::Instant;
 
 use dynalora_tests::pictures::write_stripes;
-use dynalora_tests::{Scene, built, contains, fixture, said, skip};
+use dynalora_tests::{Scene, built, contains, fixture, flat, said, skip};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -452,15 +452,18 @@ fn what_is_missing_of_the_toolkit_is_named() {
         return;
     };
     let scene = &bench.scene;
-    let devices = |command: &mut Command| {
+    let devices = |command: &mut Command, parts: &[&str]| {
         let output = command.output().expect("the program starts");
         assert!(output.status.success(), "{}", said(&output));
-        output
+        let listed = String::from_utf8(output.stdout).expect("UTF-8");
+        for part in parts {
+            let shown = flat(&listed).contains(&flat(part));
+            assert!(shown, "{part:?} is missing:\n{listed}");
+        }
     };
     let report = scene.path("devices.json");
-    let all = devices(&mut bench.command(&["devices"], &report));
-    contains(
-        &all,
+    devices(
+        &mut bench.command(&["devices"], &report),
         &[
             "cuda:0",
             "an A100, compute capability 8.0",
@@ -470,9 +473,8 @@ fn what_is_missing_of_the_toolkit_is_named() {
     // The headers of one of NVIDIA's packages for Python, without those of another.
     let part = scene.path("part");
     std::fs::create_dir_all(part.join("include")).expect("a temporary folder");
-    let lacks = devices(bench.command(&["devices"], &report).env("CUDA_PATH", &part));
-    contains(
-        &lacks,
+    devices(
+        bench.command(&["devices"], &report).env("CUDA_PATH", &part),
         &[
             "lack cuda_runtime.h",
             "nvidia-cuda-runtime",

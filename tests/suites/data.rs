@@ -5,6 +5,7 @@ use std::process::Output;
 
 use dynalora::data::{DataConfig, Example, Label, Problem, Splits, Task, read};
 use dynalora_tests::entries::table;
+use dynalora_tests::hub::{self, COMMIT};
 use dynalora_tests::{Scene, contains, fixture, said, shared_data};
 use serde_json::Value;
 
@@ -97,20 +98,9 @@ fn sst2_at_sentence_level() {
     assert_eq!(of_class(validation(&splits), 0), 912);
 }
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-/// Puts a data set into the cache of the Hub, as its own library does: the snapshot.
+/// Puts the data set `owner/name` into the scene's cache of the Hub: its snapshot.
 fn cached(scene: &Scene, files: &[(&str, Vec<u8>)]) -> PathBuf {
-    let repository = scene.path("hf/hub/datasets--owner--name");
-    let snapshot = repository.join("snapshots").join(COMMIT);
-    for (name, bytes) in files {
-        let path = snapshot.join(name);
-        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-        std::fs::write(path, bytes).expect("a file");
-    }
-    std::fs::create_dir_all(repository.join("refs")).expect("a folder");
-    std::fs::write(repository.join("refs/main"), COMMIT).expect("a file");
-    snapshot
+    hub::cached(&scene.path("hf"), "owner/name", files)
 }
 
 /// The program with this cache of the Hub.

@@ -412,8 +412,12 @@ fn adapters_that_cannot_be_read() {
         (r#"{"peft_type": "VERA"}"#, &["`r`"][..]),
         (r#"{"peft_type": "IA3"}"#, &["IA3", "LORA and VERA"][..]),
         (
+            r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_qalora": true}"#,
+            &["use_qalora", "false"][..],
+        ),
+        (
             r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_dora": true}"#,
-            &["use_dora", "false"][..],
+            &["lora_magnitude", "not whole"][..],
         ),
         ("{", &["adapter_config.json"][..]),
     ] {

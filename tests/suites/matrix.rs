@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use dynalora_tests::drawn::{Choice, Drawn, adapter, contents, difference, inputs, records};
+use dynalora_tests::drawn::{Choice, Drawn, HOME, adapter, contents, difference, inputs, records};
 use dynalora_tests::{Golden, dynalora, module_paths};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -274,6 +274,7 @@ impl Runs<'_> {
         let mut command = dynalora();
         command.args(arguments).current_dir(self.folder.path());
         command.env("DYNALORA_CACHE", self.place.folder.path().join("cache"));
+        command.env("HF_HOME", self.place.folder.path().join(HOME));
         command.env("HF_HUB_OFFLINE", "1").env("NO_COLOR", "1");
         command
     }

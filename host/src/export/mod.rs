@@ -6,4 +6,4 @@ mod settings;
 mod svd;
 
 pub use merge::merge;
-pub use peft::{CONFIG, Peft, TENSORS, read, write};
+pub use peft::{CONFIG, Peft, read, write};

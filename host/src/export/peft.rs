@@ -20,8 +20,8 @@ use crate::model::{
 /// The file of sizes.
 pub const CONFIG: &str = "adapter_config.json";
 /// The file of tensors.
-pub const TENSORS: &str = "adapter_model.safetensors";
-/// What PEFT wrote before it had safetensors.
+const TENSORS: &str = "adapter_model.safetensors";
+/// What PEFT wrote before it had safetensors, and writes where it is asked to.
 const PICKLED: &str = "adapter_model.bin";
 /// What PEFT puts before every name.
 const WRAPPER: &str = "base_model.model";
@@ -40,6 +40,8 @@ pub struct Peft {
     model: Architecture,
     weights: Weights,
     folder: PathBuf,
+    /// That of the tensors.
+    file: PathBuf,
 }
 
 /// Writes adapter and head into `folder`, which must exist and be nobody's yet.
@@ -231,18 +233,13 @@ fn target_modules(modules: &[ModuleInfo], linears: &[LinearInfo], prefix: &str) 
 /// Reads an adapter folder that PEFT or dynalora wrote. One of AdaLoRA's is LoRA from here on, which is said.
 pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
     let settings = Settings::read(&folder.join(CONFIG))?;
-    let tensors = folder.join(TENSORS);
-    if !tensors.exists() && folder.join(PICKLED).exists() {
-        return Err(Error::user(format!(
-            "the adapter {} has no {TENSORS}, only {PICKLED}",
-            folder.display()
-        ))
-        .help(
-            "save it as safetensors with PEFT: \
-             PeftModel.from_pretrained(BASE_MODEL, DIR).save_pretrained(DIR)",
-        ));
-    }
-    let weights = Weights::open_with(&[tensors], Advice::ADAPTER)?.renamed(canonical)?;
+    let name = match folder.join(TENSORS).exists() || !folder.join(PICKLED).exists() {
+        true => TENSORS,
+        false => PICKLED,
+    };
+    let file = folder.join(name);
+    let weights =
+        Weights::open_with(std::slice::from_ref(&file), Advice::ADAPTER)?.renamed(canonical)?;
     let first = match &settings.config {
         Config::Lora(_) if settings.svd.is_some() => "lora_A",
         Config::Lora(_) => "lora_A.weight",
@@ -269,7 +266,7 @@ pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
         };
         if let Some(path) = svd.remaining.keys().find(|path| !is_known(path)) {
             return Err(Error::user(format!(
-                "{}: rank_pattern names {path}, but {TENSORS} has no adapter for it",
+                "{}: rank_pattern names {path}, but {name} has no adapter for it",
                 folder.join(CONFIG).display()
             ))
             .help("the adapter is not whole, or not of this base model's family: save it again"));
@@ -285,7 +282,7 @@ pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
         PROJECTIONS.iter().find(|name| !weights.contains(name)),
     ) {
         return Err(Error::user(format!(
-            "{}: the adapter was saved without its projections: {TENSORS} has no {missing}",
+            "{}: the adapter was saved without its projections: {name} has no {missing}",
             folder.join(CONFIG).display()
         ))
         .help(
@@ -304,6 +301,7 @@ pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
         model: model.clone(),
         weights,
         folder: folder.to_owned(),
+        file,
     })
 }
 
@@ -392,6 +390,11 @@ impl Peft {
         &self.settings.config
     }
 
+    /// Its two files: of sizes, and of tensors.
+    pub fn files(&self) -> [PathBuf; 2] {
+        [self.folder.join(CONFIG), self.file.clone()]
+    }
+
     /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -457,7 +460,7 @@ impl Peft {
         if let Some(name) = self.weights.names().find(|name| !read.contains(*name)) {
             return Err(Error::user(format!(
                 "{}: nothing here reads the tensor {}: it belongs to {}",
-                self.folder.join(TENSORS).display(),
+                self.file.display(),
                 self.weights.name_in_file(name),
                 belongs_to(name)
             ))
@@ -469,7 +472,7 @@ impl Peft {
         if modules.is_empty() {
             return Err(Error::user(format!(
                 "{}: the adapter has no module: no tensor is named {WRAPPER}.{}.….{}",
-                self.folder.join(TENSORS).display(),
+                self.file.display(),
                 self.model.prefix,
                 self.config().parts().pair[0]
             ))
@@ -483,9 +486,10 @@ impl Peft {
         });
         if let Some(linear) = lacks {
             return Err(Error::user(format!(
-                "{}: target_modules names {prefix}.{}, but {TENSORS} has no adapter for it",
+                "{}: target_modules names {prefix}.{}, but {} has no adapter for it",
                 self.folder.join(CONFIG).display(),
-                linear.path
+                linear.path,
+                self.file.display()
             ))
             .help("the adapter is not whole: save it again"));
         }

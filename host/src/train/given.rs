@@ -1,6 +1,6 @@
 //! The adapter that training starts from, where the recipe names one.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use burn::tensor::Tensor;
 use dynalora_plugin_api::ModuleInfo;
@@ -105,9 +105,9 @@ impl Given {
         values.transpose()
     }
 
-    /// Its folder.
-    pub fn folder(&self) -> &Path {
-        self.peft.folder()
+    /// Its two files.
+    pub fn files(&self) -> [PathBuf; 2] {
+        self.peft.files()
     }
 }
 

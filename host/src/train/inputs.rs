@@ -8,7 +8,6 @@ use rayon::prelude::*;
 use super::Prepared;
 use crate::data;
 use crate::error::Result;
-use crate::export;
 use crate::run::{Input, Machine, Program, Sitting};
 
 /// Files beside `tokenizer.json` that may change what a text becomes.
@@ -41,8 +40,8 @@ impl Prepared {
             files.extend(beside.map(|(name, path)| (format!("tokenizer.{name}"), path)));
         }
         if let Some(given) = &self.rest.given {
-            for name in [export::CONFIG, export::TENSORS] {
-                files.push((format!("adapter.from.{name}"), given.folder().join(name)));
+            for (name, path) in ["config", "weights"].into_iter().zip(given.files()) {
+                files.push((format!("adapter.from.{name}"), path));
             }
         }
         for plugin in &self.rest.plugins {
