@@ -20,7 +20,7 @@ fn scene(seeds: &str, more: &str) -> Scene {
         "sweep.toml",
         &format!(
             "output = \"runs\"\nrecipe = \"recipe.toml\"\nseeds = {seeds}\nbaseline = \"lora\"\n\
-             set = {{ \"train.steps\" = 1000, \"checkpoint.every\" = 100, \"evaluation.every\" = \"never\" }}\n\
+             set = {{ \"train.steps\" = 3000, \"checkpoint.every\" = 100, \"evaluation.every\" = \"never\" }}\n\
              [[arm]]\nname = \"lora\"\nset = {{ \"allocation.schedule\" = {{ kind = \"never\" }} }}\n\
              [[arm]]\nname = \"half\"\n{more}"
         ),
@@ -108,7 +108,7 @@ fn slurm_starts_again_what_it_lost_and_all_ends_as_on_one_machine() {
         .find(|(_, node)| node == "n3")
         .expect("a task of n3");
     slurm.ok("scancel", &["--signal=USR1", "--batch", &third.0]);
-    wait("word of it", 20, || {
+    wait("word of it", 60, || {
         let said = read(&words);
         ["n1", "n2", "n3"]
             .iter()
