@@ -1,6 +1,8 @@
 //! The model, the training step and the signals against PyTorch, Transformers and PEFT, on the backend `B`.
 
+use std::cell::OnceCell;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Tensor;
 use burn_flex::FlexDevice;
@@ -105,8 +107,24 @@ fn pretrained(folder: &Path) -> Pretrained {
 }
 
 fn pretrained_for(folder: &Path, config: &ModelConfig, problem: Problem) -> Pretrained {
+    alone();
     let opened = Pretrained::open_for(&model_folder(folder), config, problem);
     opened.expect("the fixture is a whole model")
+}
+
+/// Lets no other test run beside, until this one's thread ends, where what a backend keeps for all threads (its graphs, its
+/// generator) is not known to be kept apart: under load one test of many runs failed there, and never alone.
+fn alone() {
+    static ONE: Mutex<()> = Mutex::new(());
+    thread_local! {
+        static HELD: OnceCell<MutexGuard<'static, ()>> = const { OnceCell::new() };
+    }
+    if !EXACT {
+        let take = || ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        HELD.with(|held| {
+            held.get_or_init(take);
+        });
+    }
 }
 
 /// A model without adapters under the head of a golden file.
