@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dynalora_tests::drawn::difference;
-use dynalora_tests::{Scene, contains, fixture};
+use dynalora_tests::{Scene, contains, fixture, flat, said};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -988,6 +988,17 @@ fn training_goes_on_from_a_run_or_an_adapter() {
     let on = start("peft", &[&[&*from("adapter")], &peft[..]].concat());
     let trained = adapter.loss();
     assert!((on - trained).abs() < 1e-6, "{on}, not {trained}");
+    for (labels, is_said) in [("", true), ("data.labels=[\"comma\",\"none\"]", false)] {
+        let folder = from("adapter");
+        let sets = [&peft[..], &STILL[..], &[&folder, "output=guess", labels]].concat();
+        let mut arguments = vec!["train", "recipe.toml", "--force"];
+        let sets = sets.iter().filter(|set| !set.is_empty());
+        arguments.extend(sets.flat_map(|set| ["--set", set]));
+        let output = scene.run(&arguments);
+        assert!(output.status.success(), "{}", said(&output));
+        let guessed = flat(&said(&output)).contains(&flat("is a guess from the training data"));
+        assert_eq!(guessed, is_said, "{}", said(&output));
+    }
     // Another task: the modules are as they were, the head is not.
     let other = start("other", &[&from("first"), "adapter.from_head=false"]);
     assert!((other - first).abs() > 1e-4 && (other - anew).abs() > 1e-4);

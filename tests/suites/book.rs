@@ -1,5 +1,5 @@
 //! The pages under `docs/`: each is in the book, every link leads somewhere, every command is one of the program's, and the
-//! recipes and commands of [`docs/start.md`] and [`docs/cookbook.md`] run, on small models and few steps.
+//! recipes and commands of `docs/start.md` and `docs/cookbook.md` run, on small models and few steps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -44,6 +44,16 @@ pub struct Learnt {
     pub revision: String,
 }
 
+/// Says that the classes of an adapter without the file, and their order, are taken from the training data.
+pub fn guess(adapter: &Path, labels: &[String]) {
+    tracing::warn!(
+        "{} has no {FILE}: that its classes are, in this order, {} is a guess from the training data; set `labels` in [data] \
+         to the classes it was trained on",
+        adapter.display(),
+        super::table::shorten(&labels.join(", "), 200)
+    );
+}
+
 impl Learnt {
     /// Outputs of the head.
     pub fn outputs(&self) -> usize {
@@ -91,12 +101,7 @@ impl Learnt {
         let (labels, problem) = labels_of(data)?;
         let told = data.task.is_some() || data.labels.is_some() || !problem.has_classes();
         if !told {
-            tracing::warn!(
-                "{} has no {FILE}: that its classes are, in this order, {} is a guess from the training data; \
-                 set `labels` in [data] to the classes it was trained on",
-                adapter.display(),
-                super::table::shorten(&labels.join(", "), 200)
-            );
+            guess(adapter, &labels);
         }
         Ok(Learnt {
             problem,

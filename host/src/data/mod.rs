@@ -23,7 +23,7 @@ pub use batch::{Batch, EpochPlan, drawn, evaluation_batches};
 pub use chat::Template;
 pub use encode::{Encoded, Limits, check, encode, tokenize};
 pub use files::files;
-pub use learnt::{FILE as LEARNT_FILE, Learnt};
+pub use learnt::{FILE as LEARNT_FILE, Learnt, guess as guess_classes};
 pub use load::{Data, Splits, check_kind, encoder, labels_of, load, load_split, read};
 pub use places::Places;
 pub use task::Part;

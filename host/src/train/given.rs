@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use dynalora_plugin_api::ModuleInfo;
 
 use crate::adapter::{Adapted, Adapters, Config};
-use crate::data::{Data, LEARNT_FILE, Learnt};
+use crate::data::{Data, LEARNT_FILE, Learnt, guess_classes};
 use crate::error::{Error, Result};
 use crate::export::{self, Peft};
 use crate::kernel::Kernels;
@@ -18,6 +18,8 @@ pub struct Given {
     peft: Peft,
     /// Whether its head is taken too.
     head: bool,
+    /// Whether the recipe says what its classes are.
+    told: bool,
 }
 
 impl Given {
@@ -59,14 +61,21 @@ impl Given {
                 "set model.train_pooler = {frozen}, or adapter.from_head = false for a head that starts anew"
             )));
         }
-        let given = Given { peft, head };
+        let told = recipe.data.task.is_some() || recipe.data.labels.is_some();
+        let given = Given { peft, head, told };
         Ok((fitted.freeze_pooler(frozen)?, Some(given)))
     }
 
-    /// Refuses a head that was trained on something else than this data.
+    /// Refuses a head that was trained on something else than this data; where nobody says what on, so much is said.
     pub fn check_head(&self, data: &Data) -> Result<()> {
         let folder = self.peft.folder();
-        let Some(learnt) = Learnt::read(folder)?.filter(|_| self.head) else {
+        if !self.head {
+            return Ok(());
+        }
+        let Some(learnt) = Learnt::read(folder)? else {
+            if !self.told && data.problem.has_classes() {
+                guess_classes(folder, &data.labels);
+            }
             return Ok(());
         };
         let shown = |problem, labels: &[String]| match labels {

@@ -145,10 +145,15 @@ impl Arguments {
         ]
     }
 
+    /// How the training file is written, by its name; none of a split of the Hub's.
+    fn format(&self) -> Option<Format> {
+        let file = self.train.as_ref().filter(|_| self.hub.is_none());
+        file.and_then(|path| Format::of(path).ok())
+    }
+
     /// What a row is, by what is said of it.
     fn rows(&self) -> Rows {
-        let format = self.train.as_ref().filter(|_| self.hub.is_none());
-        let format = format.and_then(|path| Format::of(path).ok());
+        let format = self.format();
         let (words, problem) = (self.tokens.is_some() || self.tags.is_some(), self.problem);
         if self.images.is_some() {
             Rows::Images
@@ -332,8 +337,7 @@ fn columns(new: &Arguments, rows: Rows) -> Result<String> {
         columns.find_map(|(name, value)| value.clone().filter(|_| name == column))
     };
     // A file of plain text is a document.
-    let plain = new.train.as_ref().filter(|_| new.hub.is_none());
-    let plain = plain.is_some_and(|path| matches!(Format::of(path), Ok(Format::Txt)));
+    let plain = new.format() == Some(Format::Txt);
     if known.is_empty() || (plain && new.text.is_none()) {
         return Ok(String::new());
     }
