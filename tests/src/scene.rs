@@ -42,6 +42,21 @@ impl Scene {
         scene
     }
 
+    /// Writes `train.csv` and `dev.csv` anew, with 16 and so many texts of which the fixtures' tokenizers make at least 16
+    /// tokens, a label and a prompt each: under `max_length` 16 they are of one length.
+    pub fn write_long_texts(&self, evaluated: usize) {
+        let sentences = std::fs::read_to_string(fixture("sentences.txt")).expect("a fixture");
+        let long = sentences.lines().filter(|line| line.len() > 60);
+        let rows = long.map(|line| {
+            let label = if line.contains(',') { "comma" } else { "none" };
+            format!("\"{}\",{label},Say:\n", line.replace('"', "\"\""))
+        });
+        let rows: Vec<String> = rows.collect();
+        let table = |rows: &[String]| format!("sentence,label,prompt\n{}", rows.concat());
+        self.write("train.csv", &table(&rows[..16]));
+        self.write("dev.csv", &table(&rows[16..16 + evaluated]));
+    }
+
     /// The recipe as it was at first.
     pub fn recipe_text(&self) -> String {
         format!(

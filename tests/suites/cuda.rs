@@ -78,16 +78,7 @@ impl Bench {
             std::os::unix::fs::symlink(&driver, scene.path("lib").join(name)).expect("a link");
         }
         // Texts of one length, as in `gpu`, so that most kernels are met in the first run.
-        let sentences = std::fs::read_to_string(fixture("sentences.txt")).expect("a fixture");
-        let long = sentences.lines().filter(|line| line.len() > 60);
-        let rows = long.map(|line| {
-            let label = if line.contains(',') { "comma" } else { "none" };
-            format!("\"{}\",{label},Say:\n", line.replace('"', "\"\""))
-        });
-        let rows: Vec<String> = rows.collect();
-        let table = |rows: &[String]| format!("sentence,label,prompt\n{}", rows.concat());
-        scene.write("train.csv", &table(&rows[..16]));
-        scene.write("dev.csv", &table(&rows[16..20]));
+        scene.write_long_texts(4);
         write_stripes(&scene.path("stripes/train"), 8, 0);
         write_stripes(&scene.path("stripes/validation"), 2, 1000);
         Some(Bench {

@@ -23,17 +23,7 @@ impl Bench {
     fn new(model: &str, recipe: &str) -> Option<Bench> {
         let scene = Scene::new();
         let device = device(&scene)?;
-        let sentences = std::fs::read_to_string(fixture("sentences.txt")).expect("a fixture");
-        // The tokenizers of the fixtures make at least 16 tokens of these, of which that many are kept.
-        let long = sentences.lines().filter(|line| line.len() > 60);
-        let rows = long.map(|line| {
-            let label = if line.contains(',') { "comma" } else { "none" };
-            format!("\"{}\",{label},Say:\n", line.replace('"', "\"\""))
-        });
-        let rows: Vec<String> = rows.collect();
-        let table = |rows: &[String]| format!("sentence,label,prompt\n{}", rows.concat());
-        scene.write("train.csv", &table(&rows[..16]));
-        scene.write("dev.csv", &table(&rows[16..24]));
+        scene.write_long_texts(8);
         let mut text =
             format!("seed = 3\nthreads = 2\noutput = \"unused\"\ndevice = \"cpu\"\n{recipe}");
         text = text.replace("MODEL", &fixture(model).display().to_string());
