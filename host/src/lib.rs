@@ -25,3 +25,4 @@ pub mod sweep;
 pub mod train;
 pub mod trained;
 pub mod watch;
+mod yaml;

@@ -738,7 +738,12 @@ impl Drawn {
             self.set("train.log_signals", "true");
         }
         if c.once_in(4) {
-            self.set("train.report_to", "\"tensorboard\"");
+            let programs = [
+                "\"tensorboard\"",
+                "\"mlflow\"",
+                "[\"mlflow\", \"tensorboard\"]",
+            ];
+            self.set("train.report_to", c.of(&programs));
         }
         if self.has_no_dropout() && c.once_in(2) {
             self.set("train.cache_frozen_prefix", "true");

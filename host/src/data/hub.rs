@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use globset::GlobBuilder;
-use granit_parser::{Event, Parser, ScalarStyle};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::task::{Part, whole_export};
 use crate::error::{Error, Result};
 use crate::hub::{self, Hub, Kind, Repository};
 use crate::recipe::{DataConfig, Format};
+use crate::yaml;
 
 /// The files of each split that is read, in order: training, validation, test.
 pub type Files = [Vec<PathBuf>; 3];
@@ -223,82 +223,9 @@ fn configs_of(readme: &str) -> Result<Vec<Config>, String> {
     if yaml.len() == lines.count() {
         return Ok(Vec::new());
     }
-    let yaml = read_yaml(&yaml.join("\n"))?;
+    let yaml = yaml::read(&yaml.join("\n"))?;
     let card: Option<Card> = serde_json::from_value(yaml).map_err(|error| error.to_string())?;
     Ok(card.and_then(|card| card.configs).unwrap_or_default())
-}
-
-/// A list or a table of YAML, as far as it was read.
-enum Open {
-    List(Vec<Value>),
-    /// With the key whose value is to come.
-    Table(Map<String, Value>, Option<String>),
-}
-
-/// Nobody nests the YAML of a README deeper.
-const DEEPEST: usize = 64;
-
-/// The first document of a YAML text. Numbers stay texts; aliases are refused.
-fn read_yaml(text: &str) -> Result<Value, String> {
-    let mut open: Vec<Open> = Vec::new();
-    for event in Parser::new_from_str(text) {
-        let (event, _) = event.map_err(|error| error.to_string())?;
-        let value = match event {
-            Event::Scalar(text, style, ..) => scalar(&text, style),
-            Event::SequenceStart(..) => {
-                open.push(Open::List(Vec::new()));
-                continue;
-            }
-            Event::MappingStart(..) => {
-                open.push(Open::Table(Map::new(), None));
-                continue;
-            }
-            Event::SequenceEnd | Event::MappingEnd => match open.pop() {
-                Some(Open::List(list)) => Value::Array(list),
-                Some(Open::Table(table, _)) => Value::Object(table),
-                None => Value::Null,
-            },
-            Event::Alias(_) => return Err("its YAML has an alias, `*name`".to_owned()),
-            _ => continue,
-        };
-        if open.len() > DEEPEST {
-            return Err(format!("its YAML is nested deeper than {DEEPEST}"));
-        }
-        match open.last_mut() {
-            None => return Ok(value),
-            Some(Open::List(list)) => list.push(value),
-            Some(Open::Table(table, key)) => match key.take() {
-                None => {
-                    *key = Some(
-                        value
-                            .as_str()
-                            .map_or_else(|| value.to_string(), str::to_owned),
-                    )
-                }
-                Some(name) => {
-                    if table.insert(name.clone(), value).is_some() {
-                        return Err(format!("its YAML has the key `{name}` twice"));
-                    }
-                }
-            },
-        }
-    }
-    Ok(Value::Null)
-}
-
-/// A word of YAML, as PyYAML takes it where a truth value or nothing may be meant.
-fn scalar(text: &str, style: ScalarStyle) -> Value {
-    let plain = style == ScalarStyle::Plain;
-    match text {
-        "" | "~" | "null" | "Null" | "NULL" if plain => Value::Null,
-        "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" if plain => {
-            Value::Bool(true)
-        }
-        "false" | "False" | "FALSE" | "no" | "No" | "NO" | "off" | "Off" | "OFF" if plain => {
-            Value::Bool(false)
-        }
-        text => Value::String(text.to_owned()),
-    }
 }
 
 /// What is asked of a data set.

@@ -33,12 +33,22 @@ pub fn whole_numbers<B: Backend>(
     Tensor::from_data(TensorData::new(values, [len]), device)
 }
 
-/// Keys and values of a text's tokens so far, so that each is computed once.
+/// Keys and values of a text's tokens so far, so that each is computed once. Where attention is local, of those that
+/// the next token sees.
 #[derive(Clone, Debug)]
 pub struct Past<B: Kernels> {
     /// Of each layer, `[tokens, k | v]`.
     pairs: Vec<Option<Tensor<Ad<B>, 2>>>,
     tokens: usize,
+}
+
+impl<B: Kernels> Past<B> {
+    /// Of how many tokens each layer has keys and values.
+    pub fn known(&self) -> Vec<usize> {
+        let known =
+            |pairs: &Option<Tensor<Ad<B>, 2>>| pairs.as_ref().map_or(0, |pairs| pairs.dims()[0]);
+        self.pairs.iter().map(known).collect()
+    }
 }
 
 /// Embeddings, layers and norms; what trains comes in with the [`Pass`].
@@ -223,9 +233,12 @@ impl<B: Kernels> Base<B> {
         device: &B::Device,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
-        let positions = past.tokens..past.tokens + ids.len();
+        let before = past.tokens;
+        let positions = before..before + ids.len();
         past.tokens = positions.end;
         let sequences = Sequences::new(&[0, past.tokens]);
+        let local = self.architecture.block.attention.local.as_ref();
+        let near = local.map(|local| Sequences::new(&[0, before.min(local.reach) + ids.len()]));
         let input = Input {
             tokens: Tokens::Words {
                 ids: whole_numbers(ids.iter().map(|id| *id as usize), device),
@@ -234,7 +247,10 @@ impl<B: Kernels> Base<B> {
             },
             sequences: Sequences::new(&[0, ids.len()]),
         };
-        let around = self.around_at(&sequences, positions, device);
+        let around = Around {
+            near,
+            ..self.around_at(&sequences, positions, device)
+        };
         let mut x = self.embed(&input, pass);
         for (block, pairs) in self.blocks.iter().zip(&mut past.pairs) {
             x = block.extend(x, pairs, &around, pass);
@@ -268,6 +284,7 @@ impl<B: Kernels> Base<B> {
         Around {
             architecture: &self.architecture,
             sequences,
+            near: None,
             relative: self.relative.as_ref(),
             angles: match turned_otherwise {
                 true => [everywhere, angles(true)],

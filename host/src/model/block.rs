@@ -36,6 +36,8 @@ pub struct Around<'a, B: Kernels> {
     pub(super) architecture: &'a Architecture,
     /// Where the tokens' sequences lie.
     pub(super) sequences: &'a Sequences,
+    /// Where the tokens lie that are still known where attention is local: fewer than all of a text that is gone on with.
+    pub(super) near: Option<Sequences>,
     /// The relative positions, `[rows, hidden]`, where scores have them.
     pub(super) relative: Option<&'a Tensor<B, 2>>,
     /// By how much each token's heads are turned, where they are: in most layers, and where attention is local.
@@ -50,8 +52,10 @@ impl<B: Kernels> Around<'_, B> {
     fn layout(&self, queries: Sequences, local: bool) -> &AttentionLayout<B> {
         let which = usize::from(queries != *self.sequences);
         let shape = self.architecture.block.attention.shape_where(local);
+        let keys = self.near.as_ref().filter(|_| local);
+        let keys = keys.unwrap_or(self.sequences);
         self.layouts[usize::from(local)][which].get_or_init(|| {
-            let mut layout = AttentionLayout::new(queries, self.sequences.clone(), shape);
+            let mut layout = AttentionLayout::new(queries, keys.clone(), shape);
             let relative = self.architecture.block.attention.relative.as_ref();
             layout.buckets = relative.map(|relative| {
                 let longest = self.sequences.longest().max(1);
@@ -191,8 +195,9 @@ impl<B: Kernels> Block<B> {
         }
     }
 
-    /// The hidden states of tokens that follow those whose keys and values are `before`; theirs are added to them.
-    /// `around` has all of their sequence, and by how much the new tokens are turned.
+    /// The hidden states of tokens that follow those whose keys and values are `before`; theirs are added to them, and
+    /// where attention is local those go that the next token does not see. `around` has all of their sequence, and by how
+    /// much the new tokens are turned.
     pub fn extend(
         &self,
         x: Tensor<Ad<B>, 2>,
@@ -203,14 +208,18 @@ impl<B: Kernels> Block<B> {
         let read = self.read(x.clone(), around);
         let projected = pass.linear(read, &parts(&self.projections));
         let projected = self.placed(projected, Holds::All, self.angles(around), around);
-        let shape = around.architecture.block.attention.shape;
+        let shape = around.architecture.block.attention.shape_where(self.local);
         let ([tokens, columns], width) = (projected.dims(), shape.query_width());
         let pairs = projected.clone().slice_dim(1, width..columns);
         let pairs = match before.take() {
             Some(before) => Tensor::cat(vec![before, pairs], 0),
             None => pairs,
         };
-        *before = Some(pairs.clone());
+        let known = pairs.dims()[0];
+        *before = Some(match shape.reach.filter(|reach| *reach < known) {
+            Some(reach) => pairs.clone().slice_dim(0, known - reach..known),
+            None => pairs.clone(),
+        });
         let projected = Projected::Split {
             queries: projected.slice_dim(1, 0..width),
             pairs,

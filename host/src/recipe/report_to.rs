@@ -13,6 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub enum Reporter {
     /// Event files in the run's folder `tensorboard`.
     Tensorboard,
+    /// MLflow's file store: the folder that `MLFLOW_TRACKING_URI` names, else `mlruns` beside the run's folder.
+    Mlflow,
 }
 
 /// Programs that show runs, one or a list.
@@ -46,7 +48,7 @@ impl<'de> de::Visitor<'de> for OneOrMany {
     type Value = ReportTo;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("\"tensorboard\", or a list")
+        f.write_str("\"tensorboard\", \"mlflow\", or a list")
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<ReportTo, E> {
@@ -76,8 +78,8 @@ impl JsonSchema for ReportTo {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "oneOf": [
-                { "enum": ["tensorboard"] },
-                { "type": "array", "items": { "enum": ["tensorboard"] } },
+                { "enum": ["tensorboard", "mlflow"] },
+                { "type": "array", "items": { "enum": ["tensorboard", "mlflow"] } },
             ],
         })
     }

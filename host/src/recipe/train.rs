@@ -60,7 +60,7 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Write what plugins are told of steps to `signals.jsonl`, raw values aside, for `dynalora plugins replay`.
     pub log_signals: bool,
-    /// Programs that records are written for as well, one or a list: `"tensorboard"` (Transformers' `report_to`).
+    /// Programs that records are written for as well, one or a list: `"tensorboard"`, `"mlflow"` (Transformers' `report_to`).
     #[serde(skip_serializing_if = "ReportTo::is_empty")]
     pub report_to: ReportTo,
     /// Keep only what goes into each layer, and run the layer once more on the way back: less memory, more operations,

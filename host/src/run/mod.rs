@@ -17,6 +17,7 @@
 mod checkpoint;
 mod folder;
 mod found;
+mod mlflow;
 mod module_path;
 mod provenance;
 mod recipe;

@@ -14,7 +14,7 @@ use super::checkpoint::{self, Checkpoint, Commit, PendingCheckpoint, Whole};
 use super::folder::{self, FRESH_ADAPTER, LOCK, REPLACING};
 use super::provenance::{Provenance, Sitting, compare};
 use super::record::{AllocationRecord, MetricRecord, SignalRecord, Summary};
-use super::reports::Reports;
+use super::reports::{self, Reports};
 use crate::error::{Error, Result};
 use crate::file::{
     Extent, Lines, begins_with, cannot_write, cut, gone, read_lines, same_file, sync_folder,
@@ -94,6 +94,7 @@ impl Writer {
             true => folder::refuse_foreign(run),
             false => folder::refuse_taken(run),
         };
+        reports::check(&run, &opening)?;
         let dir = run.dir();
         let made_folder = !dir.exists();
         fs::create_dir_all(dir).map_err(|error| cannot_write(dir, error))?;
@@ -107,6 +108,7 @@ impl Writer {
     }
 
     pub(super) fn resume(run: Run, mut opening: Opening) -> Result<(Self, Option<Checkpoint>)> {
+        reports::check(&run, &opening)?;
         let lock = lock(&run)?;
         let provenance = match run.provenance() {
             Err(error) if opening.accept_changes => {
@@ -342,7 +344,8 @@ impl Writer {
         for log in logs.into_iter().flatten() {
             log.sync()?;
         }
-        write_json(&self.run.summary_path(), summary)
+        write_json(&self.run.summary_path(), summary)?;
+        self.reports.as_mut().map_or(Ok(()), Reports::finish)
     }
 }
 

@@ -373,6 +373,7 @@ fn minilm_matches_transformers_on_64_sentences() {
 
 #[test]
 fn a_text_that_grows_token_by_token_is_the_one_that_is_read_at_once() {
+    let mut slid = false;
     for name in [
         "tiny-llama",
         "tiny-mistral",
@@ -390,7 +391,7 @@ fn a_text_that_grows_token_by_token_is_the_one_that_is_read_at_once() {
         let tokens = fixture(&format!("{name}/golden/tokens.safetensors"));
         let texts = Inputs::texts(&tokens, "sentences");
         let batch = texts.batch(&[3], vec![Label::Tokens(1)]);
-        let ids = &batch.ids;
+        let ids = batch.ids.clone();
         let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
         let (base, model) = (&trainee.model.base, &trainee.model);
         // The first five at once, then one by one.
@@ -413,7 +414,20 @@ fn a_text_that_grows_token_by_token_is_the_one_that_is_read_at_once() {
             (loss - f64::from(whole)).abs() < 1e-5 * loss,
             "{name}: {loss}, at once {whole}"
         );
+        // Layers with a window know no more tokens than the next one sees.
+        let attention = &pretrained.config.block.attention;
+        for (layer, known) in past.known().into_iter().enumerate() {
+            let reach = attention.local_in(layer).map(|local| local.reach);
+            let tokens = ids.len() - 1;
+            assert_eq!(
+                known,
+                reach.map_or(tokens, |reach| tokens.min(reach)),
+                "{name}, layer {layer}"
+            );
+            slid |= known < tokens;
+        }
     }
+    assert!(slid, "no text is longer than a window");
 }
 
 /// A model with the adapter and the head that PEFT saved.

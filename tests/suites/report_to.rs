@@ -1,7 +1,8 @@
-//! `train.report_to = "tensorboard"`, read back by TensorBoard.
+//! `train.report_to`, read back by the programs that it is written for.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use dynalora_tests::{Scene, built, contains, said, skip};
 use serde_json::Value;
@@ -18,14 +19,33 @@ scalars = {tag: [[e.step, e.value] for e in events.Scalars(tag)] for tag in tags
 print(json.dumps({'texts': texts, 'scalars': scalars}))
 ";
 
-/// A Python that has TensorBoard: in an environment of its own, made once.
-fn tensorboard() -> Option<PathBuf> {
-    let venv = built().join("outside/tensorboard");
+/// Reads a folder of MLflow's as its client does: each run's experiment, state, parameters, artifacts and metrics.
+const TRACKED: &str = "
+import json, os, sys
+os.environ['MLFLOW_ALLOW_FILE_STORE'] = 'true'
+from mlflow import MlflowClient
+client = MlflowClient(tracking_uri='file://' + sys.argv[1])
+found = {}
+for experiment in client.search_experiments():
+    for run in client.search_runs([experiment.experiment_id]):
+        history = lambda key: [[m.step, m.value, m.timestamp] for m in client.get_metric_history(run.info.run_id, key)]
+        found[run.info.run_name] = {
+            'experiment': experiment.name, 'status': run.info.status, 'params': run.data.params, 'tags': run.data.tags,
+            'start': run.info.start_time, 'end': run.info.end_time,
+            'artifacts': [a.path for a in client.list_artifacts(run.info.run_id)],
+            'recipe': open(client.download_artifacts(run.info.run_id, 'resolved-recipe.toml')).read(),
+            'metrics': {key: history(key) for key in run.data.metrics},
+        }
+print(json.dumps(found))
+";
+
+/// A Python that has a package, to be imported under this name: in an environment of its own, made once.
+fn python_with(package: &str, module: &str) -> Option<PathBuf> {
+    let venv = built().join("outside").join(module);
     let python = venv.join("bin/python");
     let has = || {
-        let found = Command::new(&python)
-            .args(["-c", "import tensorboard"])
-            .output();
+        let import = format!("import {module}");
+        let found = Command::new(&python).args(["-c", &import]).output();
         found.is_ok_and(|output| output.status.success())
     };
     if has() {
@@ -50,26 +70,47 @@ fn tensorboard() -> Option<PathBuf> {
         "--disable-pip-version-check",
         "install",
         "--quiet",
-        "tensorboard",
+        package,
     ];
     let installed = make(Command::new(&python).args(pip));
     match installed {
         Ok((true, _)) if has() => Some(python),
         other => skip(
             "python",
-            format_args!("TensorBoard cannot be installed: {other:?}"),
+            format_args!("{package} cannot be installed: {other:?}"),
         ),
     }
 }
 
-fn read(python: &Path, run: &Path) -> Value {
+/// Made once: tests that run side by side would be in each other's way.
+fn tensorboard() -> Option<PathBuf> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    FOUND
+        .get_or_init(|| python_with("tensorboard", "tensorboard"))
+        .clone()
+}
+
+fn mlflow() -> Option<PathBuf> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    // The part of it that needs no database.
+    FOUND
+        .get_or_init(|| python_with("mlflow-skinny", "mlflow"))
+        .clone()
+}
+
+/// What a program prints in JSON.
+fn printed(python: &Path, program: &str, argument: &Path) -> Value {
     let output = Command::new(python)
-        .args(["-c", READ])
-        .arg(run.join("tensorboard"))
+        .args(["-c", program])
+        .arg(argument)
         .output();
     let output = output.expect("python starts");
     assert!(output.status.success(), "{}", said(&output));
     serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+fn read(python: &Path, run: &Path) -> Value {
+    printed(python, READ, &run.join("tensorboard"))
 }
 
 /// Steps and values of a field in a run's log.
@@ -241,4 +282,111 @@ fn the_folder_is_the_runs_own() {
         assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
         contains(&refused, parts);
     }
+}
+
+/// Steps and values that MLflow has of a metric.
+fn tracked(run: &Value, name: &str) -> Vec<(u64, f64)> {
+    let points = run["metrics"][name].as_array();
+    let points = points.unwrap_or_else(|| panic!("{name} is not in {run}"));
+    let point = |point: &Value| Some((point[0].as_u64()?, f64::from(point[1].as_f64()? as f32)));
+    points.iter().filter_map(point).collect()
+}
+
+#[test]
+fn mlflow_reads_what_was_logged_and_once_after_a_kill() {
+    let Some(python) = mlflow() else { return };
+    let scene = Scene::new();
+    let sets = [
+        "train.report_to=mlflow",
+        "train.steps=60",
+        "evaluation.every=3",
+        "checkpoint.every=4",
+    ];
+    scene.assert_resumes("run", &sets);
+    let store = scene.path("mlruns");
+    let found = printed(&python, TRACKED, &store);
+    let experiment = store.parent().and_then(Path::file_name).expect("a folder");
+    for run in ["whole-run", "killed-run"] {
+        let own = &found[run];
+        assert_eq!(own["experiment"], experiment.to_str().expect("a name"));
+        assert_eq!(own["status"], "FINISHED", "{run}");
+        assert!(own["end"].as_u64() >= own["start"].as_u64());
+        for (name, kind, field) in [
+            ("train/loss", "step", "loss"),
+            ("train/grad_norm", "step", "grad_norm"),
+            ("train/active_parameters", "step", "active_parameters"),
+            ("eval/loss", "evaluation", "loss"),
+            ("eval/accuracy", "evaluation", "accuracy"),
+        ] {
+            assert_eq!(
+                tracked(own, name),
+                logged(&scene, run, kind, field),
+                "{run}: {name}"
+            );
+        }
+        let times = own["metrics"]["train/loss"].as_array().expect("points");
+        let times: Vec<_> = times.iter().map(|point| point[2].as_u64()).collect();
+        assert!(times.is_sorted(), "{times:?}");
+        let recipe = std::fs::read_to_string(scene.path(run).join("recipe.toml"));
+        assert_eq!(own["recipe"], recipe.expect("a recipe"));
+        assert_eq!(own["params"]["train.report_to"], "[\"mlflow\"]");
+        assert_eq!(own["params"]["train.steps"], "60");
+        assert_eq!(own["params"]["scorer.plugin"], "activation");
+    }
+    // Nothing there is taken for a run of ours.
+    let runs = scene.run(&["runs", "mlruns", "--json"]);
+    assert!(!said(&runs).contains("\"state\""), "{}", said(&runs));
+}
+
+#[test]
+fn where_runs_are_tracked_is_said_as_mlflow_has_it() {
+    let Some(python) = mlflow() else { return };
+    let scene = Scene::new();
+    let train = |output: &str, uri: &str| {
+        let output = format!("output={output}");
+        let mut command = scene.command(&["train", "recipe.toml", "--quiet", "--set", &output]);
+        command.args(["--set", "train.report_to=[\"tensorboard\", \"mlflow\"]"]);
+        command.env("MLFLOW_TRACKING_URI", uri);
+        command.env("MLFLOW_EXPERIMENT_NAME", "tried: \"twice\"");
+        command
+    };
+    let store = scene.path("a store");
+    let uri = format!("file://{}", store.display()).replace(' ', "%20");
+    for output in ["one", "two"] {
+        let output = train(output, &uri).output().expect("it starts");
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    // Stopped, and so not finished.
+    scene.edit("steps = 12", "steps = 30000");
+    let mut training = train("three", "a store").spawn().expect("it starts");
+    while !scene.path("three/checkpoints/pointers.json").exists() {
+        assert!(training.try_wait().expect("a child").is_none(), "it ended");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let state = |run: &str| printed(&python, TRACKED, &store)[run]["status"].clone();
+    assert_eq!(state("three"), "RUNNING");
+    let id = training.id().to_string();
+    let killed = Command::new("kill").args(["-TERM", &id]).status();
+    assert!(killed.expect("kill").success());
+    training.wait().expect("it ends");
+    assert_eq!(state("three"), "KILLED");
+    let found = printed(&python, TRACKED, &store);
+    for run in ["one", "two", "three"] {
+        assert_eq!(found[run]["experiment"], "tried: \"twice\"", "{found}");
+    }
+    assert_eq!(found["one"]["status"], "FINISHED");
+    // Of one name there is one experiment; a folder of MLflow's own lies beside it.
+    let folders = std::fs::read_dir(&store).expect("a store").flatten();
+    let folders = folders.filter(|entry| entry.file_name() != ".trash");
+    assert_eq!(folders.count(), 1);
+    assert!(scene.path("one/tensorboard").exists());
+
+    let refused = train("four", "https://tracking.example").output();
+    let refused = refused.expect("it starts");
+    assert_eq!(refused.status.code(), Some(2));
+    contains(
+        &refused,
+        &["MLFLOW_TRACKING_URI is https://tracking.example"],
+    );
+    assert!(!scene.path("four").exists());
 }
