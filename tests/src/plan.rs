@@ -19,5 +19,6 @@ pub fn plan<'a>(active: &'a [bool], wanted: &'a Wanted) -> StepPlan<'a> {
         wanted,
         seed: 0,
         checkpointing: false,
+        loss_scale: 1.0,
     }
 }

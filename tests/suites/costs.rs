@@ -250,7 +250,7 @@ targets = ["query", "value", "dense"]"#;
         let pretrained = Pretrained::open(&folder, &recipe).expect("a whole model");
         let modules = pretrained.adapted(&adapter).expect("modules").modules;
         let load = || Model::<Flex>::load(&pretrained, &modules, 2, &DEVICE).expect("a model");
-        let said = pretrained.bytes(false).expect("no language head");
+        let said = pretrained.bytes(false, true).expect("no language head");
         // What a thread of the pool makes or lets go of meanwhile is not the model's: the least of several.
         let least = (0..8).map(|_| {
             let before = LIVE.load(Relaxed);

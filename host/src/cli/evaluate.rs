@@ -54,7 +54,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     session::use_threads(arguments.threads.or(trained.recipe.threads))?;
     let metrics = trained.metrics()?;
     let splits = trained.load_split(&arguments.split)?;
-    let session = Session::start(trained.recipe.device, common)?;
+    let session = Session::start(&trained.recipe, common)?;
     let batch_tokens = trained.recipe.evaluation.batch_tokens;
     let scores = session.on_device(Evaluate {
         trained: &trained,

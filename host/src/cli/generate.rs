@@ -97,7 +97,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         let ids = fitting(ids, &places.name(index), &trained)?;
         encoded.push((ids, prompt));
     }
-    let session = Session::start(trained.recipe.device, common)?;
+    let session = Session::start(&trained.recipe, common)?;
     session.on_device(Generate {
         trained: &trained,
         encoder: &encoder,

@@ -12,7 +12,7 @@ use crate::data::{self, Problem, labels_of};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, HeadStart, ModelFolder, Pretrained, fetch, head_parameters};
 use crate::number::{count, size};
-use crate::recipe::{AdapterKind, OptimizerState, Recipe, Unit};
+use crate::recipe::{AdapterKind, Device, OptimizerState, Recipe, Unit};
 use crate::train::cost::{HeadKind, LastLayer, Shape, Sizes, Steps, cost, kept_by_a_layer};
 use crate::train::{Given, check, costs, longest_step};
 
@@ -300,7 +300,10 @@ fn plan(
         AdapterKind::Lora => (0, frozen_values),
     };
     let mut memory = Memory {
-        weights: pretrained.bytes(recipe.data.predicts_tokens())?,
+        weights: {
+            let on_cpu = matches!(recipe.device, Device::Auto | Device::Cpu);
+            pretrained.bytes(recipe.data.predicts_tokens(), on_cpu)?
+        },
         adapters: 4
             * (adapter_parameters
                 + frozen_values

@@ -104,7 +104,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         }
         false => trained.tokenize(&examples, &places)?,
     };
-    let session = Session::start(trained.recipe.device, common)?;
+    let session = Session::start(&trained.recipe, common)?;
     let logits = session.on_device(Predict {
         trained: &trained,
         encoded: &encoded,
@@ -164,7 +164,7 @@ fn tag(
     });
     let sentences: Vec<Sentence> = sentences.collect();
     let encoded = trained.tokenize_words(&sentences, places)?;
-    let session = Session::start(trained.recipe.device, common)?;
+    let session = Session::start(&trained.recipe, common)?;
     let mut logits = session
         .on_device(Predict {
             trained,

@@ -7,7 +7,7 @@ use super::Common;
 use crate::device::{self, Chosen};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
-use crate::recipe::{Device, MOST_THREADS};
+use crate::recipe::{MOST_THREADS, Precision, Recipe};
 use crate::run::{Checkpoint, Summary, Writer};
 use crate::train::eva::{self, Found, Seen};
 use crate::train::{self, Display, Prepared, Verbosity};
@@ -65,10 +65,21 @@ pub trait OnDevice: Send {
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Self::Output>;
 }
 
+/// Whether the device computes in a precision.
+struct Check<'a>(Precision, &'a Session);
+
+impl OnDevice for Check<'_> {
+    type Output = ();
+    fn run<B: Kernels>(self, device: &B::Device) -> Result<()> {
+        let Check(wanted, session) = self;
+        device::check_precision::<B>(wanted, &session.device, &session.name, device)
+    }
+}
+
 impl Session {
-    /// Settles on a device and says which and why.
-    pub fn start(wanted: Device, common: &Common) -> Result<Self> {
-        let (device, why) = device::choose(wanted)?;
+    /// Settles on a device and says which and why. One that cannot compute in the recipe's precision is refused.
+    pub fn start(recipe: &Recipe, common: &Common) -> Result<Self> {
+        let (device, why) = device::choose(recipe.device)?;
         let verbosity = if common.quiet {
             Verbosity::Quiet
         } else {
@@ -82,11 +93,13 @@ impl Session {
             Chosen::Cuda(index) => format!("cuda:{index}"),
             Chosen::Wgpu(adapter) => adapter.device.clone(),
         };
-        Ok(Session {
+        let session = Session {
             device,
             name,
             verbosity,
-        })
+        };
+        session.on_device(Check(recipe.model.precision, &session))?;
+        Ok(session)
     }
 
     /// The device's name: `cpu`, `cuda:0`, `vulkan:0`.

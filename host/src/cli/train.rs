@@ -90,7 +90,7 @@ pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
         }
         How::New | How::Replace => Run::check_free(&output, how == How::Replace)?,
     }
-    let session = Session::start(recipe.device, common)?;
+    let session = Session::start(&recipe, common)?;
     let known = match how {
         How::Resume { .. } => known_of_eva(&Run::open(&output)?)?,
         How::New | How::Replace => None,

@@ -1,10 +1,12 @@
 //! Which device a run uses, and why.
 
 mod cuda;
+mod precision;
 mod tuning;
 mod wgpu;
 
 pub use cuda::{Cuda, CudaDevice, Missing};
+pub use precision::check_precision;
 #[cfg(feature = "wgpu")]
 pub use wgpu::open;
 pub use wgpu::{Adapter, Interface, Kind, Wgpu};

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::cpu::{View, tensor};
 use super::gemm::{Left, Out, Start, Term, multiply, product};
+use super::linear::Input as Product;
 use super::matrix::Matrix;
 use super::record::{input, is_tracked, plain, record, unwrap};
 use super::simd::{exp, fma, map_sum, max_of, tanh, vectorised};
@@ -19,7 +20,7 @@ pub fn composed<B: Kernels>(
     soft_cap: Option<f32>,
 ) -> Tensor<Ad<B>, 1> {
     let device = x.device();
-    let mut logits = x.matmul(Tensor::from_inner(head.weight.clone()).transpose());
+    let mut logits = Product::new(x, head).times(head);
     if let Some(bias) = &head.bias {
         logits = logits + Tensor::from_inner(bias.clone()).unsqueeze();
     }

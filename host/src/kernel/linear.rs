@@ -1,7 +1,7 @@
 //! Linear layers over frozen weights, with LoRA side paths where they carry one.
 
 use burn::tensor::Tensor;
-use burn_backend::Backend;
+use burn_backend::{Backend, FloatDType};
 use burn_flex::Flex;
 
 use super::cpu::{Disjoint, View, tensor};
@@ -15,7 +15,7 @@ use super::{Ad, Kernels, Precision};
 /// A frozen linear layer `y = x·Wᵀ + b`, its weight laid out for the way the backend reads it.
 #[derive(Clone, Debug)]
 pub struct Frozen<B: Kernels> {
-    /// `W: [out, in]`.
+    /// `W: [out, in]`, in the type that it is rounded to where the backend has no layout of its own.
     pub weight: Tensor<B, 2>,
     /// `b: [out]`.
     pub bias: Option<Tensor<B, 1>>,
@@ -30,7 +30,10 @@ impl<B: Kernels> Frozen<B> {
     pub fn new(weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, precision: Precision) -> Self {
         Frozen {
             packed: B::pack(&weight, precision),
-            weight,
+            weight: match precision.half() {
+                Some(half) if !Self::LAID_OUT => weight.cast(half),
+                _ => weight,
+            },
             bias,
         }
     }
@@ -99,9 +102,9 @@ pub struct Outputs<B: Kernels> {
 pub fn composed<B: Kernels>(x: Tensor<Ad<B>, 2>, branches: Vec<Branch<'_, B>>) -> Outputs<B> {
     let mut side = Vec::new();
     let mut outputs = Vec::new();
+    let input = Input::new(x.clone(), branches[0].frozen);
     for Branch { frozen, lora } in branches {
-        let weight = Tensor::from_inner(frozen.weight.clone());
-        let mut y = x.clone().matmul(weight.transpose());
+        let mut y = input.times(frozen);
         if let Some(bias) = &frozen.bias {
             y = y + Tensor::from_inner(bias.clone()).unsqueeze();
         }
@@ -120,6 +123,42 @@ pub fn composed<B: Kernels>(x: Tensor<Ad<B>, 2>, branches: Vec<Branch<'_, B>>) -
     Outputs { y, side }
 }
 
+/// What frozen weights of one type are multiplied by, by burn's own operations.
+pub struct Input<B: Kernels> {
+    x: Tensor<Ad<B>, 2>,
+    /// Rounded to the weights' type, where that is not f32.
+    rounded: Option<Tensor<B, 2>>,
+}
+
+impl<B: Kernels> Input<B> {
+    /// What `frozen`, and others of its type, will be multiplied by.
+    pub fn new(x: Tensor<Ad<B>, 2>, frozen: &Frozen<B>) -> Self {
+        let half = FloatDType::from(frozen.weight.dtype());
+        let rounded = (half != FloatDType::F32).then(|| x.clone().inner().cast(half));
+        Input { x, rounded }
+    }
+
+    /// `x·Wᵀ`. In half precision it is one operation of the graph, so that the gradients of an `x` that several weights are
+    /// multiplied by are added up in f32; the gradient of the product is rounded as x is.
+    pub fn times(&self, frozen: &Frozen<B>) -> Tensor<Ad<B>, 2> {
+        let weight = frozen.weight.clone();
+        let Some(rounded) = &self.rounded else {
+            let weight = Tensor::from_inner(weight);
+            return self.x.clone().matmul(weight.transpose());
+        };
+        let y = rounded.clone().matmul(weight.clone().transpose());
+        record(
+            [input(self.x.clone())],
+            y.cast(FloatDType::F32),
+            || weight,
+            |weight, gradient, _| {
+                let gradient = plain::<B, 2>(gradient).cast(weight.dtype());
+                [Some(unwrap(gradient.matmul(weight).cast(FloatDType::F32)))]
+            },
+        )
+    }
+}
+
 /// Lays out a frozen weight as the CPU reads it: its transpose, for `x·Wᵀ`.
 pub fn pack(weight: &Tensor<Flex, 2>, precision: Precision) -> Panels {
     let [outputs, inputs] = weight.dims();
@@ -128,6 +167,7 @@ pub fn pack(weight: &Tensor<Flex, 2>, precision: Precision) -> Panels {
     match precision {
         Precision::F32 => Panels::new(weight),
         Precision::Bf16 => Panels::rounded(weight),
+        Precision::F16 => unreachable!("the CPU has no kernel for it, and is asked before"),
     }
 }
 

@@ -30,7 +30,7 @@ mod tests;
 
 use burn::tensor::Tensor;
 use burn_autodiff::Autodiff;
-use burn_backend::Backend;
+use burn_backend::{Backend, FloatDType};
 use burn_flex::Flex;
 
 pub use activation::Activation;
@@ -60,6 +60,19 @@ pub enum Precision {
     F32,
     /// Both sides rounded to bf16, summed up in f32.
     Bf16,
+    /// The same in IEEE's half precision, whose largest value is 65,504.
+    F16,
+}
+
+impl Precision {
+    /// The type that values are rounded to, if they are.
+    pub fn half(self) -> Option<FloatDType> {
+        match self {
+            Precision::F32 => None,
+            Precision::Bf16 => Some(FloatDType::BF16),
+            Precision::F16 => Some(FloatDType::F16),
+        }
+    }
 }
 
 /// A backend with dynalora's fused operations. Every method has a default composed of burn's own
@@ -70,6 +83,12 @@ pub trait Kernels: Backend {
 
     /// Lays out a frozen weight `[out, in]` for products in this precision.
     fn pack(weight: &Tensor<Self, 2>, precision: Precision) -> Self::Packed;
+
+    /// Whether products with frozen weights can be computed in this precision.
+    fn computes(precision: Precision, device: &Self::Device) -> bool {
+        let half = precision.half();
+        half.is_none_or(|half| Self::supports_dtype(device, half.into()))
+    }
 
     /// `y = x·Wᵀ + b + s·(dropout(x)·Aᵀ)·Bᵀ` (Hu et al. 2021, eq. 3) of each of up to three layers that
     /// read the same `x [tokens, in]`, side by side. The pair is a side path: `W + s·BA` is never formed.
@@ -217,6 +236,10 @@ impl Kernels for Flex {
 
     fn pack(weight: &Tensor<Self, 2>, precision: Precision) -> Self::Packed {
         linear::pack(weight, precision).into()
+    }
+
+    fn computes(precision: Precision, _: &Self::Device) -> bool {
+        precision != Precision::F16
     }
 
     fn linears(x: Tensor<Ad<Self>, 2>, branches: Vec<Branch<'_, Self>>) -> Outputs<Self> {

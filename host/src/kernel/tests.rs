@@ -291,6 +291,87 @@ fn linear_layers_in_bf16() {
     force(Level::Avx512);
 }
 
+/// Two layers with pairs over one input, in a precision, with the output's gradient times `scale`: the output, and the
+/// gradients of the input and of each A and B, divided by it again.
+fn in_half<B: Kernels>(
+    values: &[Tensor<Flex, 2>],
+    precision: Precision,
+    scale: f32,
+) -> Vec<Tensor<Flex, 2>> {
+    let device = B::Device::default();
+    let all: Vec<Tensor<B, 2>> = values
+        .iter()
+        .map(|values| Tensor::from_data(values.to_data(), &device))
+        .collect();
+    let [x, qa, qb, va, vb, wq, wv, g] = &all[..] else {
+        panic!("eight tensors");
+    };
+    let [wq, wv] = [wq, wv].map(|weight| Frozen::lean(weight.clone(), None, precision));
+    let tracked = [x, qa, qb, va, vb].map(|x| Tensor::from_inner(x.clone()).require_grad());
+    let [x, qa, qb, va, vb] = &tracked;
+    let adapted = [(&wq, qa, qb), (&wv, va, vb)].map(|(frozen, a, b)| Branch {
+        frozen,
+        lora: Some(Lora {
+            a: a.clone(),
+            b: b.clone(),
+            scale: 0.5,
+            dropout: Dropout::NONE,
+        }),
+    });
+    let y = B::linears(x.clone(), adapted.to_vec()).y;
+    let loss = (y.clone() * Tensor::from_inner(g.clone() * scale)).sum();
+    let gradients = loss.backward();
+    let found = tracked.map(|x| x.grad(&gradients).expect("a gradient") / scale);
+    let found = [y.inner()].into_iter().chain(found);
+    found
+        .map(|tensor| Tensor::from_data(tensor.into_data(), &Default::default()))
+        .collect()
+}
+
+#[test]
+fn half_precision_by_burns_operations() {
+    let _alone = alone();
+    force(Level::Avx512);
+    let sizes = [
+        [33, 70],
+        [4, 70],
+        [40, 4],
+        [4, 70],
+        [24, 4],
+        [40, 70],
+        [24, 70],
+        [33, 64],
+    ];
+    let mut values = sizes.map(|[rows, columns]| plain_random(rows, columns));
+    let norm = |x: Tensor<Flex, 2>| x.powi_scalar(2).sum().sqrt().into_scalar();
+    let apart = |ours: Vec<Tensor<Flex, 2>>, theirs: &[Tensor<Flex, 2>]| -> Vec<f32> {
+        let pairs = ours.into_iter().zip(theirs);
+        let far = pairs.map(|(ours, theirs)| norm(ours - theirs.clone()) / norm(theirs.clone()));
+        far.collect()
+    };
+    let exact = in_half::<Flex>(&values, Precision::F32, 1.0);
+    // Of bf16 also the CPU's own kernel, which does not round the sum.
+    let on_cpu = in_half::<Flex>(&values, Precision::Bf16, 1.0);
+    let rounded = in_half::<Composed>(&values, Precision::Bf16, 1.0);
+    let far = apart(rounded, &on_cpu);
+    assert!(
+        far[..2].iter().all(|far| (1e-5..3e-3).contains(far)),
+        "{far:?}"
+    );
+    for (precision, range) in [(Precision::Bf16, 1e-5..5e-3), (Precision::F16, 1e-6..1e-3)] {
+        let far = apart(in_half::<Composed>(&values, precision, 1.0), &exact);
+        // The output and the input's gradient go through the weights; those of A and B do not.
+        assert!(far[..2].iter().all(|far| range.contains(far)), "{far:?}");
+        assert!(far[2..].iter().all(|far| *far < 1e-6), "{far:?}");
+    }
+    // What f16 has no number for any more is there again under a scale.
+    values[7] = values[7].clone() * 1e-9;
+    let exact = in_half::<Flex>(&values, Precision::F32, 1.0);
+    let far = |scale| apart(in_half::<Composed>(&values, Precision::F16, scale), &exact)[1];
+    assert!(far(1.0) > 0.5, "{}", far(1.0));
+    assert!(far((1u64 << 30) as f32) < 1e-3);
+}
+
 #[test]
 fn several_layers_read_one_input() {
     let _alone = alone();

@@ -17,7 +17,7 @@ use dynalora_plugin_api::ModuleInfo;
 
 use crate::adapter::{Adapted, Adapters, LinearInfo, Pass};
 use crate::error::{Error, Result};
-use crate::kernel::{Ad, Branch, Frozen, Kernels, Precision, Sequences, bf16_is_native};
+use crate::kernel::{Ad, Branch, Frozen, Kernels, Precision, Sequences};
 use crate::recipe::{self, AdapterConfig, ModelConfig, Problem};
 
 use architecture::{Embeddings, Table};
@@ -100,8 +100,10 @@ impl Pretrained {
         };
         let pretrained = Pretrained {
             precision: match recipe.precision {
-                recipe::Precision::F32 => Precision::F32,
+                // Where a GPU's products are tf32, those of f32 are.
+                recipe::Precision::F32 | recipe::Precision::Tf32 => Precision::F32,
                 recipe::Precision::Bf16 => Precision::Bf16,
+                recipe::Precision::F16 => Precision::F16,
             },
             config,
             weights,
@@ -283,13 +285,13 @@ impl Pretrained {
         self.weights.require(&name, &shape)
     }
 
-    /// Bytes of the checkpoint's values in memory, as the CPU keeps them: linear layers in its own precision or that of
-    /// the products, all else in f32. A table of word embeddings that predicts tokens too is there twice: its rows are looked up, and it is
-    /// laid out for products.
-    pub fn bytes(&self, predicts_tokens: bool) -> Result<u64> {
-        let halves = self.precision == Precision::Bf16;
+    /// Bytes of the checkpoint's values in memory: linear layers in the precision of the products, on the CPU also in the
+    /// checkpoint's own, all else in f32. A table of word embeddings that predicts tokens too is there twice where that is
+    /// not the same: its rows are looked up, and it is laid out for products.
+    pub fn bytes(&self, predicts_tokens: bool, on_cpu: bool) -> Result<u64> {
+        let halves = self.precision.half().is_some();
         let width = |name: &str| {
-            if halves || self.weights.is_half(name) {
+            if halves || on_cpu && self.weights.is_half(name) {
                 2
             } else {
                 4
@@ -304,7 +306,8 @@ impl Pretrained {
             let (name, [outputs, inputs]) = self.language_head_tensor()?;
             let head = (outputs * inputs) as u64;
             match self.config.language_head.is_some_and(|head| head.tied) {
-                true => bytes += width(&name) * head,
+                true if on_cpu || halves => bytes += width(&name) * head,
+                true => {}
                 false => bytes -= (4 - width(&name)) * head,
             }
         }
@@ -386,17 +389,6 @@ impl<B: Kernels> Model<B> {
         outputs: usize,
         device: &B::Device,
     ) -> Result<Self> {
-        if pretrained.precision != Precision::F32 && !Frozen::<B>::LAID_OUT {
-            return Err(Error::user(
-                "model.precision is \"bf16\", which only the CPU's kernels have",
-            )
-            .help("leave the key out, or set `device = \"cpu\"`"));
-        }
-        if pretrained.precision == Precision::Bf16 && !bf16_is_native() {
-            tracing::warn!(
-                "model.precision is \"bf16\", but this CPU has no AVX512-BF16: results are the same, and slower than in f32"
-            );
-        }
         let linears = pretrained.linears();
         let module_of: Vec<Option<usize>> = linears
             .iter()

@@ -251,6 +251,7 @@ impl Recipe {
             &format!("a whole number from 1 to {MOST_THREADS}"),
         )?;
         self.model.validate(&self.data, at)?;
+        self.model.validate_precision(self.device, at)?;
         self.data
             .validate()
             .map_err(|error| at.adopt("data", error))?;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::data::DataConfig;
 use super::document::Document;
+use super::words::Device;
 use crate::error::Result;
 
 /// The pretrained model, and how it differs from its own `config.json`.
@@ -21,9 +22,9 @@ pub struct ModelConfig {
     /// many as the model makes of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
-    /// What products with frozen weights are computed in: `bf16` rounds both sides to bf16 and sums up in f32, as
-    /// PyTorch's autocast does, and keeps the weights in half the memory. Adapters, attention, norms, the loss and the
-    /// optimiser stay in f32.
+    /// What products with frozen weights are computed in: `bf16` and, on GPUs, `f16` round both sides and sum up in f32, as
+    /// PyTorch's autocast does, and keep the weights in half the memory; `f16` scales the loss. Adapters, attention, norms,
+    /// the loss and the optimiser stay in f32. `tf32` is what CUDA's tensor cores make of f32.
     #[serde(default)]
     pub precision: Precision,
     /// Dropout after embeddings and sublayers, in place of the `config.json`'s.
@@ -51,8 +52,34 @@ pub enum Precision {
     /// Single precision.
     #[default]
     F32,
+    /// On CUDA: 10 bits of a factor's 23, on tensor cores.
+    Tf32,
     /// Values of bf16, summed up in single precision: twice as fast where the CPU has AVX512-BF16.
     Bf16,
+    /// On GPUs: values of IEEE's half precision, summed up in single precision, under a loss that is scaled.
+    F16,
+}
+
+impl Precision {
+    /// Those that a device can have: WGSL has no bf16, the CPU's kernels no f16, and tf32 is NVIDIA's.
+    pub fn of(device: Device) -> &'static [Precision] {
+        use Precision::{Bf16, F16, F32, Tf32};
+        match device {
+            Device::Auto | Device::Cuda(_) => &[F32, Tf32, Bf16, F16],
+            Device::Cpu => &[F32, Bf16],
+            Device::Vulkan(_) | Device::Metal(_) | Device::WebGpu(_) => &[F32, F16],
+        }
+    }
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Tf32 => "tf32",
+            Precision::Bf16 => "bf16",
+            Precision::F16 => "f16",
+        }
+    }
 }
 
 /// Where the last bias of a fresh head starts; one that the checkpoint has is taken as it is.
@@ -85,6 +112,21 @@ impl ModelConfig {
         if !data.is_images() {
             self.max_length.get_or_insert(MAX_LENGTH);
         }
+    }
+
+    /// Refuses a precision that the device never has.
+    pub(super) fn validate_precision(&self, device: Device, at: &Document) -> Result<()> {
+        let possible = Precision::of(device);
+        let names: Vec<String> = possible
+            .iter()
+            .map(|precision| format!("\"{}\"", precision.name()))
+            .collect();
+        at.check(
+            "model.precision",
+            possible.contains(&self.precision),
+            self.precision,
+            &format!("one of {} where device is \"{device}\"", names.join(", ")),
+        )
     }
 
     pub(super) fn validate(&self, data: &DataConfig, at: &Document) -> Result<()> {

@@ -9,6 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::{GroupState, LastUpdate, Optimizer};
+use super::scale::LossScale;
 use super::stall::Watch;
 use super::trainee::Trainee;
 use crate::allocation;
@@ -60,6 +61,9 @@ pub struct Progress {
     /// See [`skipped`](Self::skipped).
     #[serde(default)]
     pub skipped_in_a_row: u64,
+    /// What the loss is scaled by in f16; none in other precisions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// Whether an evaluation was due after the last step and has not been made.
     #[serde(default)]
     pub evaluation_owed: bool,
@@ -115,6 +119,10 @@ impl Progress {
             ("watch", self.watch.is_possible(step)),
             ("skipped", self.skipped <= step),
             ("skipped_in_a_row", self.skipped_in_a_row <= self.skipped),
+            (
+                "loss_scale",
+                self.loss_scale.is_none_or(|scale| scale.is_possible(step)),
+            ),
             ("module_updates", self.module_updates.len() == modules.len()),
             (
                 "component_updates",
@@ -159,6 +167,11 @@ impl Progress {
         }
     }
 
+    /// What the loss is multiplied by before the backward pass.
+    pub fn loss_scale(&self) -> f32 {
+        self.loss_scale.map_or(1.0, |scale| scale.scale)
+    }
+
     /// Before the first step.
     pub fn start(allocation: allocation::State) -> Self {
         Progress {
@@ -178,6 +191,7 @@ impl Progress {
             watch: Watch::default(),
             skipped: 0,
             skipped_in_a_row: 0,
+            loss_scale: None,
             evaluation_owed: false,
             module_updates: Vec::new(),
             component_updates: Vec::new(),
@@ -455,7 +469,7 @@ mod tests {
             assert!(bad(&|p| p.seconds = seconds).contains("`seconds`"));
         }
         type Change<'a> = (&'a str, &'a dyn Fn(&mut Progress));
-        let changes: [Change<'_>; 17] = [
+        let changes: [Change<'_>; 18] = [
             ("step", &|p| p.step = 6),
             ("tokens", &|p| p.tokens = u64::MAX),
             ("flops", &|p| p.flops = u64::MAX),
@@ -467,6 +481,11 @@ mod tests {
             ("open_loss", &|p| p.open_loss = (0.5, u64::MAX)),
             ("skipped", &|p| p.skipped = 6),
             ("skipped_in_a_row", &|p| p.skipped_in_a_row = 1),
+            ("loss_scale", &|p| {
+                let mut scale = LossScale::default();
+                scale.scale = 3.0;
+                p.loss_scale = Some(scale);
+            }),
             ("module_updates", &|p| p.module_updates = vec![None; 2]),
             ("component_updates", &|p| {
                 p.component_updates = vec![vec![1; 3]]

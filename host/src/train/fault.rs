@@ -25,15 +25,29 @@ impl<B: Kernels> Training<'_, B> {
         plan_seed: u64,
         result: &StepResult<B>,
     ) -> Result<bool> {
+        let step = self.progress.step + 1;
+        if let Some(scale) = &mut self.progress.loss_scale
+            && scale.lowered_by(result)
+        {
+            tracing::warn!(
+                "step {step}: a gradient is not finite in f16; its update is left out, and the loss is scaled by {} now",
+                scale.scale
+            );
+            return Ok(true);
+        }
         let what = match result.loss.is_finite() && result.gradient_norm.is_finite() {
             false => self.describe(batches, plan_seed, result)?,
             // Nor what plugins would see, were it only that a sum of squares is too large.
             true => match not_finite(&self.rest.modules, &result.observation) {
                 Some(what) => what,
-                None => return Ok(false),
+                None => {
+                    if let Some(scale) = &mut self.progress.loss_scale {
+                        scale.held();
+                    }
+                    return Ok(false);
+                }
             },
         };
-        let step = self.progress.step + 1;
         let policy = self.recipe.train.on_nonfinite;
         if policy == OnNonfinite::Skip && self.progress.skipped_in_a_row < MOST_SKIPPED {
             tracing::warn!("step {step}: {what}; its update is left out");

@@ -19,6 +19,7 @@ mod readout;
 mod recompute;
 mod record;
 mod save;
+mod scale;
 mod stall;
 pub mod step;
 mod stop;
@@ -40,7 +41,7 @@ use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::model::Model;
-use crate::recipe::{Every, HeadBias, InitLoraWeights, Recipe};
+use crate::recipe::{Every, HeadBias, InitLoraWeights, Precision, Recipe};
 use crate::run::{AllocationRecord, Checkpoint, SignalRecord, Summary, Writer};
 use checkpoint::Progress;
 use constant::Constant;
@@ -49,6 +50,7 @@ use optimizer::{Optimizer, OptimizerConfig};
 use order::Steps;
 use prefix::PrefixCache;
 use record::Made;
+use scale::LossScale;
 use step::{Prefix, StepPlan, StepResult};
 use stop::Signal as Asked;
 pub use stop::{Signal, Stop};
@@ -159,6 +161,8 @@ impl<'a, B: Kernels> Training<'a, B> {
             Some(head) => head,
             None => model.head.initial(recipe.seed, answer.as_deref(), device),
         };
+        let mut progress = Progress::start(controller.state()?);
+        progress.loss_scale = (recipe.model.precision == Precision::F16).then(LossScale::default);
         Ok(Training {
             recipe,
             rest,
@@ -173,7 +177,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             linears,
             total_steps,
             steps_per_epoch: rest.data.steps_per_epoch(train, recipe.seed),
-            progress: Progress::start(controller.state()?),
+            progress,
             controller,
             constant,
             optimizer: Optimizer::new(config, modules.len()),
@@ -309,7 +313,7 @@ impl<'a, B: Kernels> Training<'a, B> {
         let (data, total) = (&self.rest.data, self.total_steps.max(passes));
         let steps = Steps::new(data, self.recipe, self.steps_per_epoch, total, 0);
         for (pass, batches) in (0..passes).zip(steps) {
-            let plan = StepPlan {
+            let mut plan = StepPlan {
                 step: 0,
                 active: self.controller.active(),
                 components: self.controller.components(),
@@ -320,9 +324,16 @@ impl<'a, B: Kernels> Training<'a, B> {
                 // No step has it: those count up.
                 seed: dropout_seed(self.recipe.seed, u64::MAX - pass),
                 checkpointing: self.recipe.train.gradient_checkpointing,
+                loss_scale: self.progress.loss_scale(),
             };
             let tracked = plan.tracked();
             let mut result = step::run(&self.trainee, &batches, &plan, None, None, self.device)?;
+            while let Some(scale) = &mut self.progress.loss_scale
+                && scale.lowered_by(&result)
+            {
+                plan.loss_scale = scale.scale;
+                result = step::run(&self.trainee, &batches, &plan, None, None, self.device)?;
+            }
             self.progress.flops += self.flops(&batches, &tracked, &measuring.wanted, 0);
             result.observation.moment = Moment::Calibration;
             result.observation.total_steps = self.total_steps;
@@ -378,6 +389,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             wanted: &measuring.wanted,
             seed: dropout_seed(self.recipe.seed, number),
             checkpointing: self.recipe.train.gradient_checkpointing,
+            loss_scale: self.progress.loss_scale(),
         };
         let cache = self.cache.as_mut().filter(|_| depth > 0);
         let prefix = cache.map(|cache| Prefix { cache, depth });

@@ -92,6 +92,8 @@ pub(super) struct Places {
     /// What the step's loss is the mean over: examples, predicted tokens, or words.
     weight: f64,
     sensitivities: Vec<Option<Range<usize>>>,
+    /// What losses, and what came back, are multiplied by.
+    scale: f64,
 }
 
 impl Places {
@@ -171,12 +173,14 @@ impl Places {
             weights,
             weight: passes.weight as f64,
             sensitivities: sensitivities.collect(),
+            scale: f64::from(plan.loss_scale),
         }
     }
 
     /// The loss.
     pub fn loss(&self, values: &[f32]) -> f64 {
-        self.losses.iter().map(|at| f64::from(values[*at])).sum()
+        let losses = self.losses.iter().map(|at| f64::from(values[*at]));
+        losses.sum::<f64>() / self.scale
     }
 
     /// `Σg²` over the head.
@@ -211,7 +215,9 @@ impl Places {
         let output = |at: fn(&Output) -> Option<usize>, i| self.tokens_sum(values, module, at, i);
         let returned = |at: fn(&Gradient) -> Option<usize>, i: usize| {
             let parts = self.returned[module].iter().filter_map(at);
-            parts.map(|at| value(at + i)).reduce(|a, b| a + b)
+            let sum = parts.map(|at| value(at + i)).reduce(|a, b| a + b);
+            // Both are sums of squares.
+            sum.map(|sum| sum / (self.scale * self.scale))
         };
         let all = |places: &[Option<Vec<usize>>], i: usize| {
             Some(sum(values, places.get(module)?.as_ref()?, i))

@@ -36,6 +36,8 @@ pub struct StepPlan<'a> {
     pub seed: u64,
     /// Whether layers are run once more on the way back, rather than all kept.
     pub checkpointing: bool,
+    /// What the loss is multiplied by on the way back; nothing that comes out of a step is. 1 but in f16.
+    pub loss_scale: f32,
 }
 
 /// Where the output of the first `depth` layers is taken from.
@@ -184,7 +186,7 @@ pub fn run<B: Kernels>(
 
 /// What the micro-batches of a step gave, all on the device.
 pub(super) struct Passes<B: Kernels> {
-    /// Each micro-batch's share of the mean loss.
+    /// Each micro-batch's share of the mean loss, scaled.
     pub losses: Vec<Tensor<B, 1>>,
     /// Sums over the micro-batches.
     pub gradients: Gradients<B>,
@@ -192,7 +194,7 @@ pub(super) struct Passes<B: Kernels> {
     pub head_gradients: Vec<Tensor<B, 2>>,
     /// What was measured of each module in each micro-batch.
     pub observed: Vec<Vec<Option<Observed<B>>>>,
-    /// What was measured of what came back to it; empty where nothing was.
+    /// What was measured of what came back to it, scaled as the losses are; empty where nothing was.
     pub sensed: Vec<Vec<Sensed<B>>>,
     /// Examples of all micro-batches.
     pub examples: usize,
@@ -246,7 +248,7 @@ fn passes<B: Kernels>(
                     loss(logits, &batch.expected(), device)?
                 }
             };
-            Ok(loss * share)
+            Ok(loss * (share * plan.loss_scale))
         };
         let (loss, mut found) = match plan.checkpointing {
             false => {
@@ -282,13 +284,21 @@ fn passes<B: Kernels>(
         sensed.push(pass.sensed());
         observed.push(pass.observed);
     }
+    let mut head_gradients = head_gradients
+        .into_iter()
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| Error::failure("a tensor of the head received no gradient"))?;
+    if plan.loss_scale != 1.0 {
+        let unscaled = |gradient: Tensor<B, 2>| gradient / plan.loss_scale;
+        head_gradients = head_gradients.into_iter().map(unscaled).collect();
+        for tensors in &mut gradients {
+            *tensors = tensors.take().map(|tensors| tensors.map(unscaled));
+        }
+    }
     Ok(Passes {
         losses,
         gradients,
-        head_gradients: head_gradients
-            .into_iter()
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| Error::failure("a tensor of the head received no gradient"))?,
+        head_gradients,
         observed,
         sensed,
         weight,

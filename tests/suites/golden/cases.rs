@@ -12,7 +12,9 @@ use dynalora::data::image::{Images, Processor};
 use dynalora::data::{Batch, Encoded, Encoder, Label, Places, words};
 use dynalora::export;
 use dynalora::model::{Model, Pretrained};
-use dynalora::recipe::{AdapterConfig, LearningRateSchedule, ModelConfig, OptimizerState, Problem};
+use dynalora::recipe::{
+    AdapterConfig, LearningRateSchedule, ModelConfig, OptimizerState, Precision, Problem,
+};
 use dynalora::train::eva;
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
 use dynalora::train::prefix::PrefixCache;
@@ -692,6 +694,100 @@ impl Case {
             let off = (norm - expected).abs() / expected;
             assert!(off < 1e-4, "{name}: final norm off by {off:e}");
         }
+    }
+}
+
+/// In half precision a run stays near that in f32, and whatever the loss is scaled by, nothing that comes out of a step is.
+#[test]
+fn half_precision_stays_near_f32() {
+    let tokens = |model: &str| format!("{model}/golden/tokens.safetensors");
+    for precision in [Precision::Bf16, Precision::F16] {
+        if EXACT && precision == Precision::F16 {
+            // A precision of GPUs.
+            continue;
+        }
+        for (model, goldens) in [("tiny-bert", "all-linear"), ("tiny-llama", "causal-lm")] {
+            let case = Case::open(
+                &fixture(model),
+                &format!("{model}/golden/{goldens}"),
+                &tokens(model),
+            );
+            let config = ModelConfig {
+                precision,
+                ..no_dropout()
+            };
+            let pretrained = pretrained_for(&fixture(model), &config, case.problem);
+            let case = Case { pretrained, ..case };
+            case.check_half(precision);
+        }
+    }
+}
+
+impl Case {
+    /// A few steps against PEFT's in f32: further off than rounding in f32 is, and no further than rounding both sides of
+    /// a product is.
+    fn check_half(&self, precision: Precision) {
+        let golden: &Run = &self.training.runs["random_b"];
+        let mut trainee = self.trainee("random_b");
+        let modules = trainee.adapters.modules.len();
+        let (mut optimizer, active) = (self.optimizer(modules), vec![true; modules]);
+        let mut furthest = [0f64; 2];
+        for number in 1..=5 {
+            let step = |scale: f32| {
+                let wanted = Wanted {
+                    signals: Signal::ALL.to_vec(),
+                    ..Wanted::default()
+                };
+                let plan = StepPlan {
+                    step: number as u64,
+                    loss_scale: scale,
+                    ..plan(&active, &wanted)
+                };
+                let batches = [self.batch(number - 1)];
+                step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step")
+            };
+            let [plain, result] = [1.0, 65_536.0].map(step);
+            let near = |what: &str, a: f64, b: f64, most: f64| {
+                let off = (a - b).abs() / b.abs().max(1e-3);
+                assert!(off <= most, "{precision:?}, step {number}: {what} {a}, {b}");
+                off
+            };
+            near("loss", result.loss, plain.loss, 1e-6);
+            near("norm", result.gradient_norm, plain.gradient_norm, 2e-2);
+            for (scaled, plain) in result
+                .observation
+                .signals
+                .iter()
+                .zip(&plain.observation.signals)
+            {
+                for (scaled, plain) in scaled.values.iter().zip(&plain.values) {
+                    let both = scaled
+                        .zip(*plain)
+                        .map(|(a, b)| (f64::from(a), f64::from(b)));
+                    if let Some((a, b)) = both.filter(|_| plain.is_some()) {
+                        near("signal", a, b, 0.1);
+                    }
+                }
+            }
+            let (loss, norm) = (golden.losses[number - 1], golden.gradient_norms[number - 1]);
+            furthest[0] = furthest[0].max(near("loss", result.loss, loss, 1e-2));
+            furthest[1] = furthest[1].max(near("norm", result.gradient_norm, norm, 5e-2));
+            let clip = (1.0 / (result.gradient_norm + 1e-6)).min(1.0) as f32;
+            let at = number as u64 - 1;
+            for (module, gradients) in result.gradients.into_iter().enumerate() {
+                let pair = trainee.adapters.pair_mut(module);
+                let gradients = gradients.expect("every module is active");
+                optimizer.update_module(module, at, [1.0; 2], None, pair, gradients, clip);
+            }
+            let vectors = trainee.model.head.vectors();
+            let head = &mut trainee.head;
+            optimizer.update_head(at, head, &vectors, result.head_gradients, clip);
+        }
+        println!(
+            "{} in {precision:?}: losses and norms off by {furthest:?} at most",
+            self.folder.display()
+        );
+        assert!(furthest[1] > 1e-5, "{precision:?} is rounded: {furthest:?}");
     }
 }
 
