@@ -274,7 +274,7 @@ fn run_page(name: &str, small: impl Fn(&Scene, &str) -> Vec<String>) -> usize {
                 for words in commands(&block) {
                     let recipe = words.iter().find(|word| word.ends_with(".toml")).cloned();
                     let sets = match (words[0].as_str(), recipe) {
-                        ("train" | "plan" | "sweep" | "evaluate", Some(recipe)) => {
+                        ("train" | "plan" | "sweep" | "evaluate" | "report", Some(recipe)) => {
                             small(&scene, &recipe)
                         }
                         // It fetches a model, and has a test of its own.

@@ -135,6 +135,131 @@ fn the_page_and_the_plots_are_written() {
 }
 
 #[test]
+fn plots_for_a_paper_have_its_measures() {
+    let scene = Scene::new();
+    scene.train("run", &["evaluation.every=4"]);
+    let all = ["--svg", "plots", "--pdf", "plots", "--png", "plots"];
+    let measures = [
+        "--width",
+        "84mm",
+        "--font-size",
+        "9pt",
+        "--colors",
+        "viridis",
+        "--dpi",
+        "600",
+    ];
+    let said = scene.run(&[&["report", "run"], &all[..], &measures].concat());
+    assert!(said.status.success() && said.stderr.is_empty(), "{said:?}");
+    let names = std::fs::read_dir(scene.path("plots"))
+        .expect("a folder")
+        .flatten();
+    let mut names: Vec<_> = names
+        .map(|entry| entry.file_name().into_string().expect("a name"))
+        .collect();
+    names.sort();
+    // The metric, figure by figure, what was chosen and its scores.
+    assert_eq!(names.len(), 3 * 4, "{names:?}");
+    for name in names.iter().filter_map(|name| name.strip_suffix(".svg")) {
+        let read = |kind: &str| {
+            let path = scene.path(&format!("plots/{name}.{kind}"));
+            std::fs::read(&path).unwrap_or_else(|error| panic!("{name}.{kind}: {error}"))
+        };
+        let svg = String::from_utf8(read("svg")).expect("a text");
+        assert!(svg.starts_with("<svg width=\"84mm\" height=\""), "{name}");
+        // 84 mm are 238.11 points.
+        let pdf = read("pdf");
+        let pdf = String::from_utf8_lossy(&pdf);
+        assert!(
+            pdf.starts_with("%PDF-") && pdf.contains("/MediaBox [0 0 238.1"),
+            "{name}"
+        );
+        // And 1984.3 dots, of which the last is begun.
+        let png = read("png");
+        assert_eq!(png[1..4], *b"PNG");
+        assert_eq!(png[16..20], 1985u32.to_be_bytes(), "{name}");
+    }
+
+    for (flags, what) in [
+        (
+            &["--width", "84mm"][..],
+            "--width draws, but nothing is drawn here",
+        ),
+        (
+            &["--colors", "greys"],
+            "--colors draws, but nothing is drawn here",
+        ),
+        (
+            &["--pdf", "plots", "--width", "9mm"],
+            "a picture of 9mm with letters of 8pt",
+        ),
+        (&["--pdf", "plots", "--width", "84"], "such as 84mm"),
+    ] {
+        let said = refused(&scene, &[&["report", "run"], flags].concat());
+        assert!(said.contains(what), "{said}");
+    }
+}
+
+#[test]
+fn a_sweep_is_reported_on_by_its_file() {
+    let scene = Scene::new();
+    let sweep = |set: &str| {
+        let text = format!(
+            "output = \"runs\"\nrecipe = \"recipe.toml\"\nseeds = \"0..1\"\nbaseline = \"plain\"\ncolumns = [\"final\"]\n{set}\
+             [[arm]]\nname = \"plain\"\nset = {{ \"allocation.schedule\" = {{ kind = \"never\" }} }}\n\
+             [[arm]]\nname = \"by chance\"\nset = {{ \"allocator.plugin\" = \"uniform\" }}\n"
+        );
+        scene.write("sweep.toml", &text);
+    };
+    sweep("");
+    let table = scene.ok(&["sweep", "sweep.toml", "--quiet"]);
+    assert_eq!(scene.ok(&["report", "sweep.toml"]), table);
+    assert!(
+        table.contains("| by chance |") && table.contains("Difference from plain"),
+        "{table}"
+    );
+    let latex = scene.ok(&[
+        "report",
+        "sweep.toml",
+        "--format",
+        "latex",
+        "--columns",
+        "metric",
+    ]);
+    assert!(
+        latex.contains("\nby chance & 2 & ") && !latex.contains("trainable"),
+        "{latex}"
+    );
+    let page = [
+        "report",
+        "sweep.toml",
+        "--output",
+        "page.html",
+        "--baseline",
+        "chance",
+    ];
+    assert!(scene.ok(&page).contains("Difference from by chance"));
+    // Of what is missing it is said.
+    std::fs::remove_file(scene.path("runs/by-chance-s1/summary.json")).expect("a run");
+    let partly = scene.run(&["report", "sweep.toml"]);
+    let said = String::from_utf8_lossy(&partly.stderr).into_owned();
+    assert!(
+        partly.status.success() && said.contains("3 of 4 runs"),
+        "{said}"
+    );
+    // Runs of another recipe are not those of the sweep.
+    sweep("set = { \"train.learning_rate\" = 0.5 }\n");
+    let said = refused(&scene, &["report", "sweep.toml"]);
+    assert!(said.contains("train.learning_rate"), "{said}");
+    let learning_rate = ["report", "sweep.toml", "--set", "train.learning_rate=0.005"];
+    assert!(scene.ok(&learning_rate).contains("| by chance |"));
+    let said = refused(&scene, &["report", "runs/plain-s0", "--set", "seed=1"]);
+    assert!(said.contains("--set cannot act"), "{said}");
+    let said = refused(&scene, &["report", "sweep.toml", "runs/plain-s0"]);
+    assert!(said.contains("stands beside folders of runs"), "{said}");
+}
+
+#[test]
 fn what_cannot_be_reported_is_refused() {
     let scene = Scene::new();
     std::fs::create_dir(scene.path("empty")).expect("a folder");

@@ -4,16 +4,18 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use super::{Common, print, print_json};
+use super::{Common, print, print_json, sweep};
 use crate::error::{Error, Result};
 use crate::report::{
-    Figure, Naming, Options, Report, csv, latex, markdown, page, plots, swept, tables,
+    Colors, Figure, Length, Look, Naming, Options, Plot, Report, csv, latex, markdown, page, pdf,
+    plots, png, swept, tables,
 };
 
 /// Arguments of `dynalora report`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folders of runs; those of one recipe with several seeds make an arm
+    /// Folders of runs, of which those of one recipe with several seeds make an arm; or the file of one sweep, which names
+    /// its arms
     #[arg(required = true)]
     runs: Vec<PathBuf>,
     /// Write a page with tables and plots there
@@ -22,17 +24,35 @@ pub struct Arguments {
     /// Write each plot as an SVG file into this folder
     #[arg(long, value_name = "FOLDER")]
     svg: Option<PathBuf>,
-    /// The arm to compare the others with, by its name or a part of it; by default plain LoRA
+    /// Write each plot as a PDF file of one page into this folder
+    #[arg(long, value_name = "FOLDER")]
+    pdf: Option<PathBuf>,
+    /// Write each plot as a PNG file into this folder
+    #[arg(long, value_name = "FOLDER")]
+    png: Option<PathBuf>,
+    /// How wide the plots are, such as 84mm, 3.3in or 800px, which is the default
+    #[arg(long, value_name = "LENGTH")]
+    width: Option<Length>,
+    /// How large their letters are; by default 8pt where --width is given
+    #[arg(long, value_name = "LENGTH")]
+    font_size: Option<Length>,
+    /// The colours of maps
+    #[arg(long, value_enum, default_value_t)]
+    colors: Colors,
+    /// Dots to an inch of --png
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u16).range(36..=2400))]
+    dpi: u16,
+    /// The arm to compare the others with, by its name or a part of it; by default the sweep's, or plain LoRA
     #[arg(long, value_name = "ARM")]
     baseline: Option<String>,
     /// The metric to compare; by default the one that picks the best checkpoint
     #[arg(long)]
     metric: Option<String>,
-    /// How arms are named
-    #[arg(long, value_enum, default_value_t, visible_alias = "name")]
-    names: Naming,
-    /// The table's columns
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "FIGURE,…", default_values_t = Figure::value_variants().to_vec())]
+    /// How arms are named; by default as the sweep names them, or by their recipes
+    #[arg(long, value_enum, visible_alias = "name")]
+    names: Option<Naming>,
+    /// The table's columns; by default those that the sweep names, or all
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "FIGURE,…")]
     columns: Vec<Figure>,
     /// The scatter plot's horizontal axis
     #[arg(long, value_enum, value_name = "FIGURE", default_value_t = Figure::TrainableShare)]
@@ -43,6 +63,9 @@ pub struct Arguments {
     /// Draw the figure of --y over the values of this key of the recipes, such as allocation.schedule.every
     #[arg(long, value_name = "KEY")]
     x_key: Option<String>,
+    /// A value that the sweep was given for every recipe by its own --set; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Count unfinished runs too
     #[arg(long)]
     unfinished: bool,
@@ -71,33 +94,29 @@ enum Format {
 
 /// Reads the runs, prints their averages and writes the page and the plots that are asked for.
 pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
-    let options = Options {
-        metric: arguments.metric.clone(),
-        baseline: arguments.baseline.clone(),
-        names: arguments.names,
-        arms: None,
-        unfinished: arguments.unfinished,
-    };
-    if arguments.x_key.is_some() && arguments.output.is_none() && arguments.svg.is_none() {
-        return Err(Error::user("--x-key draws, but nothing is drawn here")
-            .help("give a page by --output FILE.html, or a folder by --svg FOLDER"));
-    }
-    let report = Report::new(&arguments.runs, &options)?;
-    let tables = tables(&report, &arguments.columns);
-    if arguments.output.is_some() || arguments.svg.is_some() {
-        let mut plots = plots(&report, arguments.x, arguments.y)?;
+    let look = look(arguments)?;
+    let Chosen {
+        folders,
+        options,
+        columns,
+    } = chosen(arguments)?;
+    let report = Report::new(&folders, &options)?;
+    let tables = tables(&report, &columns);
+    if arguments.draws() {
+        let mut plots = plots(&look, &report, arguments.x, arguments.y)?;
         if let Some(key) = &arguments.x_key {
-            plots.insert(0, swept(&report, key, arguments.y)?);
+            plots.insert(0, swept(&look, &report, key, arguments.y)?);
         }
         if let Some(file) = &arguments.output {
-            write(file, &page(&report, &tables, &plots))?;
+            write(file, page(&report, &tables, &plots).as_bytes())?;
         }
-        if let Some(folder) = &arguments.svg {
-            std::fs::create_dir_all(folder).map_err(|error| cannot_write(folder, error))?;
-            for plot in &plots {
-                write(&folder.join(format!("{}.svg", plot.name)), &plot.svg)?;
-            }
-        }
+        let svg = |plot: &Plot| Ok(plot.svg.clone().into_bytes());
+        write_each(arguments.svg.as_deref(), "svg", &plots, svg)?;
+        write_each(arguments.pdf.as_deref(), "pdf", &plots, pdf)?;
+        let dpi = f32::from(arguments.dpi);
+        write_each(arguments.png.as_deref(), "png", &plots, |plot| {
+            png(plot, dpi)
+        })?;
     }
     match arguments.format {
         _ if arguments.json => print_json(&report),
@@ -108,8 +127,119 @@ pub fn run(arguments: &Arguments, _: &Common) -> Result<()> {
     }
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|error| cannot_write(path, error))
+impl Arguments {
+    /// Whether anything is drawn.
+    fn draws(&self) -> bool {
+        let folders = [&self.output, &self.svg, &self.pdf, &self.png];
+        folders.into_iter().any(Option::is_some)
+    }
+}
+
+/// How plots look; an error where something is said of them and none are drawn.
+fn look(arguments: &Arguments) -> Result<Look> {
+    let Arguments {
+        width,
+        font_size,
+        colors,
+        ..
+    } = arguments;
+    let said = [
+        ("--x-key", arguments.x_key.is_some()),
+        ("--width", width.is_some()),
+        ("--font-size", font_size.is_some()),
+        ("--colors", *colors != Colors::default()),
+    ];
+    if let Some((flag, _)) = said.iter().find(|(_, said)| *said && !arguments.draws()) {
+        return Err(
+            Error::user(format!("{flag} draws, but nothing is drawn here")).help(
+                "give a page by --output FILE.html, or a folder by --svg, --pdf or --png FOLDER",
+            ),
+        );
+    }
+    Look::new(*width, *font_size, *colors)
+        .map_err(|what| Error::user(what).help("give another --width, or another --font-size"))
+}
+
+/// What is reported on.
+struct Chosen {
+    folders: Vec<PathBuf>,
+    options: Options,
+    columns: Vec<Figure>,
+}
+
+/// The runs that are named, or those of a sweep.
+fn chosen(arguments: &Arguments) -> Result<Chosen> {
+    let is_sweep = |path: &&PathBuf| path.is_file() && path.extension() == Some("toml".as_ref());
+    let mut chosen = match (arguments.runs.iter().find(is_sweep), arguments.runs.len()) {
+        (None, _) if !arguments.set.is_empty() => {
+            return Err(Error::user(
+                "--set cannot act: runs in folders are what their recipes there say",
+            )
+            .help("give it with a sweep's file, whose runs were trained with it"));
+        }
+        (None, _) => Chosen {
+            folders: arguments.runs.clone(),
+            options: Options {
+                names: arguments.names.unwrap_or_default(),
+                ..Options::default()
+            },
+            columns: Vec::new(),
+        },
+        (Some(file), 1) => {
+            let (folders, mut options, columns) = sweep::trained(file, &arguments.set)?;
+            if let Some(names) = arguments.names {
+                (options.names, options.arms) = (names, None);
+            }
+            Chosen {
+                folders,
+                options,
+                columns,
+            }
+        }
+        (Some(file), _) => {
+            return Err(Error::user(format!(
+                "{} is a file, and stands beside folders of runs",
+                file.display()
+            ))
+            .help("report on one sweep by its file, or on folders of runs"));
+        }
+    };
+    if !arguments.columns.is_empty() {
+        chosen.columns.clone_from(&arguments.columns);
+    } else if chosen.columns.is_empty() {
+        chosen.columns = Figure::value_variants().to_vec();
+    }
+    let options = &mut chosen.options;
+    options.unfinished = arguments.unfinished;
+    if arguments.baseline.is_some() {
+        options.baseline.clone_from(&arguments.baseline);
+    }
+    if arguments.metric.is_some() {
+        options.metric.clone_from(&arguments.metric);
+    }
+    Ok(chosen)
+}
+
+/// Writes each plot into a folder, which is made.
+fn write_each(
+    folder: Option<&Path>,
+    kind: &str,
+    plots: &[Plot],
+    content: impl Fn(&Plot) -> Result<Vec<u8>>,
+) -> Result<()> {
+    let Some(folder) = folder else { return Ok(()) };
+    std::fs::create_dir_all(folder).map_err(|error| cannot_write(folder, error))?;
+    for plot in plots {
+        write(
+            &folder.join(format!("{}.{kind}", plot.name)),
+            &content(plot)?,
+        )?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    std::fs::write(path, content).map_err(|error| cannot_write(path, error))
 }
 
 fn cannot_write(path: &Path, error: std::io::Error) -> Error {

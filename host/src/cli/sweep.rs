@@ -1,6 +1,6 @@
 //! `dynalora sweep`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
@@ -199,7 +199,30 @@ fn finished(runs: &[Planned], known: impl Iterator<Item = bool>) -> Vec<&Planned
         .collect()
 }
 
-fn report(arguments: &Arguments, file: &File, runs: &[&Planned]) -> Result<()> {
+/// The finished runs of a sweep's file, with what it says of the report on them: arms' names, metric and baseline, and the
+/// columns. `sets` are values that all recipes were given beside it.
+pub fn trained(path: &Path, sets: &[String]) -> Result<(Vec<PathBuf>, Options, Vec<Figure>)> {
+    let file = File::load(path)?;
+    let asked = Asked {
+        sets: sets.to_vec(),
+        ..Asked::default()
+    };
+    let runs = runs(&file, &asked)?;
+    let states = runs.iter().map(state).collect::<Result<Vec<State>>>()?;
+    let trained = finished(&runs, states.iter().map(|state| *state == State::Finished));
+    if trained.len() < runs.len() {
+        tracing::warn!(
+            "{} of {} runs of {} are finished: the report is on those",
+            trained.len(),
+            runs.len(),
+            path.display()
+        );
+    }
+    let (folders, options) = of_report(&file, &trained);
+    Ok((folders, options, file.sweep.columns.clone()))
+}
+
+fn of_report(file: &File, runs: &[&Planned]) -> (Vec<PathBuf>, Options) {
     let folders: Vec<PathBuf> = runs.iter().map(|run| run.resolved.output.clone()).collect();
     let arms = runs
         .iter()
@@ -217,6 +240,11 @@ fn report(arguments: &Arguments, file: &File, runs: &[&Planned]) -> Result<()> {
         arms: file.sweep.random.is_none().then(|| arms.collect()),
         unfinished: false,
     };
+    (folders, options)
+}
+
+fn report(arguments: &Arguments, file: &File, runs: &[&Planned]) -> Result<()> {
+    let (folders, options) = of_report(file, runs);
     let report = Report::new(&folders, &options)?;
     if arguments.json {
         return print_json(&report);

@@ -206,7 +206,19 @@ pub fn resolve(name: &str, revision: &str) -> Result<ModelFolder> {
             "give a folder or a GGUF file (relative to the recipe), or a Hub id such as \"org/name\"",
         ));
     }
-    fetch(&Hub::from_environment()?, name, revision)
+    fetch(&Hub::from_environment()?, name, revision).map_err(|error| match quickstarts(name) {
+        Some(kept) => error.and_help(format!(
+            "what `dynalora quickstart` has fetched is the same model: model.name = \"{}\"",
+            kept.display()
+        )),
+        None => error,
+    })
+}
+
+/// The folder that the quickstart has put the model into, if it is that one.
+fn quickstarts(name: &str) -> Option<PathBuf> {
+    let kept = cache::dir().ok()?.join("models").join("all-MiniLM-L6-v2");
+    (name == MINILM && kept.join(CONFIG).is_file()).then_some(kept)
 }
 
 /// A model of the Hub.

@@ -1,10 +1,11 @@
-//! What all pictures of a report share: size, colours, marks and axes. SVG, which needs no fonts until it is looked at.
+//! What all pictures of a report share: colours, marks and axes. SVG, which needs no fonts until it is looked at.
 
 use std::fmt::Display;
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use super::look::Look;
 use crate::error::{Error, Result};
 
 /// A drawing.
@@ -29,18 +30,21 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(86, 180, 233),
     RGBColor(0, 0, 0),
 ];
-pub(super) const WIDTH: u32 = 800;
-/// Without a legend.
-const HEIGHT: u32 = 420;
+/// Without a legend, as a share of the width, and at least.
+const HEIGHT: (f64, u32) = (0.525, 330);
 /// Height of a line of the legend.
 const LINE: u32 = 20;
 
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-pub(super) fn drawn(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String> {
+pub(super) fn drawn(
+    look: &Look,
+    height: u32,
+    draw: impl FnOnce(&Area<'_>) -> Drawn,
+) -> Result<String> {
     let mut svg = String::new();
     {
-        let root = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+        let root = SVGBackend::with_string(&mut svg, (look.across(), height)).into_drawing_area();
         let done = root
             .fill(&WHITE)
             .map_err(|error| error.to_string())
@@ -48,7 +52,7 @@ pub(super) fn drawn(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Resul
             .and_then(|()| root.present().map_err(|error| error.to_string()));
         done.map_err(|error| Error::failure(format!("cannot draw a plot: {error}")))?;
     }
-    Ok(svg)
+    Ok(look.sized(svg, height))
 }
 
 /// The library's errors are of many types that all say one thing.
@@ -83,18 +87,24 @@ pub(super) fn marker<'a, At: Clone + 'static>(
     }
 }
 
-pub(super) fn height_with_legend(names: usize) -> u32 {
-    HEIGHT + names as u32 * LINE
+fn height(look: &Look) -> u32 {
+    let (share, least) = HEIGHT;
+    ((share * f64::from(look.across())).round() as u32).max(least)
+}
+
+pub(super) fn height_with_legend(look: &Look, names: usize) -> u32 {
+    height(look) + names as u32 * LINE
 }
 
 /// Cuts a legend off the foot of an area and returns the rest: a line in its colour for each name, `marked` with the marker
 /// of its points.
 pub(super) fn legend<'a, 'n>(
+    look: &Look,
     root: &Area<'a>,
     names: impl Iterator<Item = &'n str>,
     marked: bool,
 ) -> Drawn<Area<'a>> {
-    let (above, below) = root.split_vertically(HEIGHT - LINE / 2);
+    let (above, below) = root.split_vertically(height(look) - LINE / 2);
     for (nth, name) in names.enumerate() {
         let y = (nth as u32 * LINE + LINE / 2) as i32;
         let line = PathElement::new([(56, y), (84, y)], colour(nth).stroke_width(2));

@@ -6,7 +6,8 @@ use std::fmt::Write;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::canvas::{Area, Drawn, Plot, WIDTH, drawn, text, tick};
+use super::canvas::{Area, Drawn, Plot, drawn, text, tick};
+use super::look::Look;
 use super::reading::Choice;
 use super::{Arm, Reading};
 use crate::error::Result;
@@ -24,7 +25,7 @@ struct Map<'a> {
 
 /// The pictures of an arm: how many of its runs had each module active when, their masks side by side where there are
 /// several, and means of ranks and scores where these say more.
-pub fn heatmaps(arm: &Arm) -> Result<Vec<Plot>> {
+pub fn heatmaps(look: &Look, arm: &Arm) -> Result<Vec<Plot>> {
     let runs: Vec<&Reading> = arm
         .runs
         .iter()
@@ -56,10 +57,10 @@ pub fn heatmaps(arm: &Arm) -> Result<Vec<Plot>> {
     plots.push(plot(
         "selection",
         format!("{of}: {what}"),
-        draw(&selection)?,
+        draw(look, &selection)?,
     ));
     if runs.len() > 1 {
-        let svg = side_by_side(&runs)?;
+        let svg = side_by_side(look, &runs)?;
         plots.push(plot(
             "masks",
             format!("{of}: active modules, a panel for each seed"),
@@ -83,7 +84,7 @@ pub fn heatmaps(arm: &Arm) -> Result<Vec<Plot>> {
                 .map(|rank| f64::from(*rank) / f64::from(most))
         };
         let title = format!("{of}: rank as a share of {most}, the largest");
-        plots.push(plot("ranks", title, draw(&over_seeds(&runs, rank))?));
+        plots.push(plot("ranks", title, draw(look, &over_seeds(&runs, rank))?));
     }
     if choices().any(|choice| choice.scores.iter().any(|score| *score != 0.0)) {
         let score = |choice: &Choice, module: usize| {
@@ -92,7 +93,11 @@ pub fn heatmaps(arm: &Arm) -> Result<Vec<Plot>> {
             (most > 0.0).then(|| (score / most).clamp(0.0, 1.0))
         };
         let title = format!("{of}: score by which a choice was made, as a share of the largest");
-        plots.push(plot("scores", title, draw(&over_seeds(&runs, score))?));
+        plots.push(plot(
+            "scores",
+            title,
+            draw(look, &over_seeds(&runs, score))?,
+        ));
     }
     Ok(plots)
 }
@@ -137,19 +142,6 @@ fn over_seeds<'a>(runs: &[&'a Reading], value: impl Fn(&Choice, usize) -> Option
     }
 }
 
-/// From next to nothing to all.
-fn shade(share: f64) -> RGBColor {
-    const NONE: [f64; 3] = [235.0, 235.0, 235.0];
-    const HALF: [f64; 3] = [0.0, 114.0, 178.0];
-    const ALL: [f64; 3] = [0.0, 37.0, 70.0];
-    let (from, to, at) = match share {
-        share if share < 0.5 => (NONE, HALF, 2.0 * share),
-        share => (HALF, ALL, 2.0 * share - 1.0),
-    };
-    let part = |nth: usize| (from[nth] + at * (to[nth] - from[nth])).round() as u8;
-    RGBColor(part(0), part(1), part(2))
-}
-
 /// Height of a module, so that a thousand of them still fit a tall page.
 fn row_height(modules: usize) -> u32 {
     (1400 / modules.max(1) as u32).clamp(2, 14)
@@ -163,7 +155,7 @@ const ABOVE: u32 = 30;
 const BELOW: u32 = 44;
 const MARGIN: u32 = 12;
 
-fn draw(map: &Map<'_>) -> Result<String> {
+fn draw(look: &Look, map: &Map<'_>) -> Result<String> {
     let rows = row_height(map.modules.len());
     let labels = labels(map.modules, rows);
     let longest = labels
@@ -171,12 +163,12 @@ fn draw(map: &Map<'_>) -> Result<String> {
         .map(|(_, label)| label.len())
         .max()
         .unwrap_or(0) as u32;
-    let left = (longest * 6 + 16).clamp(48, WIDTH / 2);
+    let left = (longest * 6 + 16).clamp(48, look.across() / 2);
     let height = rows * map.modules.len() as u32 + ABOVE + BELOW + 2 * MARGIN;
     let mut shades = String::new();
-    let svg = drawn(height, |root| {
+    let svg = drawn(look, height, |root| {
         let (above, below) = root.split_vertically(ABOVE);
-        legend(&above)?;
+        legend(look, &above)?;
         let to = map.stretches.last().map_or(0, |(_, to)| *to);
         let mut chart = ChartBuilder::on(&below)
             .margin(MARGIN)
@@ -184,7 +176,7 @@ fn draw(map: &Map<'_>) -> Result<String> {
             .y_label_area_size(left)
             .build_cartesian_2d(0f64..to as f64, 0f64..map.modules.len() as f64)
             .map_err(text)?;
-        shades = cells(map, |at| chart.plotting_area().map_coordinate(&at));
+        shades = cells(look, map, |at| chart.plotting_area().map_coordinate(&at));
         let lowest = labels.iter().map(|(modules, _)| modules.len()).min();
         if rows < 10 && lowest.is_some_and(|modules| modules as u32 * rows > 5) {
             // Layers instead of modules, a line between them.
@@ -228,7 +220,7 @@ const SHADES: f64 = 32.0;
 
 /// A rectangle for each module, over as many stretches as it keeps its shade: a path for each shade, which is a fifth of
 /// what rectangles take by themselves. `place` says where a step and a module are.
-fn cells(map: &Map<'_>, place: impl Fn((f64, f64)) -> (i32, i32)) -> String {
+fn cells(look: &Look, map: &Map<'_>, place: impl Fn((f64, f64)) -> (i32, i32)) -> String {
     let mut paths = BTreeMap::<u32, String>::new();
     let mut cell = |module: usize, (from, to): (u64, u64), shade: u32| {
         let (left, foot) = place((from as f64, module as f64));
@@ -259,8 +251,10 @@ fn cells(map: &Map<'_>, place: impl Fn((f64, f64)) -> (i32, i32)) -> String {
         }
     }
     let paths = paths.iter().map(|(of, path)| {
-        let RGBColor(r, g, b) = shade(f64::from(*of) / SHADES);
-        format!("<path fill=\"#{r:02X}{g:02X}{b:02X}\" d=\"{path}\"/>\n")
+        let RGBColor(r, g, b) = look.shade(f64::from(*of) / SHADES);
+        format!(
+            "<path shape-rendering=\"crispEdges\" fill=\"#{r:02X}{g:02X}{b:02X}\" d=\"{path}\"/>\n"
+        )
     });
     paths.collect()
 }
@@ -294,12 +288,14 @@ fn labels(modules: &[String], rows: u32) -> Vec<(std::ops::Range<usize>, String)
 }
 
 /// The shades from 0 to 1.
-fn legend(area: &Area<'_>) -> Drawn {
-    let (left, width, steps) = (WIDTH as i32 - 240, 180, 20);
+fn legend(look: &Look, area: &Area<'_>) -> Drawn {
+    let (left, width, steps) = (look.across() as i32 - 240, 180, 20);
     for step in 0..steps {
         let x = left + step * width / steps;
         let corners = [(x, 12), (x + width / steps, 24)];
-        let fill = shade((f64::from(step) + 0.5) / f64::from(steps)).filled();
+        let fill = look
+            .shade((f64::from(step) + 0.5) / f64::from(steps))
+            .filled();
         area.draw(&Rectangle::new(corners, fill)).map_err(text)?;
     }
     let style = ("sans-serif", 12).into_font().color(&BLACK);
@@ -317,13 +313,13 @@ fn legend(area: &Area<'_>) -> Drawn {
 const IN_A_LINE: usize = 5;
 
 /// A small map for each run.
-fn side_by_side(runs: &[&Reading]) -> Result<String> {
+fn side_by_side(look: &Look, runs: &[&Reading]) -> Result<String> {
     let modules = runs[0].modules.len();
     let rows = row_height(modules).min(5);
     let panel = rows * modules as u32 + 28;
     let lines = runs.len().div_ceil(IN_A_LINE);
     let mut shades = String::new();
-    let svg = drawn(panel * lines as u32 + MARGIN, |root| {
+    let svg = drawn(look, panel * lines as u32 + MARGIN, |root| {
         let panels = root.margin(0, MARGIN, 0, 0);
         let panels = panels.split_evenly((lines, runs.len().clamp(3, IN_A_LINE)));
         for (run, panel) in runs.iter().zip(&panels) {
@@ -342,7 +338,7 @@ fn side_by_side(runs: &[&Reading]) -> Result<String> {
                 .margin_bottom(6)
                 .build_cartesian_2d(0f64..to as f64, 0f64..modules as f64)
                 .map_err(text)?;
-            shades += &cells(&map, |at| chart.plotting_area().map_coordinate(&at));
+            shades += &cells(look, &map, |at| chart.plotting_area().map_coordinate(&at));
         }
         Ok(())
     })?;
@@ -394,22 +390,17 @@ mod tests {
                 vec![Some(0.5), Some(0.001)],
             ],
         };
-        let drawn = cells(&map, |(step, module)| (step as i32, 20 - module as i32));
+        let drawn = cells(&Look::default(), &map, |(step, module)| {
+            (step as i32, 20 - module as i32)
+        });
         let paths: Vec<&str> = drawn.lines().collect();
         let expected = [
-            "<path fill=\"#EBEBEB\" d=\"M10 18h30v1h-30z\"/>",
-            "<path fill=\"#0072B2\" d=\"M20 19h20v1h-20z\"/>",
-            "<path fill=\"#002546\" d=\"M0 19h20v1h-20z\"/>",
+            "<path shape-rendering=\"crispEdges\" fill=\"#EBEBEB\" d=\"M10 18h30v1h-30z\"/>",
+            "<path shape-rendering=\"crispEdges\" fill=\"#0072B2\" d=\"M20 19h20v1h-20z\"/>",
+            "<path shape-rendering=\"crispEdges\" fill=\"#002546\" d=\"M0 19h20v1h-20z\"/>",
         ];
         assert_eq!(paths, expected);
         let whole = behind("<svg>\n<rect/>\n<text/></svg>", "<path/>");
         assert_eq!(whole, "<svg>\n<rect/>\n<path/><text/></svg>");
-    }
-
-    #[test]
-    fn shades_are_told_apart_and_end_where_they_should() {
-        assert_eq!(shade(0.0), RGBColor(235, 235, 235));
-        assert_eq!(shade(0.5), RGBColor(0, 114, 178));
-        assert_eq!(shade(1.0), RGBColor(0, 37, 70));
     }
 }

@@ -1,6 +1,7 @@
 //! A report in pictures: curves, points, and plugins' own numbers.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -9,17 +10,18 @@ use super::canvas::{
     Area, Drawn, Plot, around, axes, colour, drawn, height_with_legend, legend, marker, text, tick,
 };
 use super::heatmap::heatmaps;
+use super::look::Look;
 use super::{Arm, Figure, Reading, Report, Spread};
 use crate::error::Result;
 
 /// The metric by steps, `y` by `x`, and what each arm chose, as far as there is something to draw.
-pub fn plots(report: &Report, x: Figure, y: Figure) -> Result<Vec<Plot>> {
+pub fn plots(look: &Look, report: &Report, x: Figure, y: Figure) -> Result<Vec<Plot>> {
     let mut plots = Vec::new();
-    plots.extend(curves(report)?);
-    plots.extend(scatter(report, x, y)?);
-    plots.extend(numbers(report)?);
+    plots.extend(curves(look, report)?);
+    plots.extend(scatter(look, report, x, y)?);
+    plots.extend(numbers(look, report)?);
     for arm in &report.arms {
-        plots.extend(heatmaps(arm)?);
+        plots.extend(heatmaps(look, arm)?);
     }
     tell_apart(&mut plots);
     Ok(plots)
@@ -39,13 +41,13 @@ fn tell_apart(plots: &mut [Plot]) {
 }
 
 /// The area above a legend of all arms, which stands at the foot.
-fn above_legend<'a>(root: &Area<'a>, report: &Report) -> Drawn<Area<'a>> {
+fn above_legend<'a>(look: &Look, root: &Area<'a>, report: &Report) -> Drawn<Area<'a>> {
     let names = report.arms.iter().map(|arm| arm.name.as_str());
-    legend(root, names, true)
+    legend(look, root, names, true)
 }
 
-fn height(report: &Report) -> u32 {
-    height_with_legend(report.arms.len())
+fn height(look: &Look, report: &Report) -> u32 {
+    height_with_legend(look, report.arms.len())
 }
 
 /// Mean and standard deviation at each step that all counted runs of an arm were evaluated after.
@@ -70,7 +72,7 @@ fn band(arm: &Arm, unfinished: bool) -> Vec<(f64, Spread)> {
 
 /// The metric by steps: each arm's mean, a band of one standard deviation around it, and the runs that are
 /// not counted by themselves, thin and hollow.
-fn curves(report: &Report) -> Result<Option<Plot>> {
+fn curves(look: &Look, report: &Report) -> Result<Option<Plot>> {
     let unfinished = report.unfinished_count;
     let bands: Vec<_> = report
         .arms
@@ -104,8 +106,8 @@ fn curves(report: &Report) -> Result<Option<Plot>> {
     let (Some(x), Some(y)) = (around(steps), around(edges)) else {
         return Ok(None);
     };
-    let svg = drawn(height(report), |root| {
-        let area = above_legend(root, report)?;
+    let svg = drawn(look, height(look, report), |root| {
+        let area = above_legend(look, root, report)?;
         let mut chart = axes!(&area, x, y, "optimiser step", report.metric.as_str());
         for (index, points) in bands.iter().enumerate() {
             let edge = |sign: f64| {
@@ -132,9 +134,10 @@ fn curves(report: &Report) -> Result<Option<Plot>> {
             .map(|(index, points)| (*index, points.clone(), false));
         for (index, points, counted) in means.chain(alone) {
             let style = colour(index).stroke_width(if counted { 2 } else { 1 });
-            chart
-                .draw_series(LineSeries::new(points.clone(), style))
-                .map_err(text)?;
+            if points.len() > 1 {
+                let line = LineSeries::new(points.clone(), style);
+                chart.draw_series(line).map_err(text)?;
+            }
             let points = points.into_iter().map(|at| marker(index, at, counted));
             chart.draw_series(points).map_err(text)?;
         }
@@ -151,7 +154,7 @@ fn curves(report: &Report) -> Result<Option<Plot>> {
 }
 
 /// The plugins' own numbers by step, those of which there is one at a time: a line a run.
-fn numbers(report: &Report) -> Result<Vec<Plot>> {
+fn numbers(look: &Look, report: &Report) -> Result<Vec<Plot>> {
     let runs = || {
         (report.arms.iter().enumerate())
             .flat_map(|(at, arm)| arm.runs.iter().map(move |run| (at, run)))
@@ -175,13 +178,15 @@ fn numbers(report: &Report) -> Result<Vec<Plot>> {
         let (Some(x), Some(y)) = (x, y) else {
             continue;
         };
-        let svg = drawn(height(report), |root| {
-            let area = above_legend(root, report)?;
+        let svg = drawn(look, height(look, report), |root| {
+            let area = above_legend(look, root, report)?;
             let mut chart = axes!(&area, x, y, "optimiser step", name.as_str());
             for (arm, points) in &lines {
                 let style = colour(*arm).stroke_width(1);
-                let line = LineSeries::new(points.clone(), style);
-                chart.draw_series(line).map_err(text)?;
+                if points.len() > 1 {
+                    let line = LineSeries::new(points.clone(), style);
+                    chart.draw_series(line).map_err(text)?;
+                }
                 let points = points.iter().map(|at| marker(*arm, *at, true));
                 chart.draw_series(points).map_err(text)?;
             }
@@ -196,22 +201,28 @@ fn numbers(report: &Report) -> Result<Vec<Plot>> {
     Ok(plots)
 }
 
-/// Where a name is legible that belongs to a place: there, or as far below or above as it takes to be apart from others.
-fn free(taken: &[(i32, i32)], (left, top): (i32, i32)) -> i32 {
-    const ACROSS: i32 = 160;
+/// About how wide a letter of a name is.
+const LETTER: i32 = 7;
+
+/// What is drawn from one place to another, at a height.
+type Stretch = (Range<i32>, i32);
+
+/// Where a name is legible that is as long as the stretch: there, or as far below or above as it takes to be apart from
+/// what is drawn already.
+fn free(taken: &[Stretch], (own, top): &Stretch) -> i32 {
     const DOWN: i32 = 13;
     let is_free = |top: &i32| {
-        let mut near = taken
+        let mut beside = taken
             .iter()
-            .filter(|(other, _)| (other - left).abs() < ACROSS);
-        near.all(|(_, other)| (other - top).abs() >= DOWN)
+            .filter(|(other, _)| other.start < own.end && own.start < other.end);
+        beside.all(|(_, other)| (other - top).abs() >= DOWN)
     };
     let mut places = (0..).flat_map(|nth| [top + nth, top - nth]);
-    places.find(is_free).unwrap_or(top)
+    places.find(is_free).unwrap_or(*top)
 }
 
 /// One point a run, hollow where it is unfinished, and each arm's name at the mean of those that count.
-fn scatter(report: &Report, x: Figure, y: Figure) -> Result<Option<Plot>> {
+fn scatter(look: &Look, report: &Report, x: Figure, y: Figure) -> Result<Option<Plot>> {
     let points: Vec<(usize, (f64, f64), bool)> = (report.arms.iter().enumerate())
         .flat_map(|(index, arm)| arm.runs.iter().map(move |run| (index, run)))
         .filter_map(|(index, run)| {
@@ -226,31 +237,34 @@ fn scatter(report: &Report, x: Figure, y: Figure) -> Result<Option<Plot>> {
     };
     let names = [x, y].map(|figure| figure.heading(&report.metric));
     let middle = (across.start + across.end) / 2.0;
-    let svg = drawn(height(report), |root| {
-        let area = above_legend(root, report)?;
+    let svg = drawn(look, height(look, report), |root| {
+        let area = above_legend(look, root, report)?;
         let [x_name, y_name] = &names;
         let mut chart = axes!(&area, across, up, x_name.as_str(), y_name.as_str());
-        let points = points
+        let markers = points
             .iter()
             .map(|(index, at, finished)| marker(*index, *at, *finished));
-        chart.draw_series(points).map_err(text)?;
-        let mut taken: Vec<(i32, i32)> = Vec::new();
+        chart.draw_series(markers).map_err(text)?;
+        let place = |at: &(f64, f64)| chart.plotting_area().map_coordinate(at);
+        let drawn = points.iter().map(|(_, at, _)| place(at));
+        let mut taken: Vec<Stretch> = drawn.map(|(x, y)| (x - 5..x + 5, y)).collect();
         for (index, arm) in report.arms.iter().enumerate() {
             let mean = |figure: Figure| Some(figure.scaled(arm.figures.get(&figure)?.mean));
             let Some(at) = mean(x).zip(mean(y)) else {
                 continue;
             };
             // Away from the nearer edge.
-            let (side, apart) = match at.0 > middle {
-                true => (HPos::Right, -9),
-                false => (HPos::Left, 9),
+            let (x, y) = place(&at);
+            let length = LETTER * arm.name.chars().count() as i32;
+            let (side, at, own) = match at.0 > middle {
+                true => (HPos::Right, x - 9, x - 9 - length..x - 9),
+                false => (HPos::Left, x + 9, x + 9..x + 9 + length),
             };
-            let (left, top) = chart.plotting_area().map_coordinate(&at);
-            let place = (left + apart, free(&taken, (left, top)));
-            taken.push((left, place.1));
+            let top = free(&taken, &(own.clone(), y));
+            taken.push((own, top));
             let style = ("sans-serif", 12).into_font().color(&colour(index));
             let style = style.pos(Pos::new(side, VPos::Center));
-            let name = Text::new(arm.name.clone(), place, style);
+            let name = Text::new(arm.name.clone(), (at, top), style);
             area.draw(&name).map_err(text)?;
         }
         Ok(())
@@ -268,6 +282,11 @@ mod tests {
 
     #[test]
     fn names_of_near_places_are_apart() {
+        let free = |taken: &[(i32, i32)], (x, top): (i32, i32)| {
+            let long = |x| x..x + 160;
+            let taken: Vec<Stretch> = taken.iter().map(|(x, top)| (long(*x), *top)).collect();
+            free(&taken, &(long(x), top))
+        };
         assert_eq!(free(&[], (10, 50)), 50);
         assert_eq!(free(&[(10, 50)], (12, 52)), 63);
         assert_eq!(free(&[(10, 50), (12, 63)], (12, 49)), 37);

@@ -5,6 +5,7 @@ use plotters::prelude::*;
 use super::canvas::{
     Plot, around, axes, colour, drawn, height_with_legend, legend, marker, text, tick,
 };
+use super::look::Look;
 use super::{Arm, Figure, Report, Spread};
 use crate::error::{Error, Result};
 use crate::file::plain_name;
@@ -18,7 +19,7 @@ struct Line<'a> {
 
 /// `figure` of the arms over the values of `key`: a line through those that differ in nothing else, with one standard
 /// deviation to each side, and a level for each arm that has no such key. An error if no arm has it, or not as a number.
-pub fn swept(report: &Report, key: &str, figure: Figure) -> Result<Plot> {
+pub fn swept(look: &Look, report: &Report, key: &str, figure: Figure) -> Result<Plot> {
     let mut lines: Vec<(Vec<(&String, &String)>, Line<'_>)> = Vec::new();
     let mut levels: Vec<(&str, &Spread)> = Vec::new();
     for arm in &report.arms {
@@ -68,7 +69,7 @@ pub fn swept(report: &Report, key: &str, figure: Figure) -> Result<Plot> {
     for line in &mut lines {
         line.points.sort_by(|a, b| a.0.total_cmp(&b.0));
     }
-    draw(report, key, figure, &lines, &levels)
+    draw(look, report, key, figure, &lines, &levels)
 }
 
 /// A recipe's value as a number; of shares the number before the `%`.
@@ -96,6 +97,7 @@ fn without(arm: &Arm, key: &str, value: &str) -> String {
 }
 
 fn draw(
+    look: &Look,
     report: &Report,
     key: &str,
     figure: Figure,
@@ -130,54 +132,58 @@ fn draw(
     };
     let ends = (x.start, x.end);
     let heading = figure.heading(&report.metric);
-    let svg = drawn(height_with_legend(lines.len() + levels.len()), |root| {
-        let names = lines.iter().map(|line| line.name.as_str());
-        let names = names.chain(levels.iter().map(|(name, _)| *name));
-        let above = legend(root, names, false)?;
-        let x_tick = |at: &f64| {
-            if by_magnitude {
-                tick(&10f64.powf(*at))
-            } else {
-                tick(at)
+    let svg = drawn(
+        look,
+        height_with_legend(look, lines.len() + levels.len()),
+        |root| {
+            let names = lines.iter().map(|line| line.name.as_str());
+            let names = names.chain(levels.iter().map(|(name, _)| *name));
+            let above = legend(look, root, names, false)?;
+            let x_tick = |at: &f64| {
+                if by_magnitude {
+                    tick(&10f64.powf(*at))
+                } else {
+                    tick(at)
+                }
+            };
+            let mut chart = axes!(&above, x, y, key, heading.as_str(), &x_tick);
+            for (nth, line) in lines.iter().enumerate() {
+                let style = colour(nth).stroke_width(2);
+                let means = line
+                    .points
+                    .iter()
+                    .map(|(at, spread)| (across(*at), figure.scaled(spread.mean)));
+                let means: Vec<(f64, f64)> = means.collect();
+                chart
+                    .draw_series(LineSeries::new(means.clone(), style))
+                    .map_err(text)?;
+                let bars = line.points.iter().map(|(at, spread)| {
+                    let [low, high] = edges(spread);
+                    PathElement::new(
+                        [(across(*at), low), (across(*at), high)],
+                        colour(nth).stroke_width(1),
+                    )
+                });
+                chart.draw_series(bars).map_err(text)?;
+                chart
+                    .draw_series(means.into_iter().map(|at| marker(nth, at, true)))
+                    .map_err(text)?;
             }
-        };
-        let mut chart = axes!(&above, x, y, key, heading.as_str(), &x_tick);
-        for (nth, line) in lines.iter().enumerate() {
-            let style = colour(nth).stroke_width(2);
-            let means = line
-                .points
-                .iter()
-                .map(|(at, spread)| (across(*at), figure.scaled(spread.mean)));
-            let means: Vec<(f64, f64)> = means.collect();
-            chart
-                .draw_series(LineSeries::new(means.clone(), style))
-                .map_err(text)?;
-            let bars = line.points.iter().map(|(at, spread)| {
-                let [low, high] = edges(spread);
-                PathElement::new(
-                    [(across(*at), low), (across(*at), high)],
-                    colour(nth).stroke_width(1),
-                )
-            });
-            chart.draw_series(bars).map_err(text)?;
-            chart
-                .draw_series(means.into_iter().map(|at| marker(nth, at, true)))
-                .map_err(text)?;
-        }
-        for (nth, (_, spread)) in levels.iter().enumerate() {
-            let mean = figure.scaled(spread.mean);
-            let style = colour(lines.len() + nth).stroke_width(1);
-            chart
-                .draw_series(DashedLineSeries::new(
-                    [(ends.0, mean), (ends.1, mean)],
-                    6,
-                    4,
-                    style,
-                ))
-                .map_err(text)?;
-        }
-        Ok(())
-    })?;
+            for (nth, (_, spread)) in levels.iter().enumerate() {
+                let mean = figure.scaled(spread.mean);
+                let style = colour(lines.len() + nth).stroke_width(1);
+                chart
+                    .draw_series(DashedLineSeries::new(
+                        [(ends.0, mean), (ends.1, mean)],
+                        6,
+                        4,
+                        style,
+                    ))
+                    .map_err(text)?;
+            }
+            Ok(())
+        },
+    )?;
     Ok(Plot {
         name: plain_name(&format!("swept-{key}")),
         title: format!(

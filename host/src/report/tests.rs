@@ -410,7 +410,7 @@ fn the_page_stands_alone_and_escapes_what_it_shows() {
         true,
     ));
     let report = Report::new(&runs, &Options::default()).unwrap();
-    let plots = plots(&report, Figure::Flops, Figure::Metric).unwrap();
+    let plots = plots(&Look::default(), &report, Figure::Flops, Figure::Metric).unwrap();
     let names: Vec<&str> = plots.iter().map(|plot| plot.name.as_str()).collect();
     // Of the plugins' own numbers those are drawn of which there is one at a time.
     let first = ["metric", "scatter", "number-01"];
@@ -544,7 +544,7 @@ fn collapsed_runs_are_marked_and_the_mean_is_said_with_and_without() {
     let page = page(
         &report,
         &tables,
-        &plots(&report, Figure::Flops, Figure::Metric).unwrap(),
+        &plots(&Look::default(), &report, Figure::Flops, Figure::Metric).unwrap(),
     );
     assert_eq!(page.matches("<td>collapsed</td>").count(), 1);
 }
@@ -760,7 +760,7 @@ fn a_key_that_arms_differ_in_is_an_axis() {
     }
     let report = Report::new(&runs, &Options::default()).unwrap();
     let key = "allocation.schedule.every";
-    let plot = swept(&report, key, Figure::Final).unwrap();
+    let plot = swept(&Look::default(), &report, key, Figure::Final).unwrap();
     assert_eq!(plot.name, "swept-allocation.schedule.every");
     // A line for each allocator with three points, and a level for LoRA.
     for name in ["allocator=uniform\n", "allocator=top-k\n", "LoRA\n"] {
@@ -768,7 +768,7 @@ fn a_key_that_arms_differ_in_is_an_axis() {
     }
     assert_eq!(plot.svg.matches("<circle").count(), 6);
     let refused = |key: &str| {
-        let error = swept(&report, key, Figure::Final).unwrap_err();
+        let error = swept(&Look::default(), &report, key, Figure::Final).unwrap_err();
         let help = miette::Diagnostic::help(&error).map(|help| help.to_string());
         format!("{error} {}", help.unwrap_or_default())
     };
