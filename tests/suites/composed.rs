@@ -7,5 +7,5 @@ mod cases;
 
 use dynalora::kernel::Composed as B;
 
-/// Whether the same sums are made in the same order, and masks of dropout are the step's own.
+/// Whether the same sums are made in the same order.
 const EXACT: bool = false;

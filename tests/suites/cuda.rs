@@ -35,6 +35,7 @@ struct Report {
     modules: u64,
     compiled: u64,
     cached: u64,
+    tf32: u64,
     architectures: Vec<String>,
     refused: Vec<String>,
     faults: Vec<String>,
@@ -238,6 +239,9 @@ fn every_kernel(bench: &Bench, whole: bool) {
     ];
     let signals = bench.trains("every signal", &bert, &ranks);
     assert!(signals.compiled > 250, "{} kernels", signals.compiled);
+    // Products of f32 on tensor cores are tf32: what `model.precision = "tf32"` is for, and what "f32" warns of.
+    assert!(signals.tf32 > 0, "docs/devices.md says that there are some");
+    eprintln!("{} of the kernels round to tf32", signals.tf32);
     if !whole {
         return;
     }
@@ -257,6 +261,24 @@ fn every_kernel(bench: &Bench, whole: bool) {
     bench.trains("vera", &bert, &vera);
     let llama = recipe(&fixture("tiny-llama"), ANSWERS);
     bench.trains("decoder", &llama, &plain);
+    // A head that predicts tokens has one more weight.
+    for (precision, warns) in [("f32", true), ("tf32", false)] {
+        let set = format!("model.precision={precision}");
+        let (output, _) = bench.run(&bert, &[&plain[..], &["train.steps=1", &set]].concat(), &[]);
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(
+            said(&output).contains("tensor cores"),
+            warns,
+            "{}",
+            said(&output)
+        );
+    }
+    for precision in ["bf16", "f16"] {
+        let set = format!("model.precision={precision}");
+        let in_half = [&plain[..], &[&set]].concat();
+        bench.trains(precision, &llama, &in_half);
+        bench.trains(precision, &bert, &in_half);
+    }
     let activation = [
         "scorer.plugin=activation",
         "allocator={ plugin = \"top-k\", k = \"50%\" }",

@@ -28,6 +28,28 @@ fn refused(scene: &Scene, arguments: &[&str], parts: &[&str]) {
     }
 }
 
+#[test]
+fn a_precision_that_a_device_never_has() {
+    let scene = Scene::new();
+    for (device, precision, possible) in [
+        ("cpu", "f16", "\"f32\", \"bf16\""),
+        ("cpu", "tf32", "\"f32\", \"bf16\""),
+        ("vulkan", "bf16", "\"f32\", \"f16\""),
+        ("metal", "tf32", "\"f32\", \"f16\""),
+        ("cuda", "fp8", "bf16"),
+    ] {
+        let [device, precision] = [
+            format!("device={device}"),
+            format!("model.precision={precision}"),
+        ];
+        let sets = ["--set", &*device, "--set", &*precision];
+        for command in [&["train", "recipe.toml"], &["plan", "recipe.toml"]] {
+            let arguments = [&command[..], &sets].concat();
+            refused(&scene, &arguments, &["precision", possible]);
+        }
+    }
+}
+
 const TRAIN: &[&str] = &["train", "recipe.toml"];
 
 #[test]

@@ -5,7 +5,7 @@ mod cases;
 
 use burn_flex::Flex as B;
 
-/// Whether the same sums are made in the same order, and masks of dropout are the step's own.
+/// Whether the same sums are made in the same order.
 const EXACT: bool = true;
 
 #[test]

@@ -1,15 +1,18 @@
 //! Dropout whose mask is a function of a seed and a position, computed again in the backward pass
 //! instead of stored, and the same for every number of threads.
 
-use burn::tensor::{Distribution, Tensor};
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub mod gpu;
+
+use burn::tensor::{Int, Tensor, TensorData};
 use burn_backend::Backend;
 use burn_flex::Flex;
 use rayon::prelude::*;
 
-use super::Ad;
 use super::cpu::into_values;
 use super::record::{input, is_tracked, plain, record, unwrap};
 use super::simd::vectorised;
+use super::{Ad, Kernels};
 
 /// A dropout site: probability and the seed of its mask.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,15 +60,89 @@ pub fn hash(seed: u32, position: u32) -> u32 {
     h & 0x00ff_ffff
 }
 
-/// By burn's own operations. The mask is the backend's own draw for the site's seed, and burn keeps it.
-pub fn composed<B: Backend, const D: usize>(x: Tensor<B, D>, dropout: Dropout) -> Tensor<B, D> {
-    if dropout.is_none() {
+/// The seed of a head's weights in attention; heads are counted through all sequences.
+#[inline(always)]
+pub fn seed_of_head(seed: u32, head: u32) -> u32 {
+    hash(seed, head).wrapping_mul(0x9e37_79b9)
+}
+
+/// Which elements a mask is for, and so what their seeds and positions are.
+#[derive(Clone, Debug)]
+pub enum Elements<B: Backend> {
+    /// So many, one after the other.
+    InARow(usize),
+    /// Attention weights `[sequences, heads, queries, keys]`: each head has a seed, and the pairs of each sequence lie one
+    /// after the other without what pads them.
+    ByHead {
+        /// Keys of each sequence, `[sequences]`.
+        lengths: Tensor<B, 1, Int>,
+        /// With the padding.
+        shape: [usize; 4],
+    },
+}
+
+impl<B: Backend> Elements<B> {
+    /// How many they are.
+    pub fn count(&self) -> usize {
+        match self {
+            Elements::InARow(count) => *count,
+            Elements::ByHead { shape, .. } => shape.iter().product(),
+        }
+    }
+}
+
+/// By burn's own operations. The mask is the CPU's, and burn keeps it for the way back.
+pub fn composed<B: Kernels, const D: usize>(
+    x: Tensor<Ad<B>, D>,
+    elements: impl FnOnce() -> Elements<B>,
+    dropout: Dropout,
+) -> Tensor<Ad<B>, D> {
+    if dropout.is_none() || x.shape().num_elements() == 0 {
         return x;
     }
-    B::seed(&x.device(), u64::from(dropout.seed));
-    let keep = Distribution::Bernoulli(f64::from(1.0 - dropout.probability));
-    let mask = Tensor::random(x.shape(), keep, &x.device());
-    x * mask * dropout.scale()
+    let kept = B::kept(&elements(), dropout, &x.device());
+    let kept = kept.reshape(x.shape());
+    x * Tensor::from_inner(kept)
+}
+
+/// The same of elements that lie one after the other.
+pub fn composed_in_a_row<B: Kernels>(x: Tensor<Ad<B>, 2>, dropout: Dropout) -> Tensor<Ad<B>, 2> {
+    let count = x.shape().num_elements();
+    composed(x, || Elements::InARow(count), dropout)
+}
+
+/// [`Kernels::kept`], made on the host: for backends without kernels of their own, which only tests have.
+pub fn kept<B: Backend>(
+    elements: &Elements<B>,
+    dropout: Dropout,
+    device: &B::Device,
+) -> Tensor<B, 1> {
+    let (threshold, scale) = (dropout.threshold(), dropout.scale());
+    let factor = |seed: u32, position: u32| match hash(seed, position) >= threshold {
+        true => scale,
+        false => 0.0,
+    };
+    let factors: Vec<f32> = match elements {
+        Elements::InARow(count) => (0..*count as u32)
+            .map(|position| factor(dropout.seed, position))
+            .collect(),
+        Elements::ByHead { lengths, shape } => {
+            let lengths: Vec<i64> = lengths.to_data().iter::<i64>().collect();
+            let [sequences, heads, queries, keys] = *shape;
+            let mut factors = Vec::with_capacity(elements.count());
+            for head in 0..sequences * heads {
+                let length = lengths[head / heads] as u32;
+                let seed = seed_of_head(dropout.seed, head as u32);
+                for query in 0..queries as u32 {
+                    let start = query * length;
+                    factors.extend((0..keys as u32).map(|key| factor(seed, start + key)));
+                }
+            }
+            factors
+        }
+    };
+    let count = factors.len();
+    Tensor::from_data(TensorData::new(factors, [count]), device)
 }
 
 /// Elements one thread takes at a time.

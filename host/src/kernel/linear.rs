@@ -109,7 +109,8 @@ pub fn composed<B: Kernels>(x: Tensor<Ad<B>, 2>, branches: Vec<Branch<'_, B>>) -
             y = y + Tensor::from_inner(bias.clone()).unsqueeze();
         }
         side.push(lora.map(|lora| {
-            let xa = dropout::composed(x.clone(), lora.dropout).matmul(lora.a.transpose());
+            let dropped = dropout::composed_in_a_row(x.clone(), lora.dropout);
+            let xa = dropped.matmul(lora.a.transpose());
             y = y.clone() + xa.clone().matmul(lora.b.transpose()) * lora.scale;
             xa.inner()
         }));

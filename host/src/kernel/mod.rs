@@ -37,7 +37,7 @@ pub use activation::Activation;
 pub use adamw::{AdamWStep, Moments};
 pub use attention::{AttentionLayout, AttentionShape, Buckets, Projected, Sequences};
 pub use bf16::native as bf16_is_native;
-pub use dropout::Dropout;
+pub use dropout::{Dropout, Elements};
 pub use linear::{Branch, Frozen, Lora, Outputs};
 pub use measure::taken as reductions_taken;
 pub use norm::{Norm, NormKind};
@@ -185,7 +185,12 @@ pub trait Kernels: Backend {
 
     /// Inverted dropout (Srivastava et al. 2014): zero with probability p, else `x / (1 - p)`.
     fn dropout(x: Tensor<Ad<Self>, 2>, dropout: Dropout) -> Tensor<Ad<Self>, 2> {
-        dropout::composed(x, dropout)
+        dropout::composed_in_a_row(x, dropout)
+    }
+
+    /// What dropout multiplies these elements by, 0 or `1 / (1 - p)`: a function of its seed, the same on every device.
+    fn kept(elements: &Elements<Self>, dropout: Dropout, device: &Self::Device) -> Tensor<Self, 1> {
+        dropout::kept(elements, dropout, device)
     }
 
     /// `[Σ|x|, Σx²]` over some columns of all rows.
@@ -365,6 +370,10 @@ impl Kernels for burn_cuda::Cuda {
     type Packed = ();
 
     fn pack(_: &Tensor<Self, 2>, _: Precision) {}
+
+    fn kept(elements: &Elements<Self>, dropout: Dropout, device: &Self::Device) -> Tensor<Self, 1> {
+        dropout::gpu::kept(elements, dropout, device)
+    }
 }
 
 #[cfg(feature = "wgpu")]
@@ -372,4 +381,8 @@ impl Kernels for burn_wgpu::Wgpu {
     type Packed = ();
 
     fn pack(_: &Tensor<Self, 2>, _: Precision) {}
+
+    fn kept(elements: &Elements<Self>, dropout: Dropout, device: &Self::Device) -> Tensor<Self, 1> {
+        dropout::gpu::kept(elements, dropout, device)
+    }
 }

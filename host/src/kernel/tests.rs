@@ -902,8 +902,61 @@ fn attention_of_some_queries() {
     }
 }
 
-/// With dropout there is no composition to compare with, since masks are each backend's own: the
-/// gradient is checked against finite differences of the very same mask.
+/// Masks are the same, so that all else compares as without.
+#[test]
+fn dropout_by_burns_operations() {
+    let _alone = alone();
+    let site = Dropout {
+        probability: 0.3,
+        seed: 0x9e0b_1234,
+    };
+    compare(
+        [random(130, 150)],
+        |[x]| Flex::dropout(x, site),
+        |[x]| dropout::composed_in_a_row(x, site),
+    );
+    let layer = frozen(40, 24);
+    let adapted = |a: Wide, b: Wide| vec![branch(&layer, Some((&a, &b, site)))];
+    compare(
+        [random(33, 24), random(4, 24), random(40, 4)],
+        |[x, a, b]| Flex::linears(x, adapted(a, b)).y,
+        |[x, a, b]| linear::composed(x, adapted(a, b)).y,
+    );
+    for (offsets, causal) in [
+        (&[0, 1, 6, 22, 39, 60, 160][..], false),
+        (&[0, 1, 6, 22, 39, 60, 160], true),
+        (&[0, 20, 40, 60], false),
+    ] {
+        let shape = AttentionShape {
+            pair_heads: 2,
+            causal,
+            ..AttentionShape::full(4, 12)
+        };
+        let sequences = Sequences::new(offsets);
+        let tokens = sequences.tokens();
+        let layout = AttentionLayout::new(sequences.clone(), sequences, shape);
+        compare(
+            [random(tokens, 48), random(tokens, 24), random(tokens, 24)],
+            |[q, k, v]| Flex::packed_attention(joint(q, k, v), &layout, site),
+            |[q, k, v]| attention::composed(joint(q, k, v), None, &layout, site),
+        );
+    }
+    // Some queries of each sequence.
+    let pairs = Sequences::new(&[0, 7, 8, 108]);
+    let queries = Sequences::new(&[0, 3, 4, 64]);
+    let layout = AttentionLayout::new(queries, pairs, AttentionShape::full(3, 8));
+    let split = |q: Wide, kv: Wide| Projected::Split {
+        queries: q,
+        pairs: kv,
+    };
+    compare(
+        [random(64, 24), random(108, 48)],
+        |[q, kv]| Flex::packed_attention(split(q, kv), &layout, site),
+        |[q, kv]| attention::composed(split(q, kv), None, &layout, site),
+    );
+}
+
+/// The gradient is that of differences, with the very same mask.
 #[test]
 fn attention_dropout_has_the_gradient_of_its_output() {
     let _alone = alone();

@@ -138,6 +138,8 @@ unsafe extern "C" fn nvrtcCompileProgram(
                 SUCCESS => {
                     report.compiled += 1;
                     report.cached += u64::from(was_cached);
+                    let rounds = program.source.windows(4).any(|part| part == b"tf32");
+                    report.tf32 += u64::from(rounds);
                 }
                 _ => {
                     let log = String::from_utf8_lossy(&program.log);

@@ -33,6 +33,8 @@ pub struct Report {
     /// Kernels that the run-time compiler compiled, and those of them that another process had compiled before.
     pub compiled: u64,
     pub cached: u64,
+    /// Those of them that round to tf32.
+    pub tf32: u64,
     /// For which architectures.
     pub architectures: BTreeSet<String>,
     /// What it said of those it did not compile.

@@ -938,9 +938,7 @@ fn running_layers_twice_changes_no_bit() {
             attention_dropout: Some(0.1),
             ..no_dropout()
         };
-        if EXACT {
-            case.pretrained = pretrained_for(&fixture(model), &dropout, case.problem);
-        }
+        case.pretrained = pretrained_for(&fixture(model), &dropout, case.problem);
         let trainee = case.trainee("random_b");
         let wanted = Wanted {
             signals: Signal::ALL.to_vec(),

@@ -1,9 +1,11 @@
 //! Attention by burn's own operations.
 
+use std::sync::OnceLock;
+
 use burn::tensor::{Int, Tensor, TensorData, activation::softmax};
 use burn_backend::Backend;
 
-use super::super::dropout::{self, Dropout};
+use super::super::dropout::{self, Dropout, Elements};
 use super::super::{Ad, Kernels};
 use super::{AttentionLayout, Projected, Sequences};
 
@@ -21,6 +23,8 @@ pub(super) struct Rectangle<B: Backend> {
     bias: Option<Tensor<Ad<B>, 4>>,
     /// The cell that each query lies in; none where they lie one after the other.
     packed: Option<Tensor<Ad<B>, 1, Int>>,
+    /// Keys of each sequence, `[sequences]`, once dropout asks for them.
+    lengths: OnceLock<Tensor<B, 1, Int>>,
     /// The row of relative positions of each cell, `[1, 1, queries, keys]`, where there are any.
     buckets: Option<Tensor<Ad<B>, 4, Int>>,
 }
@@ -73,8 +77,20 @@ impl<B: Backend> Rectangle<B> {
             queries,
             bias: hides.then(|| Tensor::from_data(bias, device)),
             buckets,
+            lengths: OnceLock::new(),
         }
     }
+}
+
+/// Keys of each sequence, `[sequences]`; nothing is copied to the device where all have as many.
+fn lengths<B: Backend>(layout: &AttentionLayout<B>, device: &B::Device) -> Tensor<B, 1, Int> {
+    let (count, longest) = (layout.pairs.count(), layout.pairs.longest());
+    if layout.pairs.tokens() == count * longest {
+        return Tensor::full([count], longest as i64, device);
+    }
+    let lengths = (0..count).map(|i| layout.pairs.range(i).len() as i64);
+    let lengths: Vec<i64> = lengths.collect();
+    Tensor::from_data(TensorData::new(lengths, [count]), device)
 }
 
 /// By burn's own operations: sequences padded into a rectangle, the padding masked, the result packed again.
@@ -160,7 +176,14 @@ pub fn composed<B: Kernels>(
         Some(bias) => scores + bias.clone(),
         None => scores,
     };
-    let weights = dropout::composed(softmax(scores, 3), dropout);
+    let elements = || Elements::ByHead {
+        lengths: rectangle
+            .lengths
+            .get_or_init(|| lengths(layout, &device))
+            .clone(),
+        shape: [count, shape.heads, rows, columns],
+    };
+    let weights = dropout::composed(softmax(scores, 3), elements, dropout);
     let y = weights
         .matmul(v)
         .swap_dims(1, 2)

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::super::dropout::{Dropout, hash};
+use super::super::dropout::{Dropout, seed_of_head};
 use super::super::gemm::{Segment, Start, sweep};
 use super::super::matrix::Matrix;
 use super::super::panels::{narrowest, pack, panel_width};
@@ -65,7 +65,7 @@ impl Head<'_> {
     }
 
     pub fn seed(&self, member: usize) -> u32 {
-        hash(self.dropout.seed, self.index + member as u32).wrapping_mul(0x9e37_79b9)
+        seed_of_head(self.dropout.seed, self.index + member as u32)
     }
 
     /// Keys that the query `i` sees.
