@@ -125,6 +125,27 @@ impl Batch {
         expected(&self.labels, self.words.as_ref())
     }
 
+    /// The consecutive examples that are those of `rank`, of so many: each rank has about as many tokens, and some have
+    /// none where there are few examples.
+    pub fn of_rank(&self, rank: usize, ranks: usize) -> Range<usize> {
+        let tokens = self.tokens().max(1);
+        // By where its middle lies.
+        let owner = |range: &[usize]| (range[0] + range[1]) * ranks / (2 * tokens);
+        let owners = self.offsets.windows(2).map(owner);
+        let before = owners.clone().filter(|owner| *owner < rank).count();
+        let own = owners.filter(|owner| *owner == rank).count();
+        before..before + own
+    }
+
+    /// The examples at consecutive positions of the batch, with their labels.
+    pub fn section(&self, positions: Range<usize>) -> Batch {
+        let all: Vec<usize> = positions.clone().collect();
+        let mut section = self.part(&all);
+        section.words = self.words.as_ref().map(|words| words.select(&all));
+        section.labels = self.labels.get(positions).unwrap_or_default().to_vec();
+        section
+    }
+
     /// The examples at these positions of the batch, without their labels.
     pub fn part(&self, positions: &[usize]) -> Batch {
         let indices = positions.iter().map(|at| self.indices[*at]).collect();
@@ -360,6 +381,28 @@ mod tests {
         assert_eq!(batches[1].ids[..10], [3, 3, 3, 3, 3, 3, 3, 3, 3, 2]);
         assert_eq!(batches[1].part(&[1]), data.batch(&[2]));
         assert_eq!(batches[1].part(&[0, 1]), batches[1]);
+    }
+
+    #[test]
+    fn ranks_share_a_batch_by_its_tokens() {
+        let mut data = data(&[3, 70, 5, 9, 4, 20, 41, 8]);
+        data.labels = (0..8).map(Label::Class).collect();
+        let batch = data.batch(&[0, 1, 2, 3, 4, 5, 6, 7]);
+        for ranks in [1, 2, 3, 4, 16] {
+            let shares: Vec<_> = (0..ranks).map(|rank| batch.of_rank(rank, ranks)).collect();
+            let mut all = Vec::new();
+            for share in &shares {
+                let section = batch.section(share.clone());
+                assert!(section.tokens() <= 160 / ranks + 70, "{shares:?}");
+                all.extend(section.indices.iter().copied().zip(section.labels));
+            }
+            // Each once, in their order.
+            let whole = batch.indices.iter().copied().zip(batch.labels.clone());
+            assert_eq!(all, whole.collect::<Vec<_>>(), "{shares:?}");
+        }
+        assert_eq!(batch.section(0..8), batch);
+        let [first, second] = [0, 1].map(|rank| batch.section(batch.of_rank(rank, 2)).tokens());
+        assert!(first.abs_diff(second) <= 20, "{first} and {second}");
     }
 
     #[test]

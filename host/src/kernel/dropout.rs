@@ -18,6 +18,9 @@ pub struct Dropout {
     pub probability: f32,
     /// Decides the mask, together with an element's position.
     pub seed: u32,
+    /// How many rows lie before the first, or how many sequences before the first of attention's: more than none in a
+    /// part of a batch, which drops what the whole one drops of it.
+    pub first: u32,
 }
 
 impl Dropout {
@@ -25,6 +28,7 @@ impl Dropout {
     pub const NONE: Dropout = Dropout {
         probability: 0.0,
         seed: 0,
+        first: 0,
     };
 
     /// Whether anything is dropped at all.
@@ -62,7 +66,9 @@ pub fn composed<B: Backend, const D: usize>(x: Tensor<B, D>, dropout: Dropout) -
     if dropout.is_none() {
         return x;
     }
-    B::seed(&x.device(), u64::from(dropout.seed));
+    // A part of a batch draws its own.
+    let seed = u64::from(dropout.first) << 32 | u64::from(dropout.seed);
+    B::seed(&x.device(), seed);
     let keep = Distribution::Bernoulli(f64::from(1.0 - dropout.probability));
     let mask = Tensor::random(x.shape(), keep, &x.device());
     x * mask * dropout.scale()
@@ -94,12 +100,16 @@ pub fn cpu(x: Tensor<Ad<Flex>, 2>, dropout: Dropout) -> Tensor<Ad<Flex>, 2> {
 
 /// The mask and scale applied; in place where the buffer is nobody else's.
 pub fn drop_out(x: Tensor<Flex, 2>, dropout: Dropout) -> Tensor<Flex, 2> {
+    let before = dropout.first.wrapping_mul(x.dims()[1] as u32);
     let mut buffer = into_values(x);
     buffer
         .values()
         .par_chunks_mut(CHUNK)
         .enumerate()
-        .for_each(|(chunk, values)| mask(values, (chunk * CHUNK) as u32, dropout));
+        .for_each(|(chunk, values)| {
+            let start = before.wrapping_add((chunk * CHUNK) as u32);
+            mask(values, start, dropout);
+        });
     buffer.close()
 }
 

@@ -345,6 +345,7 @@ fn lora_with_dropout_masks_the_side_path_alone() {
     let sites = [9, 10].map(|seed| Dropout {
         probability: 0.4,
         seed,
+        first: 0,
     });
     compare(
         [
@@ -422,6 +423,7 @@ fn vera_is_its_own_formula() {
         Dropout {
             probability: 0.4,
             seed: 9,
+            first: 0,
         },
     ] {
         compare(
@@ -840,6 +842,7 @@ fn dropout_of_attention(shape: AttentionShape) {
     let site = Dropout {
         probability: 0.3,
         seed: 5,
+        first: 0,
     };
     let inputs = [random(7, 8), random(7, 8), random(7, 8)];
     let weights = random(7, 8);
@@ -874,6 +877,7 @@ fn dropout_drops_its_share_and_keeps_the_mean() {
     let site = Dropout {
         probability: 0.25,
         seed: 3,
+        first: 0,
     };
     let x = Wide::ones([400, 250], &Default::default()).require_grad();
     let y = Flex::dropout(x.clone(), site);
