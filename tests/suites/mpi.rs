@@ -4,10 +4,9 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
 use dynalora_tests::drawn::difference;
-use dynalora_tests::engines::wait;
+use dynalora_tests::engines::{Slurm, wait};
 use dynalora_tests::ranks::{on_ranks, unlike, unlike_but};
 use dynalora_tests::{Scene, contains, fixture, flat, said};
 use serde_json::Value;
@@ -129,7 +128,7 @@ fn what_is_measured_is_summed_before_plugins_see_it() {
     ];
     holds(&scene, "fisher", &fisher);
     let trials = [
-        "scorer={plugin=\"trial\"}",
+        "scorer={plugin=\"trial\",held_back=8}",
         "evaluation.batch_tokens=64",
         "allocation.unit=\"layer\"",
         "allocator={plugin=\"top-k\",k=1}",
@@ -360,6 +359,44 @@ fn ended(job: &mut Child) -> bool {
 }
 
 #[test]
+fn srun_starts_ranks_as_mpirun_does() {
+    if !has_mpi() {
+        return;
+    }
+    let Some(slurm) = Slurm::start() else { return };
+    let scene = Scene::new();
+    let sets = ["threads=1"];
+    train(&scene, 1, "whole", &sets, &[]);
+    let program = dynalora_tests::built().join("dynalora");
+    let output = format!("output={}", scene.path("ranks").display());
+    let srun = |mpi: &str| {
+        let mut command = slurm.command("srun", &["-N1", "-n2", "--overcommit", mpi]);
+        command.arg("--kill-on-bad-exit=1").arg(&program);
+        command
+            .args(arguments(&output, &sets))
+            .current_dir(scene.path(""));
+        command.output().expect("srun starts")
+    };
+    // Without what tells them of each other, each would train the whole run.
+    let refused = srun("--mpi=none");
+    assert!(!refused.status.success(), "{}", said(&refused));
+    contains(
+        &refused,
+        &[
+            "srun has started 2 processes",
+            "MPI knows of 1",
+            "--mpi=pmix",
+        ],
+    );
+    assert!(!scene.path("ranks").exists());
+    let trained = srun("--mpi=pmix");
+    assert!(trained.status.success(), "{}", said(&trained));
+    assert_eq!(unlike(&scene.path("whole"), &scene.path("ranks")), "");
+    let sittings = json(&scene, "ranks/provenance.json");
+    assert_eq!(sittings["sittings"][0]["ranks"], 2, "{sittings}");
+}
+
+#[test]
 fn mistakes_are_said_once_and_end_all_ranks() {
     if !has_mpi() {
         return;
@@ -376,7 +413,10 @@ fn mistakes_are_said_once_and_end_all_ranks() {
             assert_eq!(words.matches(&flat(part)).count(), 1, "{}", said(&output));
         }
     };
-    refuse(&["--set", "train.stepz=3"], &["stepz"]);
+    refuse(
+        &["--set", "train.stepz=3"],
+        &["the recipe has no key `train.stepz`"],
+    );
     refuse(&["--set", "data.train=gone.csv"], &["gone.csv"]);
     refuse(
         &["--set", "allocator={plugin=\"top-k\",k=1000}"],

@@ -10,6 +10,9 @@ use crate::train::say;
 /// For so long an error of another rank than the first waits for the first to come to the same.
 const FIRST: Duration = Duration::from_secs(1);
 
+/// For so long others than the first wait for it to save, where it can no longer say when it has.
+const SAVING: Duration = Duration::from_secs(60);
+
 /// Refuses to do several times what is to be done once.
 pub fn refuse() -> Result<Ranks> {
     match launched() {
@@ -39,10 +42,10 @@ pub fn end(ranks: &Ranks, outcome: Result<()>) -> Result<()> {
         Kind::Interrupted(_) | Kind::Diverged | Kind::Plugin
     );
     let code = error.exit_code();
-    let says = match ranks.leads() {
-        true => true,
-        false => !gave_up && !together && !ranks.is_ended_within(FIRST),
-    };
+    let alone = !gave_up && !together && !ranks.leads();
+    // The first has come to the same, and said it.
+    let after = alone && ranks.is_ended_within(FIRST);
+    let says = ranks.leads() || (alone && !after);
     if says {
         let which = match ranks.leads() {
             true => String::new(),
@@ -51,9 +54,12 @@ pub fn end(ranks: &Ranks, outcome: Result<()>) -> Result<()> {
         say(&format!("{which}{:?}", miette::Report::new(error)));
     }
     guard::announce_exit();
-    match together && !gave_up {
-        true => ranks.leave(),
-        false => ranks.abort(code),
+    match () {
+        // The first may be saving: its end is all others'.
+        () if gave_up && !ranks.leads() => std::thread::sleep(SAVING),
+        () if together && !gave_up => ranks.leave(),
+        () if after => {}
+        () => ranks.abort(code),
     }
     std::process::exit(code.into())
 }

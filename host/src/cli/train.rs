@@ -157,7 +157,7 @@ pub fn train(recipe: Recipe, how: How, common: &Common, ranks: &Ranks) -> Result
     if ranks.count() > 1 && !common.quiet {
         let threads = rayon::current_num_threads();
         say(&format!(
-            "{} ranks, of which this one has {threads} threads",
+            "{} ranks, the first of which computes on {threads} of its cores",
             ranks.count()
         ));
     }

@@ -73,7 +73,7 @@ impl Ranks {
         let group = Group::join(launcher, count)?;
         if group.count() != count {
             return Err(Error::user(format!(
-                "{launcher} has started {count} processes, of which MPI knows {}: each would train the whole run",
+                "{launcher} has started {count} processes, but MPI knows of {}: each would train the whole run",
                 group.count()
             ))
             .help(
