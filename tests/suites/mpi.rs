@@ -5,10 +5,13 @@
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
+use burn::tensor::Tensor;
+use burn_flex::Flex;
+use dynalora::kernel::{Ad, Dropout, Kernels};
 use dynalora_tests::drawn::difference;
 use dynalora_tests::engines::{Slurm, wait};
 use dynalora_tests::ranks::{on_ranks, unlike, unlike_but};
-use dynalora_tests::{Scene, contains, fixture, flat, said};
+use dynalora_tests::{Scene, contains, fixture, flat, said, skip};
 use serde_json::Value;
 
 /// The program on so many ranks in a scene; none where there is no MPI.
@@ -175,6 +178,42 @@ fn what_is_measured_is_summed_before_plugins_see_it() {
     let paths = ["cached-1", "cached-2"].map(|run| scene.path(run));
     // But for what it ran twice, because a text came to another rank in another epoch.
     assert_eq!(unlike_but(&paths[0], &paths[1], &["flops"]), "");
+}
+
+#[test]
+fn a_plugin_that_throws_dice_has_one_mask_on_all_ranks() {
+    if !has_mpi() {
+        return;
+    }
+    if Command::new("python3").arg("--version").output().is_err() {
+        return skip("python", "python3 cannot be started").unwrap_or(());
+    }
+    let scene = Scene::new();
+    scene.write(
+        "dice.py",
+        "import json, random, sys\n\
+         for line in sys.stdin:\n    \
+             call = json.loads(line)\n    \
+             if call['call'] == 'make':\n        \
+                 count = call['count']\n    \
+             scores = {'scores': [random.random() for _ in range(count)]}\n    \
+             answers = {'needs': {'needs': {'signals': ['activation_l2']}}, 'scores': scores}\n    \
+             answer = answers.get(call['call'], {})\n    \
+             print(json.dumps({'ok': True} | answer), flush=True)\n",
+    );
+    let dice = "scorer={plugin=\"process\",command=[\"python3\",\"dice.py\"]}";
+    // Ranks with other masks would sum other tensors.
+    for run in ["one", "other"] {
+        let sets = ["threads=1", dice, "train.steps=24"];
+        train(&scene, 2, run, &sets, &[]);
+    }
+    let masks = |run| {
+        let records = scene.records(run, "allocations.jsonl");
+        let active = records.iter().map(|record| record["active"].to_string());
+        active.collect::<Vec<_>>()
+    };
+    assert_eq!(masks("one").len(), 6);
+    assert_ne!(masks("one"), masks("other"), "dice fell alike");
 }
 
 #[test]
@@ -427,6 +466,24 @@ fn mistakes_are_said_once_and_end_all_ranks() {
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));
         contains(&output, &["mpirun has started 2 processes"]);
     }
+}
+
+#[test]
+fn a_part_of_a_batch_drops_what_the_whole_drops_of_it() {
+    let site = |first| Dropout {
+        probability: 0.4,
+        seed: 11,
+        first,
+    };
+    let ones = |rows| Tensor::<Ad<Flex>, 2>::ones([rows, 37], &Default::default());
+    let values = |dropped: Tensor<Ad<Flex>, 2>| dropped.into_data().into_vec::<f32>().expect("f32");
+    // More than one thread takes at a time.
+    let whole = values(Flex::dropout(ones(900), site(0)));
+    for (from, to) in [(0, 1), (3, 800), (899, 900)] {
+        let part = values(Flex::dropout(ones(to - from), site(from as u32)));
+        assert!(part == whole[from * 37..to * 37], "{from}..{to}");
+    }
+    assert!(whole.contains(&0.0) && values(Flex::dropout(ones(9), site(1))) != whole[..9 * 37]);
 }
 
 #[test]

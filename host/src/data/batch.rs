@@ -85,7 +85,13 @@ impl Batch {
     /// How much the batch weighs in its step: as many as it has examples, tokens that are predicted, or words that are
     /// given a class.
     pub fn weight(&self) -> usize {
+        self.weight_of(0..self.labels.len())
+    }
+
+    /// How much the examples at these positions weigh.
+    pub fn weight_of(&self, positions: Range<usize>) -> usize {
         let examples = self.offsets.windows(2).zip(&self.labels);
+        let examples = examples.skip(positions.start).take(positions.len());
         let weights = examples.map(|(range, label)| match label {
             Label::Tokens(from) => range[1] - range[0] - *from as usize,
             Label::Words(count) => *count as usize,

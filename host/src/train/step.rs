@@ -2,6 +2,7 @@
 //! reads of it.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
 use dynalora_plugin_api::Observation;
@@ -152,23 +153,23 @@ impl<'a> Share<'a> {
             let shortest = (0..batch.indices.len()).min_by_key(length).unwrap_or(0);
             own = shortest..shortest + 1;
         }
-        let section = batch.section(own.clone());
         Share {
+            batch: Cow::Owned(batch.section(own.clone())),
             part: Some(Part {
-                before: counts_of(&batch.section(0..own.start)),
-                own: counts_of(&section),
+                before: counts_of(batch, 0..own.start),
+                own: counts_of(batch, own),
             }),
-            batch: Cow::Owned(section),
             counts,
         }
     }
 }
 
-fn counts_of(batch: &Batch) -> Counts {
+/// How much of each kind of row the examples at these positions have.
+fn counts_of(batch: &Batch, positions: Range<usize>) -> Counts {
     Counts {
-        sequences: batch.indices.len(),
-        tokens: batch.tokens(),
-        answers: batch.weight(),
+        sequences: positions.len(),
+        tokens: batch.offsets[positions.end] - batch.offsets[positions.start],
+        answers: batch.weight_of(positions),
     }
 }
 
