@@ -9,6 +9,7 @@ pub mod hub;
 mod outside;
 pub mod pictures;
 mod plan;
+pub mod ranks;
 mod said;
 mod scene;
 pub mod words;
@@ -35,8 +36,8 @@ pub fn fixture(path: &str) -> PathBuf {
 }
 
 /// Names, by commas, what this machine is known to have of `data` (the shared data sets), `minilm`, `python`, `gpu`
-/// (a driver for Vulkan, if only software), `nvrtc` (CUDA's run-time compiler), `slurm` (its daemons and munge) and `hq`
-/// (HyperQueue): a test that does not find it fails instead of passing with nothing seen. `.ci/run` sets it.
+/// (a driver for Vulkan, if only software), `nvrtc` (CUDA's run-time compiler), `slurm` (its daemons and munge), `hq`
+/// (HyperQueue) and `mpi` (mpirun, and the program built with it): a test that does not find it fails instead of passing with nothing seen. `.ci/run` sets it.
 pub const REQUIRE: &str = "DYNALORA_REQUIRE";
 
 /// What a test does that lacks something it cannot make itself: it says so and passes, or fails where
@@ -66,16 +67,28 @@ pub fn shared_data(path: &str) -> Option<PathBuf> {
 }
 
 /// What has cargo build with the features that this package was built with.
-const FEATURES: &[&str] = match (cfg!(feature = "cuda"), cfg!(feature = "wgpu")) {
-    (true, false) => &[],
-    (true, true) => &["--features", "dynalora-tests/wgpu"],
-    (false, true) => &[
-        "--no-default-features",
-        "--features",
-        "dynalora/cpu,dynalora-tests/wgpu",
-    ],
-    (false, false) => &["--no-default-features", "--features", "dynalora/cpu"],
-};
+fn features() -> Vec<String> {
+    let (cuda, wgpu, mpi) = (
+        cfg!(feature = "cuda"),
+        cfg!(feature = "wgpu"),
+        cfg!(feature = "mpi"),
+    );
+    let all = [
+        (!cuda, "dynalora/cpu"),
+        (wgpu, "dynalora-tests/wgpu"),
+        (mpi, "dynalora-tests/mpi"),
+    ];
+    let all = all.into_iter().filter(|(wanted, _)| *wanted);
+    let all: Vec<&str> = all.map(|(_, feature)| feature).collect();
+    let mut arguments = Vec::new();
+    if !cuda {
+        arguments.push("--no-default-features".to_owned());
+    }
+    if !all.is_empty() {
+        arguments.extend(["--features".to_owned(), all.join(",")]);
+    }
+    arguments
+}
 
 /// The folder with the built program and the plugins, after building what is stale. `cargo test` alone
 /// builds neither the program nor the plugins' libraries.
@@ -89,7 +102,7 @@ pub fn built() -> &'static Path {
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
-        build.args(FEATURES);
+        build.args(features());
         // What cargo tells this test of its package would be news to a build script that asks for it, as that of
         // `ring` does, and the host would be built again.
         for (name, _) in std::env::vars_os() {

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dynalora_tests::drawn::{Choice, Drawn, HOME, adapter, contents, difference, inputs, records};
-use dynalora_tests::{Golden, dynalora, module_paths};
+use dynalora_tests::ranks::{on_ranks, unlike_but};
+use dynalora_tests::{Golden, dynalora, module_paths, said};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -34,6 +35,8 @@ enum Invariant {
     Measured,
     /// `k` micro-batches of `b` examples are one batch of `k·b`, the last ones of an epoch too.
     Accumulated,
+    /// Two or three ranks come to what one process comes to.
+    Ranks,
     /// The FLOPs recorded are those of the cost model, of which `plan` tells.
     Flops,
     /// A module that is inactive does not change.
@@ -46,7 +49,7 @@ enum Invariant {
     Finished,
 }
 
-const INVARIANTS: [Invariant; 13] = [
+const INVARIANTS: [Invariant; 14] = [
     Invariant::Cache,
     Invariant::Checkpointed,
     Invariant::Threads,
@@ -55,6 +58,7 @@ const INVARIANTS: [Invariant; 13] = [
     Invariant::Moved,
     Invariant::Measured,
     Invariant::Accumulated,
+    Invariant::Ranks,
     Invariant::Flops,
     Invariant::Inactive,
     Invariant::Evaluated,
@@ -400,6 +404,7 @@ impl Runs<'_> {
                 self.same(&with, &without, &["flops", "scores"])
             }
             Invariant::Accumulated => self.accumulated(),
+            Invariant::Ranks => self.on_ranks(2 + (seed % 2) as usize),
             Invariant::Flops => self.flops(),
             Invariant::Inactive => self.inactive(),
             Invariant::Evaluated => {
@@ -594,6 +599,40 @@ impl Runs<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The same recipe on so many ranks, but for a learning rate at which last bits stay last bits.
+    fn on_ranks(&self, count: usize) -> Result<(), Outcome> {
+        let Some(mut command) = on_ranks(count) else {
+            return Err(Outcome::Beside("there is no MPI".to_owned()));
+        };
+        let mut drawn = self.drawn.clone();
+        if drawn.get("scorer.plugin") == Some("\"trial\"") {
+            let why = "its scores are differences of losses, of which last bits are the first";
+            return Err(Outcome::Beside(why.to_owned()));
+        }
+        drawn.set("threads", 1).set("train.learning_rate", "1e-5");
+        drawn.drop("train.head_learning_rate");
+        let one = self.train("one", &drawn)?;
+        let file = self.write("several", &drawn);
+        command.current_dir(self.folder.path());
+        for (name, value) in self.command(&[]).get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        let output = command.args(["train", "--quiet"]).arg(&file).output();
+        let output = output.expect("mpirun starts");
+        if !output.status.success() {
+            return Err(Outcome::Fails(said(&output)));
+        }
+        // What one rank has kept of the frozen layers, another has to run.
+        let strip: &[&str] = match drawn.get("train.cache_frozen_prefix") {
+            Some("true") => &["flops"],
+            _ => &[],
+        };
+        match unlike_but(&one, &self.path("several"), strip) {
+            none if none.is_empty() => Ok(()),
+            unlike => Err(Outcome::Fails(format!("on {count} ranks: {unlike}"))),
+        }
     }
 
     fn flops(&self) -> Result<(), Outcome> {

@@ -12,6 +12,7 @@ use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::{LearningRateSchedule, ModelConfig, OptimizerState};
 use dynalora::train::frozen;
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
+use dynalora::train::ranks::Ranks;
 use dynalora::train::step::{self, StepPlan, StepResult};
 use dynalora::train::trainee::{Trainee, read};
 use dynalora_plugin_api::Observation;
@@ -257,7 +258,16 @@ fn run(
         step: at.step,
         ..plan(&at.active, &wanted)
     };
-    step::run(trainee, batches, &plan, None, optimizer, &DEVICE).expect("a step")
+    step::run(
+        trainee,
+        batches,
+        &plan,
+        None,
+        optimizer,
+        &Ranks::alone(),
+        &DEVICE,
+    )
+    .expect("a step")
 }
 
 fn update(
@@ -371,7 +381,15 @@ fn values(
         ..plan(active, &wanted)
     };
     let optimizer = subject.optimizer(trainee.adapters.modules.len());
-    let result = step::run(trainee, batches, &plan, None, Some(&optimizer), &DEVICE);
+    let result = step::run(
+        trainee,
+        batches,
+        &plan,
+        None,
+        Some(&optimizer),
+        &Ranks::alone(),
+        &DEVICE,
+    );
     let result = result.expect("a step");
     result
         .observation
@@ -489,7 +507,16 @@ fn measuring_changes_no_bit(goldens: &str) {
             seed: 3,
             ..plan(&active, &wanted)
         };
-        let result = step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step");
+        let result = step::run(
+            &trainee,
+            &batches,
+            &plan,
+            None,
+            None,
+            &Ranks::alone(),
+            &DEVICE,
+        )
+        .expect("a step");
         let tensors = result.gradients.into_iter().flatten().flatten();
         let tensors = tensors.chain(result.head_gradients);
         let values = tensors.flat_map(|tensor| read(tensor).expect("f32 values"));

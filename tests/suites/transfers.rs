@@ -9,6 +9,7 @@ use dynalora::kernel::reductions_taken;
 use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::{ModelConfig, OptimizerState};
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
+use dynalora::train::ranks::Ranks;
 use dynalora::train::step::{self, StepPlan};
 use dynalora::train::trainee::{Trainee, reads};
 use dynalora_tests::{fixture, model_folder, plan};
@@ -72,7 +73,15 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
         };
         let before = (reads(), reductions_taken());
         let batches = [batch(), batch()];
-        let result = step::run(&trainee, &batches, &plan, None, Some(&optimizer), &DEVICE);
+        let result = step::run(
+            &trainee,
+            &batches,
+            &plan,
+            None,
+            Some(&optimizer),
+            &Ranks::alone(),
+            &DEVICE,
+        );
         let after = (reads() - before.0, reductions_taken() - before.1);
         for (module, gradients) in result.expect("a step").gradients.into_iter().enumerate() {
             let pair = moved.adapters.pair_mut(module);

@@ -43,6 +43,26 @@ impl Site {
     }
 }
 
+/// How much of each kind of row a batch has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Its examples.
+    pub sequences: usize,
+    /// Their tokens.
+    pub tokens: usize,
+    /// What the model answers: one to each example, each of its words or each predicted token.
+    pub answers: usize,
+}
+
+/// Where a part of a batch lies in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// What of the batch comes before.
+    pub before: Counts,
+    /// The part itself.
+    pub own: Counts,
+}
+
 /// SplitMix64's step (Steele et al. 2014): two numbers to one that looks like neither.
 pub fn mixed(seed: u64, number: u64) -> u64 {
     let mut z = seed.wrapping_add(number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -130,6 +150,8 @@ pub struct Pass<B: Kernels> {
     beside: bool,
     /// The seed of this pass's dropout; none in evaluation.
     seed: Option<u64>,
+    /// Which part of a batch it runs, where it is not all of it.
+    part: Option<Part>,
 }
 
 impl<B: Kernels> Pass<B> {
@@ -226,7 +248,14 @@ impl<B: Kernels> Pass<B> {
             sense: None,
             beside: false,
             seed,
+            part: None,
         }
+    }
+
+    /// The same pass over a part of a batch, which drops what the pass over all of it would drop there.
+    pub fn of_part(mut self, part: Option<Part>) -> Self {
+        self.part = part;
+        self
     }
 
     /// Changes the adapters as a trial says.
@@ -251,16 +280,32 @@ impl<B: Kernels> Pass<B> {
         }
     }
 
-    /// Dropout at `site`, with `probability` while training.
-    pub fn dropout(&self, site: Site, probability: f32) -> Dropout {
-        self.dropout_at(site.number(), probability)
+    /// Dropout at `site`, of so many `rows`, with `probability` while training.
+    pub fn dropout(&self, site: Site, rows: usize, probability: f32) -> Dropout {
+        let first = match (site, &self.part) {
+            (Site::Attention(_), Some(part)) => part.before.sequences,
+            (Site::Positions(_), _) => 0,
+            _ => self.rows_before(rows),
+        };
+        self.dropout_at(site.number(), first, probability)
     }
 
-    fn dropout_at(&self, site: u32, probability: f32) -> Dropout {
+    /// How many rows of the batch lie before those of this pass where there are so many of them. Tokens and answers are
+    /// told apart by their number, which no text that is longer than its answers has in common.
+    fn rows_before(&self, rows: usize) -> usize {
+        match &self.part {
+            Some(Part { before, own }) if rows == own.tokens => before.tokens,
+            Some(Part { before, .. }) => before.answers,
+            None => 0,
+        }
+    }
+
+    fn dropout_at(&self, site: u32, first: usize, probability: f32) -> Dropout {
         match self.seed {
             Some(seed) if probability > 0.0 => Dropout {
                 probability,
                 seed: (mixed(seed, site.into()) >> 32) as u32,
+                first: first as u32,
             },
             _ => Dropout::NONE,
         }
@@ -306,9 +351,9 @@ impl<B: Kernels> Pass<B> {
 
     /// Runs what is of no example: neither it nor what comes back to it is measured.
     pub fn unmeasured<R>(&mut self, run: impl FnOnce(&mut Self) -> R) -> R {
-        let sense = self.sense.take();
+        let (sense, part) = (self.sense.take(), self.part.take());
         let result = self.unobserved(run);
-        self.sense = sense;
+        (self.sense, self.part) = (sense, part);
         result
     }
 
@@ -319,9 +364,10 @@ impl<B: Kernels> Pass<B> {
         x: Tensor<Ad<B>, 2>,
         layers: &[(&Frozen<B>, Option<usize>)],
     ) -> Tensor<Ad<B>, 2> {
+        let rows = x.dims()[0];
         let beside: Vec<Layer<'_, B>> = layers
             .iter()
-            .map(|(frozen, module)| (*frozen, module.map(|index| self.side(index, frozen))))
+            .map(|(frozen, module)| (*frozen, module.map(|index| self.side(index, frozen, rows))))
             .collect();
         self.inputs(&x, layers);
         let sensor = self.sense.as_ref().filter(|_| !self.beside);
@@ -387,8 +433,8 @@ impl<B: Kernels> Pass<B> {
         }
     }
 
-    /// What stands beside the layer of module `index`.
-    fn side(&self, index: usize, frozen: &Frozen<B>) -> Side<B> {
+    /// What stands beside the layer of module `index`, which reads so many `rows`.
+    fn side(&self, index: usize, frozen: &Frozen<B>, rows: usize) -> Side<B> {
         let mut tensors = self.pairs[index].clone();
         if self.beside {
             tensors = tensors.map(|tensor| Tensor::from_inner(tensor.inner()));
@@ -427,7 +473,11 @@ impl<B: Kernels> Pass<B> {
                 a,
                 b,
                 scale,
-                dropout: self.dropout_at(self.adapter_sites[index], self.adapter_dropout),
+                dropout: self.dropout_at(
+                    self.adapter_sites[index],
+                    self.rows_before(rows),
+                    self.adapter_dropout,
+                ),
             },
             factor,
         }

@@ -9,6 +9,7 @@ mod plan;
 mod plugins;
 mod predict;
 mod quickstart;
+mod ranks;
 mod recipe;
 mod report;
 mod runs;
@@ -25,6 +26,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, Result};
 use crate::plugin::{self, guard};
+use crate::train::ranks::Ranks;
 
 /// Fine-tunes pretrained models with dynamic low-rank module allocation: LoRA where only a part of the
 /// modules trains at a time.
@@ -89,12 +91,25 @@ enum Command {
 
 /// Parses the command line and does what it says.
 pub fn run() -> Result<()> {
-    let Arguments { command, common } = Arguments::parse();
+    let Arguments {
+        command,
+        mut common,
+    } = Arguments::parse();
+    let ranks = match &command {
+        Command::Train(arguments) => arguments.ranks()?,
+        Command::Sweep(_) | Command::Quickstart(_) => ranks::refuse()?,
+        _ => Ranks::alone(),
+    };
+    // What the others have to say, the first says.
+    common.quiet |= !ranks.leads();
     start_tracing(&common)?;
     guard::begin();
     plugin::describe_in_children();
     match command {
-        Command::Train(arguments) => train::run(&arguments, &common),
+        Command::Train(arguments) => {
+            let outcome = train::run(&arguments, &common, &ranks);
+            ranks::end(&ranks, outcome)
+        }
         Command::Evaluate(arguments) => evaluate::run(&arguments, &common),
         Command::Predict(arguments) => predict::run(&arguments, &common),
         Command::Generate(arguments) => generate::run(&arguments, &common),

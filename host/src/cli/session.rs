@@ -10,6 +10,7 @@ use crate::kernel::Kernels;
 use crate::recipe::{MOST_THREADS, Precision, Recipe};
 use crate::run::{Checkpoint, Summary, Writer};
 use crate::train::eva::{self, Found, Seen};
+use crate::train::ranks::Ranks;
 use crate::train::{self, Display, Prepared, Verbosity};
 
 /// Reads a number of threads from the command line.
@@ -43,6 +44,12 @@ pub fn use_threads(threads: Option<usize>) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// [`use_threads`] of one of several ranks: by default each takes its part of the cores of its machine.
+pub fn use_threads_of(ranks: &Ranks, threads: Option<usize>) -> Result<()> {
+    let said = threads.is_some() || std::env::var_os("RAYON_NUM_THREADS").is_some();
+    use_threads(threads.or_else(|| ranks.threads().filter(|_| !said)))
 }
 
 /// Runs `work` on one of the pool's own threads.
@@ -143,11 +150,13 @@ impl Session {
     /// Trains on the device.
     pub fn train(
         &self,
+        ranks: &Ranks,
         prepared: Prepared,
         writer: Writer,
         from: Option<Checkpoint>,
     ) -> Result<Summary> {
         struct Train<'a> {
+            ranks: &'a Ranks,
             prepared: Prepared,
             writer: Writer,
             from: Option<Checkpoint>,
@@ -157,16 +166,19 @@ impl Session {
             type Output = Summary;
             fn run<B: Kernels>(self, device: &B::Device) -> Result<Summary> {
                 let Train {
+                    ranks,
                     prepared,
                     writer,
                     from,
                     session,
                 } = self;
                 let mut display = Display::new(session.verbosity);
-                train::train::<B>(prepared, writer, from, &session.name, device, &mut display)
+                let (name, display) = (&session.name, &mut display);
+                train::train::<B>(ranks, prepared, writer, from, name, device, display)
             }
         }
         self.on_device(Train {
+            ranks,
             prepared,
             writer,
             from,

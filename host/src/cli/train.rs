@@ -2,14 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::session::{self, Session};
 use super::{Common, print, print_json, table};
 use crate::error::{Error, Kind, Result};
 use crate::number::{count, duration, size};
 use crate::recipe::Recipe;
-use crate::run::{EvaRecord, Opening, Run, Summary};
-use crate::train::Prepared;
+use crate::run::{EvaRecord, Opening, Run, Sitting, Summary};
 use crate::train::eva::Found;
+use crate::train::ranks::Ranks;
+use crate::train::{Prepared, say};
 
 /// Arguments of `dynalora train`.
 #[derive(Debug, clap::Args)]
@@ -28,13 +31,26 @@ pub struct Arguments {
     /// Resume although data, model or plugins are not those that the run began with
     #[arg(long, requires = "resume")]
     accept_changes: bool,
+    /// Train in this process alone, although a launcher of MPI has started several: each has a run of its own
+    #[arg(long)]
+    alone: bool,
     /// Print the closing account as JSON
     #[arg(long)]
     json: bool,
 }
 
+impl Arguments {
+    /// The processes that train together.
+    pub fn ranks(&self) -> Result<Ranks> {
+        match self.alone {
+            true => Ok(Ranks::alone()),
+            false => Ranks::join(),
+        }
+    }
+}
+
 /// Trains and prints the closing account.
-pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
+pub fn run(arguments: &Arguments, common: &Common, ranks: &Ranks) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
     let run = recipe.output.clone();
     let how = match (arguments.resume, arguments.force) {
@@ -44,7 +60,10 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         (_, true) => How::Replace,
         _ => How::New,
     };
-    let summary = train(recipe, how, common)?;
+    let summary = train(recipe, how, common, ranks)?;
+    if !ranks.leads() {
+        return Ok(());
+    }
     if arguments.json {
         return print_json(&summary);
     }
@@ -52,7 +71,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
 }
 
 /// What is done with the folder that the recipe names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum How {
     /// It must be free.
     New,
@@ -65,49 +84,107 @@ pub enum How {
     },
 }
 
-/// Trains a recipe into its output folder.
-pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
-    for warning in recipe.warnings() {
-        tracing::warn!("{warning}");
-    }
-    session::use_threads(recipe.threads)?;
-    let output = recipe.output.clone();
-    // A run that cannot go on, or a folder that is taken, is found out before anything slow begins.
+/// Looks at the folder that a run is to go to, before anything slow begins: what is done with it, or the closing account of
+/// a run that is finished.
+fn look(recipe: &Recipe, how: How) -> Result<(How, Option<Summary>)> {
+    let output = &recipe.output;
     match how {
-        How::Resume { .. } if Run::is_cut_short(&output)? => {
+        How::Resume { .. } if Run::is_cut_short(output)? => {
             tracing::warn!(
                 "{} holds no run to go on with: its start was cut short, and is made again",
                 output.display()
             );
-            how = How::New;
+            Ok((How::New, None))
         }
         How::Resume { .. } => {
-            let run = Run::open(&output)?;
+            let run = Run::open(output)?;
             run.check_recipe(&recipe.to_toml()?)?;
-            if let Some(summary) = run.finished() {
-                return Ok(summary);
-            }
+            Ok((how, run.finished()))
         }
-        How::New | How::Replace => Run::check_free(&output, how == How::Replace)?,
+        How::New | How::Replace => {
+            Run::check_free(output, how == How::Replace)?;
+            Ok((how, None))
+        }
+    }
+}
+
+/// Refuses to train with ranks that read anything else than the first does.
+fn compare_ranks(ranks: &Ranks, opening: &Opening) -> Result<()> {
+    let own = (&opening.recipe, &opening.sitting);
+    let (recipe, sitting): (String, Option<Sitting>) =
+        ranks.told(|| Ok((own.0.clone(), own.1.clone())))?;
+    let rank = ranks.rank();
+    if recipe != *own.0 {
+        return Err(Error::user(format!(
+            "rank {rank} has another recipe than rank 0: all ranks train one run"
+        ))
+        .help("pass --alone where each process has a run of its own"));
+    }
+    let (Some(first), Some(own)) = (sitting, own.1) else {
+        return Ok(());
+    };
+    let (mut inputs, _) = own.changes(&first);
+    if first.program != own.program {
+        inputs.push("the program is another one".to_owned());
+    }
+    if let Some(other) = inputs.first() {
+        return Err(Error::user(format!(
+            "rank {rank} does not read what rank 0 reads: there, {other} on rank {rank}"
+        ))
+        .help("give all machines the same files, by a folder that they share"));
+    }
+    if first.machine.cpu != own.machine.cpu {
+        let (theirs, ours) = (&first.machine.cpu, &own.machine.cpu);
+        say(&format!(
+            "rank {rank} computes on {ours}, rank 0 on {theirs}: what they hold may come to differ in last bits"
+        ));
+    }
+    Ok(())
+}
+
+/// Trains a recipe into its output folder.
+pub fn train(recipe: Recipe, how: How, common: &Common, ranks: &Ranks) -> Result<Summary> {
+    for warning in recipe.warnings() {
+        tracing::warn!("{warning}");
+    }
+    session::use_threads_of(ranks, recipe.threads)?;
+    let output = recipe.output.clone();
+    let (how, finished) = ranks.told(|| look(&recipe, how))?;
+    if let Some(summary) = finished {
+        return Ok(summary);
     }
     let session = Session::start(&recipe, common)?;
-    let known = match how {
-        How::Resume { .. } => known_of_eva(&Run::open(&output)?)?,
-        How::New | How::Replace => None,
+    if ranks.count() > 1 && !common.quiet {
+        let threads = rayon::current_num_threads();
+        say(&format!(
+            "{} ranks, the first of which computes on {threads} of its cores",
+            ranks.count()
+        ));
+    }
+    let known = || match how {
+        How::Resume { .. } => known_of_eva(&Run::open(&output)?),
+        How::New | How::Replace => Ok(None),
     };
-    let prepared = Prepared::new(recipe, &common.plugin_dir, |seen| match known {
-        Some(record) => Ok(Found::known(record)),
-        None => session.find(seen),
+    let prepared = Prepared::new(recipe, &common.plugin_dir, ranks, |seen| {
+        Found::told(ranks, || match known()? {
+            Some(record) => Ok(Found::known(record)),
+            None => session.find(seen),
+        })
     })?;
     let opening = Opening {
         // With what the data has told of it.
         recipe: prepared.recipe.to_toml()?,
         keep: prepared.recipe.checkpoint.keep,
         report_to: prepared.recipe.train.report_to.clone(),
-        sitting: Some(prepared.sitting(session.device_name())?),
+        sitting: Some(prepared.sitting(session.device_name(), ranks.count())?),
         accept_changes: matches!(how, How::Resume { accept_changes } if accept_changes),
     };
+    compare_ranks(ranks, &opening)?;
     let text = opening.recipe.clone();
+    if !ranks.leads() {
+        let from = ranks.told(|| Ok(None))?;
+        return session.train(ranks, prepared, Run::along(&output, opening), from);
+    }
     let (writer, from) = match how {
         How::Resume { .. } => {
             // Again, now that the data has told its classes.
@@ -117,7 +194,8 @@ pub fn train(recipe: Recipe, mut how: How, common: &Common) -> Result<Summary> {
         How::Replace => (Run::replace(&output, opening)?, None),
         How::New => (Run::create(&output, opening)?, None),
     };
-    let trained = session.train(prepared, writer, from);
+    let from = ranks.told(|| Ok(from))?;
+    let trained = session.train(ranks, prepared, writer, from);
     trained.map_err(|error| with_a_way_on(error, &output, &text, how))
 }
 
@@ -214,6 +292,15 @@ pub fn closing(summary: &Summary, run: &std::path::Path) -> String {
     ];
     for (name, value) in rows {
         table.add_row([name.to_owned(), value]);
+    }
+    if let Some(reduction) = &summary.reduction {
+        let spent = format!(
+            "{}, {} of this sitting in reductions of {}",
+            reduction.ranks,
+            duration(reduction.seconds),
+            size(reduction.bytes)
+        );
+        table.add_row(["ranks".to_owned(), spent]);
     }
     if let Some(fault) = &summary.plugin_fault {
         table.add_row(["plugins given up", fault]);

@@ -85,7 +85,13 @@ impl Batch {
     /// How much the batch weighs in its step: as many as it has examples, tokens that are predicted, or words that are
     /// given a class.
     pub fn weight(&self) -> usize {
+        self.weight_of(0..self.labels.len())
+    }
+
+    /// How much the examples at these positions weigh.
+    pub fn weight_of(&self, positions: Range<usize>) -> usize {
         let examples = self.offsets.windows(2).zip(&self.labels);
+        let examples = examples.skip(positions.start).take(positions.len());
         let weights = examples.map(|(range, label)| match label {
             Label::Tokens(from) => range[1] - range[0] - *from as usize,
             Label::Words(count) => *count as usize,
@@ -123,6 +129,27 @@ impl Batch {
     /// What each answer is to be: the labels, or those of all words.
     pub fn expected(&self) -> Vec<Label> {
         expected(&self.labels, self.words.as_ref())
+    }
+
+    /// The consecutive examples that are those of `rank`, of so many: each rank has about as many tokens, and some have
+    /// none where there are few examples.
+    pub fn of_rank(&self, rank: usize, ranks: usize) -> Range<usize> {
+        let tokens = self.tokens().max(1);
+        // By where its middle lies.
+        let owner = |range: &[usize]| (range[0] + range[1]) * ranks / (2 * tokens);
+        let owners = self.offsets.windows(2).map(owner);
+        let before = owners.clone().filter(|owner| *owner < rank).count();
+        let own = owners.filter(|owner| *owner == rank).count();
+        before..before + own
+    }
+
+    /// The examples at consecutive positions of the batch, with their labels.
+    pub fn section(&self, positions: Range<usize>) -> Batch {
+        let all: Vec<usize> = positions.clone().collect();
+        let mut section = self.part(&all);
+        section.words = self.words.as_ref().map(|words| words.select(&all));
+        section.labels = self.labels.get(positions).unwrap_or_default().to_vec();
+        section
     }
 
     /// The examples at these positions of the batch, without their labels.
@@ -360,6 +387,28 @@ mod tests {
         assert_eq!(batches[1].ids[..10], [3, 3, 3, 3, 3, 3, 3, 3, 3, 2]);
         assert_eq!(batches[1].part(&[1]), data.batch(&[2]));
         assert_eq!(batches[1].part(&[0, 1]), batches[1]);
+    }
+
+    #[test]
+    fn ranks_share_a_batch_by_its_tokens() {
+        let mut data = data(&[3, 70, 5, 9, 4, 20, 41, 8]);
+        data.labels = (0..8).map(Label::Class).collect();
+        let batch = data.batch(&[0, 1, 2, 3, 4, 5, 6, 7]);
+        for ranks in [1, 2, 3, 4, 16] {
+            let shares: Vec<_> = (0..ranks).map(|rank| batch.of_rank(rank, ranks)).collect();
+            let mut all = Vec::new();
+            for share in &shares {
+                let section = batch.section(share.clone());
+                assert!(section.tokens() <= 160 / ranks + 70, "{shares:?}");
+                all.extend(section.indices.iter().copied().zip(section.labels));
+            }
+            // Each once, in their order.
+            let whole = batch.indices.iter().copied().zip(batch.labels.clone());
+            assert_eq!(all, whole.collect::<Vec<_>>(), "{shares:?}");
+        }
+        assert_eq!(batch.section(0..8), batch);
+        let [first, second] = [0, 1].map(|rank| batch.section(batch.of_rank(rank, 2)).tokens());
+        assert!(first.abs_diff(second) <= 20, "{first} and {second}");
     }
 
     #[test]

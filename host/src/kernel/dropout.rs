@@ -21,6 +21,9 @@ pub struct Dropout {
     pub probability: f32,
     /// Decides the mask, together with an element's position.
     pub seed: u32,
+    /// How many rows lie before the first, or how many sequences before the first of attention's: more than none in a
+    /// part of a batch, which drops what the whole one drops of it.
+    pub first: u32,
 }
 
 impl Dropout {
@@ -28,6 +31,7 @@ impl Dropout {
     pub const NONE: Dropout = Dropout {
         probability: 0.0,
         seed: 0,
+        first: 0,
     };
 
     /// Whether anything is dropped at all.
@@ -69,8 +73,8 @@ pub fn seed_of_head(seed: u32, head: u32) -> u32 {
 /// Which elements a mask is for, and so what their seeds and positions are.
 #[derive(Clone, Debug)]
 pub enum Elements<B: Backend> {
-    /// So many, one after the other.
-    InARow(usize),
+    /// Rows of so many columns, one after the other.
+    InARow([usize; 2]),
     /// Attention weights `[sequences, heads, queries, keys]`: each head has a seed, and the pairs of each sequence lie one
     /// after the other without what pads them.
     ByHead {
@@ -85,9 +89,18 @@ impl<B: Backend> Elements<B> {
     /// How many they are.
     pub fn count(&self) -> usize {
         match self {
-            Elements::InARow(count) => *count,
+            Elements::InARow([rows, columns]) => rows * columns,
             Elements::ByHead { shape, .. } => shape.iter().product(),
         }
+    }
+
+    /// How many lie before the first in the batch, of elements in a row, or how many heads before the first one.
+    pub fn before(&self, dropout: Dropout) -> u32 {
+        let each = match self {
+            Elements::InARow([_, columns]) => *columns,
+            Elements::ByHead { shape, .. } => shape[1],
+        };
+        dropout.first.wrapping_mul(each as u32)
     }
 }
 
@@ -107,8 +120,8 @@ pub fn composed<B: Kernels, const D: usize>(
 
 /// The same of elements that lie one after the other.
 pub fn composed_in_a_row<B: Kernels>(x: Tensor<Ad<B>, 2>, dropout: Dropout) -> Tensor<Ad<B>, 2> {
-    let count = x.shape().num_elements();
-    composed(x, || Elements::InARow(count), dropout)
+    let dims = x.dims();
+    composed(x, || Elements::InARow(dims), dropout)
 }
 
 /// [`Kernels::kept`], made on the host: for backends without kernels of their own, which only tests have.
@@ -118,13 +131,14 @@ pub fn kept<B: Backend>(
     device: &B::Device,
 ) -> Tensor<B, 1> {
     let (threshold, scale) = (dropout.threshold(), dropout.scale());
+    let before = elements.before(dropout);
     let factor = |seed: u32, position: u32| match hash(seed, position) >= threshold {
         true => scale,
         false => 0.0,
     };
     let factors: Vec<f32> = match elements {
-        Elements::InARow(count) => (0..*count as u32)
-            .map(|position| factor(dropout.seed, position))
+        Elements::InARow(_) => (0..elements.count() as u32)
+            .map(|position| factor(dropout.seed, before.wrapping_add(position)))
             .collect(),
         Elements::ByHead { lengths, shape } => {
             let lengths: Vec<i64> = lengths.to_data().iter::<i64>().collect();
@@ -132,7 +146,7 @@ pub fn kept<B: Backend>(
             let mut factors = Vec::with_capacity(elements.count());
             for head in 0..sequences * heads {
                 let length = lengths[head / heads] as u32;
-                let seed = seed_of_head(dropout.seed, head as u32);
+                let seed = seed_of_head(dropout.seed, before.wrapping_add(head as u32));
                 for query in 0..queries as u32 {
                     let start = query * length;
                     factors.extend((0..keys as u32).map(|key| factor(seed, start + key)));
@@ -171,12 +185,16 @@ pub fn cpu(x: Tensor<Ad<Flex>, 2>, dropout: Dropout) -> Tensor<Ad<Flex>, 2> {
 
 /// The mask and scale applied; in place where the buffer is nobody else's.
 pub fn drop_out(x: Tensor<Flex, 2>, dropout: Dropout) -> Tensor<Flex, 2> {
+    let before = dropout.first.wrapping_mul(x.dims()[1] as u32);
     let mut buffer = into_values(x);
     buffer
         .values()
         .par_chunks_mut(CHUNK)
         .enumerate()
-        .for_each(|(chunk, values)| mask(values, (chunk * CHUNK) as u32, dropout));
+        .for_each(|(chunk, values)| {
+            let start = before.wrapping_add((chunk * CHUNK) as u32);
+            mask(values, start, dropout);
+        });
     buffer.close()
 }
 

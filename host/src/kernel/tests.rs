@@ -426,6 +426,7 @@ fn lora_with_dropout_masks_the_side_path_alone() {
     let sites = [9, 10].map(|seed| Dropout {
         probability: 0.4,
         seed,
+        first: 0,
     });
     compare(
         [
@@ -503,6 +504,7 @@ fn vera_is_its_own_formula() {
         Dropout {
             probability: 0.4,
             seed: 9,
+            first: 0,
         },
     ] {
         compare(
@@ -909,6 +911,7 @@ fn dropout_by_burns_operations() {
     let site = Dropout {
         probability: 0.3,
         seed: 0x9e0b_1234,
+        first: 3,
     };
     compare(
         [random(130, 150)],
@@ -974,6 +977,7 @@ fn dropout_of_attention(shape: AttentionShape) {
     let site = Dropout {
         probability: 0.3,
         seed: 5,
+        first: 0,
     };
     let inputs = [random(7, 8), random(7, 8), random(7, 8)];
     let weights = random(7, 8);
@@ -1008,6 +1012,7 @@ fn dropout_drops_its_share_and_keeps_the_mean() {
     let site = Dropout {
         probability: 0.25,
         seed: 3,
+        first: 0,
     };
     let x = Wide::ones([400, 250], &Default::default()).require_grad();
     let y = Flex::dropout(x.clone(), site);

@@ -316,6 +316,7 @@ impl<B: Kernels> Base<B> {
     fn embed(&self, input: &Input<B>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
         let x = self.embedder.embed(&input.tokens);
         let dropout = self.architecture.dropout.embeddings;
-        B::dropout(x, pass.dropout(Site::Embeddings, dropout))
+        let site = pass.dropout(Site::Embeddings, x.dims()[0], dropout);
+        B::dropout(x, site)
     }
 }

@@ -243,7 +243,7 @@ impl<B: Kernels> Block<B> {
         dropout: f32,
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
-        let site = pass.dropout(Site::Positions(self.index), dropout);
+        let site = pass.dropout(Site::Positions(self.index), relative.dims()[0], dropout);
         let relative = B::dropout(Tensor::from_inner(relative), site);
         let [query, key, ..] = &self.projections[..] else {
             unreachable!("queries and keys are projected apart");
@@ -363,7 +363,8 @@ impl<B: Kernels> Block<B> {
         let mut inner = pass.linear(inner, &[self.down.parts()]);
         let Architecture { block, dropout, .. } = around.architecture;
         if !block.feed_forward.drops_inside {
-            let site = pass.dropout(Site::FeedForward(self.index), dropout.hidden);
+            let rows = inner.dims()[0];
+            let site = pass.dropout(Site::FeedForward(self.index), rows, dropout.hidden);
             inner = B::dropout(inner, site);
         }
         match block.order {
@@ -382,7 +383,8 @@ impl<B: Kernels> Block<B> {
         pass: &mut Pass<B>,
     ) -> (Tensor<Ad<B>, 2>, Tensor<Ad<B>, 2>) {
         let Architecture { block, dropout, .. } = around.architecture;
-        let at_weights = pass.dropout(Site::Attention(self.index), dropout.attention);
+        let site = Site::Attention(self.index);
+        let at_weights = pass.dropout(site, queries.count(), dropout.attention);
         let layout = around.layout(queries, self.local);
         let attended = match around.relative {
             None => B::packed_attention(projected, layout, at_weights),
@@ -396,7 +398,8 @@ impl<B: Kernels> Block<B> {
             true => dropout.attention,
             false => dropout.hidden,
         };
-        let at_output = pass.dropout(Site::AttentionOutput(self.index), at_output);
+        let site = Site::AttentionOutput(self.index);
+        let at_output = pass.dropout(site, attended.dims()[0], at_output);
         let attended = B::dropout(attended, at_output);
         let (x, read) = match (block.order, &self.norms.0) {
             (Order::PostNorm, Some(norm)) => {
@@ -419,7 +422,8 @@ impl<B: Kernels> Block<B> {
             true => B::gated(inner, activation),
         };
         if block.feed_forward.drops_inside {
-            let site = pass.dropout(Site::FeedForward(self.index), dropout.hidden);
+            let rows = inner.dims()[0];
+            let site = pass.dropout(Site::FeedForward(self.index), rows, dropout.hidden);
             inner = B::dropout(inner, site);
         }
         (inner, x)

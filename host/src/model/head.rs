@@ -302,6 +302,11 @@ impl<B: Kernels> Head<B> {
         values
     }
 
+    /// How many logits it gives.
+    pub fn outputs(&self) -> usize {
+        self.layers.last().map_or(0, |layer| layer.outputs)
+    }
+
     /// The pretrained pooler, where it is frozen.
     pub(super) fn pooler(&self) -> Option<&Linear<B>> {
         self.pooler.as_ref()
@@ -311,7 +316,8 @@ impl<B: Kernels> Head<B> {
     pub fn forward(&self, picked: Tensor<Ad<B>, 2>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
         let mut x = picked;
         if self.input_dropout {
-            x = B::dropout(x, pass.dropout(Site::Head(0), self.dropout));
+            let site = pass.dropout(Site::Head(0), x.dims()[0], self.dropout);
+            x = B::dropout(x, site);
         }
         let mut trained = pass.head.clone().into_iter();
         let hidden = match (&self.pooler, self.function) {
@@ -338,7 +344,8 @@ impl<B: Kernels> Head<B> {
             let shift = norm.bias.then(|| trained.next().expect("and its shift"));
             x = normalised(x, norm, scale, shift);
         }
-        x = B::dropout(x, pass.dropout(Site::Head(1), self.dropout));
+        let site = pass.dropout(Site::Head(1), x.dims()[0], self.dropout);
+        x = B::dropout(x, site);
         let last = &pass.head[pass.head.len() - 1 - usize::from(self.has_bias())..];
         x = x.matmul(last[0].clone().transpose());
         match last.get(1) {

@@ -54,18 +54,20 @@ pub struct Loaded<P: ?Sized> {
     pub plugin: Box<P>,
 }
 
-/// Makes the scorer `name` (a manifest name, or a library's path) over `modules`, here or in a process of its own.
+/// Makes the scorer `name` (a manifest name, or a library's path) over `modules`, here or in a process of its own. What is
+/// `carried` is called.
 pub fn load_scorer(
     path: &PluginPath,
     name: &str,
     parameters: &Value,
     isolation: Option<&Isolation>,
     modules: &[ModuleInfo],
+    carried: impl FnOnce(Box<dyn Carrier>) -> Box<dyn Carrier>,
 ) -> Result<Loaded<dyn Scorer>> {
     let candidate = find(path, name, Kind::Scorer)?;
     let (manifest, carrier) = candidate.make(Kind::Scorer, parameters, isolation, modules)?;
-    let scorer =
-        RemoteScorer::new(carrier).map_err(|error| refused(&manifest, parameters, error))?;
+    let scorer = RemoteScorer::new(carried(carrier))
+        .map_err(|error| refused(&manifest, parameters, error))?;
     Ok(Loaded {
         manifest,
         path: candidate.path,
@@ -74,16 +76,18 @@ pub fn load_scorer(
 }
 
 /// Makes the allocator `name` (a manifest name, or a library's path) over `modules`, here or in a process of its own.
+/// What is `carried` is called.
 pub fn load_allocator(
     path: &PluginPath,
     name: &str,
     parameters: &Value,
     isolation: Option<&Isolation>,
     modules: &[ModuleInfo],
+    carried: impl FnOnce(Box<dyn Carrier>) -> Box<dyn Carrier>,
 ) -> Result<Loaded<dyn Allocator>> {
     let candidate = find(path, name, Kind::Allocator)?;
     let (manifest, carrier) = candidate.make(Kind::Allocator, parameters, isolation, modules)?;
-    let allocator = RemoteAllocator::new(carrier, modules)
+    let allocator = RemoteAllocator::new(carried(carrier), modules)
         .map_err(|error| refused(&manifest, parameters, error))?;
     Ok(Loaded {
         manifest,

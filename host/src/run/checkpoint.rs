@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::file::{Extent, cannot_write, gone, sha256, sync_folder, write_json};
 
 /// A finished checkpoint whose manifest was read and found whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// Optimiser steps finished when it was made.
     pub step: u64,

@@ -36,7 +36,7 @@ pub use provenance::{Input, Machine, Program, Provenance, Sitting};
 pub(crate) use record::numbers;
 pub use record::{
     AllocationRecord, Best, EvaRecord, EvalRecord, MetricRecord, Observed, PluginNumbers,
-    SignalRecord, Stall, StallKind, StepRecord, Summary,
+    Reduction, SignalRecord, Stall, StallKind, StepRecord, Summary,
 };
 pub use writer::{Opening, Writer};
 
@@ -89,6 +89,11 @@ impl Run {
     /// Records of later steps are dropped when the first new one is written: they will be made again.
     pub fn resume(dir: &Path, opening: impl Into<Opening>) -> Result<(Writer, Option<Checkpoint>)> {
         Writer::resume(Run::open(dir)?, opening.into())
+    }
+
+    /// Trains along with another process, which writes the run in `dir`.
+    pub fn along(dir: &Path, opening: impl Into<Opening>) -> Writer {
+        Writer::idle(Run::at(dir), opening.into())
     }
 
     fn at(dir: &Path) -> Self {

@@ -30,11 +30,22 @@ pub struct Sitting {
     pub threads: usize,
     /// The device it computed on.
     pub device: String,
+    /// How many processes trained together, each with so many threads; one in runs from before there could be more.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub ranks: usize,
     /// What it read, by what it was read as: `data.train`, `model.weights`, `allocator`.
     pub inputs: BTreeMap<String, Input>,
     /// What had changed since the sitting before and was accepted by `--accept-changes`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accepted: Vec<String>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(ranks: &usize) -> bool {
+    *ranks == 1
 }
 
 /// The program that trained.
@@ -176,6 +187,7 @@ impl Sitting {
                 self.threads.to_string(),
             ),
             ("device", then.device.clone(), self.device.clone()),
+            ("ranks", then.ranks.to_string(), self.ranks.to_string()),
         ];
         let around = pairs.into_iter().filter(|(_, then, now)| then != now);
         let around = around.map(|(name, then, now)| format!("{name} was {then}, now it is {now}"));

@@ -294,6 +294,20 @@ pub struct Summary {
     pub stalls: Option<Vec<Stall>>,
     /// The device, as it was named at the start.
     pub device: String,
+    /// What reducing over ranks took, of the sitting that ended the run; none where one process trained it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduction: Option<Reduction>,
+}
+
+/// What it took to sum over the ranks that trained together.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reduction {
+    /// How many ranks there were.
+    pub ranks: usize,
+    /// Seconds that the first one spent in it, waiting for the others included.
+    pub seconds: f64,
+    /// Bytes that each rank gave.
+    pub bytes: u64,
 }
 
 impl Summary {

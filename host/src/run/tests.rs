@@ -444,6 +444,7 @@ fn a_run_with_other_inputs_is_refused_by_name() {
     fs::write(&data, "a").unwrap();
     let opening = |threads: usize, accept_changes: bool| Opening {
         sitting: Some(Sitting {
+            ranks: 1,
             from_step: 0,
             started: 0,
             program: Program::current(),

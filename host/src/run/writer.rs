@@ -55,6 +55,8 @@ impl<T: AsRef<str> + ?Sized> From<&T> for Opening {
 enum Start {
     /// Nothing: it is done.
     Done,
+    /// Nothing, ever: another process writes the run.
+    Elsewhere,
     /// The folder is free, but for what an earlier start may have left.
     New,
     /// The folder holds a run that goes.
@@ -84,8 +86,8 @@ pub struct Writer {
     reports: Option<Reports>,
     /// Checkpoints that were seen to be damaged.
     damaged: Vec<PathBuf>,
-    /// The system lets go of the lock with the file, however the process ends.
-    lock: File,
+    /// The system lets go of the lock with the file, however the process ends. None where another process writes.
+    lock: Option<File>,
 }
 
 impl Writer {
@@ -101,7 +103,7 @@ impl Writer {
         check(&run)?;
         let lock = lock(&run)?;
         let start = if replace { Start::Replace } else { Start::New };
-        let writer = Writer::new(run, opening, start, made_folder, lock);
+        let writer = Writer::new(run, opening, start, made_folder, Some(lock));
         // Again, now that nobody else can start here: two may have found it empty.
         check(&writer.run)?;
         Ok(writer)
@@ -152,12 +154,23 @@ impl Writer {
         }
         let from = last.as_ref().map(|last| (last.step, logs));
         let start = Start::Resume { from, provenance };
-        let mut writer = Writer::new(run, opening, start, false, lock);
+        let mut writer = Writer::new(run, opening, start, false, Some(lock));
         writer.damaged = damaged.into_iter().map(|(path, _)| path).collect();
         Ok((writer, last))
     }
 
-    fn new(run: Run, opening: Opening, start: Start, made_folder: bool, lock: File) -> Self {
+    /// A hand that writes nothing, of a process that trains along with the one that does.
+    pub(super) fn idle(run: Run, opening: Opening) -> Self {
+        Writer::new(run, opening, Start::Elsewhere, false, None)
+    }
+
+    fn new(
+        run: Run,
+        opening: Opening,
+        start: Start,
+        made_folder: bool,
+        lock: Option<File>,
+    ) -> Self {
         Writer {
             run,
             opening,
@@ -181,7 +194,7 @@ impl Writer {
     /// one that was opened.
     fn settle(&mut self) -> Result<()> {
         self.check_there()?;
-        if matches!(self.start, Start::Done) {
+        if matches!(self.start, Start::Done | Start::Elsewhere) {
             return Ok(());
         }
         let dir = self.run.dir().to_owned();
@@ -193,7 +206,7 @@ impl Writer {
             Some(sitting)
         };
         let (mut provenance, from) = match &self.start {
-            Start::Done => return Ok(()),
+            Start::Done | Start::Elsewhere => return Ok(()),
             Start::New if !dir.join(REPLACING).exists() => (Provenance::default(), None),
             Start::New | Start::Replace => {
                 folder::clear(&self.run)?;
@@ -240,8 +253,11 @@ impl Writer {
 
     /// Refuses to write where the run no longer is.
     fn check_there(&self) -> Result<()> {
+        let Some(lock) = &self.lock else {
+            return Ok(());
+        };
         let path = self.run.dir().join(LOCK);
-        let own = self.lock.metadata();
+        let own = lock.metadata();
         let own = own.map_err(|error| cannot_write(&path, error))?;
         match fs::metadata(&path) {
             Ok(there) if same_file(&own, &there) => Ok(()),
@@ -274,7 +290,7 @@ impl Writer {
     /// Adds a record to `signals.jsonl`.
     pub fn signals(&mut self, record: &SignalRecord) -> Result<()> {
         self.settle()?;
-        if self.signals.is_none() {
+        if self.signals.is_none() && self.lock.is_some() {
             self.signals = Some(Lines::open(self.run.signals_path())?);
         }
         self.signals.as_mut().map_or(Ok(()), |log| log.add(record))
@@ -340,6 +356,9 @@ impl Writer {
     /// Writes the closing account, which declares the run finished.
     pub fn summary(&mut self, summary: &Summary) -> Result<()> {
         self.settle()?;
+        if self.lock.is_none() {
+            return Ok(());
+        }
         let logs = [&self.metrics, &self.allocations, &self.signals];
         for log in logs.into_iter().flatten() {
             log.sync()?;

@@ -8,6 +8,7 @@ use dynalora_plugin_api::{ModuleInfo, Sizes};
 use rayon::prelude::*;
 
 use super::order::Steps;
+use super::ranks::Ranks;
 use super::trainee::{Trainee, read, upload};
 use crate::adapter::{Adapted, Adapters, Components, Pass, distribute};
 use crate::data::{Batch, Data, Label};
@@ -57,6 +58,29 @@ impl Found {
             vectors: None,
             sizes: Sizes::default(),
         }
+    }
+
+    /// What the first of the `ranks` finds, or knows.
+    pub fn told(ranks: &Ranks, find: impl FnOnce() -> Result<Self>) -> Result<Self> {
+        if ranks.count() == 1 {
+            return find();
+        }
+        // As bits: through decimals, a last one might be lost.
+        let bits = |rows: Vec<Vec<f32>>| {
+            rows.into_iter()
+                .map(|row| row.into_iter().map(f32::to_bits).collect())
+        };
+        let (record, vectors, sizes) = ranks.told(|| {
+            let found = find()?;
+            let vectors: Option<Vec<Vec<u32>>> = found.vectors.map(|rows| bits(rows).collect());
+            Ok((found.record, vectors, found.sizes))
+        })?;
+        let floats = |row: Vec<u32>| row.into_iter().map(f32::from_bits).collect();
+        Ok(Found {
+            record,
+            vectors: vectors.map(|rows| rows.into_iter().map(floats).collect()),
+            sizes,
+        })
     }
 
     /// Refuses what was found of other modules than these, or cannot have been.

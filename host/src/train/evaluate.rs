@@ -2,12 +2,43 @@
 
 use dynalora_plugin_api::Trial;
 
+use super::ranks::Ranks;
 use super::trainee::{Trainee, read, upload};
 use crate::adapter::Pass;
 use crate::data::{Batch, Encoded, Label, evaluation_batches};
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
 use crate::metrics::{self, Answers, Metric};
+
+/// Who evaluates together, and how one of them is asked to stop.
+pub struct Among<'a> {
+    /// Each runs some of the batches, and all have what came of all. The batches are those of one process, so that what
+    /// comes of them is the same, bit for bit.
+    pub ranks: &'a Ranks,
+    /// Whether somebody has asked this one to stop.
+    pub asked: &'a dyn Fn() -> bool,
+}
+
+impl Among<'_> {
+    /// Makes `found`, of which each has its own part and zeros elsewhere, what all have found; false where not all have
+    /// run their `whole` part.
+    fn complete(&self, whole: bool, found: &mut Vec<f32>) -> Result<bool> {
+        if self.ranks.count() == 1 {
+            return Ok(whole);
+        }
+        found.push(f32::from(u8::from(!whole)));
+        self.ranks.sum(found)?;
+        Ok(found.pop() == Some(0.0))
+    }
+}
+
+/// One that is alone, and goes to the end.
+fn alone<R>(then: impl FnOnce(&Among<'_>) -> R) -> R {
+    then(&Among {
+        ranks: &Ranks::alone(),
+        asked: &|| false,
+    })
+}
 
 /// The logits of every example, `[examples][outputs]`, in the order of the data, or of every word of theirs that is asked
 /// for; an error where one is not finite.
@@ -17,32 +48,29 @@ pub fn logits<B: Kernels>(
     batch_tokens: usize,
     device: &B::Device,
 ) -> Result<Vec<Vec<f32>>> {
-    let all = logits_until(
-        &|| false,
-        &Trial::default(),
-        trainee,
-        data,
-        batch_tokens,
-        device,
-    )?;
+    let trial = Trial::default();
+    let all = alone(|among| logits_until(among, &trial, trainee, data, batch_tokens, device))?;
     Ok(all.expect("nobody asks"))
 }
 
-/// Mean loss over `data` with the adapters changed as a trial says.
+/// Mean loss over `data` with the adapters changed as a trial says, by all `ranks`.
 pub fn trial_loss<B: Kernels>(
+    ranks: &Ranks,
     trainee: &Trainee<B>,
     data: &Encoded,
     trial: &Trial,
     batch_tokens: usize,
     device: &B::Device,
 ) -> Result<f64> {
-    let found = changed_until(&|| false, trial, trainee, data, &[], batch_tokens, device)?;
+    let asked = &|| false;
+    let among = Among { ranks, asked };
+    let found = changed_until(&among, trial, trainee, data, &[], batch_tokens, device)?;
     Ok(found.expect("nobody asks").0)
 }
 
-/// Mean loss and `metrics` with the adapters changed as a `trial` says, or nothing where somebody `asked` to stop.
+/// Mean loss and `metrics` with the adapters changed as a `trial` says, or nothing where somebody asked to stop.
 fn changed_until<B: Kernels>(
-    asked: &dyn Fn() -> bool,
+    among: &Among<'_>,
     trial: &Trial,
     trainee: &Trainee<B>,
     data: &Encoded,
@@ -51,9 +79,9 @@ fn changed_until<B: Kernels>(
     device: &B::Device,
 ) -> Result<Option<Evaluated>> {
     if let Some(Label::Tokens(_)) = data.labels.first() {
-        return tokens_until(asked, trial, trainee, data, metrics, batch_tokens, device);
+        return tokens_until(among, trial, trainee, data, metrics, batch_tokens, device);
     }
-    let logits = logits_until(asked, trial, trainee, data, batch_tokens, device)?;
+    let logits = logits_until(among, trial, trainee, data, batch_tokens, device)?;
     match logits {
         Some(logits) => score(data, metrics, &logits).map(Some),
         None => Ok(None),
@@ -62,7 +90,7 @@ fn changed_until<B: Kernels>(
 
 /// The mean loss of a predicted token, and `metrics`.
 fn tokens_until<B: Kernels>(
-    asked: &dyn Fn() -> bool,
+    among: &Among<'_>,
     trial: &Trial,
     trainee: &Trainee<B>,
     data: &Encoded,
@@ -70,9 +98,10 @@ fn tokens_until<B: Kernels>(
     batch_tokens: usize,
     device: &B::Device,
 ) -> Result<Option<Evaluated>> {
-    let (mut sum, mut count) = (0.0, 0);
+    // Of each batch its loss, and how many tokens are predicted in it.
+    let mut found = vec![0.0; 2 * evaluation_batches(data, batch_tokens).count()];
     let model = &trainee.model;
-    let one = |batch: &Batch, mut pass: Pass<B>| {
+    let one = |nth: usize, batch: &Batch, mut pass: Pass<B>| {
         let input = upload::<B>(batch, device);
         let x = model.base.prefix(&input, 0, &mut pass);
         let tokens = batch
@@ -83,35 +112,42 @@ fn tokens_until<B: Kernels>(
         if !loss.is_finite() {
             return Err(not_finite(&data.places.name(batch.indices[0]), loss));
         }
-        sum += f64::from(loss) * tokens.ids.len() as f64;
-        count += tokens.ids.len();
+        found[2 * nth..][..2].copy_from_slice(&[loss, tokens.ids.len() as f32]);
         Ok(())
     };
-    if !each_batch(asked, trial, trainee, data, batch_tokens, one)? {
+    let whole = each_batch(among, trial, trainee, data, batch_tokens, one)?;
+    if !among.complete(whole, &mut found)? {
         return Ok(None);
+    }
+    let (mut sum, mut count) = (0.0, 0);
+    for batch in found.as_chunks::<2>().0 {
+        sum += f64::from(batch[0]) * f64::from(batch[1]);
+        count += batch[1] as usize;
     }
     let answers = Answers::Tokens { loss: sum, count };
     let metrics = metrics::compute(metrics, answers)?;
     Ok(Some((sum / count.max(1) as f64, metrics)))
 }
 
-/// Hands each batch of `data` to `run`, with a pass for adapters changed as a `trial` says; whether all were run before
-/// somebody `asked` to stop.
+/// Hands each batch of `data` that is this rank's to `run`, with its number and a pass for adapters changed as a `trial` says;
+/// whether all were run before somebody asked to stop.
 fn each_batch<B: Kernels>(
-    asked: &dyn Fn() -> bool,
+    among: &Among<'_>,
     trial: &Trial,
     trainee: &Trainee<B>,
     data: &Encoded,
     batch_tokens: usize,
-    mut run: impl FnMut(&Batch, Pass<B>) -> Result<()>,
+    mut run: impl FnMut(usize, &Batch, Pass<B>) -> Result<()>,
 ) -> Result<bool> {
-    for batch in evaluation_batches(data, batch_tokens) {
+    let Among { ranks, asked } = among;
+    let batches = evaluation_batches(data, batch_tokens).enumerate();
+    for (nth, batch) in batches.skip(ranks.rank()).step_by(ranks.count()) {
         if asked() {
             return Ok(false);
         }
         let mut pass = Pass::evaluate(&trainee.adapters, &trainee.head);
         pass.change(trial);
-        run(&batch, pass)?;
+        run(nth, &batch, pass)?;
     }
     Ok(true)
 }
@@ -124,9 +160,9 @@ pub fn not_finite(place: &str, value: f32) -> Error {
     )
 }
 
-/// [`logits`], or none where somebody `asked` to stop before all were there.
+/// [`logits`], or none where somebody asked to stop before all were there.
 fn logits_until<B: Kernels>(
-    asked: &dyn Fn() -> bool,
+    among: &Among<'_>,
     trial: &Trial,
     trainee: &Trainee<B>,
     data: &Encoded,
@@ -137,7 +173,7 @@ fn logits_until<B: Kernels>(
     let answers = answers.map_or(0, |last| data.answers(last).end);
     let mut logits = vec![Vec::new(); answers];
     let model = &trainee.model;
-    let one = |batch: &Batch, mut pass: Pass<B>| {
+    let one = |_: usize, batch: &Batch, mut pass: Pass<B>| {
         let input = upload::<B>(batch, device);
         let x = model.base.prefix(&input, 0, &mut pass);
         let output = trainee.answers(x, 0, &input.sequences, batch, &mut pass);
@@ -156,8 +192,19 @@ fn logits_until<B: Kernels>(
         }
         Ok(())
     };
-    let whole = each_batch(asked, trial, trainee, data, batch_tokens, one)?;
-    Ok(whole.then_some(logits))
+    let whole = each_batch(among, trial, trainee, data, batch_tokens, one)?;
+    if among.ranks.count() == 1 {
+        return Ok(whole.then_some(logits));
+    }
+    let width = trainee.model.head.outputs();
+    let own = logits.iter().flat_map(|row| match row.is_empty() {
+        true => vec![0.0; width],
+        false => row.clone(),
+    });
+    let mut all = own.collect();
+    let whole = among.complete(whole, &mut all)?;
+    let rows = all.chunks_exact(width).map(<[f32]>::to_vec);
+    Ok(whole.then(|| rows.collect()))
 }
 
 /// How many classes stand before this one: those with a larger logit, and the first of equals.
@@ -188,13 +235,13 @@ pub fn evaluate<B: Kernels>(
     batch_tokens: usize,
     device: &B::Device,
 ) -> Result<Evaluated> {
-    let found = until(&|| false, trainee, data, metrics, batch_tokens, device)?;
+    let found = alone(|among| until(among, trainee, data, metrics, batch_tokens, device))?;
     Ok(found.expect("nobody asks"))
 }
 
-/// [`evaluate`], or nothing where somebody `asked` to stop before it was done.
+/// [`evaluate`], or nothing where somebody asked to stop before it was done.
 pub fn until<B: Kernels>(
-    asked: &dyn Fn() -> bool,
+    among: &Among<'_>,
     trainee: &Trainee<B>,
     data: &Encoded,
     metrics: &[Metric],
@@ -202,7 +249,7 @@ pub fn until<B: Kernels>(
     device: &B::Device,
 ) -> Result<Option<Evaluated>> {
     let trial = Trial::default();
-    changed_until(asked, &trial, trainee, data, metrics, batch_tokens, device)
+    changed_until(among, &trial, trainee, data, metrics, batch_tokens, device)
 }
 
 /// Mean loss and metrics.

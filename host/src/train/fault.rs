@@ -60,7 +60,9 @@ impl<B: Kernels> Training<'_, B> {
         // Nothing has been updated yet: what is saved is the last good state.
         self.save(None)?;
         let saved = self.progress.allocation.clone();
-        self.export(&saved)?;
+        if self.ranks.leads() {
+            self.export(&saved)?;
+        }
         self.display.end();
         Err(
             Error::diverged(format!("step {step}: {what}{again}: the run has diverged"))
@@ -71,11 +73,13 @@ impl<B: Kernels> Training<'_, B> {
     /// What becomes of a run in which a plugin has failed: it goes on without plugins, or ends, once its state after the
     /// step is saved; `made` is the step, if it is not recorded yet. Before the first step there is nothing to save.
     pub(super) fn endure(&mut self, outcome: Result<()>, made: Option<&Made>) -> Result<()> {
+        // Or other ranks were waited for in vain in a trial.
+        let alone = self.ranks.gave_up().is_some() && self.ranks.leads();
         let error = match outcome {
-            Err(error) if error.kind == Kind::Plugin && self.progress.step > 0 => error,
+            Err(error) if (error.kind == Kind::Plugin || alone) && self.progress.step > 0 => error,
             other => return other,
         };
-        if self.recipe.allocation.on_plugin_fault == OnPluginFault::Keep {
+        if !alone && self.recipe.allocation.on_plugin_fault == OnPluginFault::Keep {
             return self.give_up(&error);
         }
         if let Some(made) = made {
@@ -85,6 +89,9 @@ impl<B: Kernels> Training<'_, B> {
         if self.saved.0 < self.progress.step {
             let state = self.controller.state_after_fault();
             self.save_with(state, None)?;
+        }
+        if alone {
+            return Err(self.rescued(error));
         }
         Err(self.stopped_by(error))
     }

@@ -20,7 +20,7 @@ const BESIDE: [&str; 4] = [
 
 impl Prepared {
     /// Program, machine and every input with its digest.
-    pub fn sitting(&self, device: &str) -> Result<Sitting> {
+    pub fn sitting(&self, device: &str, ranks: usize) -> Result<Sitting> {
         let folder = &self.rest.folder;
         let mut files: Vec<(String, PathBuf)> = data::files(&self.recipe.data)?;
         files.push(("model.config".to_owned(), folder.config.clone()));
@@ -64,6 +64,7 @@ impl Prepared {
             machine: Machine::current(),
             threads: rayon::current_num_threads(),
             device: device.to_owned(),
+            ranks,
             inputs,
             accepted: Vec::new(),
         })

@@ -15,9 +15,11 @@ mod order;
 pub mod prefix;
 mod prepare;
 mod progress;
+pub mod ranks;
 mod readout;
 mod recompute;
 mod record;
+mod reduce;
 mod save;
 mod scale;
 mod stall;
@@ -49,6 +51,7 @@ use cost::{Costs, HeadKind};
 use optimizer::{Optimizer, OptimizerConfig};
 use order::Steps;
 use prefix::PrefixCache;
+use ranks::Ranks;
 use record::Made;
 use scale::LossScale;
 use step::{Prefix, StepPlan, StepResult};
@@ -58,8 +61,9 @@ use trainee::Trainee;
 
 /// Trains what `prepared` describes into the run that `writer` holds, from `from` if it was interrupted,
 /// and returns the closing account. The adapter is exported at the end, of the best checkpoint where an
-/// evaluation picked one.
+/// evaluation picked one. All `ranks` do so together, of which the first has a writer that writes.
 pub fn train<B: Kernels>(
+    ranks: &Ranks,
     prepared: Prepared,
     writer: Writer,
     from: Option<Checkpoint>,
@@ -70,23 +74,26 @@ pub fn train<B: Kernels>(
     let stop = Stop::listen()?;
     let (recipe, rest) = (&prepared.recipe, &prepared.rest);
     let (controller, total) = (prepared.controller, prepared.total_steps);
-    let mut training =
-        Training::<B>::new(recipe, rest, controller, total, writer, device, display)?;
+    let mut training = Training::<B>::new(
+        ranks, recipe, rest, controller, total, writer, device, display,
+    )?;
     training.begin(from)?;
     let (per_epoch, done) = (training.steps_per_epoch, training.progress.step);
     let mut steps = Steps::new(&rest.data, recipe, per_epoch, total, done);
     loop {
         // First, for an interrupted run may owe the evaluation of its last step.
         let best = training.evaluate(&stop)?;
-        let asked = stop.signal();
-        if best.is_some() || training.checkpoint_due(asked) {
+        let asked = ranks.asked(&stop);
+        let due = training.checkpoint_due(asked)?;
+        if best.is_some() || due {
             training.save(best)?;
         }
         if let Some(signal) = asked {
             return Err(training.interrupted(signal));
         }
         let Some(batches) = steps.next() else { break };
-        let (made, observed) = training.step(&batches)?;
+        let stepped = training.step(&batches);
+        let (made, observed) = stepped.map_err(|error| training.rescued(error))?;
         let outcome = training.reallocate(observed);
         training.endure(outcome, Some(&made))?;
         training.record(&made)?;
@@ -103,6 +110,8 @@ type Observed = (Measuring, Observation);
 
 /// A run while it trains.
 struct Training<'a, B: Kernels> {
+    /// Who trains.
+    ranks: &'a Ranks,
     recipe: &'a Recipe,
     rest: &'a Rest,
     /// All linear layers of the base model.
@@ -130,7 +139,9 @@ struct Training<'a, B: Kernels> {
 }
 
 impl<'a, B: Kernels> Training<'a, B> {
+    #[expect(clippy::too_many_arguments, reason = "a run is made of these")]
     fn new(
+        ranks: &'a Ranks,
         recipe: &'a Recipe,
         rest: &'a Rest,
         mut controller: Controller,
@@ -164,6 +175,7 @@ impl<'a, B: Kernels> Training<'a, B> {
         let mut progress = Progress::start(controller.state()?);
         progress.loss_scale = (recipe.model.precision == Precision::F16).then(LossScale::default);
         Ok(Training {
+            ranks,
             recipe,
             rest,
             costs: Costs::of(cost::Shape {
@@ -327,14 +339,18 @@ impl<'a, B: Kernels> Training<'a, B> {
                 loss_scale: self.progress.loss_scale(),
             };
             let tracked = plan.tracked();
-            let mut result = step::run(&self.trainee, &batches, &plan, None, None, self.device)?;
+            let run = |plan: &StepPlan<'_>| {
+                let (trainee, ranks) = (&self.trainee, self.ranks);
+                step::run(trainee, &batches, plan, None, None, ranks, self.device)
+            };
+            let mut result = run(&plan)?;
             while let Some(scale) = &mut self.progress.loss_scale
                 && scale.lowered_by(&result)
             {
                 plan.loss_scale = scale.scale;
-                result = step::run(&self.trainee, &batches, &plan, None, None, self.device)?;
+                result = run(&plan)?;
             }
-            self.progress.flops += self.flops(&batches, &tracked, &measuring.wanted, 0);
+            self.progress.flops += self.flops(&batches, &tracked, &measuring.wanted, 0)?;
             result.observation.moment = Moment::Calibration;
             result.observation.total_steps = self.total_steps;
             self.log_signals(&measuring, &result.observation)?;
@@ -400,12 +416,13 @@ impl<'a, B: Kernels> Training<'a, B> {
             &plan,
             prefix,
             optimizer,
+            self.ranks,
             self.device,
         )?;
 
         let (tracked, seed) = (plan.tracked(), plan.seed);
         let skipped = self.skips(batches, seed, &result)?;
-        let flops = self.flops(batches, &tracked, &measuring.wanted, depth);
+        let flops = self.flops(batches, &tracked, &measuring.wanted, depth)?;
         let made = self.made(batches, &result, flops, skipped);
         let observation = match skipped {
             true => None,
@@ -552,6 +569,28 @@ impl<'a, B: Kernels> Training<'a, B> {
     /// Seconds of training over all sittings.
     fn seconds(&self) -> f64 {
         self.seconds_before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// What becomes of an error in a step that was not finished: where other ranks were waited for in vain, what was
+    /// reached before it is saved.
+    fn rescued(&mut self, error: Error) -> Error {
+        let Some(signal) = self.ranks.gave_up().filter(|_| self.ranks.leads()) else {
+            return error;
+        };
+        let saved = match self.saved.0 < self.progress.step {
+            true => self.save(None),
+            false => Ok(()),
+        };
+        match saved {
+            Ok(()) => {
+                let interrupted = self.interrupted(signal);
+                interrupted.and_help(
+                    "it waited for other ranks in vain, of which one has ended or hangs: what that said is above, if it said \
+                     anything",
+                )
+            }
+            Err(error) => error,
+        }
     }
 
     /// What is said of a run that was asked to stop, once it is saved.

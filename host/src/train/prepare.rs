@@ -7,6 +7,7 @@ use dynalora_plugin_api::{Budget, CostModel, ModuleInfo};
 use super::cost::{HeadKind, Shape, Steps};
 use super::eva::{Found, Seen};
 use super::given::Given;
+use super::ranks::Ranks;
 use crate::adapter::{Adapted, Config};
 use crate::allocation::{Controller, Named, Settings, Units};
 use crate::data::{self, Data};
@@ -49,10 +50,12 @@ pub struct Rest {
 
 impl Prepared {
     /// Opens the model, reads the data and makes the plugins; `plugin_dirs` are the command line's. Where the recipe asks
-    /// for EVA, `eva` runs the model and finds what pairs start from, or knows it, and modules have the ranks of that.
+    /// for EVA, `eva` runs the model and finds what pairs start from, or knows it, and modules have the ranks of that. Of
+    /// several `ranks` the first asks the plugins.
     pub fn new(
         mut recipe: Recipe,
         plugin_dirs: &[PathBuf],
+        ranks: &Ranks,
         eva: impl FnOnce(&Seen<'_>) -> Result<Found>,
     ) -> Result<Self> {
         let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
@@ -63,7 +66,7 @@ impl Prepared {
         let mut adapted = pretrained.adapted(&recipe.adapter)?;
         let (pretrained, given) = Given::open(&recipe, pretrained, &adapted)?;
         // Before the data, which can take long: a misspelt plugin is found out at once.
-        let mut plugins = Plugins::load(&recipe, &adapted, plugin_dirs)?;
+        let mut plugins = Plugins::load(&recipe, &adapted, plugin_dirs, ranks)?;
         let mut data = data::load(&recipe, &folder, &pretrained.config)?;
         // What was learnt from the data is a part of what the run was.
         recipe.data.settle(&data.labels, data.problem);
@@ -91,7 +94,7 @@ impl Prepared {
             let prefix = pretrained.config.prefix;
             adapted = adapted.redistributed(&recipe.adapter, prefix, &found.record.ranks);
             // These are the modules that they choose among.
-            plugins = Plugins::load(&recipe, &adapted, plugin_dirs)?;
+            plugins = Plugins::load(&recipe, &adapted, plugin_dirs, ranks)?;
         }
         let total_steps = match recipe.train.length() {
             Length::Steps(steps) => steps,
@@ -136,7 +139,7 @@ pub fn check(
     refuse_dropout_under_a_cache(recipe, pretrained)?;
     data::check_kind(&recipe.data, &pretrained.config)?;
     refuse_tokens_without_a_head(recipe, pretrained)?;
-    let plugins = Plugins::load(recipe, adapted, plugin_dirs)?;
+    let plugins = Plugins::load(recipe, adapted, plugin_dirs, &Ranks::alone())?;
     let held_back = plugins.held_back();
     match recipe.train.length() {
         Length::Steps(total) => {
@@ -229,7 +232,12 @@ struct Plugins {
 
 impl Plugins {
     /// Finds and makes them; the parameters of each are held against the modules that it is to choose among.
-    fn load(recipe: &Recipe, adapted: &Adapted, plugin_dirs: &[PathBuf]) -> Result<Self> {
+    fn load(
+        recipe: &Recipe,
+        adapted: &Adapted,
+        plugin_dirs: &[PathBuf],
+        ranks: &Ranks,
+    ) -> Result<Self> {
         let allocation = &recipe.allocation;
         let units = Units::new(allocation.unit, adapted.modules.clone());
         let initial_ranks = adapted.initial_ranks.clone();
@@ -251,6 +259,7 @@ impl Plugins {
                 &scorer.parameters_json(),
                 scorer.isolation.as_ref(),
                 units.modules(),
+                |own| ranks.carried(own),
             )
         });
         let allocator = recipe.allocator.as_ref().map(|allocator| {
@@ -260,6 +269,7 @@ impl Plugins {
                 &allocator.parameters_json(),
                 allocator.isolation.as_ref(),
                 units.infos(),
+                |own| ranks.carried(own),
             )
         });
         let (scorer, allocator) = (scorer.transpose()?, allocator.transpose()?);

@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 
 use super::trainee::Trainee;
-use crate::adapter::{Observe, Pass};
+use crate::adapter::{Observe, Part, Pass};
 use crate::error::Result;
 use crate::kernel::{Ad, Kernels, Sequences};
 
@@ -32,13 +32,13 @@ fn twice<B: Kernels>(trainee: &Trainee<B>, tracked: &[bool], depth: usize) -> Ra
 }
 
 /// Loss and gradients from the hidden states `x` of all tokens after the first `depth` layers; `loss` makes it of those
-/// after more. `seed` is that of the pass. The gradients of one tensor may be in several of those that come back, and
+/// after more. `seed` is that of the pass, and the part of the batch. The gradients of one tensor may be in several of those that come back, and
 /// are their sum.
 pub fn backward<B: Kernels>(
     trainee: &Trainee<B>,
     (x, depth): (Tensor<Ad<B>, 2>, usize),
     sequences: &Sequences,
-    (tracked, seed): (&[bool], u64),
+    (tracked, seed, part): (&[bool], u64, Option<Part>),
     pass: &mut Pass<B>,
     loss: impl FnOnce(Tensor<Ad<B>, 2>, usize, &mut Pass<B>) -> Result<Tensor<Ad<B>, 1>>,
 ) -> Result<(Tensor<B, 1>, Vec<Found<B>>)> {
@@ -53,7 +53,8 @@ pub fn backward<B: Kernels>(
         &nothing,
         Observe::default(),
         seed,
-    );
+    )
+    .of_part(part);
     let mut inputs = Vec::new();
     for layer in layers.clone() {
         inputs.push(x.clone().inner());

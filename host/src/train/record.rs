@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use dynalora_plugin_api::{ModuleInfo, Sizes};
 
 use super::constant::Constant;
+use super::evaluate::Among;
 use super::progress::Status;
 use super::stall::{Seen, Turn};
 use super::step::StepResult;
@@ -58,19 +59,28 @@ impl<B: Kernels> Training<'_, B> {
         tracked: &[bool],
         wanted: &Wanted,
         depth: usize,
-    ) -> u64 {
+    ) -> Result<u64> {
         let mut sizes = Sizes::default();
         for batch in batches {
             sizes.add(&batch.offsets);
         }
         let computed = self.cache.as_mut().map(|cache| cache.take_computed());
-        let computed = computed.unwrap_or_default();
+        let computed = match computed {
+            Some(own) => {
+                let all = [own.sequences, own.tokens, own.pairs];
+                let [sequences, tokens, pairs] = self.ranks.total(all)?;
+                let mut all = Sizes::default();
+                (all.sequences, all.tokens, all.pairs) = (sequences, tokens, pairs);
+                all
+            }
+            None => Sizes::default(),
+        };
         let fisher = match wanted.any(&[Signal::Fisher]) {
             true => self.costs.fisher(tracked, sizes),
             false => 0,
         };
         let outputs = wanted.outputs();
-        self.costs.step(tracked, sizes, outputs, depth, computed) + fisher
+        Ok(self.costs.step(tracked, sizes, outputs, depth, computed) + fisher)
     }
 
     /// What the step that is about to be applied is.
@@ -184,14 +194,17 @@ impl<B: Kernels> Training<'_, B> {
         for (split, examples) in &data.validation {
             let started = Instant::now();
             let tokens = self.recipe.evaluation.batch_tokens;
-            let asked = || stop.signal().is_some();
+            let among = Among {
+                ranks: self.ranks,
+                asked: &|| stop.signal().is_some(),
+            };
             let (trainee, metrics) = (&self.trainee, &data.metrics);
-            let found = evaluate::until(&asked, trainee, examples, metrics, tokens, self.device);
+            let found = evaluate::until(&among, trainee, examples, metrics, tokens, self.device);
             let found = match found {
                 Ok(found) => found,
                 Err(error) => {
                     // The steps before are not lost for it.
-                    if self.saved.0 < step {
+                    if self.saved.0 < step && self.ranks.leads() {
                         self.save(None)?;
                     }
                     return Err(error);
@@ -263,6 +276,7 @@ impl<B: Kernels> Training<'_, B> {
             plugin_fault: self.controller.fault().map(|fault| fault.error.clone()),
             stalls: Some(progress.watch.stalls(progress.step)),
             device: device_name.to_owned(),
+            reduction: self.ranks.reduction(),
         }
     }
 }

@@ -16,13 +16,21 @@ use crate::run::Best;
 
 impl<B: Kernels> Training<'_, B> {
     /// Whether a checkpoint is due after the step just finished, in a run that was `asked` to stop or not.
-    pub(super) fn checkpoint_due(&self, asked: Option<Signal>) -> bool {
+    pub(super) fn checkpoint_due(&self, asked: Option<Signal>) -> Result<bool> {
         let (step, at) = self.saved;
-        let late = |minutes| at.elapsed().as_secs_f64() >= 60.0 * minutes;
-        step < self.progress.step
-            && (asked.is_some()
-                || self.is_due(self.recipe.checkpoint.every)
-                || self.recipe.checkpoint.minutes.is_some_and(late))
+        if step >= self.progress.step {
+            return Ok(false);
+        }
+        if asked.is_some() || self.is_due(self.recipe.checkpoint.every) {
+            return Ok(true);
+        }
+        match self.recipe.checkpoint.minutes {
+            // By one clock.
+            Some(minutes) => self
+                .ranks
+                .told(|| Ok(at.elapsed().as_secs_f64() >= 60.0 * minutes)),
+            None => Ok(false),
+        }
     }
 
     /// Makes a checkpoint of the state after the last step; the best one where `best` says by what.
@@ -61,6 +69,10 @@ impl<B: Kernels> Training<'_, B> {
             |state: &Option<GroupState<B>>| state.as_ref().and_then(|state| state.last.clone());
         self.progress.last_updates = states.iter().map(last).collect();
         self.progress.head_updates = self.optimizer.head.as_ref().map(|state| state.steps);
+        if !self.ranks.leads() {
+            self.saved = (self.progress.step, std::time::Instant::now());
+            return Ok(());
+        }
         let pending = self.writer.begin_checkpoint(self.progress.step)?;
         checkpoint::write(
             pending.path(),
@@ -147,6 +159,9 @@ impl<B: Kernels> Training<'_, B> {
     pub(super) fn export_best(&mut self) -> Result<Option<Best>> {
         self.progress.peak_memory = self.progress.peak_memory.max(peak_memory());
         let mut allocation = self.controller.state()?;
+        if !self.ranks.leads() {
+            return Ok(None);
+        }
         let best = checkpoint::read_best(
             self.writer.run(),
             &self.progress,

@@ -1,15 +1,22 @@
 //! One optimiser step up to its gradients: forward and backward over the micro-batches, and what the host
 //! reads of it.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
 use dynalora_plugin_api::Observation;
 
 use super::optimizer::Optimizer;
 use super::prefix::PrefixCache;
+use super::ranks::Ranks;
 use super::readout::{self, Places, Readout};
 use super::recompute::{self, Found};
+use super::reduce;
 use super::trainee::{Trainee, upload};
-use crate::adapter::{Observe, Observed, Pass, Sense, Sensed, Tensors, components, mixed};
+use crate::adapter::{
+    Counts, Observe, Observed, Part, Pass, Sense, Sensed, Tensors, components, mixed,
+};
 use crate::allocation::{Details, RawValue, Signal, Wanted};
 use crate::data::{Batch, Label};
 use crate::error::{Error, Result};
@@ -122,7 +129,53 @@ pub struct StepResult<B: Kernels> {
     pub observation: Observation,
 }
 
-/// Runs the micro-batches of one step. Loss and gradients are means over their examples, predicted tokens or words, each of
+/// The part of a batch that one rank runs.
+struct Share<'a> {
+    batch: Cow<'a, Batch>,
+    /// Where it lies in the batch, if it is not all of it.
+    part: Option<Part>,
+    /// Whether it counts. A rank that has none of the examples runs one of them for nothing, so that all ranks come to
+    /// the same tensors.
+    counts: bool,
+}
+
+impl<'a> Share<'a> {
+    fn of(batch: &'a Batch, ranks: &Ranks) -> Self {
+        if ranks.count() == 1 {
+            return Share {
+                batch: Cow::Borrowed(batch),
+                part: None,
+                counts: true,
+            };
+        }
+        let mut own = batch.of_rank(ranks.rank(), ranks.count());
+        let counts = !own.is_empty();
+        if !counts {
+            let length = |at: &usize| batch.offsets[at + 1] - batch.offsets[*at];
+            let shortest = (0..batch.indices.len()).min_by_key(length).unwrap_or(0);
+            own = shortest..shortest + 1;
+        }
+        Share {
+            batch: Cow::Owned(batch.section(own.clone())),
+            part: Some(Part {
+                before: counts_of(batch, 0..own.start),
+                own: counts_of(batch, own),
+            }),
+            counts,
+        }
+    }
+}
+
+/// How much of each kind of row the examples at these positions have.
+fn counts_of(batch: &Batch, positions: Range<usize>) -> Counts {
+    Counts {
+        sequences: positions.len(),
+        tokens: batch.offsets[positions.end] - batch.offsets[positions.start],
+        answers: batch.weight_of(positions),
+    }
+}
+
+/// Runs the micro-batches of one step, of each the share of this one of the `ranks`: what comes out is that of all. Loss and gradients are means over their examples, predicted tokens or words, each of
 /// which weighs the same whichever micro-batch it is in: those of one batch with all of them. With a `prefix` the layers in
 /// it are not run, and nothing is measured of their modules' outputs. Of the `optimizer`, if there is one, its last
 /// updates are measured.
@@ -132,9 +185,11 @@ pub fn run<B: Kernels>(
     plan: &StepPlan<'_>,
     prefix: Option<Prefix<'_>>,
     optimizer: Option<&Optimizer<B>>,
+    ranks: &Ranks,
     device: &B::Device,
 ) -> Result<StepResult<B>> {
-    let mut passes = passes(trainee, batches, plan, prefix, device)?;
+    let mut passes = passes(trainee, batches, plan, prefix, ranks, device)?;
+    reduce::over(&mut passes, ranks, device)?;
     let sensitivities = sensitivities(trainee, &passes.gradients, plan);
     for (module, gradient) in passes.gradients.iter_mut().enumerate() {
         let remaining = plan.remaining(module);
@@ -209,6 +264,7 @@ fn passes<B: Kernels>(
     batches: &[Batch],
     plan: &StepPlan<'_>,
     mut prefix: Option<Prefix<'_>>,
+    ranks: &Ranks,
     device: &B::Device,
 ) -> Result<Passes<B>> {
     let tracked = plan.tracked();
@@ -216,15 +272,22 @@ fn passes<B: Kernels>(
     let mut head_gradients: Vec<Option<Tensor<B, 2>>> = vec![None; trainee.head.len()];
     let (mut losses, mut observed, mut sensed) = (Vec::new(), Vec::new(), Vec::new());
     let weight: usize = batches.iter().map(Batch::weight).sum();
-    for (micro, batch) in batches.iter().enumerate() {
+    for (micro, whole) in batches.iter().enumerate() {
         let seed = mixed(plan.seed, micro as u64);
+        let Share {
+            batch,
+            part,
+            counts,
+        } = Share::of(whole, ranks);
+        let batch = &*batch;
         let mut pass = Pass::train(
             &trainee.adapters,
             &trainee.head,
             &tracked,
             plan.observe(),
             seed,
-        );
+        )
+        .of_part(part);
         if let Some(sense) = plan.sense(trainee, batch) {
             pass = pass.sensing(sense);
         }
@@ -256,17 +319,25 @@ fn passes<B: Kernels>(
                 (loss.clone().inner(), vec![loss.backward()])
             }
             true => {
-                let of_pass = (&tracked[..], seed);
+                let of_pass = (&tracked[..], seed, part);
                 let from = (x, depth);
                 recompute::backward(trainee, from, &sequences, of_pass, &mut pass, loss_from)?
             }
         };
-        losses.push(loss);
+        let counted = |gradient: Tensor<B, 2>| match counts {
+            true => gradient,
+            false => gradient.zeros_like(),
+        };
+        losses.push(match counts {
+            true => loss,
+            false => loss.zeros_like(),
+        });
         for (module, (sum, tensors)) in gradients.iter_mut().zip(&pass.pairs).enumerate() {
             // A pair that several use has the sum of their gradients, which is its owner's.
             if tracked[module] && trainee.adapters.owner(module) == module {
                 let tensors = tensors.each_ref().map(|tensor| taken(tensor, &mut found));
                 let Some(more) = tensors.all() else { continue };
+                let more = more.map(counted);
                 *sum = Some(match sum.take() {
                     Some(sum) => sum.zip(more).map(|(sum, more)| sum + more),
                     None => more,
@@ -274,7 +345,7 @@ fn passes<B: Kernels>(
             }
         }
         for (sum, tensor) in head_gradients.iter_mut().zip(&pass.head) {
-            if let Some(gradient) = taken(tensor, &mut found) {
+            if let Some(gradient) = taken(tensor, &mut found).map(counted) {
                 *sum = Some(match sum.take() {
                     Some(sum) => sum + gradient,
                     None => gradient,
@@ -283,6 +354,12 @@ fn passes<B: Kernels>(
         }
         sensed.push(pass.sensed());
         observed.push(pass.observed);
+        if !counts {
+            let last = (observed.last_mut(), sensed.last_mut());
+            if let (Some(observed), Some(sensed)) = last {
+                reduce::uncount(observed, sensed);
+            }
+        }
     }
     let mut head_gradients = head_gradients
         .into_iter()

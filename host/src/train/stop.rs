@@ -35,6 +35,19 @@ impl Stop {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signal(pub i32);
 
+impl Signal {
+    /// All that are listened to.
+    pub fn all() -> impl Iterator<Item = Signal> {
+        let all = SIGNALS.iter().chain(PATIENT);
+        all.map(|(number, _)| Signal(*number))
+    }
+
+    /// Whether no second one ends the process.
+    pub fn is_patient(self) -> bool {
+        PATIENT.iter().any(|(number, _)| *number == self.0)
+    }
+}
+
 impl std::fmt::Display for Signal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut all = SIGNALS.iter().chain(PATIENT);

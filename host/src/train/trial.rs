@@ -43,7 +43,8 @@ impl<B: Kernels> Training<'_, B> {
 
     fn loss(&self, examples: &Encoded, trial: &Trial) -> Result<f64> {
         let tokens = self.recipe.evaluation.batch_tokens;
-        evaluate::trial_loss(&self.trainee, examples, trial, tokens, self.device)
+        let ranks = self.ranks;
+        evaluate::trial_loss(ranks, &self.trainee, examples, trial, tokens, self.device)
     }
 
     /// The operations of running `examples` forward.

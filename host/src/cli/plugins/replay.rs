@@ -227,8 +227,14 @@ fn replay(arguments: &Arguments, common: &Common, record: &Recorded) -> Result<R
     let scorer = match kinds.contains(&Kind::Scorer) {
         true => {
             used = parameters(Kind::Scorer)?;
-            let loaded =
-                plugin::load_scorer(&path, &arguments.plugin, &used, None, units.modules())?;
+            let loaded = plugin::load_scorer(
+                &path,
+                &arguments.plugin,
+                &used,
+                None,
+                units.modules(),
+                |own| own,
+            )?;
             can_be_told(
                 "scorer",
                 &loaded.manifest.name,
@@ -242,7 +248,14 @@ fn replay(arguments: &Arguments, common: &Common, record: &Recorded) -> Result<R
     let allocator = match kinds.contains(&Kind::Allocator) {
         true => {
             used = parameters(Kind::Allocator)?;
-            plugin::load_allocator(&path, &arguments.plugin, &used, None, units.infos())?
+            plugin::load_allocator(
+                &path,
+                &arguments.plugin,
+                &used,
+                None,
+                units.infos(),
+                |own| own,
+            )?
         }
         // A scorer alone: the run's own allocator chooses by its scores.
         false => {
@@ -255,7 +268,9 @@ fn replay(arguments: &Arguments, common: &Common, record: &Recorded) -> Result<R
             let parameters = allocator.parameters_json();
             let isolation = allocator.isolation.as_ref();
             let name = &allocator.plugin;
-            plugin::load_allocator(&path, name, &parameters, isolation, units.infos())?
+            plugin::load_allocator(&path, name, &parameters, isolation, units.infos(), |own| {
+                own
+            })?
         }
     };
     let needs = allocator.plugin.needs();

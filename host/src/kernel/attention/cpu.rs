@@ -157,7 +157,8 @@ impl Saved {
                 size: shape.head_size,
                 shape: *shape,
                 dropout: self.dropout,
-                index: (sequence * shape.heads + pair_head * group) as u32,
+                index: (self.dropout.first as usize + sequence).wrapping_mul(shape.heads) as u32
+                    + (pair_head * group) as u32,
                 relative: positions
                     .as_ref()
                     .zip(buckets.as_ref())

@@ -30,17 +30,17 @@ fn hash(seed: u32, position: u32) -> u32 {
     h & 0x00ff_ffff
 }
 
-/// The factors of elements that lie one after the other.
+/// The factors of elements that lie one after the other, behind so many others.
 #[cube(launch)]
-fn in_a_row(factors: &mut Array<f32>, seed: u32, threshold: u32, scale: f32) {
+fn in_a_row(factors: &mut Array<f32>, before: u32, seed: u32, threshold: u32, scale: f32) {
     if ABSOLUTE_POS < factors.len() {
-        let kept = hash(seed, ABSOLUTE_POS as u32) >= threshold;
+        let kept = hash(seed, before + ABSOLUTE_POS as u32) >= threshold;
         factors[ABSOLUTE_POS] = select(kept, scale, 0.0f32);
     }
 }
 
 /// The factors of attention weights, `[sequences, heads, queries, keys]`; a sequence has as many keys as `lengths` says, and
-/// the rest is padding.
+/// the rest is padding. So many heads lie before them.
 #[cube(launch)]
 fn by_head(
     factors: &mut Array<f32>,
@@ -48,6 +48,7 @@ fn by_head(
     heads: u32,
     queries: u32,
     keys: u32,
+    before: u32,
     seed: u32,
     threshold: u32,
     scale: f32,
@@ -59,7 +60,7 @@ fn by_head(
         let query = row % queries;
         let head = row / queries;
         let length = lengths[(head / heads) as usize] as u32;
-        let seed = hash(seed, head) * 0x9e37_79b9_u32;
+        let seed = hash(seed, before + head) * 0x9e37_79b9_u32;
         let kept = hash(seed, query * length + key) >= threshold;
         factors[ABSOLUTE_POS] = select(kept, scale, 0.0f32);
     }
@@ -69,6 +70,7 @@ fn by_head(
 struct Mask<R: CubeRuntime, BT: BoolElement> {
     desc: CustomOpIr,
     of: [u32; 3],
+    before: u32,
     dropout: Dropout,
     device: R::Device,
     backend: PhantomData<BT>,
@@ -99,10 +101,12 @@ where
         let size = CubeDim::new(&client, count);
         let cubes = calculate_cube_count_elemwise(&client, count, size);
         let array = factors.clone().into_array_arg();
-        let Dropout { seed, .. } = self.dropout;
+        let (before, Dropout { seed, .. }) = (self.before, self.dropout);
         let (threshold, scale) = (self.dropout.threshold(), self.dropout.scale());
         match self.desc.inputs.first() {
-            None => in_a_row::launch::<R>(&client, cubes, size, array, seed, threshold, scale),
+            None => {
+                in_a_row::launch::<R>(&client, cubes, size, array, before, seed, threshold, scale)
+            }
             Some(lengths) => {
                 let lengths = handles.get_int_tensor::<Gpu<R, BT>>(lengths);
                 let [heads, queries, keys] = self.of;
@@ -115,6 +119,7 @@ where
                     heads,
                     queries,
                     keys,
+                    before,
                     seed,
                     threshold,
                     scale,
@@ -156,6 +161,7 @@ where
     let operation = Mask::<R, BT> {
         desc: desc.clone(),
         of,
+        before: elements.before(dropout),
         dropout,
         device: device.clone(),
         backend: PhantomData,
