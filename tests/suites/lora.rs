@@ -791,3 +791,161 @@ fn eva_is_refused_where_it_cannot_be() {
     contains(&said, &["still moving after 3 batches", "adapter.eva.tau"]);
     assert!(said.status.success());
 }
+
+const TABLES: &str =
+    "adapter.targets=[\"word_embeddings\",\"token_type_embeddings\",\"query\",\"value\"]";
+
+/// Tables of embeddings are modules like others: chosen, pruned, grown, shared, scaled, exported, merged, gone on from.
+#[test]
+fn tables_of_embeddings_are_modules() {
+    let scene = Scene::new();
+    let run = scene.train("run", &[TABLES, LAST]);
+    let found = config(&run);
+    let targets = found["target_modules"].as_array().expect("a list");
+    assert!(targets.contains(&json!("word_embeddings")), "{targets:?}");
+    assert_exported_and_merged(&scene, "run");
+    scene.assert_resumes("tables", &[TABLES]);
+    for (run, sets) in [
+        (
+            "budget",
+            &[
+                "allocator={ plugin = \"rank-budget\", target_r = \"50%\" }",
+                "adapter.r_max=6",
+            ][..],
+        ),
+        (
+            "grow",
+            &[
+                "allocator={ plugin = \"grow\", rank = \"50%\" }",
+                "adapter.rank_pattern={ word_embeddings = 2 }",
+                "adapter.r_max=5",
+            ],
+        ),
+        (
+            "share",
+            &["allocator={ plugin = \"drop\", threshold = 0.5, others = \"share\" }"],
+        ),
+        (
+            "drop",
+            &["allocator={ plugin = \"drop\", threshold = 0.5, others = \"drop\" }"],
+        ),
+        ("trial", &["scorer={ plugin = \"trial\", held_back = 8 }"]),
+        (
+            "fisher",
+            &["scorer={ plugin = \"fisher\" }", "allocation.probe_steps=2"],
+        ),
+        ("layers", &["allocation.unit=layer", "allocator.k=2"]),
+        ("dora", &["adapter.use_dora=true", "scorer.target=delta"]),
+        (
+            "rslora",
+            &[
+                "adapter.use_rslora=true",
+                "train.loraplus_lr_ratio=4",
+                "train.loraplus_lr_embedding=1e-3",
+            ],
+        ),
+    ] {
+        scene.train(run, &[&[TABLES, LAST][..], sets].concat());
+        assert_exported_and_merged(&scene, run);
+    }
+    // All of it alone, and again from where it ended.
+    let alone = ["adapter.targets=word_embeddings", "allocation={}", LAST];
+    let alone = [&alone[..], &["allocation.schedule={ kind = \"never\" }"]].concat();
+    scene.train("alone", &alone);
+    let on = [
+        "adapter.from=alone",
+        "train.steps=1",
+        "train.learning_rate=1e-30",
+    ];
+    scene.train("on", &[&alone, &on[..]].concat());
+    let (first, on) = (loss(&scene, "alone"), loss(&scene, "on"));
+    assert!((first - on).abs() < 1e-6, "{first}, then {on}");
+}
+
+/// What changes how a run is computed changes none of its bits where tables train, and then do not.
+#[test]
+fn tables_change_no_bit_with_what_must_change_none() {
+    let scene = Scene::new();
+    let dropouts = ["hidden", "attention", "classifier"];
+    let dropouts = dropouts.map(|key| format!("model.{key}_dropout=0"));
+    let common: Vec<&str> = dropouts.iter().map(String::as_str).collect();
+    // From the first step on they are inactive now and then, and what they have learnt stays below.
+    let common = [
+        &common[..],
+        &[
+            TABLES,
+            LAST,
+            "allocator={ plugin = \"uniform\", k = 2 }",
+            "allocation.schedule={ kind = \"periodic\", every = 1 }",
+            "train.steps=24",
+        ],
+    ]
+    .concat();
+    let plain = scene.train("plain", &common);
+    let masks = scene.records("plain", "allocations.jsonl");
+    let of_table = masks.iter().skip(1).map(|it| it["active"][0] == true);
+    let of_table: Vec<bool> = of_table.collect();
+    assert!(of_table.contains(&true) && of_table.contains(&false));
+    for (run, set) in [
+        ("cached", "train.cache_frozen_prefix=true"),
+        ("twice", "train.gradient_checkpointing=true"),
+        ("one", "threads=1"),
+    ] {
+        let other = scene.train(run, &[&common[..], &[set]].concat());
+        let weights = |run: &Path| std::fs::read(run.join("adapter/adapter_model.safetensors"));
+        let (ours, theirs) = (
+            weights(&other).expect("a file"),
+            weights(&plain).expect("a file"),
+        );
+        assert!(ours == theirs, "{run}");
+    }
+    // In parts a batch gives the same but for rounding.
+    let parts = ["train.batch_size=4", "train.gradient_accumulation=2"];
+    scene.train("parts", &[&common[..], &parts[..]].concat());
+    let [whole, parts] = ["plain", "parts"].map(|run| {
+        let records = scene.records(run, "metrics.jsonl");
+        records[0]["loss"].as_f64().expect("a loss")
+    });
+    assert!((whole - parts).abs() < 1e-5, "{whole}, in parts {parts}");
+}
+
+#[test]
+fn what_tables_of_embeddings_do_not_have_is_refused() {
+    let scene = Scene::new();
+    let word = "embeddings.word_embeddings, a table of embeddings";
+    for (sets, words) in [
+        (&["adapter.kind=vera"][..], &[word, "\"vera\""][..]),
+        (&[PISSA], &[word, "\"pissa\""]),
+        (&["adapter.init_lora_weights=eva"], &[word, "\"eva\""]),
+        (
+            &["adapter.targets=word_embeddings", "adapter.dropout=0.1"],
+            &[word, "nothing drops out"],
+        ),
+        (
+            &["adapter.targets=word_embeddings", "adapter.bias=lora_only"],
+            &["none of the 1 adapted layers has a bias"],
+        ),
+        (
+            &["train.loraplus_lr_embedding=1e-3"],
+            &["without `train.loraplus_lr_ratio`"],
+        ),
+        (
+            &[
+                "adapter.targets=query",
+                "train.loraplus_lr_ratio=4",
+                "train.loraplus_lr_embedding=1e-3",
+            ],
+            &["none of the 2 adapted modules is a table"],
+        ),
+        (
+            &["adapter.targets=wte"],
+            &[
+                "\"wte\" matches no linear layer",
+                "embeddings.word_embeddings",
+            ],
+        ),
+    ] {
+        let sets = [&[TABLES][..], sets].concat();
+        refused(&scene, &sets, words);
+    }
+}

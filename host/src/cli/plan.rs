@@ -99,7 +99,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
     let pretrained = Pretrained::open_for(&folder, &recipe.model, recipe.data.problem())?;
     let adapted = pretrained.adapted(&recipe.adapter)?;
-    let (pretrained, _) = Given::open(&recipe, pretrained, &adapted)?;
+    let (pretrained, _) = Given::open(&recipe, (&folder, pretrained), &adapted)?;
     let held_back = check(&recipe, &pretrained, &adapted, &common.plugin_dir)?;
     let base = (&folder, &pretrained);
     let plan = plan(&recipe, base, adapted, held_back, arguments)?;

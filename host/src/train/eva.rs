@@ -96,8 +96,13 @@ pub fn of_run<B: Kernels>(seen: &Seen<'_>, device: &B::Device) -> Result<Found> 
         ranks: seen.adapted.initial_ranks.clone().unwrap_or(ranks),
     };
     let trainee = Trainee {
-        adapters: Adapters::new((&recipe.adapter).into(), modules, recipe.seed, device)
-            .with_own(seen.adapted.configs.clone()),
+        adapters: Adapters::new(
+            (&recipe.adapter).into(),
+            modules,
+            seen.adapted.configs.clone(),
+            recipe.seed,
+            device,
+        ),
         // What it answers is nowhere read.
         head: (model.head.tensors().iter())
             .map(|tensor| match tensor.shape[..] {
