@@ -143,7 +143,7 @@ impl Drawn {
     /// Tables of embeddings among the modules.
     fn tables(&mut self, c: &mut Choice) -> Self {
         let plain = self.get("adapter.kind").is_none()
-            && self.get("adapter.init_lora_weights").is_none()
+            && !(self.get("adapter.init_lora_weights")).is_some_and(|it| it.contains("pissa"))
             && !self.reads_images();
         if c.once_in(3) && plain {
             let name = self.get("model.name").unwrap_or_default();

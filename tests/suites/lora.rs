@@ -242,6 +242,55 @@ fn loraplus_gives_b_a_rate_of_its_own() {
     );
 }
 
+/// Whatever allocators decide of modules with these `own` keys (pruned, grown, shared, scaled, dropped, inactive), what is
+/// exported answers as the run did; and modules that are tried out without, before they have learnt, are as the model came.
+fn assert_meets_allocators(scene: &Scene, own: &[&str]) {
+    for (run, allocator, more) in [
+        (
+            "budget",
+            "rank-budget\", target_r = \"50%",
+            &["adapter.r_max=6"][..],
+        ),
+        (
+            "grow",
+            "grow\", rank = \"50%",
+            &["adapter.rank_pattern={ query = 2 }"],
+        ),
+        ("drop", "drop\", threshold = 0.5, others = \"drop", &[]),
+        ("share", "drop\", threshold = 0.5, others = \"share", &[]),
+        ("uniform", "uniform\", k = \"50%", &[]),
+        (
+            "layers",
+            "uniform\", k = \"50%",
+            &[
+                "allocation.unit=layer",
+                "train.cache_frozen_prefix=true",
+                "model.hidden_dropout=0",
+                "model.attention_dropout=0",
+            ],
+        ),
+    ] {
+        let allocator = format!("allocator={{ plugin = \"{allocator}\" }}");
+        let sets = [&[allocator.as_str(), LAST], own, more].concat();
+        scene.train(run, &sets);
+        assert_exported_and_merged(scene, run);
+    }
+    let sets = [
+        "scorer={ plugin = \"trial\", held_back = 8 }",
+        "train.learning_rate=1e-30",
+        LAST,
+    ];
+    scene.train("trial", &[&sets[..], own].concat());
+    let records = scene.records("trial", "allocations.jsonl");
+    let scores = records[1]["scores"].as_array().expect("scores");
+    assert!(
+        scores
+            .iter()
+            .all(|score| score.as_f64().is_some_and(|score| score < 1e-6)),
+        "{scores:?}"
+    );
+}
+
 const PISSA: &str = "adapter.init_lora_weights=pissa";
 
 #[test]
@@ -291,42 +340,7 @@ fn pissa_starts_as_the_base_model_and_is_exported_as_plain_lora() {
 /// What is pruned, grown, shared, scaled or dropped is what has been learnt, not what the model came with.
 #[test]
 fn pissa_meets_what_allocators_decide() {
-    let scene = Scene::new();
-    for (run, allocator, more) in [
-        (
-            "budget",
-            "rank-budget\", target_r = \"50%",
-            &["adapter.r_max=6"][..],
-        ),
-        (
-            "grow",
-            "grow\", rank = \"50%",
-            &["adapter.rank_pattern={ query = 2 }"],
-        ),
-        ("drop", "drop\", threshold = 0.5, others = \"drop", &[]),
-        ("share", "drop\", threshold = 0.5, others = \"share", &[]),
-    ] {
-        let allocator = format!("allocator={{ plugin = \"{allocator}\" }}");
-        let sets = [&[allocator.as_str(), PISSA, LAST], more].concat();
-        scene.train(run, &sets);
-        assert_exported_and_merged(&scene, run);
-    }
-    // A module that is tried out without is as the model came.
-    let sets = [
-        "scorer={ plugin = \"trial\", held_back = 8 }",
-        "train.learning_rate=1e-30",
-        PISSA,
-        LAST,
-    ];
-    scene.train("trial", &sets);
-    let records = scene.records("trial", "allocations.jsonl");
-    let scores = records[1]["scores"].as_array().expect("scores");
-    assert!(
-        scores
-            .iter()
-            .all(|score| score.as_f64().is_some_and(|score| score < 1e-6)),
-        "{scores:?}"
-    );
+    assert_meets_allocators(&Scene::new(), &[PISSA]);
 }
 
 #[test]
@@ -410,54 +424,7 @@ fn dora_and_biases_start_as_the_base_model_and_are_exported_and_merged() {
 /// Modules that are pruned, shared, scaled, dropped or inactive keep their sizes and biases, and what is exported has them.
 #[test]
 fn dora_and_biases_meet_what_allocators_decide() {
-    let scene = Scene::new();
-    for (run, allocator, more) in [
-        (
-            "budget",
-            "rank-budget\", target_r = \"50%",
-            &["adapter.r_max=6"][..],
-        ),
-        (
-            "grow",
-            "grow\", rank = \"50%",
-            &["adapter.rank_pattern={ query = 2 }"],
-        ),
-        ("drop", "drop\", threshold = 0.5, others = \"drop", &[]),
-        ("share", "drop\", threshold = 0.5, others = \"share", &[]),
-        ("uniform", "uniform\", k = \"50%", &[]),
-        (
-            "layers",
-            "uniform\", k = \"50%",
-            &[
-                "allocation.unit=layer",
-                "train.cache_frozen_prefix=true",
-                "model.hidden_dropout=0",
-                "model.attention_dropout=0",
-            ],
-        ),
-    ] {
-        let allocator = format!("allocator={{ plugin = \"{allocator}\" }}");
-        let sets = [&[allocator.as_str(), DORA, BIAS, LAST], more].concat();
-        scene.train(run, &sets);
-        assert_exported_and_merged(&scene, run);
-    }
-    // A module that is tried out without is as the model came.
-    let sets = [
-        "scorer={ plugin = \"trial\", held_back = 8 }",
-        "train.learning_rate=1e-30",
-        DORA,
-        BIAS,
-        LAST,
-    ];
-    scene.train("trial", &sets);
-    let records = scene.records("trial", "allocations.jsonl");
-    let scores = records[1]["scores"].as_array().expect("scores");
-    assert!(
-        scores
-            .iter()
-            .all(|score| score.as_f64().is_some_and(|score| score < 1e-6)),
-        "{scores:?}"
-    );
+    assert_meets_allocators(&Scene::new(), &[DORA, BIAS]);
 }
 
 #[test]
@@ -482,7 +449,10 @@ fn dora_and_biases_are_refused_where_they_cannot_be() {
                 "lora_only",
             ],
         ),
-        (&["adapter.bias=some"], &["adapter.bias", "lora_only"]),
+        (
+            &["adapter.bias=some"],
+            &["adapter.bias", "`none` or `lora_only`"],
+        ),
         (
             &[&model, llama, BIAS],
             &[
@@ -805,36 +775,24 @@ fn tables_of_embeddings_are_modules() {
     assert!(targets.contains(&json!("word_embeddings")), "{targets:?}");
     assert_exported_and_merged(&scene, "run");
     scene.assert_resumes("tables", &[TABLES]);
+    assert_meets_allocators(&scene, &[TABLES]);
     for (run, sets) in [
         (
-            "budget",
-            &[
-                "allocator={ plugin = \"rank-budget\", target_r = \"50%\" }",
-                "adapter.r_max=6",
-            ][..],
+            "eva",
+            &["adapter.init_lora_weights=eva", "adapter.eva.rho=1.5"][..],
         ),
         (
-            "grow",
+            "fisher",
+            &["scorer={ plugin = \"fisher\" }", "allocation.probe_steps=2"],
+        ),
+        (
+            "grown",
             &[
                 "allocator={ plugin = \"grow\", rank = \"50%\" }",
                 "adapter.rank_pattern={ word_embeddings = 2 }",
                 "adapter.r_max=5",
             ],
         ),
-        (
-            "share",
-            &["allocator={ plugin = \"drop\", threshold = 0.5, others = \"share\" }"],
-        ),
-        (
-            "drop",
-            &["allocator={ plugin = \"drop\", threshold = 0.5, others = \"drop\" }"],
-        ),
-        ("trial", &["scorer={ plugin = \"trial\", held_back = 8 }"]),
-        (
-            "fisher",
-            &["scorer={ plugin = \"fisher\" }", "allocation.probe_steps=2"],
-        ),
-        ("layers", &["allocation.unit=layer", "allocator.k=2"]),
         ("dora", &["adapter.use_dora=true", "scorer.target=delta"]),
         (
             "rslora",
@@ -848,8 +806,12 @@ fn tables_of_embeddings_are_modules() {
         scene.train(run, &[&[TABLES, LAST][..], sets].concat());
         assert_exported_and_merged(&scene, run);
     }
+    // Their ranks stay with them.
+    let eva = &scene.records("eva", "allocations.jsonl")[0]["eva"];
+    assert_eq!(eva["ranks"].as_array().expect("ranks")[..2], [4, 4]);
+    assert_eq!(eva["explained_variance"][0], json!([]));
     // All of it alone, and again from where it ended.
-    let alone = ["adapter.targets=word_embeddings", "allocation={}", LAST];
+    let alone = ["adapter.targets=word_embeddings", LAST];
     let alone = [&alone[..], &["allocation.schedule={ kind = \"never\" }"]].concat();
     scene.train("alone", &alone);
     let on = [
@@ -916,7 +878,13 @@ fn what_tables_of_embeddings_do_not_have_is_refused() {
     for (sets, words) in [
         (&["adapter.kind=vera"][..], &[word, "\"vera\""][..]),
         (&[PISSA], &[word, "\"pissa\""]),
-        (&["adapter.init_lora_weights=eva"], &[word, "\"eva\""]),
+        (
+            &[
+                "adapter.targets=word_embeddings",
+                "adapter.init_lora_weights=eva",
+            ],
+            &[word, "\"eva\"", "none is a target"],
+        ),
         (
             &["adapter.targets=word_embeddings", "adapter.dropout=0.1"],
             &[word, "nothing drops out"],

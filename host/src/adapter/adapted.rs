@@ -136,16 +136,29 @@ fn refuse_on_embeddings(recipe: &AdapterConfig, chosen: &[&LinearInfo]) -> Resul
             "leave the target out, or set adapter.kind = \"lora\"",
         );
     }
-    if let Some(start) = recipe.init_lora_weights {
-        let what = format!(
-            "adapter.init_lora_weights is \"{start}\", which tables of embeddings do not start from"
-        );
-        return refuse(
-            &what,
-            "leave the target out, or drop adapter.init_lora_weights",
-        );
+    let all = chosen.iter().all(|linear| linear.is_embedding);
+    match recipe.init_lora_weights {
+        Some(start) if start.is_pissa() => {
+            let what = format!(
+                "adapter.init_lora_weights is \"{start}\", which no table of embeddings starts from"
+            );
+            return refuse(
+                &what,
+                "leave the target out, or drop adapter.init_lora_weights",
+            );
+        }
+        Some(start) if all => {
+            let what = format!(
+                "adapter.init_lora_weights is \"{start}\", by which linear layers alone start, and none is a target"
+            );
+            return refuse(
+                &what,
+                "adapt linear layers too, or drop adapter.init_lora_weights",
+            );
+        }
+        _ => {}
     }
-    if recipe.dropout > 0.0 && chosen.iter().all(|linear| linear.is_embedding) {
+    if recipe.dropout > 0.0 && all {
         let what = format!(
             "adapter.dropout is {}, and nothing drops out there, as in PEFT",
             recipe.dropout
@@ -161,7 +174,8 @@ fn refuse_too_many_directions(
     configs: &[Config],
     eva: EvaConfig,
 ) -> Result<()> {
-    for (linear, config) in chosen.iter().zip(configs) {
+    let layers = chosen.iter().zip(configs);
+    for (linear, config) in layers.filter(|(linear, _)| !linear.is_embedding) {
         let most = match eva.redistributes() {
             true => eva.most(config.rank()),
             false => config.rank() as usize,

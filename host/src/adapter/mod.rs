@@ -481,9 +481,10 @@ impl<B: Kernels> Adapters<B> {
         }
     }
 
-    /// Lets each A start at these values, row by row.
+    /// Lets each A start at these values, row by row, where there are any.
     pub fn start_at(&mut self, starts: &[Vec<f32>], device: &B::Device) {
-        for (module, values) in starts.iter().enumerate() {
+        let starts = starts.iter().enumerate();
+        for (module, values) in starts.filter(|(_, values)| !values.is_empty()) {
             let [inputs, _, rank] = sizes(&self.modules[module]);
             let values = TensorData::new(values.clone(), [rank, inputs]);
             self.pair_mut(module).pair[0] = Tensor::from_data(values, device);
