@@ -10,7 +10,7 @@ use crate::kernel::Kernels;
 use crate::metrics::{self, Metric};
 use crate::model::{Model, ModelFolder, Pretrained, fetch};
 use crate::recipe::{Problem, Recipe};
-use crate::run::Run;
+use crate::run::{self, Provenance, Run};
 use crate::train::trainee::Trainee;
 
 /// Keys of a recipe that an answer can depend on once an adapter is trained.
@@ -119,6 +119,16 @@ impl Trained {
         let pretrained = Pretrained::open_for(&folder, &recipe.model, learnt.problem)?;
         let adapter = export::read(&adapter_dir, &pretrained.config)?;
         let pretrained = adapter.fit(pretrained)?;
+        let known = run::provenance_of(&adapter_dir)?;
+        if let Some(provenance) = known.filter(Provenance::knows_weights)
+            && let Some(what) = provenance.other_weights(&folder.weights)?
+        {
+            tracing::warn!(
+                "{} was trained on other weights than those of model.name = \"{}\": {what}",
+                adapter_dir.display(),
+                recipe.model.name
+            );
+        }
         Ok(Trained {
             recipe,
             learnt,

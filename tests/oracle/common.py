@@ -92,9 +92,9 @@ def load(kind, folder, **settings):
     return kind.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager")
 
 
-def language_model(folder):
+def language_model(folder, **settings):
     """The folder's model that predicts the next token."""
-    return load(AutoModelForCausalLM, folder).eval()
+    return load(AutoModelForCausalLM, folder, **settings).eval()
 
 
 def classifier(folder, labels=2, head=None, kind=AutoModelForSequenceClassification):

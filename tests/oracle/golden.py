@@ -135,6 +135,7 @@ def write_tiny(out):
                 half = out / (name + suffix)
                 forward.write_tiny(half / "golden", half, encoder, head)
     write_eva(out)
+    write_embeddings(out, short)
     for name, targets, head_modules in (
         ("tiny-bert", "all-linear", ("classifier",)),
         ("tiny-distilbert", ["q_lin", "v_lin"], ("classifier",)),
@@ -197,6 +198,32 @@ def write_eva(out):
         **patterns, **common
     )
     eva.write(setup, folder / "golden" / "eva")
+
+
+# Tables of embeddings: three that are added up, with layers that read them; those of a decoder whose head is the table; one
+# whose rows are scaled; all of them under DoRA.
+def write_embeddings(out, short):
+    bert = ["word_embeddings", "position_embeddings", "token_type_embeddings", "query", "value"]
+    classes = dict(labels=2)
+    language = dict(labels=0, head_modules=())
+    plus = dict(loraplus_lr_ratio=8.0, loraplus_lr_embedding=5e-3, weight_decay=0.0)
+    # An entry that sentences have, and that does not train.
+    still = dict(padding=225)
+    for model, name, targets, settings in (
+        ("tiny-bert", "embeddings", bert, classes),
+        ("tiny-bert", "embeddings-dora", bert, dict(use_dora=True, **classes)),
+        ("tiny-gpt2", "embeddings", ["wte", "wpe", "c_attn", "mlp.c_proj"], language),
+        ("tiny-llama", "embeddings", ["embed_tokens", "q_proj"], dict(**language, **plus, **still)),
+        ("tiny-gemma2", "embeddings", ["embed_tokens", "down_proj"], dict(head_modules=("score",), **classes)),
+        ("tiny-gemma2", "embeddings-dora", ["embed_tokens"], dict(use_dora=True, **language)),
+    ):
+        folder = out / model
+        encoder = Encoder(folder, tiny.SHAPE["positions"])
+        head = draw_head(folder, labels=2, scale=0.2)
+        setup = training.Setup(folder, encoder, head, model, targets=targets, positions=model in ("tiny-bert", "tiny-gpt2"), **settings, **short)
+        training.write_tiny(setup, folder / "golden" / name, forward.short_sentences(encoder))
+        if model == "tiny-bert":
+            signals.write(setup, folder / "golden" / name / "signals.json")
 
 
 def write_deberta(folder, short):

@@ -8,6 +8,7 @@ out, a backward pass for every single example, parameters before and after each 
 from dataclasses import dataclass
 
 import torch
+from peft.tuners.lora.layer import Embedding
 
 from common import write_json
 from training import build, layer_of, modules, norms, optimisation, own_parameters, trainable
@@ -57,6 +58,8 @@ class Watch:
         return see
 
     def column_squares(self, path):
+        if isinstance(self.layers[path], Embedding):
+            return torch.bincount(self.inputs[path][self.mask], minlength=self.layers[path].in_features).double()
         x = self.inputs[path].double()
         if x.ndim == 3:
             return x[self.mask].square().sum(0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from peft import EvaConfig, LoraConfig, TaskType, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
-from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora.layer import Embedding, LoraLayer
 from peft.tuners.vera.layer import VeraLayer
 from safetensors.torch import load_file
 from transformers import get_linear_schedule_with_warmup
@@ -45,6 +45,11 @@ class Setup:
     eva: dict = None
     # LoRA+'s, whose weight decay is 0 and leaves out vectors where it is not.
     loraplus_lr_ratio: float = None
+    loraplus_lr_embedding: float = 1e-6
+    # Another `pad_token_id` than the model's own: the entry of the vocabulary that PyTorch never trains.
+    padding: int = None
+    # Whether each sentence's positions are given, which else are looked up once for all sentences.
+    positions: bool = False
     # What a saved pooler is multiplied by, so that it is not the base model's.
     pooler_scale: float = 1.0
     b_scale: float = 0.05
@@ -75,6 +80,13 @@ class Setup:
         return [epoch[step % len(epoch)] for step in range(self.steps)]
 
     def encode(self, batch):
+        inputs = self.encode_texts(batch)
+        if self.positions:
+            ids = inputs["input_ids"]
+            inputs["position_ids"] = torch.arange(ids.shape[1]).expand(ids.shape)
+        return inputs
+
+    def encode_texts(self, batch):
         texts, targets = sentences(), self.targets_of_examples()
         if self.labels == 0:
             return self.encode_language([texts[index] for index in batch])
@@ -94,7 +106,10 @@ class Setup:
         return self.encoder([sentences()[index]])
 
     def model(self):
-        return language_model(self.folder) if self.labels == 0 else classifier(self.folder, self.labels, self.head)
+        settings = {} if self.padding is None else {"pad_token_id": self.padding}
+        if self.labels == 0:
+            return language_model(self.folder, **settings)
+        return classifier(self.folder, self.labels, self.head)
 
     def task_type(self):
         return TaskType.CAUSAL_LM if self.labels == 0 else TaskType.SEQ_CLS
@@ -121,7 +136,12 @@ class Setup:
             "dropout": 0.0,
             "optimiser": "torch.optim.AdamW",
             "learning_rate": self.learning_rate,
-            **({"loraplus_lr_ratio": self.loraplus_lr_ratio} if self.loraplus_lr_ratio else {}),
+            **(
+                {"loraplus_lr_ratio": self.loraplus_lr_ratio, "loraplus_lr_embedding": self.loraplus_lr_embedding}
+                if self.loraplus_lr_ratio
+                else {}
+            ),
+            **({} if self.padding is None else {"pad_token_id": self.padding}),
             "betas": list(self.betas),
             "eps": self.eps,
             "weight_decay": self.weight_decay,
@@ -134,7 +154,7 @@ class Setup:
 
 def build(setup, random_b):
     """The adapted model. LoRA's A, or VeRA's A and B, are drawn by PEFT itself; LoRA's B is PEFT's zeros, or
-    small noise so that A has a gradient; VeRA's vectors are PEFT's, or noise so that both have one."""
+    small noise so that A has a gradient; beside embeddings A is, and B is drawn; VeRA's vectors are PEFT's, or noise so that both have one."""
     model = setup.model()
     torch.manual_seed(SEED)
     common = dict(
@@ -156,7 +176,7 @@ def build(setup, random_b):
             **patterns,
             **common,
         )
-        noise = {".lora_B.": setup.b_scale}
+        noise = {".lora_B.": setup.b_scale, ".lora_embedding_A.": setup.b_scale}
     else:
         config = VeraConfig(d_initial=setup.d_initial, vera_dropout=0.0, projection_prng_key=SEED, **common)
         noise = {".vera_lambda_": setup.vector_scale}
@@ -220,6 +240,10 @@ def in_forward_order(paths):
 
 def own_parameters(module):
     """The tensors that an adapted linear trains, the pair first."""
+    if isinstance(module, Embedding):
+        pair = [module.lora_embedding_A["default"], module.lora_embedding_B["default"]]
+        more = [module.lora_magnitude_vector["default"].weight] if module.use_dora["default"] else []
+        return pair + more
     if isinstance(module, LoraLayer):
         pair = [module.lora_A["default"].weight, module.lora_B["default"].weight]
         more = [module.lora_magnitude_vector["default"].weight] if module.use_dora["default"] else []
@@ -236,11 +260,16 @@ def delta_weight(module):
         if not module.use_dora["default"]:
             return delta
         frozen = module.get_base_layer().weight.detach().double()
-        frozen = frozen.T if module.fan_in_fan_out else frozen
+        frozen = frozen.T if module.fan_in_fan_out or isinstance(module, Embedding) else frozen
         return more[0][:, None] / (frozen + delta).norm(dim=1, keepdim=True) * (frozen + delta) - frozen
     a = module.vera_A["default"][:, : module.in_features].double()
     b = module.vera_B["default"][: module.out_features].double()
     return second[:, None] * (b * first) @ a
+
+
+def embed_scale(module):
+    """What Gemma's table multiplies its rows by."""
+    return float(getattr(module.get_base_layer(), "embed_scale", 1.0))
 
 
 def norms(tensor):
@@ -283,7 +312,12 @@ class Signals:
             l1, l2 = norms(self.outputs[path][real])
             record["activation_l1"].append(weight * l1)
             record["activation_l2"].append(weight**0.5 * l2)
-            delta_l2 = norms(self.inputs[path][real].double() @ delta.T)[1]
+            share = self.inputs[path][real]
+            if isinstance(module, Embedding):
+                share = delta.T[share] * embed_scale(module)
+            else:
+                share = share.double() @ delta.T
+            delta_l2 = norms(share)[1]
             record["delta_l2"].append(weight**0.5 * delta_l2)
             l1, l2 = norms(torch.cat([parameter.grad.flatten() for parameter in own_parameters(module)]))
             record["gradient_l1"].append(l1)
@@ -302,8 +336,9 @@ def optimisation(setup, model, parameters):
     """AdamW over trainable parameters, and its learning-rate schedule."""
     common = dict(lr=setup.learning_rate, betas=setup.betas, eps=setup.eps, foreach=False)
     if setup.loraplus_lr_ratio is not None:
-        ratio = dict(loraplus_lr_ratio=setup.loraplus_lr_ratio, loraplus_weight_decay=setup.weight_decay)
-        optimiser = create_loraplus_optimizer(model, torch.optim.AdamW, **ratio, **common)
+        ratio = dict(loraplus_lr_ratio=setup.loraplus_lr_ratio, loraplus_lr_embedding=setup.loraplus_lr_embedding)
+        decay = dict(loraplus_weight_decay=setup.weight_decay)
+        optimiser = create_loraplus_optimizer(model, torch.optim.AdamW, **ratio, **decay, **common)
     else:
         optimiser = torch.optim.AdamW(parameters.values(), weight_decay=setup.weight_decay, **common)
     return optimiser, get_linear_schedule_with_warmup(optimiser, setup.warmup_steps, setup.steps)

@@ -137,7 +137,42 @@ impl Drawn {
         drawn.set("threads", c.between(1, 2));
         drawn.model(c, folder).data(c, folder).adapter(c);
         drawn.allocation(c).scorer(c).train(c).of_peft(c);
-        drawn
+        drawn.tables(c)
+    }
+
+    /// Tables of embeddings among the modules.
+    fn tables(&mut self, c: &mut Choice) -> Self {
+        let plain = self.get("adapter.kind").is_none()
+            && !(self.get("adapter.init_lora_weights")).is_some_and(|it| it.contains("pissa"))
+            && !self.reads_images();
+        if c.once_in(3) && plain {
+            let name = self.get("model.name").unwrap_or_default();
+            let tables: &[&str] = match self.decoder() {
+                Some(roles) if roles.contains(&"c_attn") => &["wte", "wpe"],
+                Some(_) => &["embed_tokens"],
+                None if name.contains("modernbert") => &["tok_embeddings"],
+                None if name.contains("deberta") => &["word_embeddings"],
+                None => &["word_embeddings", "position_embeddings"],
+            };
+            let tables = &tables[..c.between(1, tables.len() as u64) as usize];
+            let targets = self.get("adapter.targets").unwrap_or_default();
+            let linears = targets.trim_matches(['[', ']']);
+            let targets = format!(
+                "[{linears}, {}]",
+                tables
+                    .iter()
+                    .map(|it| format!("{it:?}"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            );
+            self.set("adapter.targets", targets);
+            // In no layer, they are left out where layers are named.
+            let are_left = self.get("adapter.layers_to_transform").is_none();
+            if are_left && self.get("train.loraplus_lr_ratio").is_some() && c.once_in(2) {
+                self.set("train.loraplus_lr_embedding", "1e-3");
+            }
+        }
+        self.clone()
     }
 
     /// What PEFT's users have beside.

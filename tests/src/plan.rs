@@ -15,6 +15,7 @@ pub fn plan<'a>(active: &'a [bool], wanted: &'a Wanted) -> StepPlan<'a> {
         active,
         components: None,
         rates: [0.0; 2],
+        embedding_rate: 0.0,
         probing: false,
         wanted,
         seed: 0,

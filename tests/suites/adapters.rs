@@ -160,11 +160,19 @@ fn a_tensor_that_nobody_reads_is_refused_by_name() {
             "use_dora",
         ),
         (
+            vec![filled(
+                &format!("{embedding}.lora_embedding_A"),
+                &[4, 200],
+                0.1,
+            )],
+            "word_embeddings.lora_embedding_B",
+        ),
+        (
             vec![
-                filled(&format!("{embedding}.lora_embedding_A"), &[4, 200], 0.1),
-                filled(&format!("{embedding}.lora_embedding_B"), &[32, 4], 0.1),
+                filled(&format!("{embedding}.lora_A.weight"), &[4, 200], 0.1),
+                filled(&format!("{embedding}.lora_B.weight"), &[32, 4], 0.1),
             ],
-            "embeddings",
+            "word_embeddings.lora_embedding_A",
         ),
         (
             vec![filled(
@@ -225,6 +233,27 @@ fn a_tensor_that_nobody_reads_is_refused_by_name() {
         edit_tensors(&adapter.tensors(), |tensors| tensors.extend(more));
         adapter.refused(&["adapter_model.safetensors", part]);
     }
+}
+
+/// PEFT saves a table of embeddings with the pair beside it, where it knows the table by its name.
+#[test]
+fn a_table_that_is_saved_with_its_pair_is_the_base_models_or_refused() {
+    let adapter = Adapter::of("tiny-bert/golden/embeddings/trained");
+    let loss = adapter.loss();
+    let words = "embeddings.word_embeddings.weight";
+    let of_base = read_tensors(&fixture("tiny-bert/model.safetensors"));
+    let of_base = of_base.into_iter().find(|(name, ..)| name == words);
+    let (_, shape, bytes) = of_base.expect("a table");
+    let name = "base_model.model.bert.embeddings.word_embeddings.base_layer.weight";
+    edit_tensors(&adapter.tensors(), |tensors| {
+        tensors.push((name.to_owned(), shape.clone(), bytes));
+    });
+    assert_eq!(adapter.loss(), loss);
+    edit_tensors(&adapter.tensors(), |tensors| {
+        tensors.retain(|(other, ..)| other != name);
+        tensors.push(filled(name, &shape, 0.25));
+    });
+    adapter.refused(&[name, "another table of embeddings", "save_embedding_layers"]);
 }
 
 #[test]
@@ -1003,6 +1032,91 @@ fn training_goes_on_from_a_run_or_an_adapter() {
     let other = start("other", &[&from("first"), "adapter.from_head=false"]);
     assert!((other - first).abs() > 1e-4 && (other - anew).abs() > 1e-4);
     scene.assert_resumes("from", &[&from("first"), "train.steps=40"]);
+}
+
+/// What a run's adapter was trained on is known by its digest, else by a name.
+#[test]
+fn an_adapter_to_start_from_is_of_the_same_base_model() {
+    let adapter = Adapter::new();
+    let scene = &adapter.scene;
+    scene.train("first", &["train.steps=2"]);
+    let run = |sets: &[&str]| {
+        let mut arguments = vec!["train", "recipe.toml", "--force", "--set", "output=run"];
+        arguments.extend(STILL.iter().chain(sets).flat_map(|set| ["--set", set]));
+        scene.run(&arguments)
+    };
+    let warned = |sets: &[&str], parts: &[&str]| {
+        let output = run(sets);
+        assert!(output.status.success(), "{}", said(&output));
+        let said = flat(&said(&output));
+        for part in parts {
+            assert!(said.contains(&flat(part)), "{part:?} is not in:\n{said}");
+        }
+        said
+    };
+    let silent = warned(&["adapter.from=first"], &[]);
+    assert!(!silent.contains("adapter.from"), "{silent}");
+    // The same numbers, rounded.
+    let half = format!("model.name={}", fixture("tiny-bert-bf16").display());
+    for from in ["adapter.from=first", "adapter.from=first/adapter"] {
+        let output = run(&[from, &half]);
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        let said = flat(&said(&output));
+        for part in [
+            "trained on other weights",
+            "tiny-bert-bf16",
+            "SHA-256",
+            "copy the adapter's folder",
+        ] {
+            assert!(said.contains(&flat(part)), "{part:?} is not in:\n{said}");
+        }
+    }
+    let output = scene.run(&["evaluate", "first", "--set", &half]);
+    assert!(flat(&said(&output)).contains(&flat("trained on other weights")));
+    // Out of its run it is taken by its word, which names another folder.
+    copy_folder(&scene.path("first/adapter"), &scene.path("moved"));
+    let parts = [
+        "says that it was trained on",
+        "tiny-bert,",
+        "tiny-bert-bf16",
+    ];
+    warned(&["adapter.from=moved", &half], &parts);
+    let silent = warned(&["adapter.from=moved"], &[]);
+    assert!(!silent.contains("adapter.from"), "{silent}");
+    edit_json(
+        &scene.path("moved/dynalora.json"),
+        "revision",
+        Some(json!("v2")),
+    );
+    warned(
+        &["adapter.from=moved"],
+        &["(revision v2)", "(revision main)"],
+    );
+    // Another tokenizer.
+    edit_json(
+        &scene.path("moved/dynalora.json"),
+        "revision",
+        Some(json!("main")),
+    );
+    edit_json(
+        &scene.path("moved/dynalora.json"),
+        "tokenizer",
+        Some(json!("another")),
+    );
+    warned(
+        &["adapter.from=moved"],
+        &["was trained with another tokenizer"],
+    );
+    // PEFT's says `tiny-bert`, which is no folder here.
+    let sets = [
+        "adapter.from=adapter",
+        "adapter.targets=[\"query\",\"value\"]",
+        "adapter.alpha=8",
+    ];
+    warned(
+        &sets,
+        &["says that it was trained on tiny-bert, and the recipe's model is"],
+    );
 }
 
 #[test]

@@ -76,8 +76,7 @@ fn trainee(pretrained: &Pretrained, adapter: &AdapterConfig) -> Trainee<Flex> {
     let modules = found.modules;
     let model = Model::<Flex>::load(pretrained, &modules, 2, &DEVICE).expect("a model");
     let count = modules.len();
-    let adapters = Adapters::new(Config::from(adapter), modules, 0, &DEVICE);
-    let mut adapters = adapters.with_own(found.configs);
+    let mut adapters = Adapters::new(Config::from(adapter), modules, found.configs, 0, &DEVICE);
     pretrained
         .put_on(&mut adapters, &model, &DEVICE)
         .expect("rows of some size");
@@ -194,6 +193,22 @@ targets = ["all-linear"]"#,
             "tiny-gemma3",
             r#"rank = 4
 targets = ["q_proj", "v_proj"]"#,
+        ),
+        (
+            "tiny-bert",
+            r#"rank = 4
+targets = ["word_embeddings", "position_embeddings", "query", "dense"]"#,
+        ),
+        (
+            "tiny-gpt2",
+            r#"rank = 4
+targets = ["wte", "c_attn"]"#,
+        ),
+        (
+            "tiny-bert",
+            r#"rank = 8
+use_dora = true
+targets = ["word_embeddings", "value"]"#,
         ),
     ] {
         let recipe: ModelConfig = toml::from_str("name = \"fixture\"").expect("a model");

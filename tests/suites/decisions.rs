@@ -383,10 +383,12 @@ fn gradients_of_all_who_use_a_pair_add_up() {
     let adapter: AdapterConfig =
         toml::from_str("rank = 4\ntargets = [\"query\", \"value\", \"dense\"]")
             .expect("an adapter");
-    let modules = pretrained.adapted(&adapter).expect("modules").modules;
+    let found = pretrained.adapted(&adapter).expect("modules");
+    let modules = found.modules;
     let model = Model::<Flex>::load(&pretrained, &modules, 2, &FlexDevice).expect("a model");
     let count = modules.len();
-    let mut adapters = Adapters::new(Config::from(&adapter), modules, 0, &FlexDevice);
+    let config = Config::from(&adapter);
+    let mut adapters = Adapters::new(config, modules, found.configs, 0, &FlexDevice);
     for module in 0..count {
         let [_, b] = &mut adapters.pair_mut(module).pair;
         *b = Tensor::ones(b.shape(), &FlexDevice) * 0.05;

@@ -146,8 +146,9 @@ fn gguf_files_have_the_tensors_and_logits_that_transformers_makes_of_them() {
             start: None,
             use_dora: false,
             trains_bias: false,
+            is_embedding: false,
         };
-        let adapters = Adapters::new(Config::Lora(lora), vec![], 0, &DEVICE);
+        let adapters = Adapters::new(Config::Lora(lora), vec![], vec![], 0, &DEVICE);
         let head: [Tensor<Flex, 2>; 0] = [];
         let mut pass = Pass::evaluate(&adapters, &head);
         let logits = model.continued(&ids, &mut model.base.past(), &DEVICE, &mut pass);

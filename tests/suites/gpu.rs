@@ -335,10 +335,19 @@ fn an_encoder_trains_as_on_the_cpu() {
         "model.classifier_dropout=0.3",
         "adapter.dropout=0.3",
     ];
+    // Every signal of tables of embeddings, whose components are pruned.
+    let embeddings = [
+        "adapter={ rank = 4, targets = [\"word_embeddings\", \"token_type_embeddings\", \"query\"], use_dora = true }",
+        "allocation.schedule={ kind = \"periodic\", every = 2 }",
+        "scorer={ plugin = \"process\", command = [\"sh\", \"curious.sh\"] }",
+        "allocator={ plugin = \"rank-budget\", target_r = 2 }",
+        "train.log_signals=true",
+    ];
     std::thread::scope(|scope| {
         scope.spawn(|| bench.both("gradient", &gradient, &CLOSE));
         scope.spawn(|| bench.both("dora", &dora, &CLOSE));
         scope.spawn(|| bench.both("ranks", &ranks, &CLOSE));
+        scope.spawn(|| bench.both("embeddings", &embeddings, &CLOSE));
         scope.spawn(|| bench.both("vera", &vera, &CLOSE));
         scope.spawn(|| bench.both("dropout", &dropout, &CLOSE));
         scope.spawn(|| half(&bench));

@@ -242,6 +242,55 @@ fn loraplus_gives_b_a_rate_of_its_own() {
     );
 }
 
+/// Whatever allocators decide of modules with these `own` keys (pruned, grown, shared, scaled, dropped, inactive), what is
+/// exported answers as the run did; and modules that are tried out without, before they have learnt, are as the model came.
+fn assert_meets_allocators(scene: &Scene, own: &[&str]) {
+    for (run, allocator, more) in [
+        (
+            "budget",
+            "rank-budget\", target_r = \"50%",
+            &["adapter.r_max=6"][..],
+        ),
+        (
+            "grow",
+            "grow\", rank = \"50%",
+            &["adapter.rank_pattern={ query = 2 }"],
+        ),
+        ("drop", "drop\", threshold = 0.5, others = \"drop", &[]),
+        ("share", "drop\", threshold = 0.5, others = \"share", &[]),
+        ("uniform", "uniform\", k = \"50%", &[]),
+        (
+            "layers",
+            "uniform\", k = \"50%",
+            &[
+                "allocation.unit=layer",
+                "train.cache_frozen_prefix=true",
+                "model.hidden_dropout=0",
+                "model.attention_dropout=0",
+            ],
+        ),
+    ] {
+        let allocator = format!("allocator={{ plugin = \"{allocator}\" }}");
+        let sets = [&[allocator.as_str(), LAST], own, more].concat();
+        scene.train(run, &sets);
+        assert_exported_and_merged(scene, run);
+    }
+    let sets = [
+        "scorer={ plugin = \"trial\", held_back = 8 }",
+        "train.learning_rate=1e-30",
+        LAST,
+    ];
+    scene.train("trial", &[&sets[..], own].concat());
+    let records = scene.records("trial", "allocations.jsonl");
+    let scores = records[1]["scores"].as_array().expect("scores");
+    assert!(
+        scores
+            .iter()
+            .all(|score| score.as_f64().is_some_and(|score| score < 1e-6)),
+        "{scores:?}"
+    );
+}
+
 const PISSA: &str = "adapter.init_lora_weights=pissa";
 
 #[test]
@@ -291,42 +340,7 @@ fn pissa_starts_as_the_base_model_and_is_exported_as_plain_lora() {
 /// What is pruned, grown, shared, scaled or dropped is what has been learnt, not what the model came with.
 #[test]
 fn pissa_meets_what_allocators_decide() {
-    let scene = Scene::new();
-    for (run, allocator, more) in [
-        (
-            "budget",
-            "rank-budget\", target_r = \"50%",
-            &["adapter.r_max=6"][..],
-        ),
-        (
-            "grow",
-            "grow\", rank = \"50%",
-            &["adapter.rank_pattern={ query = 2 }"],
-        ),
-        ("drop", "drop\", threshold = 0.5, others = \"drop", &[]),
-        ("share", "drop\", threshold = 0.5, others = \"share", &[]),
-    ] {
-        let allocator = format!("allocator={{ plugin = \"{allocator}\" }}");
-        let sets = [&[allocator.as_str(), PISSA, LAST], more].concat();
-        scene.train(run, &sets);
-        assert_exported_and_merged(&scene, run);
-    }
-    // A module that is tried out without is as the model came.
-    let sets = [
-        "scorer={ plugin = \"trial\", held_back = 8 }",
-        "train.learning_rate=1e-30",
-        PISSA,
-        LAST,
-    ];
-    scene.train("trial", &sets);
-    let records = scene.records("trial", "allocations.jsonl");
-    let scores = records[1]["scores"].as_array().expect("scores");
-    assert!(
-        scores
-            .iter()
-            .all(|score| score.as_f64().is_some_and(|score| score < 1e-6)),
-        "{scores:?}"
-    );
+    assert_meets_allocators(&Scene::new(), &[PISSA]);
 }
 
 #[test]
@@ -410,54 +424,7 @@ fn dora_and_biases_start_as_the_base_model_and_are_exported_and_merged() {
 /// Modules that are pruned, shared, scaled, dropped or inactive keep their sizes and biases, and what is exported has them.
 #[test]
 fn dora_and_biases_meet_what_allocators_decide() {
-    let scene = Scene::new();
-    for (run, allocator, more) in [
-        (
-            "budget",
-            "rank-budget\", target_r = \"50%",
-            &["adapter.r_max=6"][..],
-        ),
-        (
-            "grow",
-            "grow\", rank = \"50%",
-            &["adapter.rank_pattern={ query = 2 }"],
-        ),
-        ("drop", "drop\", threshold = 0.5, others = \"drop", &[]),
-        ("share", "drop\", threshold = 0.5, others = \"share", &[]),
-        ("uniform", "uniform\", k = \"50%", &[]),
-        (
-            "layers",
-            "uniform\", k = \"50%",
-            &[
-                "allocation.unit=layer",
-                "train.cache_frozen_prefix=true",
-                "model.hidden_dropout=0",
-                "model.attention_dropout=0",
-            ],
-        ),
-    ] {
-        let allocator = format!("allocator={{ plugin = \"{allocator}\" }}");
-        let sets = [&[allocator.as_str(), DORA, BIAS, LAST], more].concat();
-        scene.train(run, &sets);
-        assert_exported_and_merged(&scene, run);
-    }
-    // A module that is tried out without is as the model came.
-    let sets = [
-        "scorer={ plugin = \"trial\", held_back = 8 }",
-        "train.learning_rate=1e-30",
-        DORA,
-        BIAS,
-        LAST,
-    ];
-    scene.train("trial", &sets);
-    let records = scene.records("trial", "allocations.jsonl");
-    let scores = records[1]["scores"].as_array().expect("scores");
-    assert!(
-        scores
-            .iter()
-            .all(|score| score.as_f64().is_some_and(|score| score < 1e-6)),
-        "{scores:?}"
-    );
+    assert_meets_allocators(&Scene::new(), &[DORA, BIAS]);
 }
 
 #[test]
@@ -482,7 +449,10 @@ fn dora_and_biases_are_refused_where_they_cannot_be() {
                 "lora_only",
             ],
         ),
-        (&["adapter.bias=some"], &["adapter.bias", "lora_only"]),
+        (
+            &["adapter.bias=some"],
+            &["adapter.bias", "`none` or `lora_only`"],
+        ),
         (
             &[&model, llama, BIAS],
             &[
@@ -790,4 +760,160 @@ fn eva_is_refused_where_it_cannot_be() {
     ]);
     contains(&said, &["still moving after 3 batches", "adapter.eva.tau"]);
     assert!(said.status.success());
+}
+
+const TABLES: &str =
+    "adapter.targets=[\"word_embeddings\",\"token_type_embeddings\",\"query\",\"value\"]";
+
+/// Tables of embeddings are modules like others: chosen, pruned, grown, shared, scaled, exported, merged, gone on from.
+#[test]
+fn tables_of_embeddings_are_modules() {
+    let scene = Scene::new();
+    let run = scene.train("run", &[TABLES, LAST]);
+    let found = config(&run);
+    let targets = found["target_modules"].as_array().expect("a list");
+    assert!(targets.contains(&json!("word_embeddings")), "{targets:?}");
+    assert_exported_and_merged(&scene, "run");
+    scene.assert_resumes("tables", &[TABLES]);
+    assert_meets_allocators(&scene, &[TABLES]);
+    for (run, sets) in [
+        (
+            "eva",
+            &["adapter.init_lora_weights=eva", "adapter.eva.rho=1.5"][..],
+        ),
+        (
+            "fisher",
+            &["scorer={ plugin = \"fisher\" }", "allocation.probe_steps=2"],
+        ),
+        (
+            "grown",
+            &[
+                "allocator={ plugin = \"grow\", rank = \"50%\" }",
+                "adapter.rank_pattern={ word_embeddings = 2 }",
+                "adapter.r_max=5",
+            ],
+        ),
+        ("dora", &["adapter.use_dora=true", "scorer.target=delta"]),
+        (
+            "rslora",
+            &[
+                "adapter.use_rslora=true",
+                "train.loraplus_lr_ratio=4",
+                "train.loraplus_lr_embedding=1e-3",
+            ],
+        ),
+    ] {
+        scene.train(run, &[&[TABLES, LAST][..], sets].concat());
+        assert_exported_and_merged(&scene, run);
+    }
+    // Their ranks stay with them.
+    let eva = &scene.records("eva", "allocations.jsonl")[0]["eva"];
+    assert_eq!(eva["ranks"].as_array().expect("ranks")[..2], [4, 4]);
+    assert_eq!(eva["explained_variance"][0], json!([]));
+    // All of it alone, and again from where it ended.
+    let alone = ["adapter.targets=word_embeddings", LAST];
+    let alone = [&alone[..], &["allocation.schedule={ kind = \"never\" }"]].concat();
+    scene.train("alone", &alone);
+    let on = [
+        "adapter.from=alone",
+        "train.steps=1",
+        "train.learning_rate=1e-30",
+    ];
+    scene.train("on", &[&alone, &on[..]].concat());
+    let (first, on) = (loss(&scene, "alone"), loss(&scene, "on"));
+    assert!((first - on).abs() < 1e-6, "{first}, then {on}");
+}
+
+/// What changes how a run is computed changes none of its bits where tables train, and then do not.
+#[test]
+fn tables_change_no_bit_with_what_must_change_none() {
+    let scene = Scene::new();
+    let dropouts = ["hidden", "attention", "classifier"];
+    let dropouts = dropouts.map(|key| format!("model.{key}_dropout=0"));
+    let common: Vec<&str> = dropouts.iter().map(String::as_str).collect();
+    // From the first step on they are inactive now and then, and what they have learnt stays below.
+    let common = [
+        &common[..],
+        &[
+            TABLES,
+            LAST,
+            "allocator={ plugin = \"uniform\", k = 2 }",
+            "allocation.schedule={ kind = \"periodic\", every = 1 }",
+            "train.steps=24",
+        ],
+    ]
+    .concat();
+    let plain = scene.train("plain", &common);
+    let masks = scene.records("plain", "allocations.jsonl");
+    let of_table = masks.iter().skip(1).map(|it| it["active"][0] == true);
+    let of_table: Vec<bool> = of_table.collect();
+    assert!(of_table.contains(&true) && of_table.contains(&false));
+    for (run, set) in [
+        ("cached", "train.cache_frozen_prefix=true"),
+        ("twice", "train.gradient_checkpointing=true"),
+        ("one", "threads=1"),
+    ] {
+        let other = scene.train(run, &[&common[..], &[set]].concat());
+        let weights = |run: &Path| std::fs::read(run.join("adapter/adapter_model.safetensors"));
+        let (ours, theirs) = (
+            weights(&other).expect("a file"),
+            weights(&plain).expect("a file"),
+        );
+        assert!(ours == theirs, "{run}");
+    }
+    // In parts a batch gives the same but for rounding.
+    let parts = ["train.batch_size=4", "train.gradient_accumulation=2"];
+    scene.train("parts", &[&common[..], &parts[..]].concat());
+    let [whole, parts] = ["plain", "parts"].map(|run| {
+        let records = scene.records(run, "metrics.jsonl");
+        records[0]["loss"].as_f64().expect("a loss")
+    });
+    assert!((whole - parts).abs() < 1e-5, "{whole}, in parts {parts}");
+}
+
+#[test]
+fn what_tables_of_embeddings_do_not_have_is_refused() {
+    let scene = Scene::new();
+    let word = "embeddings.word_embeddings, a table of embeddings";
+    for (sets, words) in [
+        (&["adapter.kind=vera"][..], &[word, "\"vera\""][..]),
+        (&[PISSA], &[word, "\"pissa\""]),
+        (
+            &[
+                "adapter.targets=word_embeddings",
+                "adapter.init_lora_weights=eva",
+            ],
+            &[word, "\"eva\"", "none is a target"],
+        ),
+        (
+            &["adapter.targets=word_embeddings", "adapter.dropout=0.1"],
+            &[word, "nothing drops out"],
+        ),
+        (
+            &["adapter.targets=word_embeddings", "adapter.bias=lora_only"],
+            &["none of the 1 adapted layers has a bias"],
+        ),
+        (
+            &["train.loraplus_lr_embedding=1e-3"],
+            &["without `train.loraplus_lr_ratio`"],
+        ),
+        (
+            &[
+                "adapter.targets=query",
+                "train.loraplus_lr_ratio=4",
+                "train.loraplus_lr_embedding=1e-3",
+            ],
+            &["none of the 2 adapted modules is a table"],
+        ),
+        (
+            &["adapter.targets=wte"],
+            &[
+                "\"wte\" matches no linear layer",
+                "embeddings.word_embeddings",
+            ],
+        ),
+    ] {
+        let sets = [&[TABLES][..], sets].concat();
+        refused(&scene, &sets, words);
+    }
 }

@@ -98,6 +98,31 @@ fn a_merged_model_answers_as_the_adapter_did() {
             all,
             "GPT2LMHeadModel",
         ),
+        (
+            "tiny-bert",
+            "",
+            "[\"word_embeddings\", \"position_embeddings\", \"query\"]",
+            "BertForSequenceClassification",
+        ),
+        // Of these the table is the head too, which stays what it was.
+        (
+            "tiny-gpt2",
+            "problem = \"causal-lm\"",
+            "[\"wte\", \"wpe\", \"c_attn\"]",
+            "GPT2LMHeadModel",
+        ),
+        (
+            "tiny-gemma2",
+            "problem = \"causal-lm\"",
+            "[\"embed_tokens\"]",
+            "Gemma2ForCausalLM",
+        ),
+        (
+            "formats/bin-tied",
+            "problem = \"causal-lm\"",
+            "[\"wte\"]",
+            "GPT2LMHeadModel",
+        ),
     ] {
         let scene = scene(model, data, targets);
         scene.train("run", &[]);
@@ -106,6 +131,12 @@ fn a_merged_model_answers_as_the_adapter_did() {
         scene.ok(&["merge", &run.display().to_string(), "--output", &merged]);
         let config = std::fs::read_to_string(scene.path("merged/config.json")).expect("a config");
         let config: Value = serde_json::from_str(&config).expect("JSON");
+        let untied =
+            data.contains("causal") && (targets.contains("embed") || targets.contains("wte"));
+        assert_eq!(
+            config["tie_word_embeddings"] == false,
+            untied || model == "tiny-qwen3"
+        );
         assert_eq!(config["architectures"], serde_json::json!([class]));
         // Nothing that trains moves in a step of such a rate, and the head is the checkpoint's.
         let name = format!("model.name={merged}");

@@ -36,6 +36,7 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
         OptimizerConfig {
             rate: 0.01,
             loraplus_lr_ratio: 1.0,
+            loraplus_lr_embedding: None,
             head_rate: 0.01,
             beta1: 0.9,
             beta2: 0.999,

@@ -4,7 +4,7 @@ use dynalora_plugin_api::ModuleInfo;
 
 use super::{Config, LinearInfo, select};
 use crate::error::{Error, Result};
-use crate::recipe::{AdapterBias, AdapterConfig, EvaConfig, Pattern};
+use crate::recipe::{AdapterBias, AdapterConfig, AdapterKind, EvaConfig, Pattern};
 
 /// The modules that carry an adapter, in forward order.
 #[derive(Clone, Debug)]
@@ -41,7 +41,10 @@ impl Adapted {
         let configs: Vec<Config> = sizes
             .iter()
             .zip(&chosen)
-            .map(|((rank, alpha), linear)| Config::of(recipe, *rank, *alpha, linear.bias))
+            .map(|((rank, alpha), linear)| {
+                let layer = (linear.bias, linear.is_embedding);
+                Config::of(recipe, *rank, *alpha, layer)
+            })
             .collect();
         if recipe.bias() == AdapterBias::LoraOnly && !configs.iter().any(Config::trains_bias) {
             return Err(Error::user(format!(
@@ -50,6 +53,7 @@ impl Adapted {
             ))
             .help("drop the key, or name layers that have one in adapter.targets"));
         }
+        refuse_on_embeddings(recipe, &chosen)?;
         for (linear, config) in chosen.iter().zip(&configs) {
             let most = linear.inputs.min(linear.outputs);
             if config.pairs() == 2 && config.rank() as usize > most {
@@ -93,13 +97,15 @@ impl Adapted {
                     false => alpha,
                 };
                 let bias = before.trains_bias();
-                let config = Config::of(recipe, *rank as usize, alpha, bias);
+                let layer = (bias, before.is_embedding());
+                let config = Config::of(recipe, *rank as usize, alpha, layer);
                 let linear = LinearInfo {
                     path: module.path.clone(),
                     layer: module.layer,
                     inputs: module.in_features as usize,
                     outputs: module.out_features as usize,
                     bias,
+                    is_embedding: before.is_embedding(),
                 };
                 (linear.module(&config), config)
             });
@@ -112,13 +118,64 @@ impl Adapted {
     }
 }
 
+/// Refuses what adapters beside tables of embeddings do not have.
+fn refuse_on_embeddings(recipe: &AdapterConfig, chosen: &[&LinearInfo]) -> Result<()> {
+    let Some(table) = chosen.iter().find(|linear| linear.is_embedding) else {
+        return Ok(());
+    };
+    let refuse = |what: &str, help: &str| {
+        Err(Error::user(format!(
+            "adapter.targets names {}, a table of embeddings, but {what}",
+            table.path
+        ))
+        .help(help))
+    };
+    if recipe.kind == AdapterKind::Vera {
+        return refuse(
+            "adapter.kind is \"vera\", which is of linear layers alone, as in PEFT",
+            "leave the target out, or set adapter.kind = \"lora\"",
+        );
+    }
+    let all = chosen.iter().all(|linear| linear.is_embedding);
+    match recipe.init_lora_weights {
+        Some(start) if start.is_pissa() => {
+            let what = format!(
+                "adapter.init_lora_weights is \"{start}\", which no table of embeddings starts from"
+            );
+            return refuse(
+                &what,
+                "leave the target out, or drop adapter.init_lora_weights",
+            );
+        }
+        Some(start) if all => {
+            let what = format!(
+                "adapter.init_lora_weights is \"{start}\", by which linear layers alone start, and none is a target"
+            );
+            return refuse(
+                &what,
+                "adapt linear layers too, or drop adapter.init_lora_weights",
+            );
+        }
+        _ => {}
+    }
+    if recipe.dropout > 0.0 && all {
+        let what = format!(
+            "adapter.dropout is {}, and nothing drops out there, as in PEFT",
+            recipe.dropout
+        );
+        return refuse(&what, "set it to 0, or adapt linear layers too");
+    }
+    Ok(())
+}
+
 /// Refuses pairs that are to start at more directions than what their module reads has.
 fn refuse_too_many_directions(
     chosen: &[&LinearInfo],
     configs: &[Config],
     eva: EvaConfig,
 ) -> Result<()> {
-    for (linear, config) in chosen.iter().zip(configs) {
+    let layers = chosen.iter().zip(configs);
+    for (linear, config) in layers.filter(|(linear, _)| !linear.is_embedding) {
         let most = match eva.redistributes() {
             true => eva.most(config.rank()),
             false => config.rank() as usize,
@@ -173,6 +230,7 @@ mod tests {
             inputs: 4,
             outputs: 6,
             bias: part == "query",
+            is_embedding: false,
         };
         let linears: Vec<LinearInfo> = (0..2)
             .flat_map(|layer| ["query", "value"].map(|part| linear(layer, part)))

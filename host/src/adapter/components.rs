@@ -1,16 +1,17 @@
 //! Single components of a LoRA pair. Component k is row k of `A [rank, in]` and column k of
-//! `B [out, rank]`; one that does not remain is pruned: its column of B is zero and it is not updated.
+//! `B [out, rank]`; one that does not remain is pruned: its column of B is zero and it is not updated. Beside a table of
+//! embeddings, where A is what starts at zero, its row of A is.
 
 use burn::tensor::{Tensor, TensorData};
 
 use crate::kernel::Kernels;
 
-/// Sets the columns of B whose components do not remain to zero; of a pair with a `start` these components are put back
-/// to it.
+/// Sets the components that do not remain to zero in the tensor of this number, which is zero at the start; of a pair with
+/// a `start` they are put back to it.
 pub fn prune<B: Kernels>(
     pair: &mut [Tensor<B, 2>; 2],
     start: Option<&[Tensor<B, 2>; 2]>,
-    remaining: &[bool],
+    (remaining, zero): (&[bool], usize),
 ) {
     if let Some(start) = start {
         let others: Vec<bool> = remaining.iter().map(|remains| !remains).collect();
@@ -19,8 +20,16 @@ pub fn prune<B: Kernels>(
         *pair = [kept[0].clone() + a, kept[1].clone() + b];
         return;
     }
-    let [_, b] = pair;
-    *b = b.clone() * flags(remaining, &b.device());
+    let part = &mut pair[zero];
+    *part = part.clone() * along(zero, flags(remaining, &part.device()));
+}
+
+/// A row of values of the components as it lies in A, tensor 0, or in B, 1.
+fn along<B: Kernels>(tensor: usize, row: Tensor<B, 2>) -> Tensor<B, 2> {
+    match tensor {
+        0 => row.transpose(),
+        _ => row,
+    }
 }
 
 /// What belongs to the components that remain, of something in the shape of A and B; zero elsewhere.
@@ -35,22 +44,26 @@ pub fn keep<B: Kernels>([a, b]: [Tensor<B, 2>; 2], remaining: &[bool]) -> [Tenso
 /// A pruned component's column is zero, but not in AdaLoRA, where pruned ones train on between two
 /// reallocations: Adam's first step moves every entry by the learning rate. The column is taken as if it
 /// were that far from zero: `rate·|∂L/∂B|`. So is that of one that has not grown yet; a frozen component has a
-/// column as it is.
+/// column as it is. What is said of B's column is so of what lies in the tensor `zero`: of A's row beside a table of
+/// embeddings.
 pub fn sensitivity<B: Kernels>(
     [a, b]: &[Tensor<B, 2>; 2],
     [of_a, of_b]: &[Tensor<B, 2>; 2],
     remaining: Option<&[bool]>,
-    rate: f64,
+    (zero, rate): (usize, f64),
 ) -> Tensor<B, 1> {
     let rank = a.dims()[0];
-    let mut size = b.clone().abs();
+    let mut sizes = [a, b].map(|tensor| tensor.clone().abs());
     if let Some(remaining) = remaining {
         let others: Vec<bool> = remaining.iter().map(|remains| !remains).collect();
-        let zero = size.clone().sum_dim(0).equal_elem(0.0).float();
-        size = size + flags(&others, &b.device()) * zero * rate;
+        let size = &mut sizes[zero];
+        let nothing = size.clone().sum_dim(1 - zero).equal_elem(0.0).float();
+        let others = along(zero, flags(&others, &size.device()));
+        *size = size.clone() + others * nothing * rate;
     }
-    let rows = (a.clone() * of_a.clone()).abs().mean_dim(1);
-    let columns = (size * of_b.clone().abs()).mean_dim(0);
+    let [of_rows, of_columns] = sizes;
+    let rows = (of_rows * of_a.clone().abs()).mean_dim(1);
+    let columns = (of_columns * of_b.clone().abs()).mean_dim(0);
     rows.reshape([rank]) + columns.reshape([rank])
 }
 

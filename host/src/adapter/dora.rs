@@ -17,6 +17,55 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::kernel::{Branch, Frozen, Kernels};
 
+/// A frozen weight `W [out, in]` under a module.
+#[derive(Clone, Debug)]
+pub enum Weight<B: Kernels> {
+    /// Of a linear layer.
+    Layer(Frozen<B>),
+    /// A table of embeddings, `[in, out]`.
+    Table(Tensor<B, 2>),
+}
+
+impl<B: Kernels> Weight<B> {
+    /// The same without its bias.
+    pub fn without_bias(&self) -> Self {
+        match self {
+            Weight::Layer(frozen) => Weight::Layer(frozen.without_bias()),
+            table => table.clone(),
+        }
+    }
+
+    /// `[out, in]`.
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Weight::Layer(frozen) => frozen.weight.dims(),
+            Weight::Table(table) => {
+                let [inputs, outputs] = table.dims();
+                [outputs, inputs]
+            }
+        }
+    }
+
+    /// The bias beside it, `[out]`.
+    pub fn bias(&self) -> Option<Tensor<B, 1>> {
+        match self {
+            Weight::Layer(frozen) => frozen.bias.clone(),
+            Weight::Table(_) => None,
+        }
+    }
+
+    /// `x·Wᵀ`, with the bias if there is one: `[rows, out]` of `[rows, in]`.
+    pub fn products(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self {
+            Weight::Layer(frozen) => {
+                let branch = Branch { frozen, lora: None };
+                B::linears(Tensor::from_inner(x), vec![branch]).y.inner()
+            }
+            Weight::Table(table) => x.matmul(table.clone()),
+        }
+    }
+}
+
 /// What V's rows are the sums of, each `[out, 1]`.
 #[derive(Clone, Debug)]
 pub struct Rows<B: Kernels> {
@@ -29,19 +78,14 @@ pub struct Rows<B: Kernels> {
 }
 
 impl<B: Kernels> Rows<B> {
-    /// Of a layer without its bias, whose rows have the norms `of_weight`, under a pair.
+    /// Of a weight without its bias, whose rows have the norms `of_weight`, under a pair.
     pub fn of(
-        layer: &Frozen<B>,
+        weight: &Weight<B>,
         of_weight: &Tensor<B, 2>,
         [a, b]: &[Tensor<B, 2>; 2],
         scale: f32,
     ) -> Self {
-        let rows = Tensor::from_inner(a.clone());
-        let branch = Branch {
-            frozen: layer,
-            lora: None,
-        };
-        let of_a = B::linears(rows, vec![branch]).y.inner();
+        let of_a = weight.products(a.clone());
         let across = (of_a.transpose() * b.clone()).sum_dim(1) * scale;
         let gram = a.clone().matmul(a.clone().transpose());
         let share = (b.clone().matmul(gram) * b.clone()).sum_dim(1) * (scale * scale);

@@ -1,9 +1,12 @@
 //! LoRA: a trainable low-rank pair beside each module (Hu et al. 2021).
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use dynalora_plugin_api::ModuleInfo;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
 
-use super::{sizes, uniform};
+use super::{sizes, stream, uniform};
 use crate::kernel::Kernels;
 use crate::recipe::InitLoraWeights;
 
@@ -22,6 +25,8 @@ pub struct LoraConfig {
     pub use_dora: bool,
     /// Whether the layer has a bias that trains too, as PEFT's `bias = "lora_only"` has it.
     pub trains_bias: bool,
+    /// Whether it stands beside a table of embeddings.
+    pub is_embedding: bool,
 }
 
 impl LoraConfig {
@@ -38,5 +43,22 @@ pub fn fresh<B: Kernels>(module: &ModuleInfo, seed: u64, device: &B::Device) -> 
     [
         uniform(seed, &module.path, bound, [rank, inputs], device),
         Tensor::zeros([outputs, rank], device),
+    ]
+}
+
+/// `[A, B]` beside a table of embeddings as PEFT makes them: A zero, B normal with σ = 1.
+pub fn fresh_embedding<B: Kernels>(
+    module: &ModuleInfo,
+    seed: u64,
+    device: &B::Device,
+) -> [Tensor<B, 2>; 2] {
+    let [entries, features, rank] = sizes(module);
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    random.set_stream(stream(&module.path));
+    let values = (0..features * rank).map(|_| StandardNormal.sample(&mut random));
+    let values: Vec<f32> = values.collect();
+    [
+        Tensor::zeros([rank, entries], device),
+        Tensor::from_data(TensorData::new(values, [features, rank]), device),
     ]
 }

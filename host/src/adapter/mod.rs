@@ -1,4 +1,4 @@
-//! What hangs on a linear layer: the adapters of all adapted modules, LoRA's or VeRA's.
+//! What hangs on a linear layer, or on a table of embeddings: the adapters of all adapted modules, LoRA's or VeRA's.
 
 mod adapted;
 pub mod components;
@@ -23,13 +23,14 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::kernel::{Frozen, Kernels};
+use crate::kernel::Kernels;
 use crate::recipe::{AdapterBias, AdapterConfig, AdapterKind};
 
 pub use adapted::Adapted;
+pub use dora::Weight;
 pub use eva::{Components, distribute};
 pub use lora::LoraConfig;
-pub use pass::{Counts, Observe, Observed, Part, Pass, Site, mixed};
+pub use pass::{Counts, Looked, Observe, Observed, Part, Pass, Site, mixed};
 pub use sensed::{Sense, Sensed};
 use targets::select;
 pub use tensors::Tensors;
@@ -47,13 +48,19 @@ pub enum Config {
 impl From<&AdapterConfig> for Config {
     /// As all modules have them that no pattern names.
     fn from(recipe: &AdapterConfig) -> Self {
-        Config::of(recipe, recipe.rank(), recipe.alpha(), true)
+        Config::of(recipe, recipe.rank(), recipe.alpha(), (true, false))
     }
 }
 
 impl Config {
-    /// The method of a module that starts with this rank and α, whose layer `has_bias` or has none.
-    fn of(recipe: &AdapterConfig, rank: usize, alpha: f64, has_bias: bool) -> Self {
+    /// The method of a module that starts with this rank and α, whose layer `has_bias` or has none, and may be a table of
+    /// embeddings.
+    fn of(
+        recipe: &AdapterConfig,
+        rank: usize,
+        alpha: f64,
+        (has_bias, is_embedding): (bool, bool),
+    ) -> Self {
         let dropout = recipe.dropout;
         match recipe.kind {
             AdapterKind::Lora => {
@@ -70,6 +77,7 @@ impl Config {
                     start: recipe.init_lora_weights.filter(|start| start.is_pissa()),
                     use_dora: recipe.use_dora(),
                     trains_bias: has_bias && recipe.bias() == AdapterBias::LoraOnly,
+                    is_embedding,
                 })
             }
             AdapterKind::Vera => Config::Vera(VeraConfig {
@@ -135,10 +143,21 @@ impl Config {
         matches!(self, Config::Lora(lora) if lora.trains_bias)
     }
 
+    /// Whether it stands beside a table of embeddings.
+    pub fn is_embedding(&self) -> bool {
+        matches!(self, Config::Lora(lora) if lora.is_embedding)
+    }
+
+    /// Which tensor of a pair is zero at the start, so that it adds nothing: LoRA's B, beside a table of embeddings its A.
+    pub fn starts_at_zero(&self) -> usize {
+        usize::from(!self.is_embedding())
+    }
+
     /// What PEFT calls the tensors that a module trains.
     pub fn parts(&self) -> Tensors<&'static str> {
         Tensors {
             pair: match self {
+                Config::Lora(lora) if lora.is_embedding => ["lora_embedding_A", "lora_embedding_B"],
                 Config::Lora(_) => ["lora_A", "lora_B"],
                 Config::Vera(_) => ["vera_lambda_d", "vera_lambda_b"],
             },
@@ -193,7 +212,8 @@ pub fn parameters_at(module: &ModuleInfo, rank: u32) -> u64 {
     module.parameters - missing * (module.in_features + module.out_features)
 }
 
-/// One linear layer of a base model, before anyone decides whether to adapt it.
+/// One linear layer of a base model, before anyone decides whether to adapt it; or a table of embeddings, which is one
+/// over as many inputs as it has entries, of which a token has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearInfo {
     /// Path in the base model, without the family's prefix: `encoder.layer.3.attention.self.query`.
@@ -206,6 +226,8 @@ pub struct LinearInfo {
     pub outputs: usize,
     /// Whether it has a bias.
     pub bias: bool,
+    /// Whether it is a table of embeddings: `inputs` entries of `outputs` features.
+    pub is_embedding: bool,
 }
 
 impl LinearInfo {
@@ -218,7 +240,8 @@ impl LinearInfo {
     ///
     /// Forward: `2·in·out` for the frozen product and `2·r·(in + out)` for the side path. Backward of an
     /// active module: the same again for the input's gradient, and for its own `2·r·(in + out)`, of VeRA's
-    /// vectors `2·r·out`. PiSSA's r is twice its rank here. DoRA's drop-out reads the frozen weight a second time.
+    /// vectors `2·r·out`. PiSSA's r is twice its rank here. DoRA's drop-out reads the frozen weight a second time. In a
+    /// table of embeddings rows are looked up, so that only the products with B count.
     pub fn module(&self, config: &Config) -> ModuleInfo {
         let (inputs, outputs) = (self.inputs as u64, self.outputs as u64);
         let rank = u64::from(config.rank());
@@ -229,13 +252,19 @@ impl LinearInfo {
                 Config::Vera(_) => rank + outputs,
             };
         let rank = u64::from(config.pairs()) * rank;
-        let pair = rank * (inputs + outputs);
-        let own = match config {
-            Config::Lora(_) => 2 * pair,
-            Config::Vera(_) => 2 * rank * outputs,
+        let [forward, backward] = match config {
+            _ if self.is_embedding => [1, 2].map(|products| products * 2 * rank * outputs),
+            _ => {
+                let pair = rank * (inputs + outputs);
+                let own = match config {
+                    Config::Lora(_) => 2 * pair,
+                    Config::Vera(_) => 2 * rank * outputs,
+                };
+                let frozen = 2 * inputs * outputs * config.products();
+                let forward = frozen + 2 * pair;
+                [forward, forward + own]
+            }
         };
-        let frozen = 2 * inputs * outputs * config.products();
-        let forward = frozen + 2 * pair;
         let mut info = ModuleInfo::default();
         info.path.clone_from(&self.path);
         info.layer = self.layer;
@@ -245,16 +274,15 @@ impl LinearInfo {
         info.rank = config.rank();
         info.parameters = parameters;
         info.forward_flops = forward;
-        info.backward_flops = forward + own;
+        info.backward_flops = backward;
         info
     }
 }
 
-/// The frozen layer under a module, as far as more than its output is read.
+/// What is frozen under a module, as far as more than its output is read.
 #[derive(Clone, Debug)]
 struct Under<B: Kernels> {
-    /// Without its bias.
-    frozen: Frozen<B>,
+    weight: Weight<B>,
     /// The norms of its rows `‖W‖`, where DoRA's m starts, and its bias where that trains, each `[out, 1]`.
     starts: [Option<Tensor<B, 2>>; 2],
     /// The rows of `W + s·BA`, found when they are first asked for.
@@ -287,11 +315,22 @@ pub struct Adapters<B: Kernels> {
 
 impl<B: Kernels> Adapters<B> {
     /// Fresh adapters, as PEFT makes them; the adapted model starts as the pretrained one. Each module draws
-    /// from a stream of its own, so that its start does not depend on which others are adapted.
-    pub fn new(config: Config, modules: Vec<ModuleInfo>, seed: u64, device: &B::Device) -> Self {
+    /// from a stream of its own, so that its start does not depend on which others are adapted. `own` has method and sizes
+    /// of each.
+    pub fn new(
+        config: Config,
+        modules: Vec<ModuleInfo>,
+        own: Vec<Config>,
+        seed: u64,
+        device: &B::Device,
+    ) -> Self {
         let pairs = modules
             .iter()
-            .map(|module| match &config {
+            .zip(&own)
+            .map(|(module, own)| match own {
+                Config::Lora(lora) if lora.is_embedding => {
+                    lora::fresh_embedding(module, seed, device)
+                }
                 Config::Lora(_) => lora::fresh(module, seed, device),
                 Config::Vera(vera) => vera.fresh(module, device),
             })
@@ -301,7 +340,7 @@ impl<B: Kernels> Adapters<B> {
             Config::Lora(_) => None,
             Config::Vera(vera) => Some(Projections::draw(vera, &modules, device)),
         };
-        let mut adapters = Adapters::of(config, modules, pairs, projections);
+        let mut adapters = Adapters::of(config, modules, pairs, projections).with_own(own);
         if adapters.config.pairs() == 2 {
             // Until they are found, or read from a checkpoint.
             let pairs = adapters.pairs.iter().map(|module| module.pair.clone());
@@ -344,11 +383,11 @@ impl<B: Kernels> Adapters<B> {
         self
     }
 
-    /// Puts them on the model's `frozen` layers, one for each module, whose weights `[out, in]` `weight` gives row by row.
+    /// Puts them on what is `frozen` under each module, whose weights `[out, in]` `weight` gives row by row.
     /// Only what DoRA and biases that train need is read. What of theirs has no values yet starts at the layer's own.
     pub fn put_on(
         &mut self,
-        frozen: &[&Frozen<B>],
+        frozen: &[Weight<B>],
         weight: impl Fn(&ModuleInfo) -> Result<Vec<f32>>,
         device: &B::Device,
     ) -> Result<()> {
@@ -369,7 +408,7 @@ impl<B: Kernels> Adapters<B> {
                     .help("leave it out by adapter.exclude_modules")
                 })
             });
-            let bias = frozen.bias.clone().filter(|_| own.trains_bias());
+            let bias = frozen.bias().filter(|_| own.trains_bias());
             let bias = bias.map(|bias| bias.reshape([sizes(module)[1], 1]));
             let starts = [norms.transpose()?, bias];
             let trained = &mut self.pairs[index];
@@ -382,7 +421,7 @@ impl<B: Kernels> Adapters<B> {
                 }
             }
             layers.push(Under {
-                frozen: frozen.without_bias(),
+                weight: frozen.without_bias(),
                 starts,
                 rows: OnceLock::new(),
             });
@@ -442,9 +481,10 @@ impl<B: Kernels> Adapters<B> {
         }
     }
 
-    /// Lets each A start at these values, row by row.
+    /// Lets each A start at these values, row by row, where there are any.
     pub fn start_at(&mut self, starts: &[Vec<f32>], device: &B::Device) {
-        for (module, values) in starts.iter().enumerate() {
+        let starts = starts.iter().enumerate();
+        for (module, values) in starts.filter(|(_, values)| !values.is_empty()) {
             let [inputs, _, rank] = sizes(&self.modules[module]);
             let values = TensorData::new(values.clone(), [rank, inputs]);
             self.pair_mut(module).pair[0] = Tensor::from_data(values, device);
@@ -472,7 +512,8 @@ impl<B: Kernels> Adapters<B> {
     pub fn prune(&mut self, module: usize, remaining: &[bool]) {
         self.touch(module);
         let start = self.starts.as_ref().map(|starts| &starts[module]);
-        components::prune(&mut self.pairs[module].pair, start, remaining);
+        let zero = self.own[module].starts_at_zero();
+        components::prune(&mut self.pairs[module].pair, start, (remaining, zero));
     }
 
     /// Method and sizes of a module.
@@ -501,6 +542,16 @@ impl<B: Kernels> Adapters<B> {
     /// The scale of a module's side path: the method's times the module's own factor.
     pub fn scale(&self, module: usize) -> f32 {
         (f64::from(self.own[module].scale()) * self.scales[module]) as f32
+    }
+
+    /// How many of a model's `layers` stand below a module: none below a table of embeddings, all of them below what stands
+    /// behind them.
+    pub fn layers_below(&self, module: usize, layers: usize) -> usize {
+        match self.modules[module].layer {
+            Some(layer) => layer as usize,
+            None if self.own[module].is_embedding() => 0,
+            None => layers,
+        }
     }
 
     /// The module whose pair a module uses: itself, where it shares none.
@@ -551,7 +602,7 @@ impl<B: Kernels> Adapters<B> {
         let of_weight = layer.starts[0].as_ref()?;
         let rows = layer.rows.get_or_init(|| {
             let pair = self.factors(module);
-            dora::Rows::of(&layer.frozen, of_weight, &pair, self.scale(module))
+            dora::Rows::of(&layer.weight, of_weight, &pair, self.scale(module))
         });
         Some((rows, of_weight))
     }
@@ -576,12 +627,13 @@ impl<B: Kernels> Adapters<B> {
         [module, self.shared[module]].map(|module| self.versions[module])
     }
 
-    /// What a component of a module adds something by where it is not zero: B's columns, and of PiSSA how far these and
-    /// A's rows have come. Whether it is rows.
+    /// What a component of a module adds something by where it is not zero: B's columns, or beside a table of embeddings A's
+    /// rows, and of PiSSA how far both have come. Whether it is rows.
     pub fn learnt(&self, module: usize) -> Vec<(Tensor<B, 2>, bool)> {
         let [a, b] = self.pair(module).clone();
         match self.start(module).cloned() {
             Some([a0, b0]) => vec![(a - a0, true), (b - b0, false)],
+            None if self.own[module].is_embedding() => vec![(a, true)],
             None => vec![(b, false)],
         }
     }

@@ -1,5 +1,7 @@
 //! One forward pass through the adapted model: what trains in it, what is dropped, what is measured.
 
+mod lookup;
+
 use std::ops::Range;
 
 use burn::tensor::Tensor;
@@ -7,8 +9,10 @@ use dynalora_plugin_api::Trial;
 
 use super::sensed::{Sense, Sensed};
 use super::side::{self, Layer, Magnitude, Ran, Side};
-use super::{Adapters, Projections, Tensors, components, dora, pissa, scaled_from, stream};
-use crate::kernel::{Ad, Dropout, Frozen, Kernels, Lora};
+use super::{Adapters, Projections, Tensors, Weight, components, dora, pissa, scaled_from, stream};
+use crate::kernel::{Ad, Dropout, Frozen, Kernels, Lora, is_tracked};
+
+pub use lookup::Looked;
 
 /// Where something is dropped. A mask is a function of the pass's seed, the site and the element's place in
 /// the batch: neither what else a pass runs nor what it measures changes it.
@@ -132,6 +136,8 @@ pub struct Pass<B: Kernels> {
     projections: Option<Projections<B>>,
     /// Where the pair that each module uses started, of PiSSA's; empty for others.
     starts: Vec<[Tensor<Ad<B>, 2>; 2]>,
+    /// Which tensor of each module's pair is zero at the start.
+    zeros: Vec<usize>,
     /// The scale of each module's side path.
     scales: Vec<f32>,
     /// What it is a factor of, beside the method's own.
@@ -232,6 +238,9 @@ impl<B: Kernels> Pass<B> {
                     .collect(),
                 None => Vec::new(),
             },
+            zeros: (0..adapters.modules.len())
+                .map(|module| adapters.own(module).starts_at_zero())
+                .collect(),
             scales: (0..adapters.modules.len())
                 .map(|module| adapters.scale(module))
                 .collect(),
@@ -273,7 +282,7 @@ impl<B: Kernels> Pass<B> {
                 let mut pair = self.pairs[module].pair.clone().map(Tensor::inner);
                 let start = self.starts.get(module).cloned();
                 let start = start.map(|start| start.map(Tensor::inner));
-                components::prune(&mut pair, start.as_ref(), applied);
+                components::prune(&mut pair, start.as_ref(), (applied, self.zeros[module]));
                 self.pairs[module].pair = pair.map(Tensor::from_inner);
                 self.norms[module] = None;
             }
@@ -367,11 +376,17 @@ impl<B: Kernels> Pass<B> {
         let rows = x.dims()[0];
         let beside: Vec<Layer<'_, B>> = layers
             .iter()
-            .map(|(frozen, module)| (*frozen, module.map(|index| self.side(index, frozen, rows))))
+            .map(|(frozen, module)| {
+                let weight = || Weight::Layer((*frozen).clone());
+                (
+                    *frozen,
+                    module.map(|index| self.side(index, &weight(), rows)),
+                )
+            })
             .collect();
         self.inputs(&x, layers);
         let sensor = self.sense.as_ref().filter(|_| !self.beside);
-        let mut sensor = sensor.map(|sense| sense.of(&x));
+        let mut sensor = sensor.map(|sense| sense.of((&x).into(), is_tracked(&x)));
         let asked = sensor.is_some();
         let read = self.observe.delta.then(|| x.clone().inner());
         let Ran { y, xa, before } = side::run(x, &beside, asked);
@@ -434,7 +449,7 @@ impl<B: Kernels> Pass<B> {
     }
 
     /// What stands beside the layer of module `index`, which reads so many `rows`.
-    fn side(&self, index: usize, frozen: &Frozen<B>, rows: usize) -> Side<B> {
+    fn side(&self, index: usize, weight: &Weight<B>, rows: usize) -> Side<B> {
         let mut tensors = self.pairs[index].clone();
         if self.beside {
             tensors = tensors.map(|tensor| Tensor::from_inner(tensor.inner()));
@@ -447,7 +462,7 @@ impl<B: Kernels> Pass<B> {
         let [a, b] = match (&self.projections, self.starts.get(index)) {
             (None, None) => pair,
             (None, Some(start)) => pissa::moved(pair, start.clone()),
-            (Some(projections), _) => projections.factors(frozen.weight.dims(), pair),
+            (Some(projections), _) => projections.factors(weight.dims(), pair),
         };
         let (scale, factor) = (self.scales[index], self.factors[index]);
         let start = |which: usize| {
@@ -459,7 +474,7 @@ impl<B: Kernels> Pass<B> {
             magnitude: magnitude.map(|magnitude| {
                 let norms = self.norms[index].clone().unwrap_or_else(|| {
                     let pair = [&a, &b].map(|tensor| tensor.clone().inner());
-                    dora::Rows::of(&frozen.without_bias(), &start(0), &pair, scale).norms
+                    dora::Rows::of(&weight.without_bias(), &start(0), &pair, scale).norms
                 });
                 let slope = norms.clone().recip() * factor;
                 let factors = in_use(magnitude, 0) / Tensor::from_inner(norms);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::{Tensor, TensorData};
 
 use super::side::Side;
-use super::{Projections, Tensors};
+use super::{Looked, Projections, Tensors};
 use crate::kernel::{Ad, Dropout, Kernels, is_tracked, tap};
 
 /// What was measured of one module; all on the device. Nothing of a module that no gradient came back to.
@@ -78,14 +78,35 @@ impl<B: Kernels> Sense<B> {
         found.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What looks at the gradient of the output of layers that read `x`.
-    pub(super) fn of(&self, x: &Tensor<Ad<B>, 2>) -> Sensor<B> {
+    /// What looks at the gradient of the output of layers that read `x`, where that gradient `returns` to x or not.
+    pub(super) fn of(&self, x: Read<B>, returns: bool) -> Sensor<B> {
         Sensor {
             sense: self.clone(),
-            returns: is_tracked(x),
-            x: x.clone().inner(),
+            returns,
+            x,
             modules: Vec::new(),
         }
+    }
+}
+
+/// What layers read.
+#[derive(Clone)]
+pub(super) enum Read<B: Kernels> {
+    /// Features of all rows, `[rows, in]`.
+    Features(Tensor<B, 2>),
+    /// Entries of a table of embeddings.
+    Entries(Looked<B>),
+}
+
+impl<B: Kernels> From<&Tensor<Ad<B>, 2>> for Read<B> {
+    fn from(x: &Tensor<Ad<B>, 2>) -> Self {
+        Read::Features(x.clone().inner())
+    }
+}
+
+impl<B: Kernels> From<Looked<B>> for Read<B> {
+    fn from(looked: Looked<B>) -> Self {
+        Read::Entries(looked)
     }
 }
 
@@ -94,7 +115,7 @@ pub(super) struct Sensor<B: Kernels> {
     sense: Sense<B>,
     /// Whether a gradient goes on to x.
     returns: bool,
-    x: Tensor<B, 2>,
+    x: Read<B>,
     modules: Vec<Module<B>>,
 }
 
@@ -251,12 +272,7 @@ fn remaining<B: Kernels>(
 
 impl<B: Kernels> Sense<B> {
     /// Measures one module, whose part of `gradient` has come.
-    fn see(
-        &self,
-        module: &Module<B>,
-        x: Option<&Tensor<B, 2>>,
-        gradient: &Tensor<B, 2>,
-    ) -> Sensed<B> {
+    fn see(&self, module: &Module<B>, x: Option<&Read<B>>, gradient: &Tensor<B, 2>) -> Sensed<B> {
         let columns = module.columns.clone();
         let sums = || B::sums(gradient.clone(), columns.clone());
         let fisher = self.fisher.as_ref().zip(module.own.as_ref()).zip(x);
@@ -283,7 +299,7 @@ impl<B: Kernels> Own<B> {
     /// `m: Σ_t δ ∘ Vx/‖V‖`; of a bias `Σ_t δ`.
     fn squares(
         &self,
-        x: &Tensor<B, 2>,
+        x: &Read<B>,
         gradient: &Tensor<B, 2>,
         columns: Range<usize>,
         examples: &[usize],
@@ -319,7 +335,7 @@ impl<B: Kernels> Own<B> {
     /// Those of the pair, but for the scale.
     fn of_pair(
         &self,
-        x: &Tensor<B, 2>,
+        x: &Read<B>,
         gradient: &Tensor<B, 2>,
         columns: Range<usize>,
         examples: &[usize],
@@ -337,10 +353,15 @@ impl<B: Kernels> Own<B> {
                     xa = xa * remaining.clone();
                     dxa = dxa * remaining.clone();
                 }
-                let x = B::dropout(Tensor::from_inner(x.clone()), *dropout).inner();
-                let inputs = 0..x.dims()[1];
-                B::example_squares(dxa, x, inputs, examples)
-                    + B::example_squares(xa, gradient.clone(), columns, examples)
+                let of_a = match x {
+                    Read::Features(x) => {
+                        let x = B::dropout(Tensor::from_inner(x.clone()), *dropout).inner();
+                        let inputs = 0..x.dims()[1];
+                        B::example_squares(dxa, x, inputs, examples)
+                    }
+                    Read::Entries(looked) => looked.example_squares(&dxa, examples),
+                };
+                of_a + B::example_squares(xa, gradient.clone(), columns, examples)
             }
             Trained::Vectors {
                 b,

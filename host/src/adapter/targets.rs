@@ -1,4 +1,4 @@
-//! Which linear layers carry an adapter.
+//! Which linear layers and tables of embeddings carry an adapter.
 
 use super::LinearInfo;
 use crate::error::{Error, Result};
@@ -6,38 +6,38 @@ use crate::recipe::{AdapterConfig, Target};
 
 /// Which of `linears` are targets, in their order. A target that matches nothing, an exclusion that excludes nothing and a
 /// layer that is not there are errors, since they are typing mistakes. Paths count with and without `prefix`, the family's:
-/// PEFT's have it (`bert.encoder.layer.0.attention.self.query`), and so have exported adapters.
+/// PEFT's have it (`bert.encoder.layer.0.attention.self.query`), and so have exported adapters. `all-linear` means no table of
+/// embeddings.
 pub fn select(recipe: &AdapterConfig, linears: &[LinearInfo], prefix: &str) -> Result<Vec<bool>> {
     let matching = |target: &Target| -> Result<Vec<bool>> {
         let matcher = target.matcher()?;
         let matches = |linear: &LinearInfo| {
             let path = &linear.path;
-            matcher.is_match(path) || matcher.is_match(&format!("{prefix}.{path}"))
+            let is_named = !linear.is_embedding || *target != Target::AllLinear;
+            is_named && (matcher.is_match(path) || matcher.is_match(&format!("{prefix}.{path}")))
         };
         Ok(linears.iter().map(matches).collect())
     };
     let mut chosen = vec![false; linears.len()];
     for target in &recipe.targets.0 {
         let meant = matching(target)?;
-        if !meant.contains(&true) && names_embeddings(target) {
-            return Err(Error::user(format!(
-                "adapter.targets: \"{target}\" is a table of embeddings, and adapters are on linear layers alone here"
-            ))
-            .help(
-                "LoRA on embeddings (PEFT's lora_embedding_A and lora_embedding_B) is not supported: leave the target \
-                 out, or train it with PEFT",
-            ));
-        }
         if !meant.contains(&true) {
+            let (tables, layers): (Vec<_>, Vec<_>) =
+                linears.iter().partition(|linear| linear.is_embedding);
+            let names: Vec<&str> = tables.iter().map(|table| table.path.as_str()).collect();
             return Err(Error::user(format!(
-                "adapter.targets: \"{target}\" matches no linear layer of the model"
+                "adapter.targets: \"{target}\" matches no linear layer of the model and no table of embeddings"
             ))
             .help(format!(
-                "the model has {} linear layers; their roles are {}; `glob:` and `regex:` patterns \
+                "the model has {} linear layers; their roles are {}; {}; `glob:` and `regex:` patterns \
                  match whole paths such as `{}`, with or without `{prefix}.` before them",
-                linears.len(),
-                roles(linears).join(", "),
-                linears.first().map_or("", |linear| &linear.path),
+                layers.len(),
+                roles(&layers).join(", "),
+                match &names[..] {
+                    [] => "it has no table of embeddings that tokens are looked up in".to_owned(),
+                    names => format!("its tables of embeddings are {}", names.join(", ")),
+                },
+                layers.first().map_or("", |linear| &linear.path),
             )));
         }
         for (chosen, meant) in chosen.iter_mut().zip(meant) {
@@ -90,28 +90,7 @@ pub fn select(recipe: &AdapterConfig, linears: &[LinearInfo], prefix: &str) -> R
     Ok(chosen)
 }
 
-/// What the tables of embeddings are called in Transformers.
-const EMBEDDINGS: [&str; 9] = [
-    "embed_tokens",
-    "embeddings",
-    "position_embedding",
-    "position_embeddings",
-    "tok_embeddings",
-    "token_type_embeddings",
-    "word_embeddings",
-    "wpe",
-    "wte",
-];
-
-/// Whether a target is a table of embeddings, by its name.
-fn names_embeddings(target: &Target) -> bool {
-    let Target::Name(name) = target else {
-        return false;
-    };
-    EMBEDDINGS.contains(&name.rsplit('.').next().unwrap_or(name))
-}
-
-fn roles(linears: &[LinearInfo]) -> Vec<&str> {
+fn roles<'a>(linears: &[&'a LinearInfo]) -> Vec<&'a str> {
     let mut roles: Vec<&str> = Vec::new();
     for linear in linears {
         if !roles.contains(&linear.role()) {
@@ -142,6 +121,7 @@ mod tests {
                     inputs: 4,
                     outputs: 4,
                     bias: true,
+                    is_embedding: false,
                 });
             }
         }
@@ -192,19 +172,42 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_embeddings_is_refused_by_name() {
-        for name in ["word_embeddings", "bert.embeddings.word_embeddings", "wte"] {
-            let error = select(&targets(&["query", name]), &linears(), "bert").unwrap_err();
-            assert!(
-                error.to_string().contains("is a table of embeddings"),
-                "{error}"
-            );
-        }
-        let error = select(&targets(&["embedding_projection"]), &linears(), "bert").unwrap_err();
-        assert!(
-            error.to_string().contains("matches no linear layer"),
-            "{error}"
+    fn tables_of_embeddings_are_named_and_not_linear() {
+        let mut all = linears();
+        let table = |name: &str| LinearInfo {
+            path: format!("embeddings.{name}"),
+            layer: None,
+            inputs: 100,
+            outputs: 4,
+            bias: false,
+            is_embedding: true,
+        };
+        all.splice(
+            0..0,
+            [table("word_embeddings"), table("position_embeddings")],
         );
+        let of = |recipe: &AdapterConfig| {
+            let chosen = select(recipe, &all, "bert").map(|chosen| {
+                let all = chosen.iter().zip(&all).filter(|(chosen, _)| **chosen);
+                all.filter(|(_, linear)| linear.is_embedding).count()
+            });
+            chosen.map_err(|error| error.to_string())
+        };
+        for (patterns, tables) in [
+            (&["all-linear"][..], 0),
+            (&["word_embeddings"], 1),
+            (&["query", "bert.embeddings.position_embeddings"], 1),
+            (&["all-linear", "glob:embeddings.*"], 2),
+            (&[r"regex:bert\..*(embeddings|query)"], 2),
+        ] {
+            assert_eq!(of(&targets(patterns)), Ok(tables), "{patterns:?}");
+        }
+        // What is in no layer is in none of these, as in PEFT.
+        let mut in_a_layer = targets(&["query", "word_embeddings"]);
+        in_a_layer.layers_to_transform = Some(Layers(vec![1]));
+        assert_eq!(of(&in_a_layer), Ok(0));
+        let error = of(&targets(&["wte"])).unwrap_err();
+        assert!(error.contains("no table of embeddings"), "{error}");
     }
 
     #[test]

@@ -99,7 +99,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let folder = fetch::resolve(&recipe.model.name, &recipe.model.revision)?;
     let pretrained = Pretrained::open_for(&folder, &recipe.model, recipe.data.problem())?;
     let adapted = pretrained.adapted(&recipe.adapter)?;
-    let (pretrained, _) = Given::open(&recipe, pretrained, &adapted)?;
+    let (pretrained, _) = Given::open(&recipe, (&folder, pretrained), &adapted)?;
     let held_back = check(&recipe, &pretrained, &adapted, &common.plugin_dir)?;
     let base = (&folder, &pretrained);
     let plan = plan(&recipe, base, adapted, held_back, arguments)?;
@@ -236,8 +236,8 @@ fn plan(
     (folder, pretrained): (&ModelFolder, &Pretrained),
     Adapted {
         modules,
+        configs,
         initial_ranks,
-        ..
     }: Adapted,
     held_back: u64,
     arguments: &Arguments,
@@ -254,7 +254,14 @@ fn plan(
         let pairs = modules.iter().zip(&active);
         pairs.filter_map(|(module, active)| active.then_some(module))
     };
-    let lowest = chosen().filter_map(|module| module.layer).min();
+    // A table of embeddings stands below all layers.
+    let layers = modules.iter().zip(&configs).zip(&active);
+    let layers = layers.filter(|(_, active)| **active);
+    let layers = layers.filter_map(|((module, own), _)| match own.is_embedding() {
+        true => Some(0),
+        false => module.layer,
+    });
+    let lowest = layers.min();
 
     let head_parameters = head_parameters(config, pretrained.frozen_pooler(), outputs);
     let length = recipe.model.longest().min(config.max_length);

@@ -30,7 +30,8 @@ const BESIDE: [&str; 13] = [
 ];
 
 /// Writes the base model with `W + s·BA`, of DoRA `m/‖W + s·BA‖ ∘ (W + s·BA)`, in place of each module's W, biases that trained, and the head, into the empty folder `to`, in f32.
-/// As `merge_and_unload` of PEFT and `save_pretrained` of Transformers.
+/// As `merge_and_unload` of PEFT and `save_pretrained` of Transformers. Where the table of word embeddings predicts tokens too,
+/// the head that does keeps what the table was: the merged model has two matrices where the base model has one.
 pub fn merge(
     to: &Path,
     (folder, pretrained): (&ModelFolder, &Pretrained),
@@ -39,7 +40,8 @@ pub fn merge(
     (problem, labels): (Problem, &[String]),
 ) -> Result<()> {
     let heads: Vec<&HeadTensor> = head.iter().map(|(info, _)| info).collect();
-    let mut tensors = tensors(pretrained, adapters, &heads)?;
+    let untied = untied(pretrained, adapters, &heads);
+    let mut tensors = tensors(pretrained, adapters, &heads, untied)?;
     for (info, tensor) in head {
         tensors.push(Saved::new(info.name.clone(), info.shape.clone(), tensor)?);
     }
@@ -49,8 +51,9 @@ pub fn merge(
         Error::failure(format!("cannot write {}: {error}", path.display()))
     };
     let path = to.join("config.json");
-    let text = serde_json::to_string_pretty(&config(folder, pretrained, problem, labels)?)
-        .map_err(|error| Error::failure(format!("{}: {error}", path.display())))?;
+    let text =
+        serde_json::to_string_pretty(&config(folder, (pretrained, untied), problem, labels)?)
+            .map_err(|error| Error::failure(format!("{}: {error}", path.display())))?;
     std::fs::write(&path, text + "\n").map_err(|error| cannot(&path, error))?;
     for name in BESIDE {
         let (from, to) = (folder.dir.join(name), to.join(name));
@@ -61,12 +64,26 @@ pub fn merge(
     Ok(())
 }
 
+/// The table of word embeddings and the head that predicts tokens by it as well, where the adapter has changed the table
+/// alone.
+fn untied(
+    pretrained: &Pretrained,
+    adapters: &Adapters<Flex>,
+    heads: &[&HeadTensor],
+) -> Option<(&'static str, &'static str)> {
+    let head = pretrained.config.language_head?;
+    let words = pretrained.config.words()?.words.name;
+    let is_module = adapters.modules.iter().any(|module| module.path == words);
+    (heads.is_empty() && head.tied && is_module).then_some((words, head.name))
+}
+
 /// The base model's tensors under the names that they have with a head on top, those of modules merged. What belongs to
 /// other heads is left out.
 fn tensors(
     pretrained: &Pretrained,
     adapters: &Adapters<Flex>,
     heads: &[&HeadTensor],
+    untied: Option<(&str, &str)>,
 ) -> Result<Vec<Saved>> {
     let own = pretrained.prefix();
     let prefix = format!("{}.", pretrained.config.prefix);
@@ -91,6 +108,10 @@ fn tensors(
         if heads.iter().any(|head| head.name == new) {
             continue;
         }
+        // The table's is written in its place.
+        if untied.is_some_and(|(_, head)| new == format!("{head}.weight")) {
+            continue;
+        }
         match pretrained.weights.saved(name, new)? {
             Some(saved) => {
                 // As this checkpoint calls it, and so as every version of Transformers finds it.
@@ -111,10 +132,23 @@ fn tensors(
             left[0]
         );
     }
+    let of_head = untied.map(|(words, head)| {
+        let table = named(&mut found, format!("{prefix}{words}.weight"))?;
+        Ok(Saved {
+            name: format!("{head}.weight"),
+            shape: table.shape.clone(),
+            values: table.values.clone(),
+        })
+    });
+    let of_head = of_head.transpose()?;
     for (index, module) in adapters.modules.iter().enumerate() {
         let path = format!("{prefix}{}", module.path);
         let weight = named(&mut found, format!("{path}.weight"))?;
-        add(weight, adapters, index, pretrained.config.weights)?;
+        let layout = match adapters.own(index).is_embedding() {
+            true => WeightLayout::InOut,
+            false => pretrained.config.weights,
+        };
+        add(weight, adapters, index, layout)?;
         if let [_, Some(bias)] = adapters.beside_pair(index) {
             let tensor = named(&mut found, format!("{path}.bias"))?;
             *tensor = Saved::new(tensor.name.clone(), tensor.shape.clone(), &bias)?;
@@ -123,6 +157,7 @@ fn tensors(
     for (saved, stored) in found.iter_mut().zip(stored) {
         saved.name = stored;
     }
+    found.extend(of_head);
     Ok(found)
 }
 
@@ -173,7 +208,7 @@ fn add(
 /// The base model's `config.json`, with the class of the merged model and what its head answers.
 fn config(
     folder: &ModelFolder,
-    pretrained: &Pretrained,
+    (pretrained, untied): (&Pretrained, Option<(&str, &str)>),
     problem: Problem,
     labels: &[String],
 ) -> Result<Map<String, Value>> {
@@ -190,6 +225,9 @@ fn config(
     set("model_type", json!(pretrained.config.family));
     set("torch_dtype", json!("float32"));
     set("dtype", json!("float32"));
+    if untied.is_some() {
+        set("tie_word_embeddings", json!(false));
+    }
     let kind = match problem {
         Problem::CausalLm => "ForCausalLM",
         Problem::TokenClassification => "ForTokenClassification",

@@ -176,6 +176,7 @@ pub fn write<B: Kernels>(
 fn saved(part: &str, [rows, columns]: [usize; 2]) -> (String, Vec<usize>) {
     match part {
         "lora_A" | "lora_B" => (format!("{part}.weight"), vec![rows, columns]),
+        "lora_embedding_A" | "lora_embedding_B" => (part.to_owned(), vec![rows, columns]),
         vector => (vector.to_owned(), vec![rows]),
     }
 }
@@ -240,16 +241,17 @@ pub fn read(folder: &Path, model: &Architecture) -> Result<Peft> {
     let file = folder.join(name);
     let weights =
         Weights::open_with(std::slice::from_ref(&file), Advice::ADAPTER)?.renamed(canonical)?;
-    let first = match &settings.config {
-        Config::Lora(_) if settings.svd.is_some() => "lora_A",
-        Config::Lora(_) => "lora_A.weight",
-        Config::Vera(_) => "vera_lambda_d",
+    let firsts = match &settings.config {
+        Config::Lora(_) if settings.svd.is_some() => &["lora_A"][..],
+        Config::Lora(_) => &["lora_A.weight", "lora_embedding_A"],
+        Config::Vera(_) => &["vera_lambda_d"],
     };
     let start = format!("{WRAPPER}.{}.", model.prefix);
     let paths: Vec<String> = weights
         .names()
         .filter_map(|name| {
-            let path = name.strip_prefix(&start)?.strip_suffix(first)?;
+            let name = name.strip_prefix(&start)?;
+            let path = firsts.iter().find_map(|first| name.strip_suffix(first))?;
             path.strip_suffix('.')
         })
         .map(str::to_owned)
@@ -312,6 +314,8 @@ fn canonical(name: &str) -> String {
     let adapters = [
         "lora_A",
         "lora_B",
+        "lora_embedding_A",
+        "lora_embedding_B",
         "lora_magnitude_vector",
         "lora_E",
         "vera_lambda_d",
@@ -349,7 +353,7 @@ fn belongs_to(name: &str) -> &'static str {
         ),
         (
             "lora_embedding_",
-            "LoRA on embeddings, which is not supported",
+            "LoRA on a table of embeddings that is not one of this base model's",
         ),
         ("token_adapter", "trainable tokens, which are not supported"),
         (
@@ -410,11 +414,17 @@ impl Peft {
         self.settings.base.as_deref()
     }
 
+    /// In which revision.
+    pub fn revision(&self) -> Option<&str> {
+        self.settings.revision.as_deref()
+    }
+
     /// Method and sizes of the module at `path`, without the family's prefix.
     pub fn config_of(&self, path: &str) -> Config {
         let mut config = self.settings.of(&format!("{}.{path}", self.model.prefix));
         if let Config::Lora(lora) = &mut config {
             lora.trains_bias &= self.biased.contains(path);
+            lora.is_embedding = self.model.tables().any(|table| table.path == path);
         }
         config
     }
@@ -453,6 +463,13 @@ impl Peft {
                 read.insert(name.to_owned());
             }
         }
+        for table in base.config.tables() {
+            let name = format!("{}.base_layer.weight", self.start_of(&table.path));
+            if self.paths.contains(&table.path) && self.weights.contains(&name) {
+                self.is_the_bases(&name, &table, &base)?;
+                read.insert(name);
+            }
+        }
         // How many logits there are is not asked here.
         for tensor in HeadStart::of(&base, 1).tensors {
             read.insert(format!("{WRAPPER}.{}", tensor.name));
@@ -466,7 +483,7 @@ impl Peft {
             ))
             .help(
                 "an adapter is read whole or not at all: the pairs of LoRA, with DoRA's vectors, AdaLoRA's E and the layers' \
-                 biases, or the vectors of VeRA on the encoder's linear layers, and the saved head and pooler",
+                 biases, or the vectors of VeRA on the encoder's linear layers, pairs of LoRA beside tables of embeddings, and the saved head and pooler",
             ));
         }
         if modules.is_empty() {
@@ -494,6 +511,30 @@ impl Peft {
             .help("the adapter is not whole: save it again"));
         }
         Ok(base)
+    }
+
+    /// Refuses a table of embeddings that PEFT has saved with the pair beside it, as it does with `embed_tokens`, unless it is
+    /// the base model's own.
+    fn is_the_bases(&self, name: &str, table: &LinearInfo, base: &Pretrained) -> Result<()> {
+        let shape = [table.inputs, table.outputs];
+        self.weights.require(name, &shape)?;
+        let of_base = format!("{}{}.weight", base.prefix(), table.path);
+        let values = |weights: &Weights, name: &str| {
+            let values = weights.saved(name, String::new())?;
+            Ok(values.map(|saved| saved.values))
+        };
+        if values(&self.weights, name)? == values(&base.weights, &of_base)? {
+            return Ok(());
+        }
+        Err(Error::user(format!(
+            "{}: {} holds another table of embeddings than the base model",
+            self.file.display(),
+            self.weights.name_in_file(name)
+        ))
+        .help(
+            "the table was trained or resized beside its pair: use a base model that has it, or save the adapter with \
+             save_embedding_layers = False if it is the base model's in another precision",
+        ))
     }
 
     fn fit_pooler(&self, base: Pretrained) -> Result<Pretrained> {

@@ -19,6 +19,8 @@ pub struct Settings {
     pub config: Config,
     /// What the adapter says it was trained on.
     pub base: Option<String>,
+    /// And in which revision.
+    pub revision: Option<String>,
     /// Ranks of some modules.
     pub rank_pattern: Pattern<u32>,
     /// Alphas of some modules.
@@ -34,7 +36,7 @@ pub struct Settings {
 }
 
 /// Keys that say how an adapter was made or is to be trained, or what is seen from its tensors.
-const INERT: [&str; 18] = [
+const INERT: [&str; 17] = [
     "auto_mapping",
     "corda_config",
     "ensure_weight_tying",
@@ -51,7 +53,6 @@ const INERT: [&str; 18] = [
     "megatron_core",
     "peft_version",
     "qalora_group_size",
-    "revision",
     "runtime_config",
     "task_type",
 ];
@@ -109,6 +110,7 @@ impl Settings {
                 .help("adapters of the types LORA, ADALORA and VERA are read"));
         }
         let base = keys.take("base_model_name_or_path", "text")?;
+        let revision = keys.take("revision", "text")?;
         let targets = keys.targets();
         let modules_to_save = keys
             .take("modules_to_save", "a list of names")?
@@ -173,6 +175,7 @@ impl Settings {
                     start: None,
                     use_dora: keys.take("use_dora", "true or false")?.unwrap_or(false),
                     trains_bias,
+                    is_embedding: false,
                 })
             }
             _ => Config::Vera(VeraConfig {
@@ -188,6 +191,7 @@ impl Settings {
         let mut settings = Settings {
             config,
             base,
+            revision,
             rank_pattern,
             alpha_pattern,
             rank_stabilised,
@@ -222,6 +226,7 @@ impl Settings {
             start: None,
             use_dora: shared.use_dora,
             trains_bias: shared.trains_bias,
+            is_embedding: false,
         })
     }
 

@@ -49,6 +49,7 @@ impl Svd {
             start: None,
             use_dora: false,
             trains_bias: false,
+            is_embedding: false,
         }
     }
 }

@@ -15,6 +15,7 @@ mod cross_entropy;
 mod dropout;
 mod gemm;
 mod linear;
+mod lookup;
 mod matrix;
 mod means;
 mod measure;
@@ -28,7 +29,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use burn_autodiff::Autodiff;
 use burn_backend::{Backend, FloatDType};
 use burn_flex::Flex;
@@ -114,6 +115,16 @@ pub trait Kernels: Backend {
         offsets: Option<Tensor<Ad<Self>, 2>>,
     ) -> Tensor<Ad<Self>, 2> {
         columns::composed(x, factors, offsets)
+    }
+
+    /// The columns `ids` of a `matrix [rows, columns]`, one below the other: `[ids, rows]`. No gradient goes back into the
+    /// column `still`.
+    fn lookup(
+        matrix: Tensor<Ad<Self>, 2>,
+        ids: Tensor<Self, 1, Int>,
+        still: Option<usize>,
+    ) -> Tensor<Ad<Self>, 2> {
+        lookup::composed(matrix, ids, still)
     }
 
     /// The activation function, element by element.
@@ -265,6 +276,14 @@ impl Kernels for Flex {
         offsets: Option<Tensor<Ad<Self>, 2>>,
     ) -> Tensor<Ad<Self>, 2> {
         columns::cpu(x, factors, offsets)
+    }
+
+    fn lookup(
+        matrix: Tensor<Ad<Self>, 2>,
+        ids: Tensor<Self, 1, Int>,
+        still: Option<usize>,
+    ) -> Tensor<Ad<Self>, 2> {
+        lookup::cpu(matrix, ids, still)
     }
 
     fn activation(x: Tensor<Ad<Self>, 2>, function: Activation) -> Tensor<Ad<Self>, 2> {

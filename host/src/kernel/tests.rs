@@ -454,6 +454,33 @@ fn lora_with_dropout_masks_the_side_path_alone() {
     );
 }
 
+/// Some are looked up several times, one of which does not move.
+#[test]
+fn columns_that_are_looked_up() {
+    let _alone = alone();
+    for (rows, width, still) in [(3, 7, None), (4, 11, Some(2)), (1, 1, Some(0))] {
+        let ids: Vec<i64> = (0..40)
+            .map(|at| (at * at + at / 3) % width as i64)
+            .collect();
+        let ids = Tensor::<Flex, 1, burn::tensor::Int>::from_data(&ids[..], &Default::default());
+        let ours = |[matrix]: [Wide; 1]| Flex::lookup(matrix, ids.clone(), still);
+        let theirs = |[matrix]: [Wide; 1]| super::lookup::composed(matrix, ids.clone(), still);
+        let matrix = random(rows, width).require_grad();
+        let (ours, theirs) = (ours([matrix.clone()]), theirs([matrix.clone()]));
+        let weights = Tensor::from_inner(plain_random(40, rows));
+        let gradients = [&ours, &theirs].map(|found| {
+            let found = (found.clone() * weights.clone()).sum().backward();
+            matrix.grad(&found).expect("a gradient").into_data()
+        });
+        ours.into_data().assert_eq(&theirs.into_data(), true);
+        gradients[0].assert_approx_eq::<f32>(&gradients[1], Tolerance::absolute(1e-5));
+        if let Some(still) = still {
+            let moved = gradients[0].iter::<f32>().skip(still).step_by(width);
+            assert_eq!(moved.collect::<Vec<_>>(), vec![0.0; rows]);
+        }
+    }
+}
+
 #[test]
 fn a_scaled_matrix() {
     let _alone = alone();

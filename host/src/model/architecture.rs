@@ -90,6 +90,8 @@ pub struct Words {
     pub first_position: usize,
     /// Of the token types.
     pub types: Option<Table>,
+    /// The entry of the vocabulary that never trains: PyTorch's `padding_idx`.
+    pub padding: Option<usize>,
     /// What the vocabulary's rows are multiplied by.
     pub scale: Option<f32>,
     /// The norm of the sum.
@@ -590,7 +592,21 @@ impl Architecture {
         dense.map(|dense| dense.name)
     }
 
-    /// Every linear layer of the body in forward order, then the pooler if `pooler` says that it is frozen.
+    /// The tables that tokens are looked up in.
+    pub fn tables(&self) -> impl Iterator<Item = LinearInfo> + '_ {
+        let tables = self.words().into_iter().flat_map(Words::tables);
+        tables.map(|table| LinearInfo {
+            path: table.name.to_owned(),
+            layer: None,
+            inputs: table.entries,
+            outputs: self.hidden,
+            bias: false,
+            is_embedding: true,
+        })
+    }
+
+    /// Every table of embeddings and every linear layer of the body in forward order, then the pooler if `pooler` says that
+    /// it is frozen.
     pub fn linears(&self, pooler: bool) -> Vec<LinearInfo> {
         let layers = (0..self.layers).flat_map(|layer| self.linears_of(layer));
         let pooler = self.pooler().filter(|_| pooler).map(|path| LinearInfo {
@@ -599,8 +615,9 @@ impl Architecture {
             inputs: self.hidden,
             outputs: self.hidden,
             bias: true,
+            is_embedding: false,
         });
-        layers.chain(pooler).collect()
+        self.tables().chain(layers).chain(pooler).collect()
     }
 
     /// The linear layers of transformer layer `layer` in forward order.
@@ -611,6 +628,7 @@ impl Architecture {
             inputs: part.inputs,
             outputs: part.outputs,
             bias: part.bias,
+            is_embedding: false,
         })
     }
 }

@@ -10,7 +10,7 @@ use super::block::{Around, Block, Picked};
 use super::embeddings::{Embedder, Tokens};
 use super::linear::{Linear, Source};
 use super::norm::load_norm;
-use crate::adapter::{Pass, Site};
+use crate::adapter::{Pass, Site, Weight};
 use crate::error::Result;
 use crate::kernel::{Ad, Angles, Kernels, Norm, Sequences};
 
@@ -63,7 +63,7 @@ pub struct Base<B: Kernels> {
 }
 
 impl<B: Kernels> Base<B> {
-    /// Loads the model. `module_of` tells which linears, in forward order, are adapted modules.
+    /// Loads the model. `module_of` tells which tables of embeddings and linears, in forward order, are adapted modules.
     pub(super) fn load(
         architecture: &Architecture,
         source: Source<'_>,
@@ -73,6 +73,7 @@ impl<B: Kernels> Base<B> {
         let hidden = architecture.hidden;
         let norm = |part: &NormPart| load_norm(source, part.name, part, hidden, device);
         let width = architecture.block.linears().count();
+        let (tables, module_of) = module_of.split_at(architecture.tables().count());
         let blocks = module_of
             .chunks(width)
             .take(architecture.layers)
@@ -90,7 +91,7 @@ impl<B: Kernels> Base<B> {
         });
         Ok(Base {
             relative: relative.transpose()?,
-            embedder: Embedder::load(&architecture.embeddings, source, hidden, device)?,
+            embedder: Embedder::load(&architecture.embeddings, source, hidden, tables, device)?,
             blocks: blocks.collect::<Result<_>>()?,
             final_norm: architecture.final_norm.as_ref().map(norm).transpose()?,
             architecture: architecture.clone(),
@@ -100,6 +101,11 @@ impl<B: Kernels> Base<B> {
     /// Every linear layer.
     pub(super) fn linears(&self) -> impl Iterator<Item = &Linear<B>> {
         self.blocks.iter().flat_map(Block::linears)
+    }
+
+    /// The tables of embeddings that are modules, with the number of each.
+    pub(super) fn tables(&self) -> impl Iterator<Item = (usize, Weight<B>)> {
+        self.embedder.modules()
     }
 
     /// Number of layers.
@@ -314,7 +320,7 @@ impl<B: Kernels> Base<B> {
 
     /// The embeddings of all tokens, `[tokens, hidden]`.
     fn embed(&self, input: &Input<B>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
-        let x = self.embedder.embed(&input.tokens);
+        let x = self.embedder.embed(&input.tokens, pass);
         let dropout = self.architecture.dropout.embeddings;
         let site = pass.dropout(Site::Embeddings, x.dims()[0], dropout);
         B::dropout(x, site)

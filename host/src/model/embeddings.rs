@@ -5,6 +5,7 @@ use burn::tensor::{Int, Tensor};
 use super::architecture::{CHANNELS, Embeddings, NormPart, Patches, Table, Words};
 use super::linear::Source;
 use super::norm::{load_norm, require_norm};
+use crate::adapter::{Looked, Pass, Weight};
 use crate::error::Result;
 use crate::kernel::{Ad, Branch, Frozen, Kernels, Norm};
 
@@ -24,14 +25,21 @@ pub enum Tokens<B: Kernels> {
     Pixels(Tensor<B, 4>),
 }
 
+/// A table that tokens are looked up in, `[entries, hidden]`, and which module it is.
+#[derive(Clone, Debug)]
+pub(super) struct Lookup<B: Kernels> {
+    table: Tensor<B, 2>,
+    module: Option<usize>,
+}
+
 /// The tables or the projection.
 #[derive(Clone, Debug)]
 pub(super) enum Embedder<B: Kernels> {
     Words {
         of: Words,
-        words: Tensor<B, 2>,
-        positions: Option<Tensor<B, 2>>,
-        types: Option<Tensor<B, 2>>,
+        words: Lookup<B>,
+        positions: Option<Lookup<B>>,
+        types: Option<Lookup<B>>,
         norm: Option<Norm<B>>,
     },
     Patches {
@@ -82,10 +90,12 @@ fn kernel(patches: &Patches, hidden: usize) -> [usize; 4] {
 }
 
 impl<B: Kernels> Embedder<B> {
+    /// `module_of` tells which tables are adapted modules.
     pub fn load(
         embeddings: &Embeddings,
         source: Source<'_>,
         hidden: usize,
+        module_of: &[Option<usize>],
         device: &B::Device,
     ) -> Result<Self> {
         let name = |name: &str| format!("{}{name}", source.prefix);
@@ -93,15 +103,19 @@ impl<B: Kernels> Embedder<B> {
         let norm = |part: &NormPart| load_norm(source, part.name, part, hidden, device);
         match embeddings {
             Embeddings::Words(of) => {
-                let table = |table: &Table| {
+                let mut module_of = module_of.iter().copied();
+                let mut table = |table: &Table| -> Result<Lookup<B>> {
                     let name = name(&format!("{}.weight", table.name));
-                    weights.rows::<B>(&name, [table.entries, hidden], device)
+                    Ok(Lookup {
+                        table: weights.rows::<B>(&name, [table.entries, hidden], device)?,
+                        module: module_of.next().flatten(),
+                    })
                 };
                 Ok(Embedder::Words {
                     of: *of,
                     words: table(&of.words)?,
-                    positions: of.positions.as_ref().map(table).transpose()?,
-                    types: of.types.as_ref().map(table).transpose()?,
+                    positions: of.positions.as_ref().map(&mut table).transpose()?,
+                    types: of.types.as_ref().map(&mut table).transpose()?,
                     norm: of.norm.as_ref().map(norm).transpose()?,
                 })
             }
@@ -151,13 +165,28 @@ impl<B: Kernels> Embedder<B> {
     /// The table of word embeddings, `[vocabulary, hidden]`, of a model that reads texts.
     pub fn words(&self) -> Option<Tensor<B, 2>> {
         match self {
-            Embedder::Words { words, .. } => Some(words.clone()),
+            Embedder::Words { words, .. } => Some(words.table.clone()),
             Embedder::Patches { .. } => None,
         }
     }
 
+    /// The tables that are modules, with the number of each.
+    pub fn modules(&self) -> impl Iterator<Item = (usize, Weight<B>)> {
+        let tables = match self {
+            Embedder::Words {
+                words,
+                positions,
+                types,
+                ..
+            } => [Some(words), positions.as_ref(), types.as_ref()],
+            Embedder::Patches { .. } => [None; 3],
+        };
+        let modules = tables.into_iter().flatten();
+        modules.filter_map(|it| Some((it.module?, Weight::Table(it.table.clone()))))
+    }
+
     /// Hidden states, `[tokens, hidden]`, of what the model reads.
-    pub fn embed(&self, tokens: &Tokens<B>) -> Tensor<Ad<B>, 2> {
+    pub fn embed(&self, tokens: &Tokens<B>, pass: &mut Pass<B>) -> Tensor<Ad<B>, 2> {
         match (self, tokens) {
             (
                 Embedder::Words {
@@ -173,19 +202,19 @@ impl<B: Kernels> Embedder<B> {
                     positions,
                 },
             ) => {
-                let words = words.clone().select(0, ids.clone());
-                let words = Tensor::from_inner(match of.scale {
-                    Some(scale) => words * scale,
-                    None => words,
-                });
+                let mut look = |Lookup { table, module }: &Lookup<B>, ids, still, factor| {
+                    let looked = Looked { ids, still };
+                    pass.lookup(table, &looked, factor, *module)
+                };
+                let words = look(words, ids.clone(), of.padding, of.scale);
                 let of_positions = of_positions.as_ref().map(|table| {
                     let rows = positions.clone() + of.first_position as i64;
-                    table.clone().select(0, rows)
+                    look(table, rows, None, None)
                 });
                 let of_types = of_types.as_ref();
-                let of_types = of_types.map(|table| table.clone().select(0, types.clone()));
+                let of_types = of_types.map(|table| look(table, types.clone(), None, None));
                 let rest = [of_positions, of_types].into_iter().flatten();
-                let rest = rest.reduce(|a, b| a + b).map(Tensor::from_inner);
+                let rest = rest.reduce(|a, b| a + b);
                 match (norm, rest) {
                     (Some(norm), rest) => B::add_norm(words, rest, norm),
                     (None, Some(rest)) => words + rest,

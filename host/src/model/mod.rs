@@ -15,7 +15,7 @@ mod weights;
 use burn::tensor::Tensor;
 use dynalora_plugin_api::ModuleInfo;
 
-use crate::adapter::{Adapted, Adapters, LinearInfo, Pass};
+use crate::adapter::{Adapted, Adapters, LinearInfo, Pass, Weight};
 use crate::error::{Error, Result};
 use crate::kernel::{Ad, Branch, Frozen, Kernels, Precision, Sequences};
 use crate::recipe::{self, AdapterConfig, ModelConfig, Problem};
@@ -231,7 +231,7 @@ impl Pretrained {
         Ok(())
     }
 
-    /// Every linear layer that can carry an adapter, in forward order.
+    /// Every table of embeddings and every linear layer that can carry an adapter, in forward order.
     pub fn linears(&self) -> Vec<LinearInfo> {
         self.config.linears(self.frozen_pooler)
     }
@@ -242,7 +242,13 @@ impl Pretrained {
         module: &ModuleInfo,
         device: &B::Device,
     ) -> Result<Tensor<B, 2>> {
-        let sizes = [module.in_features, module.out_features].map(|size| size as usize);
+        let sizes @ [inputs, outputs] =
+            [module.in_features, module.out_features].map(|size| size as usize);
+        if self.config.tables().any(|table| table.path == module.path) {
+            let name = format!("{}{}.weight", self.prefix, module.path);
+            let table = self.weights.tensor(&name, [inputs, outputs], device)?;
+            return Ok(table.transpose());
+        }
         self.source().weight(&module.path, sizes, device)
     }
 
@@ -298,7 +304,7 @@ impl Pretrained {
             }
         };
         let mut bytes = 4 * self.weights.parameters();
-        for linear in self.linears() {
+        for linear in self.linears().iter().filter(|it| !it.is_embedding) {
             let name = format!("{}{}.weight", self.prefix, linear.path);
             bytes -= (4 - width(&name)) * (linear.inputs * linear.outputs) as u64;
         }
@@ -420,13 +426,14 @@ impl<B: Kernels> Model<B> {
         })
     }
 
-    /// The layers under the adapted modules, in their order.
-    fn under_modules(&self) -> Vec<&Frozen<B>> {
+    /// What is frozen under the adapted modules, in their order.
+    fn under_modules(&self) -> Vec<Weight<B>> {
         let linears = self.base.linears().chain(self.head.pooler());
-        let found = linears.filter_map(|linear| Some((linear.module?, &linear.frozen)));
-        let mut found: Vec<_> = found.collect();
+        let linears = linears
+            .filter_map(|linear| Some((linear.module?, Weight::Layer(linear.frozen.clone()))));
+        let mut found: Vec<_> = self.base.tables().chain(linears).collect();
         found.sort_by_key(|(module, _)| *module);
-        found.into_iter().map(|(_, frozen)| frozen).collect()
+        found.into_iter().map(|(_, weight)| weight).collect()
     }
 
     /// Logits `[sequences, outputs]`; of a head that labels tokens `[tokens, outputs]`.

@@ -102,7 +102,7 @@ pub enum AdapterKind {
 }
 
 /// Which of the base model's biases train, by PEFT's names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AdapterBias {
     /// None.
@@ -113,6 +113,17 @@ pub enum AdapterBias {
     /// Every bias, which is refused.
     #[schemars(skip)]
     All,
+}
+
+impl<'de> Deserialize<'de> for AdapterBias {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "none" => Ok(AdapterBias::None),
+            "lora_only" => Ok(AdapterBias::LoraOnly),
+            "all" => Ok(AdapterBias::All),
+            other => Err(de::Error::unknown_variant(other, &["none", "lora_only"])),
+        }
+    }
 }
 
 impl Default for AdapterConfig {

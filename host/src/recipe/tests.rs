@@ -462,9 +462,10 @@ fn flags_are_named_in_errors() {
       ·         ╰── unknown key
       ╰────
      help: did you mean `steps`? [train] takes `epochs`, `steps`, `batch_size`, `tokens_per_batch`, `order`,
-           `gradient_accumulation`, `learning_rate`, `head_learning_rate`, `loraplus_lr_ratio`, `lr_schedule`,
-           `warmup`, `weight_decay`, `beta1`, `beta2`, `epsilon`, `max_grad_norm`, `on_nonfinite`, `log_every`,
-           `log_signals`, `report_to`, `gradient_checkpointing`, `cache_frozen_prefix`, `cache_memory_mib`
+           `gradient_accumulation`, `learning_rate`, `head_learning_rate`, `loraplus_lr_ratio`,
+           `loraplus_lr_embedding`, `lr_schedule`, `warmup`, `weight_decay`, `beta1`, `beta2`, `epsilon`,
+           `max_grad_norm`, `on_nonfinite`, `log_every`, `log_signals`, `report_to`, `gradient_checkpointing`,
+           `cache_frozen_prefix`, `cache_memory_mib`
     ");
     assert_snapshot!(refused("adapter.rank=0"), @r"
      × `adapter.rank` is 0

@@ -39,6 +39,10 @@ pub struct TrainConfig {
     /// the head's biases, as in PEFT's `create_loraplus_optimizer`; left out: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loraplus_lr_ratio: Option<f64>,
+    /// LoRA+: the learning rate of adapters beside tables of embeddings, A and B alike, as in PEFT's
+    /// `create_loraplus_optimizer`; left out: 1e-6 under `loraplus_lr_ratio`, else `learning_rate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loraplus_lr_embedding: Option<f64>,
     /// How the learning rate falls after warm-up.
     pub lr_schedule: LearningRateSchedule,
     /// Warm-up: a share of all steps (`0.06`) or a number of them (`100`).
@@ -127,6 +131,7 @@ impl Default for TrainConfig {
             learning_rate: 5e-4,
             head_learning_rate: None,
             loraplus_lr_ratio: None,
+            loraplus_lr_embedding: None,
             lr_schedule: LearningRateSchedule::default(),
             warmup: Warmup::Share(0.06),
             weight_decay: 0.0,
@@ -170,6 +175,12 @@ impl TrainConfig {
     /// What B's learning rate is a multiple of A's by.
     pub fn loraplus_lr_ratio(&self) -> f64 {
         self.loraplus_lr_ratio.unwrap_or(1.0)
+    }
+
+    /// LoRA+'s learning rate beside tables of embeddings; none without LoRA+.
+    pub fn loraplus_lr_embedding(&self) -> Option<f64> {
+        let given = self.loraplus_lr_embedding.unwrap_or(1e-6);
+        self.loraplus_lr_ratio.map(|_| given)
     }
 
     /// Writes the defaults that depend on other keys into the keys themselves.
@@ -216,6 +227,10 @@ impl TrainConfig {
         for (key, rate) in [
             ("train.learning_rate", self.learning_rate),
             ("train.head_learning_rate", self.head_rate()),
+            (
+                "train.loraplus_lr_embedding",
+                self.loraplus_lr_embedding.unwrap_or(0.0),
+            ),
             ("train.weight_decay", self.weight_decay),
             ("train.max_grad_norm", self.max_grad_norm),
         ] {
@@ -233,6 +248,15 @@ impl TrainConfig {
             ratio,
             "a number above 0; LoRA+ has one above 1, such as 16",
         )?;
+        if let (Some(rate), None) = (self.loraplus_lr_embedding, self.loraplus_lr_ratio) {
+            return Err(at
+                .error(
+                    "train.loraplus_lr_embedding",
+                    format!("`train.loraplus_lr_embedding` is {rate}, without `train.loraplus_lr_ratio`"),
+                    "it is LoRA+'s, as in PEFT",
+                )
+                .help("give `train.loraplus_lr_ratio` too, or drop the key: without LoRA+ all adapters have `train.learning_rate`"));
+        }
         for (key, beta) in [("train.beta1", self.beta1), ("train.beta2", self.beta2)] {
             at.check(
                 key,

@@ -32,7 +32,9 @@ use std::path::{Path, PathBuf};
 pub use checkpoint::{Checkpoint, PendingCheckpoint, damaged};
 pub use found::State;
 pub use module_path::{layer, role, short};
-pub use provenance::{Input, Machine, Program, Provenance, Sitting};
+pub use provenance::{
+    Input, Machine, Program, Provenance, Sitting, provenance_of, weights as weights_input,
+};
 pub(crate) use record::numbers;
 pub use record::{
     AllocationRecord, Best, EvaRecord, EvalRecord, MetricRecord, Observed, PluginNumbers,

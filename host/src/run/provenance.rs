@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -203,7 +204,53 @@ impl Sitting {
     }
 }
 
+/// What a model's file of weights of this number is read as.
+pub fn weights(nth: usize) -> String {
+    match nth {
+        0 => "model.weights".to_owned(),
+        nth => format!("model.weights[{nth}]"),
+    }
+}
+
+/// What made the run that the folder of an adapter lies in; none where it lies in none.
+pub fn provenance_of(adapter: &Path) -> Result<Option<Provenance>> {
+    let Ok(folder) = adapter.canonicalize() else {
+        return Ok(None);
+    };
+    match (folder.file_name(), folder.parent()) {
+        (Some(name), Some(run)) if name == "adapter" => {
+            Provenance::read(&run.join("provenance.json"))
+        }
+        _ => Ok(None),
+    }
+}
+
 impl Provenance {
+    /// Whether it says which weights the run's model had.
+    pub fn knows_weights(&self) -> bool {
+        let last = self.sittings.last();
+        last.is_some_and(|last| last.inputs.contains_key(&weights(0)))
+    }
+
+    /// How a model's `files` of weights are not those that the run's last sitting read; none where they are.
+    pub fn other_weights(&self, files: &[PathBuf]) -> Result<Option<String>> {
+        let last = self.sittings.last();
+        let then = (0..).map_while(|nth| last?.inputs.get(&weights(nth)));
+        let then: Vec<&Input> = then.collect();
+        let now = files.par_iter().map(|file| Input::of(file));
+        let now = now.collect::<Result<Vec<Input>>>()?;
+        let digests = then.iter().map(|input| &input.sha256);
+        if digests.eq(now.iter().map(|input| &input.sha256)) {
+            return Ok(None);
+        }
+        let shown = |inputs: &mut dyn Iterator<Item = &Input>| {
+            let all: Vec<String> = inputs.map(Input::shown).collect();
+            all.join(", ")
+        };
+        let then = shown(&mut then.into_iter());
+        Ok(Some(format!("{then} then, {} now", shown(&mut now.iter()))))
+    }
+
     /// Reads a run's; none if it has none, as runs of older versions.
     pub(super) fn read(path: &Path) -> Result<Option<Self>> {
         let read = read_json::<Self>(path)?;

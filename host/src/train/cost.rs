@@ -56,7 +56,7 @@ impl HeadKind {
 pub struct Shape<'a> {
     /// Sizes.
     pub config: &'a Architecture,
-    /// All linears in forward order.
+    /// All tables of embeddings and linears in forward order.
     pub linears: &'a [LinearInfo],
     /// Those that carry an adapter.
     pub modules: &'a [ModuleInfo],
@@ -143,9 +143,9 @@ impl Shape<'_> {
             HeadKind::Sequence => last,
         };
         let per_layer = self.config.block.linears().count();
-        let (layers, rest) = self.linears.split_at(per_layer * self.config.layers);
-        // The embeddings, of which nothing trains.
-        let mut x = builder.value(Amount::per_token, self.config.hidden);
+        let (tables, linears) = self.linears.split_at(self.config.tables().count());
+        let (layers, rest) = linears.split_at(per_layer * self.config.layers);
+        let mut x = builder.embeddings(tables);
         if let Some(patches) = self.config.patches() {
             // Run with the first layer, or kept with what that gives.
             let mut projection = Builder::operation(Some(0), &[], x);
@@ -185,6 +185,7 @@ impl Shape<'_> {
                     inputs: self.config.hidden,
                     outputs: self.config.vocabulary(),
                     bias: false,
+                    is_embedding: false,
                 };
                 builder.linear(None, x, &[&head], Amount::per_token);
             }
@@ -385,8 +386,7 @@ impl Builder<'_> {
         let y = self.value(rows, columns(linears));
         let mut operation = Self::operation(layer, &[x], y);
         for linear in linears {
-            let mut modules = self.shape.modules.iter();
-            let module = modules.position(|module| module.path == linear.path);
+            let module = self.module(linear);
             let Some(module) = module.filter(|_| adapter.use_dora() || linear.bias) else {
                 continue;
             };
@@ -407,10 +407,74 @@ impl Builder<'_> {
         y
     }
 
+    /// The hidden states that tokens start with. Rows are looked up, which counts for nothing; beside tables that are
+    /// modules there are products with B, and A's gradient is a sum.
+    fn embeddings(&mut self, tables: &[LinearInfo]) -> u32 {
+        let hidden = self.shape.config.hidden;
+        let mut x = self.value(Amount::per_token, hidden);
+        let paths = tables.iter().filter_map(|table| self.table(table));
+        let paths: Vec<SidePath> = paths.collect();
+        if paths.is_empty() {
+            return x;
+        }
+        // Run with the first layer, or kept with what that gives.
+        let mut looked = Self::operation(Some(0), &[], x);
+        looked.modules = paths;
+        self.costs.operations.push(looked);
+        if self.shape.adapter.use_dora() {
+            x = self.multiplied_tables(tables, x);
+        }
+        match self.shape.config.embeddings.norm() {
+            Some(_) => self.norm(Some(0), x, Amount::per_token),
+            None => x,
+        }
+    }
+
+    /// The side path of a table of embeddings, if it is a module.
+    fn table(&self, table: &LinearInfo) -> Option<SidePath> {
+        let module = self.module(table)?;
+        let rank = u64::from(self.shape.modules[module].rank);
+        let product = Amount::per_token(2 * rank * table.outputs as u64);
+        let mut path = SidePath::default();
+        path.module = module as u32;
+        (path.forward, path.between, path.b) = (product, product, product);
+        path.trains_a = true;
+        // The rows of A, and which they are.
+        path.saved = Amount::per_token(BYTES * rank + 8);
+        Some(path)
+    }
+
+    /// What DoRA makes of what is looked up in tables.
+    fn multiplied_tables(&mut self, tables: &[LinearInfo], x: u32) -> u32 {
+        let hidden = self.shape.config.hidden;
+        let y = self.value(Amount::per_token, hidden);
+        let mut operation = Self::operation(Some(0), &[x], y);
+        for table in tables {
+            let Some(module) = self.module(table) else {
+                continue;
+            };
+            let mut path = SidePath::default();
+            path.module = module as u32;
+            path.trains_a = true;
+            path.saved = Amount::per_token(BYTES * hidden as u64);
+            // The norms, anew after each update, for which A goes through the table.
+            let rank = u64::from(self.shape.modules[module].rank);
+            path.b = Amount::once(2 * rank * (table.inputs * table.outputs) as u64);
+            operation.modules.push(path);
+        }
+        self.costs.operations.push(operation);
+        y
+    }
+
+    /// Which module a layer is.
+    fn module(&self, linear: &LinearInfo) -> Option<usize> {
+        let mut modules = self.shape.modules.iter();
+        modules.position(|module| module.path == linear.path)
+    }
+
     /// The side path of a linear layer, if it is a module.
     fn side_path(&self, linear: &LinearInfo, x: u32, rows: Rows) -> Option<SidePath> {
-        let mut modules = self.shape.modules.iter();
-        let module = modules.position(|module| module.path == linear.path)?;
+        let module = self.module(linear)?;
         let adapter = self.shape.adapter;
         let pairs = u64::from(adapter.pairs());
         let rank = pairs * u64::from(self.shape.modules[module].rank);

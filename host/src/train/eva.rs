@@ -44,7 +44,7 @@ pub struct Asked {
 pub struct Found {
     /// For the run's records.
     pub record: EvaRecord,
-    /// A of each module that has a rank, row by row; none of a run that goes on, which has them in its checkpoint.
+    /// A of each module that has a rank, row by row, empty where it starts otherwise; none of a run that goes on, which has them in its checkpoint.
     pub vectors: Option<Vec<Vec<f32>>>,
     /// What was run for it.
     pub sizes: Sizes,
@@ -120,8 +120,13 @@ pub fn of_run<B: Kernels>(seen: &Seen<'_>, device: &B::Device) -> Result<Found> 
         ranks: seen.adapted.initial_ranks.clone().unwrap_or(ranks),
     };
     let trainee = Trainee {
-        adapters: Adapters::new((&recipe.adapter).into(), modules, recipe.seed, device)
-            .with_own(seen.adapted.configs.clone()),
+        adapters: Adapters::new(
+            (&recipe.adapter).into(),
+            modules,
+            seen.adapted.configs.clone(),
+            recipe.seed,
+            device,
+        ),
         // What it answers is nowhere read.
         head: (model.head.tensors().iter())
             .map(|tensor| match tensor.shape[..] {
@@ -160,19 +165,23 @@ struct Group {
 }
 
 /// Finds what the modules of `trainee` start from, which reads at most so many of these `batches` as is asked, and fewer
-/// where all components have converged before.
+/// where all components have converged before. Tables of embeddings, the first of the modules, start as they do without
+/// EVA and keep their ranks, as in PEFT.
 pub fn find<B: Kernels>(
     asked: &Asked,
     trainee: &Trainee<B>,
     batches: impl Iterator<Item = Batch>,
     device: &B::Device,
 ) -> Result<Found> {
-    let modules = &trainee.adapters.modules;
-    let counts = counts(asked, modules);
-    let budget: u32 = asked.ranks.iter().sum();
+    let all = &trainee.adapters.modules;
+    let is_table = |module: &usize| trainee.adapters.own(*module).is_embedding();
+    let tables = (0..all.len()).take_while(is_table).count();
+    let (modules, own_ranks) = (&all[tables..], &asked.ranks[tables..]);
+    let counts = counts(asked, modules, own_ranks);
+    let budget: u32 = own_ranks.iter().sum();
     let mut ranks: Vec<u32> = counts.iter().map(|count| *count as u32).collect();
     let mut record = EvaRecord {
-        modules: modules.iter().map(|module| module.path.clone()).collect(),
+        modules: all.iter().map(|module| module.path.clone()).collect(),
         ..EvaRecord::default()
     };
     let (mut groups, mut group_of) = (Vec::<Group>::new(), Vec::new());
@@ -190,7 +199,9 @@ pub fn find<B: Kernels>(
         record.examples += batch.indices.len() as u64;
         record.tokens += batch.tokens() as u64;
         sizes.add(&batch.offsets);
-        let inputs = inputs(trainee, &batch, asked.eva.use_label_mask, device);
+        let mut inputs = inputs(trainee, &batch, asked.eva.use_label_mask, device);
+        let read_by = inputs.iter_mut().flat_map(|(read_by, _)| read_by);
+        read_by.for_each(|module| *module -= tables);
         if groups.is_empty() {
             (groups, group_of) = grouped(inputs, modules, &counts, asked.seed)?;
         } else {
@@ -213,7 +224,7 @@ pub fn find<B: Kernels>(
                 groups.iter().map(|it| it.components.explained()).collect();
             ranks = match asked.eva.redistributes() {
                 true => distribute(&explained, &group_of, budget as usize),
-                false => asked.ranks.clone(),
+                false => own_ranks.to_vec(),
             };
         }
     }
@@ -229,11 +240,13 @@ pub fn find<B: Kernels>(
     let converged: Vec<bool> = groups.iter().map(|it| has_converged(it, &ranks)).collect();
     warn_of_others(&groups, &converged, asked);
     let of = |module: usize| &groups[group_of[module]].components;
-    record.explained_variance = (0..modules.len())
-        .map(|module| of(module).explained())
-        .collect();
-    record.converged = group_of.iter().map(|group| converged[*group]).collect();
-    let mut vectors = Vec::new();
+    let explained = (0..modules.len()).map(|module| of(module).explained());
+    let of_tables = std::iter::repeat_n(Vec::new(), tables);
+    record.explained_variance = of_tables.chain(explained).collect();
+    let converged = group_of.iter().map(|group| converged[*group]);
+    let of_all = std::iter::repeat_n(true, tables).chain(converged);
+    record.converged = of_all.collect();
+    let mut vectors = vec![Vec::new(); tables];
     for (module, rank) in ranks.iter().enumerate() {
         // Where they can grow, the components that they grow by are there from the start.
         let rows = match asked.eva.redistributes() {
@@ -252,7 +265,7 @@ pub fn find<B: Kernels>(
             vectors.push(start);
         }
     }
-    record.ranks = ranks;
+    record.ranks = [&asked.ranks[..tables], &ranks].concat();
     Ok(Found {
         record,
         vectors: Some(vectors),
@@ -261,8 +274,8 @@ pub fn find<B: Kernels>(
 }
 
 /// How many components are looked for in what each module reads.
-fn counts(asked: &Asked, modules: &[ModuleInfo]) -> Vec<usize> {
-    let own = modules.iter().zip(&asked.ranks);
+fn counts(asked: &Asked, modules: &[ModuleInfo], ranks: &[u32]) -> Vec<usize> {
+    let own = modules.iter().zip(ranks);
     own.map(|(module, rank)| match asked.eva.redistributes() {
         true => asked.eva.most(*rank),
         false => module.rank as usize,

@@ -1,6 +1,6 @@
 //! The adapter that training starts from, where the recipe names one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
 use dynalora_plugin_api::ModuleInfo;
@@ -10,8 +10,9 @@ use crate::data::{Data, LEARNT_FILE, Learnt, guess_classes};
 use crate::error::{Error, Result};
 use crate::export::{self, Peft};
 use crate::kernel::Kernels;
-use crate::model::{Head, Pretrained};
+use crate::model::{Head, ModelFolder, Pretrained};
 use crate::recipe::{AdapterConfig, Recipe};
+use crate::run::{self, Provenance};
 
 /// An adapter that has been trained before, on a model.
 pub struct Given {
@@ -27,7 +28,7 @@ impl Given {
     /// as it was.
     pub fn open(
         recipe: &Recipe,
-        pretrained: Pretrained,
+        (model, pretrained): (&ModelFolder, Pretrained),
         adapted: &Adapted,
     ) -> Result<(Pretrained, Option<Self>)> {
         let Some(from) = &recipe.adapter.from else {
@@ -47,6 +48,7 @@ impl Given {
         };
         let peft = export::read(folder, &pretrained.config)?;
         agree(&recipe.adapter, &peft, &pretrained, adapted)?;
+        check_base(recipe, &peft, model)?;
         let frozen = pretrained.frozen_pooler();
         let fitted = peft.fit(pretrained)?;
         let head = recipe.adapter.from_head.unwrap_or(true);
@@ -94,6 +96,22 @@ impl Given {
         .help("set adapter.from_head = false: the head then starts anew; or name the classes in its order, `data.labels`"))
     }
 
+    /// Says where the adapter was trained on what another tokenizer made of texts.
+    pub fn warn_of_another_tokenizer(&self, data: &Data) -> Result<()> {
+        let folder = self.peft.folder();
+        let learnt = Learnt::read(folder)?.and_then(|learnt| learnt.tokenizer);
+        if let (Some(theirs), Some(ours)) = (learnt, &data.tokenizer)
+            && theirs != *ours
+        {
+            tracing::warn!(
+                "adapter.from: {} was trained with another tokenizer than the model's here, or with another \
+                 tokenizer_config.json beside it: tokens of one number may not be the same",
+                folder.display()
+            );
+        }
+        Ok(())
+    }
+
     /// The adapters that a run starts with, `fresh` with the values that are given.
     pub fn adapters<B: Kernels>(
         &self,
@@ -118,6 +136,49 @@ impl Given {
     pub fn files(&self) -> [PathBuf; 2] {
         self.peft.files()
     }
+}
+
+/// Refuses an adapter of a run whose model had other weights. Of another, which says no more than a name, it is said
+/// where that is not the recipe's.
+fn check_base(recipe: &Recipe, peft: &Peft, model: &ModelFolder) -> Result<()> {
+    let (folder, ours) = (peft.folder().display(), &recipe.model);
+    let known = run::provenance_of(peft.folder())?;
+    if let Some(provenance) = known.filter(Provenance::knows_weights) {
+        let Some(what) = provenance.other_weights(&model.weights)? else {
+            return Ok(());
+        };
+        return Err(Error::user(format!(
+            "adapter.from: {folder} was trained on other weights than those of model.name = \"{}\": {what}",
+            ours.name
+        ))
+        .help(format!(
+            "give model.name the folder it was trained on ({}); where these are the same weights in other files, copy \
+             the adapter's folder out of its run and name the copy, which is taken by its word",
+            peft.base().unwrap_or("which it does not name")
+        )));
+    }
+    let Some(theirs) = peft.base() else {
+        return Ok(());
+    };
+    let path = |name: &str| Path::new(name).canonicalize().ok();
+    let same = theirs == ours.name || path(theirs).is_some_and(|it| path(&ours.name) == Some(it));
+    let learnt = Learnt::read(peft.folder())?.map(|learnt| learnt.revision);
+    let revision = learnt.or(peft.revision().map(str::to_owned));
+    let other = revision.filter(|revision| *revision != ours.revision);
+    if !same || other.is_some() {
+        let of = |name: &str, revision: Option<&str>| match revision {
+            Some(revision) => format!("{name} (revision {revision})"),
+            None => name.to_owned(),
+        };
+        let here = other.is_some().then_some(ours.revision.as_str());
+        tracing::warn!(
+            "adapter.from: {folder} says that it was trained on {}, and the recipe's model is {}: whether these are the \
+             same weights is not known, and on others it starts somewhere else",
+            of(theirs, other.as_deref()),
+            of(&ours.name, here)
+        );
+    }
+    Ok(())
 }
 
 /// Refuses an adapter that is not what the recipe names.

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::Prepared;
 use crate::data;
 use crate::error::Result;
-use crate::run::{Input, Machine, Program, Sitting};
+use crate::run::{Input, Machine, Program, Sitting, weights_input};
 
 /// Files beside `tokenizer.json` that may change what a text becomes.
 const BESIDE: [&str; 4] = [
@@ -25,11 +25,7 @@ impl Prepared {
         let mut files: Vec<(String, PathBuf)> = data::files(&self.recipe.data)?;
         files.push(("model.config".to_owned(), folder.config.clone()));
         for (nth, path) in folder.weights.iter().enumerate() {
-            let name = match nth {
-                0 => "model.weights".to_owned(),
-                nth => format!("model.weights[{nth}]"),
-            };
-            files.push((name, path.clone()));
+            files.push((weights_input(nth), path.clone()));
         }
         if self.recipe.data.is_images() {
             files.push(("preprocessor".to_owned(), folder.preprocessor.clone()));

@@ -160,8 +160,13 @@ impl<'a, B: Kernels> Training<'a, B> {
         let answer = constant.as_ref().map(Constant::logits);
         let answer = answer.filter(|_| recipe.model.head_bias == HeadBias::Labels);
         let cache = || PrefixCache::new(train.cache_memory_mib << 20);
-        let mut adapters = Adapters::new(adapter.clone(), modules.clone(), recipe.seed, device)
-            .with_own(rest.configs.clone());
+        let mut adapters = Adapters::new(
+            adapter.clone(),
+            modules.clone(),
+            rest.configs.clone(),
+            recipe.seed,
+            device,
+        );
         let mut head = None;
         if let Some(given) = &rest.given {
             adapters = given.adapters(adapters, device)?;
@@ -192,7 +197,8 @@ impl<'a, B: Kernels> Training<'a, B> {
             progress,
             controller,
             constant,
-            optimizer: Optimizer::new(config, modules.len()),
+            optimizer: Optimizer::new(config, modules.len())
+                .with_embeddings(rest.configs.iter().map(Config::is_embedding).collect()),
             trainee: Trainee {
                 model,
                 adapters,
@@ -331,6 +337,7 @@ impl<'a, B: Kernels> Training<'a, B> {
                 components: self.controller.components(),
                 details: self.controller.details(),
                 rates: self.optimizer.rates(0),
+                embedding_rate: self.optimizer.embedding_rate(0),
                 probing: false,
                 wanted: &measuring.wanted,
                 // No step has it: those count up.
@@ -401,6 +408,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             components: self.controller.components(),
             details: self.controller.details(),
             rates: self.optimizer.rates(self.progress.step),
+            embedding_rate: self.optimizer.embedding_rate(self.progress.step),
             probing,
             wanted: &measuring.wanted,
             seed: dropout_seed(self.recipe.seed, number),
@@ -539,12 +547,12 @@ impl<'a, B: Kernels> Training<'a, B> {
 
     /// How many of the first layers need not be run, because nothing in them trains or is measured.
     fn skippable(&self, probing: bool, outputs: bool) -> usize {
-        let modules = &self.rest.modules;
         let layers = self.rest.pretrained.config.layers;
-        let depth = frozen_layers(modules, self.controller.active(), layers);
-        let below =
-            |module: &ModuleInfo| module.layer.is_some_and(|layer| (layer as usize) < depth);
-        match probing || (outputs && modules.iter().any(below)) {
+        let below = |module: usize| self.trainee.adapters.layers_below(module, layers);
+        let (active, modules) = (self.controller.active(), 0..self.rest.modules.len());
+        let lowest = modules.clone().filter(|module| active[*module]).map(below);
+        let depth = lowest.min().unwrap_or(layers);
+        match probing || (outputs && modules.clone().any(|module| below(module) < depth)) {
             true => 0,
             false => depth,
         }
@@ -615,6 +623,7 @@ fn optimizer_config(recipe: &Recipe, total_steps: u64) -> OptimizerConfig {
     OptimizerConfig {
         rate: train.learning_rate,
         loraplus_lr_ratio: train.loraplus_lr_ratio(),
+        loraplus_lr_embedding: train.loraplus_lr_embedding(),
         head_rate: train.head_rate(),
         beta1: train.beta1,
         beta2: train.beta2,
@@ -625,15 +634,6 @@ fn optimizer_config(recipe: &Recipe, total_steps: u64) -> OptimizerConfig {
         total_steps,
         state: recipe.allocation.optimizer_state,
     }
-}
-
-/// Layers below the lowest active module, of `layers` in all.
-fn frozen_layers(modules: &[ModuleInfo], active: &[bool], layers: usize) -> usize {
-    let active = modules.iter().zip(active).filter(|(_, active)| **active);
-    active
-        .map(|(module, _)| module.layer.map_or(layers, |layer| layer as usize))
-        .min()
-        .unwrap_or(layers)
 }
 
 /// The seed of a step's dropout: a function of the run's seed and the step, so that a resumed run drops

@@ -16,6 +16,8 @@ pub struct OptimizerConfig {
     pub rate: f64,
     /// LoRA+: what the rates of B, and of the head's vectors, are multiplied by (Hayou et al. 2024).
     pub loraplus_lr_ratio: f64,
+    /// LoRA+: the peak rate of what stands beside tables of embeddings, A and B alike; none without LoRA+.
+    pub loraplus_lr_embedding: Option<f64>,
     /// Peak learning rate of the head.
     pub head_rate: f64,
     /// Decay of the first moment.
@@ -78,10 +80,27 @@ impl<B: Kernels> GroupState<B> {
     }
 }
 
+impl OptimizerConfig {
+    /// The peak learning rate of what stands beside tables of embeddings.
+    fn embedding_peak(&self) -> f64 {
+        self.loraplus_lr_embedding.unwrap_or(self.rate)
+    }
+
+    /// The peak learning rate of a module's A, and what that of what else it trains is a multiple of it by.
+    fn peak_and_ratio(&self, is_embedding: bool) -> (f64, f64) {
+        match is_embedding {
+            true => (self.embedding_peak(), 1.0),
+            false => (self.rate, self.loraplus_lr_ratio),
+        }
+    }
+}
+
 /// AdamW with a state per module, made when the module is first updated.
 #[derive(Clone, Debug)]
 pub struct Optimizer<B: Kernels> {
     config: OptimizerConfig,
+    /// Which modules stand beside tables of embeddings.
+    embeddings: Vec<bool>,
     /// One per module; none before its first update, or after `reset` dropped it.
     pub modules: Vec<Option<GroupState<B>>>,
     /// The head's.
@@ -89,13 +108,20 @@ pub struct Optimizer<B: Kernels> {
 }
 
 impl<B: Kernels> Optimizer<B> {
-    /// An optimiser before its first step.
+    /// An optimiser before its first step, of so many modules, all of them linear layers.
     pub fn new(config: OptimizerConfig, modules: usize) -> Self {
         Optimizer {
             config,
+            embeddings: vec![false; modules],
             modules: vec![None; modules],
             head: None,
         }
+    }
+
+    /// The same, told which of its modules stand beside tables of embeddings.
+    pub fn with_embeddings(mut self, embeddings: Vec<bool>) -> Self {
+        self.embeddings = embeddings;
+        self
     }
 
     /// The learning rate of the adapters at the run's step `step`, counted from 0: of LoRA+ that of A.
@@ -107,6 +133,11 @@ impl<B: Kernels> Optimizer<B> {
     pub fn rates(&self, step: u64) -> [f64; 2] {
         let rate = self.rate(step);
         [rate, rate * self.config.loraplus_lr_ratio]
+    }
+
+    /// The learning rate of what stands beside tables of embeddings at that step.
+    pub fn embedding_rate(&self, step: u64) -> f64 {
+        self.config.embedding_peak() * self.factor(step)
     }
 
     fn factor(&self, step: u64) -> f64 {
@@ -144,8 +175,9 @@ impl<B: Kernels> Optimizer<B> {
             state.components = vec![state.steps; remaining.len()];
         }
         state.steps += 1;
-        let mut rates = factors.map(|own| self.config.rate * factor * own);
-        rates[1] *= self.config.loraplus_lr_ratio;
+        let (peak, ratio) = self.config.peak_and_ratio(self.embeddings[module]);
+        let mut rates = factors.map(|own| peak * factor * own);
+        rates[1] *= ratio;
         let some = remaining.filter(|remaining| remaining.contains(&false));
         state.last = Some(LastUpdate {
             step,
@@ -361,6 +393,7 @@ mod tests {
         let config = OptimizerConfig {
             rate: 0.01,
             loraplus_lr_ratio: 1.0,
+            loraplus_lr_embedding: None,
             head_rate: 0.01,
             beta1: 0.9,
             beta2: 0.999,
@@ -404,7 +437,7 @@ mod tests {
         let remaining = [true, false, true, true];
         let (mut whole, mut part) = (pair(1), pair(1));
         let mut optimizers = [(); 2].map(|()| optimizer(OptimizerState::Global));
-        components::prune(&mut part.pair, None, &remaining);
+        components::prune(&mut part.pair, None, (&remaining, 1));
         let pruned = component(&part, 1);
         assert_eq!(pruned[3..], [0.0; 5]);
         assert_ne!(pruned[..3], [0.0; 3]);
@@ -459,7 +492,7 @@ mod tests {
         }
         let mut step = 5;
         for remaining in [[true, false, true, true], [true, true, true, false]] {
-            components::prune(&mut ours.pair, None, &remaining);
+            components::prune(&mut ours.pair, None, (&remaining, 1));
             optimizer.pruned(0, &remaining);
             for _ in 0..3 {
                 let gradients = pair(10 + step as u32);
@@ -492,7 +525,7 @@ mod tests {
                 1.0,
             );
         }
-        components::prune(&mut fresh.pair, None, &[true, false, true, true]);
+        components::prune(&mut fresh.pair, None, (&[true, false, true, true], 1));
         let mut fresh_optimizer = self::optimizer(OptimizerState::Global);
         for step in 8..11 {
             fresh_optimizer.update_module(
@@ -601,7 +634,7 @@ mod tests {
         for step in 0..8 {
             let pruned = step >= 4;
             if step == 4 {
-                components::prune(&mut ours.pair, None, &remaining);
+                components::prune(&mut ours.pair, None, (&remaining, 1));
                 optimizer.pruned(0, &remaining);
             }
             let before = ours.clone();

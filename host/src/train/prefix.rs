@@ -67,10 +67,10 @@ impl PrefixCache {
         depth: usize,
         device: &B::Device,
     ) -> Result<Tensor<Ad<B>, 2>> {
-        let modules = trainee.adapters.modules.iter().enumerate();
-        let below = modules
-            .filter(|(_, module)| module.layer.is_some_and(|layer| (layer as usize) < depth));
-        let versions = below.flat_map(|(module, _)| trainee.adapters.versions(module));
+        let (adapters, layers) = (&trainee.adapters, trainee.model.base.depth());
+        let modules = 0..adapters.modules.len();
+        let below = modules.filter(|module| adapters.layers_below(*module, layers) < depth);
+        let versions = below.flat_map(|module| adapters.versions(module));
         let versions: Vec<u64> = versions.collect();
         if depth != self.depth || versions != self.versions {
             *self = PrefixCache {

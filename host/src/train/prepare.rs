@@ -64,7 +64,8 @@ impl Prepared {
         data::check_kind(&recipe.data, &pretrained.config)?;
         refuse_tokens_without_a_head(&recipe, &pretrained)?;
         let mut adapted = pretrained.adapted(&recipe.adapter)?;
-        let (pretrained, given) = Given::open(&recipe, pretrained, &adapted)?;
+        refuse_a_rate_of_no_embeddings(&recipe, &adapted)?;
+        let (pretrained, given) = Given::open(&recipe, (&folder, pretrained), &adapted)?;
         // Before the data, which can take long: a misspelt plugin is found out at once.
         let mut plugins = Plugins::load(&recipe, &adapted, plugin_dirs, ranks)?;
         let mut data = data::load(&recipe, &folder, &pretrained.config)?;
@@ -72,6 +73,7 @@ impl Prepared {
         recipe.data.settle(&data.labels, data.problem);
         if let Some(given) = &given {
             given.check_head(&data)?;
+            given.warn_of_another_tokenizer(&data)?;
         }
         let trains = data.train.labels.len() == data.train.len() && !data.train.is_empty();
         if !trains {
@@ -139,6 +141,7 @@ pub fn check(
     refuse_dropout_under_a_cache(recipe, pretrained)?;
     data::check_kind(&recipe.data, &pretrained.config)?;
     refuse_tokens_without_a_head(recipe, pretrained)?;
+    refuse_a_rate_of_no_embeddings(recipe, adapted)?;
     let plugins = Plugins::load(recipe, adapted, plugin_dirs, &Ranks::alone())?;
     let held_back = plugins.held_back();
     match recipe.train.length() {
@@ -192,6 +195,19 @@ fn refuse_tokens_without_a_head(recipe: &Recipe, pretrained: &Pretrained) -> Res
     match recipe.data.predicts_tokens() {
         true => pretrained.require_language_head(),
         false => Ok(()),
+    }
+}
+
+/// A rate that nothing trains by.
+fn refuse_a_rate_of_no_embeddings(recipe: &Recipe, adapted: &Adapted) -> Result<()> {
+    let idle = !adapted.configs.iter().any(Config::is_embedding);
+    match recipe.train.loraplus_lr_embedding.filter(|_| idle) {
+        None => Ok(()),
+        Some(rate) => Err(Error::user(format!(
+            "train.loraplus_lr_embedding is {rate}, but none of the {} adapted modules is a table of embeddings",
+            adapted.configs.len()
+        ))
+        .help("drop the key, or name a table in adapter.targets")),
     }
 }
 

@@ -12,22 +12,20 @@ use burn::tensor::backend::AutodiffBackend;
 use super::trainee::Trainee;
 use crate::adapter::{Observe, Part, Pass};
 use crate::error::Result;
-use crate::kernel::{Ad, Kernels, Sequences};
+use crate::kernel::{Ad, Kernels, Sequences, is_tracked};
 
 /// Gradients of one backward pass.
 pub type Found<B> = <Ad<B> as AutodiffBackend>::Gradients;
 
-/// The layers that are run twice: from the lowest with a module in `tracked` to the last but one. Those below keep
-/// nothing, and the last goes back as soon as it is run. None where all `depth` layers of a model lie below, which have
-/// been run.
+/// The layers that are run twice: from the lowest with a module in `tracked`, or above one, to the last but one. Those
+/// below keep nothing, and the last goes back as soon as it is run. None where all `depth` layers of a model lie below,
+/// which have been run.
 fn twice<B: Kernels>(trainee: &Trainee<B>, tracked: &[bool], depth: usize) -> Range<usize> {
-    let top = (trainee.model.base.depth() - 1).max(depth);
-    let modules = trainee.adapters.modules.iter().zip(tracked);
-    let lowest = modules
-        .filter(|(_, tracked)| **tracked)
-        .filter_map(|(module, _)| module.layer)
-        .min();
-    let first = lowest.map_or(top, |layer| layer as usize);
+    let layers = trainee.model.base.depth();
+    let top = (layers - 1).max(depth);
+    let modules = (0..tracked.len()).filter(|module| tracked[*module]);
+    let lowest = modules.map(|module| trainee.adapters.layers_below(module, layers));
+    let first = lowest.min().unwrap_or(top);
     first.max(depth).min(top)..top
 }
 
@@ -45,7 +43,12 @@ pub fn backward<B: Kernels>(
     let base = &trainee.model.base;
     let around = base.around(sequences, &x.device());
     let layers = twice(trainee, tracked, depth);
+    // Of what trains in the embeddings, below all layers.
+    let embedded = is_tracked(&x).then(|| x.clone());
     let mut x = base.between(x, depth..layers.start, &around, pass);
+    if embedded.is_some() {
+        x = Tensor::from_inner(x.inner());
+    }
     let nothing = vec![false; tracked.len()];
     let mut ahead = Pass::train(
         &trainee.adapters,
@@ -63,7 +66,7 @@ pub fn backward<B: Kernels>(
     // A gradient is wanted of what a layer that trains has made.
     let entered = |x: Tensor<B, 2>, layer: usize| {
         let x = Tensor::<Ad<B>, 2>::from_inner(x);
-        match layer > layers.start {
+        match layer > layers.start || embedded.is_some() {
             true => x.require_grad(),
             false => x,
         }
@@ -72,18 +75,25 @@ pub fn backward<B: Kernels>(
     let loss = loss(x.clone(), layers.end, pass)?;
     let value = loss.clone().inner();
     let mut found = vec![loss.backward()];
+    let taken = |above: Tensor<Ad<B>, 2>, found: &mut Vec<Found<B>>| {
+        let last = found.last_mut().expect("one for each layer above");
+        let gradient = above.grad_remove(last);
+        gradient.expect("it is tracked, and the loss depends on it")
+    };
     let mut above = x;
     for layer in layers.clone().rev() {
-        let last = found.last_mut().expect("one for each layer above");
-        let gradient = above
-            .grad_remove(last)
-            .expect("it is tracked, and the loss depends on it");
+        let gradient = taken(above, &mut found);
         let x = entered(inputs.pop().expect("one for each layer"), layer);
         let y = base.between(x.clone(), layer..layer + 1, &around, pass);
         // Whose gradient with respect to y is that gradient, exactly.
         let product = (y * Tensor::from_inner(gradient)).sum();
         found.push(product.backward());
         above = x;
+    }
+    if let Some(embedded) = embedded {
+        let gradient = taken(above, &mut found);
+        let product = (embedded * Tensor::from_inner(gradient)).sum();
+        found.push(product.backward());
     }
     Ok((value, found))
 }

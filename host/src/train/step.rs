@@ -35,6 +35,8 @@ pub struct StepPlan<'a> {
     pub details: &'a Details,
     /// The learning rates of the adapters' A and B at this step; by B's the sensitivity of pruned components goes.
     pub rates: [f64; 2],
+    /// That of what stands beside tables of embeddings.
+    pub embedding_rate: f64,
     /// Whether the gradients of inactive modules are measured as well.
     pub probing: bool,
     /// What to measure.
@@ -405,9 +407,19 @@ fn sensitivities<B: Kernels>(
     let of_module = pairs.map(|(module, (pair, gradient))| {
         let remaining = plan.remaining(module);
         let gradient = gradient.as_ref()?;
-        let rate = plan.rates[1] * plan.details.rate(module)[1];
-        let of = (&pair.pair, &gradient.pair);
-        Some(components::sensitivity(of.0, of.1, remaining, rate))
+        let zero = trainee.adapters.own(module).starts_at_zero();
+        let rate = match trainee.adapters.own(module).is_embedding() {
+            true => plan.embedding_rate,
+            false => plan.rates[1],
+        };
+        let rate = plan.details.rate(module)[zero] * rate;
+        let (pair, gradient) = (&pair.pair, &gradient.pair);
+        Some(components::sensitivity(
+            pair,
+            gradient,
+            remaining,
+            (zero, rate),
+        ))
     });
     of_module.collect()
 }

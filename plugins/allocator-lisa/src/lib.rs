@@ -7,9 +7,9 @@
 //! P(l | drawn so far: D) = w_l / Σ_{m∉D} w_m        w = 1 (the paper), or the layer's share of the scores
 //! ```
 //!
-//! Here: K is the schedule's `every`, the task's head always trains whatever an allocator says, and embeddings, which
-//! have no adapters, stay frozen. Modules outside the layers, such as a pooler, stand where LISA's head stands: they
-//! are always active and count for no layer (`outside = false`: never active).
+//! Here: K is the schedule's `every`, the task's head always trains whatever an allocator says, and embeddings stay frozen
+//! unless they carry adapters. Modules outside the layers, such as a pooler or a table of embeddings, stand where LISA's
+//! head and embeddings stand: they are always active and count for no layer (`outside = false`: never active).
 //!
 //! Under `unit = "layer"` a layer is one of what is chosen; under `unit = "module"` it is the modules of one layer
 //! index, and the choice is the same. A layer's score is the sum of its modules'. The paper's importance sampling

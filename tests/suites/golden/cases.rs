@@ -115,6 +115,20 @@ fn pretrained_for(folder: &Path, config: &ModelConfig, problem: Problem) -> Pret
     opened.expect("the fixture is a whole model")
 }
 
+/// The same model under another `pad_token_id`.
+fn padded_by(model: &Path, id: u64) -> Pretrained {
+    let mut folder = model_folder(model);
+    let text = std::fs::read_to_string(&folder.config).expect("a config");
+    let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    config["pad_token_id"] = id.into();
+    let scene = tempfile::tempdir().expect("a temporary folder");
+    folder.config = scene.path().join("config.json");
+    std::fs::write(&folder.config, config.to_string()).expect("it writes");
+    alone();
+    let opened = Pretrained::open_for(&folder, &no_dropout(), Problem::Classification);
+    opened.expect("the fixture is a whole model")
+}
+
 /// Lets no other test run beside, until this one's thread ends, where what a backend keeps for all threads (its graphs, its
 /// generator) is not known to be kept apart: under load one test of many runs failed there, and never alone.
 fn alone() {
@@ -152,11 +166,12 @@ fn bare(pretrained: &Pretrained, golden: &Golden) -> Trainee<B> {
         start: None,
         use_dora: false,
         trains_bias: false,
+        is_embedding: false,
     });
     let head = head.collect();
     Trainee {
         model,
-        adapters: Adapters::new(lora, vec![], 0, &DEVICE),
+        adapters: Adapters::new(lora, vec![], vec![], 0, &DEVICE),
         head,
     }
 }
@@ -472,7 +487,10 @@ impl Case {
             true => Problem::TokenClassification,
             false => Problem::Classification,
         };
-        let pretrained = pretrained_for(model, &no_dropout(), problem);
+        let pretrained = match training.config["pad_token_id"].as_u64() {
+            Some(id) => padded_by(model, id),
+            None => pretrained_for(model, &no_dropout(), problem),
+        };
         let most = training.config["max_length"].as_u64();
         let inputs = match tokens {
             _ if problem == Problem::TokenClassification => {
@@ -548,6 +566,7 @@ impl Case {
             loraplus_lr_ratio: self.training.config["loraplus_lr_ratio"]
                 .as_f64()
                 .unwrap_or(1.0),
+            loraplus_lr_embedding: self.training.config["loraplus_lr_embedding"].as_f64(),
             head_rate: number("learning_rate"),
             beta1: 0.9,
             beta2: 0.999,
@@ -619,7 +638,10 @@ impl Case {
     fn check_run_of(&self, mut trainee: Trainee<B>, name: &str, tolerance: f64) -> Trainee<B> {
         let golden: &Run = &self.training.runs[name];
         let modules = trainee.adapters.modules.len();
-        let mut optimizer = self.optimizer(modules);
+        let embeddings = (0..modules).map(|it| trainee.adapters.own(it).is_embedding());
+        let mut optimizer = self
+            .optimizer(modules)
+            .with_embeddings(embeddings.collect());
         let mut furthest = 0f64;
         for number in 1..=golden.losses.len() {
             let active: Vec<bool> = match golden.active_layers.get(number - 1) {
@@ -859,6 +881,9 @@ fn tiny_models_train_as_peft_does() {
         ("tiny-bert", "loraplus"),
         ("tiny-bert", "dora"),
         ("tiny-bert", "bias"),
+        ("tiny-bert", "embeddings"),
+        ("tiny-bert", "embeddings-dora"),
+        ("tiny-gemma2", "embeddings"),
         ("tiny-distilbert", "dora"),
         ("tiny-llama", "dora"),
         ("tiny-gpt2", "dora"),
@@ -944,6 +969,9 @@ fn running_layers_twice_changes_no_bit() {
         ("tiny-gpt2", "words"),
         ("tiny-bert", "dora"),
         ("tiny-distilbert", "dora"),
+        ("tiny-bert", "embeddings"),
+        ("tiny-bert", "embeddings-dora"),
+        ("tiny-gpt2", "embeddings"),
     ] {
         let tokens = match model {
             "tiny-vit" | "tiny-clip" => String::new(),
@@ -1108,6 +1136,10 @@ fn decoders_learn_to_predict_tokens_as_with_peft() {
         ("tiny-qwen2-sliding", "causal-lm"),
         ("tiny-gemma2", "causal-lm"),
         ("tiny-gemma3", "causal-lm"),
+        // Tables that are the head as well, one of which has an entry that does not train.
+        ("tiny-gpt2", "embeddings"),
+        ("tiny-llama", "embeddings"),
+        ("tiny-gemma2", "embeddings-dora"),
     ] {
         let tokens = format!("{model}/golden/tokens.safetensors");
         let goldens = format!("{model}/golden/{task}");
@@ -1148,6 +1180,9 @@ fn an_adapter_that_peft_trained_gives_its_logits_here() {
         ("tiny-bert", "vera", 2),
         ("tiny-bert", "dora", 2),
         ("tiny-bert", "bias", 2),
+        ("tiny-bert", "embeddings", 2),
+        ("tiny-bert", "embeddings-dora", 2),
+        ("tiny-gemma2", "embeddings", 2),
         ("tiny-distilbert", "dora", 2),
         ("tiny-llama", "dora", 2),
         ("tiny-gpt2", "dora", 2),
@@ -1403,7 +1438,7 @@ fn pissa_trains_and_is_exported_as_pefts() {
     let theirs = trainee.adapters;
     let found = case.pretrained.adapted(&adapter).expect("modules");
     assert_eq!(found.modules.len(), theirs.modules.len());
-    trainee.adapters = Adapters::new((&adapter).into(), found.modules, 0, &DEVICE);
+    trainee.adapters = Adapters::new((&adapter).into(), found.modules, found.configs, 0, &DEVICE);
     let weight = |module: &ModuleInfo| {
         let weight = case.pretrained.frozen_weight::<B>(module, &DEVICE)?;
         read(weight)
@@ -1497,7 +1532,7 @@ fn eva_starts_where_pefts_does() {
         });
         let trainee = Trainee {
             model: load(&modules),
-            adapters: Adapters::new((&recipe).into(), modules, 0, &DEVICE),
+            adapters: Adapters::new((&recipe).into(), modules, found.configs.clone(), 0, &DEVICE),
             head: theirs.head.clone(),
         };
         // One epoch again and again, as PEFT reads it.
@@ -1542,8 +1577,13 @@ fn eva_starts_where_pefts_does() {
         }
         let found = found.redistributed(&recipe, prefix, &ranks);
         assert_eq!(found.modules, theirs.adapters.modules, "{goldens}");
-        let mut adapters = Adapters::new((&recipe).into(), found.modules.clone(), 0, &DEVICE)
-            .with_own(found.configs);
+        let mut adapters = Adapters::new(
+            (&recipe).into(),
+            found.modules.clone(),
+            found.configs,
+            0,
+            &DEVICE,
+        );
         adapters.start_at(&starts, &DEVICE);
         let (mut furthest, mut apart) = (0f32, 0f32);
         for (module, info) in found.modules.iter().enumerate() {

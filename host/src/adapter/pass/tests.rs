@@ -32,6 +32,7 @@ fn scene(dropout: f64) -> (Vec<(Plain, Frozen<Flex>)>, Adapters<Flex>) {
             start: None,
             use_dora: true,
             trains_bias,
+            is_embedding: false,
         })
     };
     let modules = [("query", 40), ("value", 33)].map(|(role, outputs)| {
@@ -41,18 +42,23 @@ fn scene(dropout: f64) -> (Vec<(Plain, Frozen<Flex>)>, Adapters<Flex>) {
             inputs: INPUTS,
             outputs,
             bias: true,
+            is_embedding: false,
         };
         linear.module(&config(role == "value"))
     });
-    let adapters = Adapters::new(config(true), modules.to_vec(), 5, &FlexDevice);
-    let mut adapters = adapters.with_own(vec![config(false), config(true)]);
+    let own = vec![config(false), config(true)];
+    let mut adapters = Adapters::new(config(true), modules.to_vec(), own, 5, &FlexDevice);
     let weight = |module: &dynalora_plugin_api::ModuleInfo| {
         let at = if module.path == "query" { 0 } else { 2 };
         let values = layers[at].0.clone().into_data().into_vec();
         Ok(values.expect("f32 values"))
     };
     adapters
-        .put_on(&[&layers[0].1, &layers[2].1], weight, &FlexDevice)
+        .put_on(
+            &[0, 2].map(|at| Weight::Layer(layers[at].1.clone())),
+            weight,
+            &FlexDevice,
+        )
         .expect("rows of some size");
     (layers, adapters)
 }

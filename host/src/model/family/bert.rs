@@ -59,6 +59,7 @@ pub(super) fn encoder(json: &Json, name: Name, vocabulary: usize) -> Result<Arch
                 name: "embeddings.token_type_embeddings",
                 entries: json.size(&["type_vocab_size"], 2)?,
             }),
+            padding: json.padding(Some(0))?,
             scale: None,
             norm: Some(norm("embeddings.LayerNorm")),
         }),

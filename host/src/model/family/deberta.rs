@@ -69,6 +69,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             positions: biased.then(|| table("embeddings.position_embeddings", positions)),
             first_position: 0,
             types: types.map(|types| table("embeddings.token_type_embeddings", types)),
+            padding: json.padding(Some(0))?,
             scale: None,
             norm: Some(norm("embeddings.LayerNorm")),
         }),

@@ -46,6 +46,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             }),
             first_position: 0,
             types: None,
+            padding: json.padding(Some(0))?,
             scale: None,
             norm: Some(norm("embeddings.LayerNorm")),
         }),

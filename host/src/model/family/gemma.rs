@@ -68,6 +68,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             positions: None,
             first_position: 0,
             types: None,
+            padding: json.padding(Some(0))?,
             scale: Some((hidden as f64).sqrt() as f32),
             norm: None,
         }),

@@ -53,6 +53,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             }),
             first_position: 0,
             types: None,
+            padding: None,
             scale: None,
             norm: None,
         }),

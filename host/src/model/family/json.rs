@@ -99,6 +99,26 @@ impl Json {
         }
     }
 
+    /// The entry of the vocabulary that PyTorch never trains, its `padding_idx`: `pad_token_id`, or what the family's class
+    /// has where the key is not there. A number below 0 counts from the end.
+    pub fn padding(&self, default: Option<usize>) -> Result<Option<usize>> {
+        let found = match self.map.get("pad_token_id") {
+            None => return Ok(default),
+            Some(Value::Null) => return Ok(None),
+            Some(found) => found,
+        };
+        match (found.as_u64(), found.as_i64()) {
+            (Some(id), _) => Ok(Some(id as usize)),
+            (None, Some(id)) => {
+                let entries = self.size(&["vocab_size"], 1)?;
+                Ok(entries.checked_sub(id.unsigned_abs() as usize))
+            }
+            (None, None) => {
+                self.refuse("pad_token_id", found, "expected a token's number, or null")
+            }
+        }
+    }
+
     /// A size: at least 1, and no more than can be computed with.
     pub fn size(&self, names: &[&str], default: usize) -> Result<usize> {
         let size = self.get(names, "a whole number", default)?;

@@ -109,6 +109,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             positions: None,
             first_position: 0,
             types: None,
+            padding: json.padding(None)?,
             scale: None,
             norm: None,
         }),

@@ -66,6 +66,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             positions: None,
             first_position: 0,
             types: None,
+            padding: json.padding(Some(50_283))?,
             scale: None,
             norm: Some(norm("embeddings.norm")),
         }),

@@ -38,6 +38,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
     }
     if let Embeddings::Words(words) = &mut architecture.embeddings {
         words.first_position = first;
+        words.padding = json.padding(Some(1))?;
     }
     architecture.max_length = positions - first;
     architecture.head = HeadPart {
