@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use dynalora_tests::drawn::difference;
-use dynalora_tests::{Scene, contains, fixture};
+use dynalora_tests::{Scene, contains, fixture, said};
 use serde_json::{Value, json};
 
 /// One evaluation, at the end, so that what is exported is the last state.
@@ -451,7 +451,7 @@ fn dora_and_biases_are_refused_where_they_cannot_be() {
         ),
         (
             &["adapter.bias=some"],
-            &["adapter.bias", "`none` or `lora_only`"],
+            &["adapter.bias", "It can be \"none\", \"lora_only\""],
         ),
         (
             &[&model, llama, BIAS],
@@ -464,6 +464,9 @@ fn dora_and_biases_are_refused_where_they_cannot_be() {
     ] {
         refused(&scene, sets, words);
     }
+    // What is refused is not offered.
+    let output = scene.run(&["train", "recipe.toml", "--set", "adapter.bias=some"]);
+    assert!(!said(&output).contains("\"all\""));
 }
 
 const EVA: &str = "adapter.init_lora_weights=eva";

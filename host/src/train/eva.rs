@@ -84,14 +84,18 @@ impl Found {
     }
 
     /// Refuses what was found of other modules than these, or cannot have been.
-    pub fn check(&self, modules: &[ModuleInfo]) -> Result<()> {
+    pub fn check(&self, adapted: &Adapted) -> Result<()> {
+        let modules = &adapted.modules;
         let EvaRecord {
             modules: named,
             ranks,
             ..
         } = &self.record;
         let same = named.iter().eq(modules.iter().map(|module| &module.path));
-        let mut own = modules.iter().zip(ranks);
+        // Tables of embeddings have the recipe's, whatever they read.
+        let layers = modules.iter().zip(&adapted.configs).zip(ranks);
+        let layers = layers.filter(|((_, own), _)| !own.is_embedding());
+        let mut own = layers.map(|((module, _), rank)| (module, rank));
         let possible = ranks.len() == modules.len()
             && ranks.iter().any(|rank| *rank > 0)
             && own.all(|(module, rank)| u64::from(*rank) <= module.in_features);

@@ -92,7 +92,7 @@ impl Prepared {
         });
         let found = found.transpose()?;
         if let (Some(found), true) = (&found, asked.is_some_and(|eva| eva.redistributes())) {
-            found.check(&adapted.modules)?;
+            found.check(&adapted)?;
             let prefix = pretrained.config.prefix;
             adapted = adapted.redistributed(&recipe.adapter, prefix, &found.record.ranks);
             // These are the modules that they choose among.

@@ -75,14 +75,14 @@ pub fn backward<B: Kernels>(
     let loss = loss(x.clone(), layers.end, pass)?;
     let value = loss.clone().inner();
     let mut found = vec![loss.backward()];
-    let taken = |above: Tensor<Ad<B>, 2>, found: &mut Vec<Found<B>>| {
+    let taken = |above: &Tensor<Ad<B>, 2>, found: &mut Vec<Found<B>>| {
         let last = found.last_mut().expect("one for each layer above");
         let gradient = above.grad_remove(last);
         gradient.expect("it is tracked, and the loss depends on it")
     };
     let mut above = x;
     for layer in layers.clone().rev() {
-        let gradient = taken(above, &mut found);
+        let gradient = taken(&above, &mut found);
         let x = entered(inputs.pop().expect("one for each layer"), layer);
         let y = base.between(x.clone(), layer..layer + 1, &around, pass);
         // Whose gradient with respect to y is that gradient, exactly.
@@ -91,7 +91,7 @@ pub fn backward<B: Kernels>(
         above = x;
     }
     if let Some(embedded) = embedded {
-        let gradient = taken(above, &mut found);
+        let gradient = taken(&above, &mut found);
         let product = (embedded * Tensor::from_inner(gradient)).sum();
         found.push(product.backward());
     }

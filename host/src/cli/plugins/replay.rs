@@ -178,7 +178,7 @@ fn adapted(recipe: &Recipe, first: &AllocationRecord) -> Result<Adapted> {
     let redistributes = recipe.adapter.eva().is_some_and(|eva| eva.redistributes());
     Ok(match &first.eva {
         Some(eva) if redistributes => {
-            Found::known(eva.clone()).check(&adapted.modules)?;
+            Found::known(eva.clone()).check(&adapted)?;
             adapted.redistributed(&recipe.adapter, pretrained.config.prefix, &eva.ranks)
         }
         _ => adapted,
