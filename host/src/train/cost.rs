@@ -232,8 +232,8 @@ pub fn prefix(shape: Shape<'_>, sizes: Sizes, depth: usize) -> u64 {
     whole.at(&[], sizes, ..depth as u32).forward
 }
 
-/// Bytes that one layer with all of its modules active keeps for its way back, of sequences of such `sizes`: what
-/// gradient checkpointing needs for a moment.
+/// Bytes that one layer with all of its modules active keeps for its way back, of sequences of such `sizes`, beside its
+/// input: what gradient checkpointing, which keeps that, needs for a moment.
 pub fn kept_by_a_layer(shape: Shape<'_>, sizes: Sizes) -> u64 {
     let whole = Shape {
         checkpointing: false,
@@ -241,8 +241,26 @@ pub fn kept_by_a_layer(shape: Shape<'_>, sizes: Sizes) -> u64 {
     };
     let active = vec![true; shape.modules.len()];
     let model = whole.model(LastLayer::Whole);
-    let layers = 0..shape.config.layers as u32;
-    let kept = layers.map(|layer| model.at(&active, sizes, layer..=layer).activations);
+    let kept = (0..shape.config.layers as u32).map(|layer| {
+        let own = || {
+            let operations = model.operations.iter();
+            operations.filter(move |operation| operation.layer == Some(layer))
+        };
+        let keeps = |value| {
+            own().any(|operation| {
+                let beside = operation.modules.iter().flat_map(|path| &path.keeps);
+                operation
+                    .keeps
+                    .iter()
+                    .chain(beside)
+                    .any(|kept| *kept == value)
+            })
+        };
+        let input = own().next().and_then(|first| first.reads.first().copied());
+        let input = input.filter(|input| keeps(*input));
+        let input = input.map_or(0, |input| model.values[input as usize].at(sizes, 1));
+        model.at(&active, sizes, layer..=layer).activations - input
+    });
     kept.max().unwrap_or(0)
 }
 
