@@ -59,6 +59,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
         &json!({}),
         None,
         units.modules(),
+        |own| own,
     )
     .expect("the built scorer");
     let allocator = load_allocator(
@@ -67,6 +68,7 @@ fn reallocation(modules: usize, count: u64) -> Value {
         &json!({ "k": "50%" }),
         None,
         units.infos(),
+        |own| own,
     )
     .expect("the built allocator");
     let settings = Settings {

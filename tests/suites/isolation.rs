@@ -555,8 +555,14 @@ fn isolation_costs_at_most_a_millisecond_a_call() {
     let path = plugin::PluginPath::new(&[faulty().to_owned()], &[]).expect("a path");
     let modules = testing::modules(200);
     let load = |isolation: Option<&Isolation>| {
-        let loaded =
-            plugin::load_scorer(&path, "faulty", &serde_json::json!({}), isolation, &modules);
+        let loaded = plugin::load_scorer(
+            &path,
+            "faulty",
+            &serde_json::json!({}),
+            isolation,
+            &modules,
+            |own| own,
+        );
         loaded.map(|loaded| loaded.plugin).expect("it loads")
     };
     let mut observation = Observation::default();

@@ -133,7 +133,7 @@ fn dora_is_pefts_own_formula_with_and_without_dropout() {
                     Some(trained) => of(trained, bias.transpose()).transpose(),
                     None => Tensor::from_inner(bias),
                 };
-                let drop = pass.dropout_at(pass.adapter_sites[module], dropout as f32);
+                let drop = pass.dropout_at(pass.adapter_sites[module], 0, dropout as f32);
                 let left = Flex::dropout(x.clone(), drop);
                 let lora = left.clone().matmul(a.transpose()).matmul(b.transpose()) * scale;
                 let added = (by.clone() - 1.0) * of_weight(left) + by * lora;
