@@ -14,7 +14,6 @@ use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::{AdapterConfig, ModelConfig, Recipe};
 use dynalora::train::cost::{HeadKind, LastLayer, Shape, Sizes, Steps, kept_by_a_layer, prefix};
 use dynalora::train::costs;
-use dynalora::train::ranks::Ranks;
 use dynalora::train::step::{self, StepPlan};
 use dynalora::train::trainee::{Trainee, upload};
 use dynalora_plugin_api::{Cost, CostModel, ModuleInfo, Random};
@@ -520,17 +519,7 @@ fn running_layers_twice_saves_what_the_model_says() {
                 ..plan(&active, &wanted)
             };
             let batches = std::slice::from_ref(&batch);
-            let step = || {
-                step::run(
-                    &trainee,
-                    batches,
-                    &plan,
-                    None,
-                    None,
-                    &Ranks::alone(),
-                    &DEVICE,
-                )
-            };
+            let step = || step::run(&trainee, batches, &plan, None, None, &DEVICE);
             // The first makes the threads' working memory.
             step().expect("a step");
             let before = LIVE.load(Relaxed);

@@ -12,7 +12,6 @@ use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::{LearningRateSchedule, ModelConfig, OptimizerState};
 use dynalora::train::frozen;
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
-use dynalora::train::ranks::Ranks;
 use dynalora::train::step::{self, StepPlan, StepResult};
 use dynalora::train::trainee::{Trainee, read};
 use dynalora_plugin_api::Observation;
@@ -259,16 +258,7 @@ fn run(
         step: at.step,
         ..plan(&at.active, &wanted)
     };
-    step::run(
-        trainee,
-        batches,
-        &plan,
-        None,
-        optimizer,
-        &Ranks::alone(),
-        &DEVICE,
-    )
-    .expect("a step")
+    step::run(trainee, batches, &plan, None, optimizer, &DEVICE).expect("a step")
 }
 
 fn update(
@@ -392,15 +382,7 @@ fn values(
         ..plan(active, &wanted)
     };
     let optimizer = subject.optimizer(trainee.adapters.modules.len());
-    let result = step::run(
-        trainee,
-        batches,
-        &plan,
-        None,
-        Some(&optimizer),
-        &Ranks::alone(),
-        &DEVICE,
-    );
+    let result = step::run(trainee, batches, &plan, None, Some(&optimizer), &DEVICE);
     let result = result.expect("a step");
     result
         .observation
@@ -518,16 +500,7 @@ fn measuring_changes_no_bit(goldens: &str) {
             seed: 3,
             ..plan(&active, &wanted)
         };
-        let result = step::run(
-            &trainee,
-            &batches,
-            &plan,
-            None,
-            None,
-            &Ranks::alone(),
-            &DEVICE,
-        )
-        .expect("a step");
+        let result = step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step");
         let tensors = result.gradients.into_iter().flatten().flatten();
         let tensors = tensors.chain(result.head_gradients);
         let values = tensors.flat_map(|tensor| read(tensor).expect("f32 values"));

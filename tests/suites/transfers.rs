@@ -9,7 +9,6 @@ use dynalora::kernel::reductions_taken;
 use dynalora::model::{Model, Pretrained};
 use dynalora::recipe::{ModelConfig, OptimizerState};
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
-use dynalora::train::ranks::Ranks;
 use dynalora::train::step::{self, StepPlan};
 use dynalora::train::trainee::{Trainee, reads};
 use dynalora_tests::{fixture, model_folder, plan};
@@ -74,15 +73,7 @@ fn a_step_is_read_in_one_transfer_and_takes_only_the_reductions_asked_for() {
         };
         let before = (reads(), reductions_taken());
         let batches = [batch(), batch()];
-        let result = step::run(
-            &trainee,
-            &batches,
-            &plan,
-            None,
-            Some(&optimizer),
-            &Ranks::alone(),
-            &DEVICE,
-        );
+        let result = step::run(&trainee, &batches, &plan, None, Some(&optimizer), &DEVICE);
         let after = (reads() - before.0, reductions_taken() - before.1);
         for (module, gradients) in result.expect("a step").gradients.into_iter().enumerate() {
             let pair = moved.adapters.pair_mut(module);

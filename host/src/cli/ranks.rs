@@ -54,12 +54,13 @@ pub fn end(ranks: &Ranks, outcome: Result<()>) -> Result<()> {
         say(&format!("{which}{:?}", miette::Report::new(error)));
     }
     guard::announce_exit();
-    match () {
+    if gave_up && !ranks.leads() {
         // The first may be saving: its end is all others'.
-        () if gave_up && !ranks.leads() => std::thread::sleep(SAVING),
-        () if together && !gave_up => ranks.leave(),
-        () if after => {}
-        () => ranks.abort(code),
+        std::thread::sleep(SAVING);
+    } else if together && !gave_up {
+        ranks.leave();
+    } else if !after {
+        ranks.abort(code);
     }
     std::process::exit(code.into())
 }

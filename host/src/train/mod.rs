@@ -348,7 +348,7 @@ impl<'a, B: Kernels> Training<'a, B> {
             let tracked = plan.tracked();
             let run = |plan: &StepPlan<'_>| {
                 let (trainee, ranks) = (&self.trainee, self.ranks);
-                step::run(trainee, &batches, plan, None, None, ranks, self.device)
+                step::run_share(ranks, trainee, &batches, plan, None, None, self.device)
             };
             let mut result = run(&plan)?;
             while let Some(scale) = &mut self.progress.loss_scale
@@ -418,13 +418,13 @@ impl<'a, B: Kernels> Training<'a, B> {
         let cache = self.cache.as_mut().filter(|_| depth > 0);
         let prefix = cache.map(|cache| Prefix { cache, depth });
         let optimizer = Some(&self.optimizer);
-        let result = step::run(
+        let result = step::run_share(
+            self.ranks,
             &self.trainee,
             batches,
             &plan,
             prefix,
             optimizer,
-            self.ranks,
             self.device,
         )?;
 

@@ -177,7 +177,7 @@ fn counts_of(batch: &Batch, positions: Range<usize>) -> Counts {
     }
 }
 
-/// Runs the micro-batches of one step, of each the share of this one of the `ranks`: what comes out is that of all. Loss and gradients are means over their examples, predicted tokens or words, each of
+/// Runs the micro-batches of one step. Loss and gradients are means over their examples, predicted tokens or words, each of
 /// which weighs the same whichever micro-batch it is in: those of one batch with all of them. With a `prefix` the layers in
 /// it are not run, and nothing is measured of their modules' outputs. Of the `optimizer`, if there is one, its last
 /// updates are measured.
@@ -187,7 +187,20 @@ pub fn run<B: Kernels>(
     plan: &StepPlan<'_>,
     prefix: Option<Prefix<'_>>,
     optimizer: Option<&Optimizer<B>>,
+    device: &B::Device,
+) -> Result<StepResult<B>> {
+    let alone = Ranks::alone();
+    run_share(&alone, trainee, batches, plan, prefix, optimizer, device)
+}
+
+/// [`run`] by all `ranks`, each of which runs its share of each micro-batch: what comes out is that of all.
+pub fn run_share<B: Kernels>(
     ranks: &Ranks,
+    trainee: &Trainee<B>,
+    batches: &[Batch],
+    plan: &StepPlan<'_>,
+    prefix: Option<Prefix<'_>>,
+    optimizer: Option<&Optimizer<B>>,
     device: &B::Device,
 ) -> Result<StepResult<B>> {
     let mut passes = passes(trainee, batches, plan, prefix, ranks, device)?;

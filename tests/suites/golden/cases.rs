@@ -18,7 +18,6 @@ use dynalora::recipe::{
 use dynalora::train::eva;
 use dynalora::train::optimizer::{Optimizer, OptimizerConfig};
 use dynalora::train::prefix::PrefixCache;
-use dynalora::train::ranks::Ranks;
 use dynalora::train::step::{self, Prefix, StepPlan, StepResult};
 use dynalora::train::trainee::{Trainee, read, upload};
 use dynalora_plugin_api::ModuleInfo;
@@ -553,7 +552,6 @@ impl Case {
             &plan,
             None,
             None,
-            &Ranks::alone(),
             &DEVICE,
         )
         .expect("a step")
@@ -768,16 +766,7 @@ impl Case {
                     ..plan(&active, &wanted)
                 };
                 let batches = [self.batch(number - 1)];
-                step::run(
-                    &trainee,
-                    &batches,
-                    &plan,
-                    None,
-                    None,
-                    &Ranks::alone(),
-                    &DEVICE,
-                )
-                .expect("a step")
+                step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step")
             };
             let [plain, result] = [1.0, 65_536.0].map(step);
             let near = |what: &str, a: f64, b: f64, most: f64| {
@@ -935,15 +924,7 @@ fn nothing_is_run_twice_where_all_layers_are_kept() {
             depth: 2,
         };
         let batches = [case.batch(0)];
-        let result = step::run(
-            &trainee,
-            &batches,
-            &plan,
-            Some(prefix),
-            None,
-            &Ranks::alone(),
-            &DEVICE,
-        );
+        let result = step::run(&trainee, &batches, &plan, Some(prefix), None, &DEVICE);
         bits(result.expect("a step"))
     };
     assert!(step(false) == step(true));
@@ -1001,18 +982,7 @@ fn running_layers_twice_changes_no_bit() {
                     ..plan(&active, &wanted)
                 };
                 let batches = [case.batch(0), case.batch(1)];
-                bits(
-                    step::run(
-                        &trainee,
-                        &batches,
-                        &plan,
-                        None,
-                        None,
-                        &Ranks::alone(),
-                        &DEVICE,
-                    )
-                    .expect("a step"),
-                )
+                bits(step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step"))
             };
             let (whole, twice) = (step(false), step(true));
             assert!(whole.len() > 1000, "{model}, {task}");
@@ -1080,16 +1050,7 @@ fn the_fisher_information_of_a_sentence_is_that_of_the_sum_of_its_words_losses()
     let step = |indices: &[usize]| {
         let batches = [case.inputs.0.batch(indices)];
         let plan = plan(&active, &wanted);
-        step::run(
-            &trainee,
-            &batches,
-            &plan,
-            None,
-            None,
-            &Ranks::alone(),
-            &DEVICE,
-        )
-        .expect("a step")
+        step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step")
     };
     let sentences = [3, 17, 31];
     let together = step(&sentences);
@@ -1231,16 +1192,7 @@ fn gradients_accumulate_over_micro_batches_as_in_peft() {
     let active = vec![true; trainee.adapters.modules.len()];
     let plan = plan(&active, &wanted);
     let batches = [case.batch(0), case.batch(1)];
-    let result = step::run(
-        &trainee,
-        &batches,
-        &plan,
-        None,
-        None,
-        &Ranks::alone(),
-        &DEVICE,
-    )
-    .expect("a step");
+    let result = step::run(&trainee, &batches, &plan, None, None, &DEVICE).expect("a step");
     let losses = &case.training.runs["random_b"]
         .accumulated
         .as_ref()
@@ -1320,16 +1272,8 @@ fn components_are_measured_by_pefts_gradients_and_pruned_ones_train_nothing() {
             rates: [rate; 2],
             ..plan(&all, &wanted)
         };
-        let result = step::run(
-            &trainee,
-            &[case.batch(0)],
-            &plan,
-            None,
-            None,
-            &Ranks::alone(),
-            &DEVICE,
-        )
-        .expect("a step");
+        let result =
+            step::run(&trainee, &[case.batch(0)], &plan, None, None, &DEVICE).expect("a step");
         let adapter = Golden::open(&case.folder.join(run).join("adapter_model.safetensors"));
         let golden = Golden::open(&case.folder.join(run).join("gradients.safetensors"));
         let names = golden.names();
