@@ -29,7 +29,7 @@ use crate::recipe::{AdapterBias, AdapterConfig, AdapterKind};
 pub use adapted::Adapted;
 pub use eva::{Components, distribute};
 pub use lora::LoraConfig;
-pub use pass::{Observe, Observed, Pass, Site, mixed};
+pub use pass::{Observe, Observed, Pass, Site, Uploaded, mixed};
 pub use sensed::{Sense, Sensed};
 use targets::select;
 pub use tensors::Tensors;

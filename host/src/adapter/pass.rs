@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use dynalora_plugin_api::Trial;
 
 use super::sensed::{Sense, Sensed};
@@ -130,6 +130,26 @@ pub struct Pass<B: Kernels> {
     beside: bool,
     /// The seed of this pass's dropout; none in evaluation.
     seed: Option<u64>,
+    /// What is on the device already of what the head needs.
+    pub uploaded: Uploaded<B>,
+}
+
+/// Whole numbers that the head needs, copied to the device with the batch.
+#[derive(Clone, Debug)]
+pub struct Uploaded<B: Kernels> {
+    /// The rows that it reads.
+    pub rows: Option<Tensor<B, 1, Int>>,
+    /// The classes that are to be answered.
+    pub classes: Option<Tensor<B, 1, Int>>,
+}
+
+impl<B: Kernels> Default for Uploaded<B> {
+    fn default() -> Self {
+        Uploaded {
+            rows: None,
+            classes: None,
+        }
+    }
 }
 
 impl<B: Kernels> Pass<B> {
@@ -226,6 +246,7 @@ impl<B: Kernels> Pass<B> {
             sense: None,
             beside: false,
             seed,
+            uploaded: Uploaded::default(),
         }
     }
 
