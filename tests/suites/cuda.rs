@@ -261,23 +261,22 @@ fn every_kernel(bench: &Bench, whole: bool) {
     bench.trains("vera", &bert, &vera);
     let llama = recipe(&fixture("tiny-llama"), ANSWERS);
     bench.trains("decoder", &llama, &plain);
-    // A head that predicts tokens has one more weight.
     for (precision, warns) in [("f32", true), ("tf32", false)] {
         let set = format!("model.precision={precision}");
-        let (output, _) = bench.run(&bert, &[&plain[..], &["train.steps=1", &set]].concat(), &[]);
+        let sets = [&plain[..], &["train.steps=1", &set]].concat();
+        let (output, _) = bench.run(&bert, &sets, &[("RUST_LOG", "warn")]);
         assert!(output.status.success(), "{}", said(&output));
-        assert_eq!(
-            said(&output).contains("tensor cores"),
-            warns,
-            "{}",
-            said(&output)
-        );
+        let warned = flat(&said(&output)).contains(&flat("tensor cores"));
+        assert_eq!(warned, warns, "{precision}: {}", said(&output));
     }
     for precision in ["bf16", "f16"] {
         let set = format!("model.precision={precision}");
         let in_half = [&plain[..], &[&set]].concat();
-        bench.trains(precision, &llama, &in_half);
         bench.trains(precision, &bert, &in_half);
+        // Its head is one more weight. A precision takes as long to compile as all before it.
+        if std::env::var_os(LONG).is_some() {
+            bench.trains(precision, &llama, &in_half);
+        }
     }
     let activation = [
         "scorer.plugin=activation",

@@ -390,6 +390,58 @@ fn half(bench: &Bench) {
     assert_eq!(progress["loss_scale"]["steps"], 8);
     let seconds = started.elapsed().as_secs_f64();
     eprintln!("f16: off by {furthest:e} at most; {seconds:.1} s");
+    overflowing(bench);
+}
+
+/// Gradients that f16 has no number for at first: steps are left out, which is said, until the loss is scaled by little
+/// enough, and the run goes on.
+fn overflowing(bench: &Bench) {
+    for file in ["train.csv", "dev.csv"] {
+        let table = std::fs::read_to_string(bench.scene.path(file)).expect("a table");
+        let far = table
+            .replace(",comma,", ",30000.5,")
+            .replace(",none,", ",-20000.5,");
+        bench.scene.write(&format!("far-{file}"), &far);
+    }
+    let sets = [
+        "model.precision=f16",
+        "train.learning_rate=1e-3",
+        "train.steps=20",
+        "data.problem=regression",
+        "data.train=far-train.csv",
+        "data.validation=far-dev.csv",
+        "evaluation.every=\"never\"",
+    ];
+    let arguments = bench.arguments("gpu-far", &bench.device, &sets);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut command = bench.command(&arguments);
+    // What is said of steps that are left out is a warning.
+    let output = command.env("RUST_LOG", "warn").output();
+    let output = output.expect("the program starts");
+    assert!(output.status.success(), "{}", said(&output));
+    contains(
+        &output,
+        &[
+            "a gradient is not finite in f16",
+            "the loss is scaled by 32768 now",
+        ],
+    );
+    let records = bench.scene.records("gpu-far", "metrics.jsonl");
+    let steps = records.iter().filter(|record| record["kind"] == "step");
+    let last = steps.last().expect("twenty steps");
+    let skipped = last["skipped"].as_u64().expect("a number");
+    assert!((1..16).contains(&skipped), "{last}");
+    assert!(
+        last["loss"].is_number() && last["grad_norm"].is_number(),
+        "{last}"
+    );
+    let progress = bench
+        .scene
+        .path("gpu-far/checkpoints/step-000020/progress.json");
+    let progress = std::fs::read(progress).expect("a checkpoint");
+    let progress: Value = serde_json::from_slice(&progress).expect("JSON");
+    let scale = 65536.0 / f64::from(1u32 << skipped);
+    assert_eq!(progress["loss_scale"]["scale"], scale);
 }
 
 const LLAMA: &str = r#"
