@@ -30,7 +30,7 @@ pub use adapted::Adapted;
 pub use dora::Weight;
 pub use eva::{Components, distribute};
 pub use lora::LoraConfig;
-pub use pass::{Counts, Looked, Observe, Observed, Part, Pass, Site, mixed};
+pub use pass::{Counts, Looked, Observe, Observed, Part, Pass, Site, Uploaded, mixed};
 pub use sensed::{Sense, Sensed};
 use targets::select;
 pub use tensors::Tensors;

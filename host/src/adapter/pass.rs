@@ -4,7 +4,7 @@ mod lookup;
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use dynalora_plugin_api::Trial;
 
 use super::sensed::{Sense, Sensed};
@@ -158,6 +158,26 @@ pub struct Pass<B: Kernels> {
     seed: Option<u64>,
     /// Which part of a batch it runs, where it is not all of it.
     part: Option<Part>,
+    /// What is on the device already of what the head needs.
+    pub uploaded: Uploaded<B>,
+}
+
+/// Whole numbers that the head needs, copied to the device with the batch.
+#[derive(Clone, Debug)]
+pub struct Uploaded<B: Kernels> {
+    /// The rows that it reads.
+    pub rows: Option<Tensor<B, 1, Int>>,
+    /// The classes that are to be answered.
+    pub classes: Option<Tensor<B, 1, Int>>,
+}
+
+impl<B: Kernels> Default for Uploaded<B> {
+    fn default() -> Self {
+        Uploaded {
+            rows: None,
+            classes: None,
+        }
+    }
 }
 
 impl<B: Kernels> Pass<B> {
@@ -258,6 +278,7 @@ impl<B: Kernels> Pass<B> {
             beside: false,
             seed,
             part: None,
+            uploaded: Uploaded::default(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! A language-model head with its loss.
 
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::{Int, Tensor, activation};
+use burn_backend::Backend;
 use burn_flex::Flex;
 use rayon::prelude::*;
 
@@ -12,14 +13,25 @@ use super::record::{input, is_tracked, plain, record, unwrap};
 use super::simd::{exp, fma, map_sum, max_of, tanh, vectorised};
 use super::{Ad, Frozen, Kernels};
 
+/// The class of each row.
+#[derive(Clone, Debug)]
+pub struct Targets<'a, B: Backend> {
+    /// Which it is.
+    pub classes: &'a [u32],
+    /// The same on the device, `[rows]`, if they are there already.
+    pub uploaded: Option<Tensor<B, 1, Int>>,
+}
+
 /// By burn's own operations, over all logits at once.
 pub fn composed<B: Kernels>(
     x: Tensor<Ad<B>, 2>,
     head: &Frozen<B>,
-    targets: &[u32],
+    targets: Targets<'_, B>,
     soft_cap: Option<f32>,
 ) -> Tensor<Ad<B>, 1> {
     let device = x.device();
+    let Targets { classes, uploaded } = targets;
+    let rows = classes.len();
     let mut logits = Product::new(x, head).times(head);
     if let Some(bias) = &head.bias {
         logits = logits + Tensor::from_inner(bias.clone()).unsqueeze();
@@ -27,9 +39,9 @@ pub fn composed<B: Kernels>(
     if let Some(cap) = soft_cap {
         logits = (logits / cap).tanh() * cap;
     }
-    let classes: Vec<i64> = targets.iter().map(|class| i64::from(*class)).collect();
-    let classes = TensorData::new(classes, [targets.len(), 1]);
-    let classes: Tensor<Ad<B>, 2, Int> = Tensor::from_data(classes, &device);
+    let uploaded = uploaded.or_else(|| B::whole_numbers(&[classes.to_vec()], &device).pop());
+    let classes = uploaded.expect("a list gives a tensor").reshape([rows, 1]);
+    let classes = Tensor::<Ad<B>, 2, Int>::from_inner(classes);
     activation::log_softmax(logits, 1)
         .gather(1, classes)
         .mean()

@@ -28,8 +28,10 @@ pub mod simd;
 mod tap;
 #[cfg(test)]
 mod tests;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod upload;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 use burn_backend::{Backend, FloatDType};
 use burn_flex::Flex;
@@ -38,6 +40,7 @@ pub use activation::Activation;
 pub use adamw::{AdamWStep, Moments};
 pub use attention::{AttentionLayout, AttentionShape, Buckets, Projected, Sequences};
 pub use bf16::native as bf16_is_native;
+pub use cross_entropy::Targets;
 pub use dropout::{Dropout, Elements};
 pub use linear::{Branch, Frozen, Lora, Outputs};
 pub use measure::taken as reductions_taken;
@@ -163,7 +166,7 @@ pub trait Kernels: Backend {
     fn linear_cross_entropy(
         x: Tensor<Ad<Self>, 2>,
         head: &Frozen<Self>,
-        targets: &[u32],
+        targets: Targets<'_, Self>,
         soft_cap: Option<f32>,
     ) -> Tensor<Ad<Self>, 1> {
         cross_entropy::composed(x, head, targets, soft_cap)
@@ -197,6 +200,15 @@ pub trait Kernels: Backend {
     /// Inverted dropout (Srivastava et al. 2014): zero with probability p, else `x / (1 - p)`.
     fn dropout(x: Tensor<Ad<Self>, 2>, dropout: Dropout) -> Tensor<Ad<Self>, 2> {
         dropout::composed_in_a_row(x, dropout)
+    }
+
+    /// Lists of whole numbers on a device, `[values]` each. On a GPU they are copied there at once.
+    fn whole_numbers(lists: &[Vec<u32>], device: &Self::Device) -> Vec<Tensor<Self, 1, Int>> {
+        let lists = lists.iter().map(|list| {
+            let values: Vec<i64> = list.iter().map(|value| i64::from(*value)).collect();
+            Tensor::from_data(TensorData::new(values, [list.len()]), device)
+        });
+        lists.collect()
     }
 
     /// What dropout multiplies these elements by, 0 or `1 / (1 - p)`: a function of its seed, the same on every device.
@@ -313,10 +325,10 @@ impl Kernels for Flex {
     fn linear_cross_entropy(
         x: Tensor<Ad<Self>, 2>,
         head: &Frozen<Self>,
-        targets: &[u32],
+        targets: Targets<'_, Self>,
         soft_cap: Option<f32>,
     ) -> Tensor<Ad<Self>, 1> {
-        cross_entropy::cpu(x, head, targets, soft_cap)
+        cross_entropy::cpu(x, head, targets.classes, soft_cap)
     }
 
     fn means(x: Tensor<Ad<Self>, 2>, ranges: Vec<std::ops::Range<usize>>) -> Tensor<Ad<Self>, 2> {
@@ -393,6 +405,10 @@ impl Kernels for burn_cuda::Cuda {
     fn kept(elements: &Elements<Self>, dropout: Dropout, device: &Self::Device) -> Tensor<Self, 1> {
         dropout::gpu::kept(elements, dropout, device)
     }
+
+    fn whole_numbers(lists: &[Vec<u32>], device: &Self::Device) -> Vec<Tensor<Self, 1, Int>> {
+        upload::whole_numbers(lists, device)
+    }
 }
 
 #[cfg(feature = "wgpu")]
@@ -403,5 +419,9 @@ impl Kernels for burn_wgpu::Wgpu {
 
     fn kept(elements: &Elements<Self>, dropout: Dropout, device: &Self::Device) -> Tensor<Self, 1> {
         dropout::gpu::kept(elements, dropout, device)
+    }
+
+    fn whole_numbers(lists: &[Vec<u32>], device: &Self::Device) -> Vec<Tensor<Self, 1, Int>> {
+        upload::whole_numbers(lists, device)
     }
 }

@@ -33,6 +33,18 @@ pub fn whole_numbers<B: Backend>(
     Tensor::from_data(TensorData::new(values, [len]), device)
 }
 
+/// The rows that a head reads, which may be on the device already.
+fn uploaded<B: Kernels>(
+    rows: &[usize],
+    pass: &Pass<B>,
+    device: &B::Device,
+) -> Tensor<Ad<B>, 1, Int> {
+    match pass.uploaded.rows.clone() {
+        Some(rows) => Tensor::from_inner(rows),
+        None => whole_numbers(rows.iter().copied(), device),
+    }
+}
+
 /// Keys and values of a text's tokens so far, so that each is computed once. Where attention is local, of those that
 /// the next token sees.
 #[derive(Clone, Debug)]
@@ -170,7 +182,7 @@ impl<B: Kernels> Base<B> {
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
         let x = self.all(x, depth, sequences, pass);
-        let rows = whole_numbers(rows.iter().copied(), &x.device());
+        let rows = uploaded(rows, pass, &x.device());
         self.normed(x.select(0, rows))
     }
 
@@ -184,11 +196,8 @@ impl<B: Kernels> Base<B> {
         pass: &mut Pass<B>,
     ) -> Tensor<Ad<B>, 2> {
         let device = x.device();
-        let tokens: Vec<usize> = match self.architecture.head.reads {
-            Reads::First => sequences.firsts().to_vec(),
-            Reads::Last => (0..sequences.count())
-                .map(|i| sequences.range(i).end - 1)
-                .collect(),
+        let tokens = match self.architecture.head.reads {
+            Reads::First | Reads::Last => self.one_of_each(sequences).unwrap_or_default(),
             Reads::Mean { after } => {
                 let x = self.all(x, depth, sequences, pass);
                 let read = (0..sequences.count()).map(|i| {
@@ -202,7 +211,7 @@ impl<B: Kernels> Base<B> {
                 return self.normed(x);
             }
         };
-        let rows = whole_numbers(tokens.iter().copied(), &device);
+        let rows = uploaded(&tokens, pass, &device);
         let x = match self.blocks.split_last() {
             Some((last, below)) if depth <= below.len() => {
                 let around = self.around(sequences, &device);
@@ -220,6 +229,18 @@ impl<B: Kernels> Base<B> {
             _ => x.select(0, rows),
         };
         self.normed(x)
+    }
+
+    /// The token of each sequence that the head reads, where it reads one.
+    pub fn one_of_each(&self, sequences: &Sequences) -> Option<Vec<usize>> {
+        match self.architecture.head.reads {
+            Reads::First => Some(sequences.firsts().to_vec()),
+            Reads::Last => {
+                let lasts = (0..sequences.count()).map(|i| sequences.range(i).end - 1);
+                Some(lasts.collect())
+            }
+            Reads::Mean { .. } | Reads::Each => None,
+        }
     }
 
     /// The state before a text's first token.

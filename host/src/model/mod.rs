@@ -17,7 +17,7 @@ use dynalora_plugin_api::ModuleInfo;
 
 use crate::adapter::{Adapted, Adapters, LinearInfo, Pass, Weight};
 use crate::error::{Error, Result};
-use crate::kernel::{Ad, Branch, Frozen, Kernels, Precision, Sequences};
+use crate::kernel::{Ad, Branch, Frozen, Kernels, Precision, Sequences, Targets};
 use crate::recipe::{self, AdapterConfig, ModelConfig, Problem};
 
 use architecture::{Embeddings, Table};
@@ -506,7 +506,10 @@ impl<B: Kernels> Model<B> {
         B::linear_cross_entropy(
             x,
             head.expect("loaded to predict tokens"),
-            &tokens.ids,
+            Targets {
+                classes: &tokens.ids,
+                uploaded: pass.uploaded.classes.clone(),
+            },
             self.soft_cap,
         )
     }

@@ -13,7 +13,7 @@ use super::ranks::Ranks;
 use super::readout::{self, Places, Readout};
 use super::recompute::{self, Found};
 use super::reduce;
-use super::trainee::{Trainee, upload};
+use super::trainee::Trainee;
 use crate::adapter::{
     Counts, Observe, Observed, Part, Pass, Sense, Sensed, Tensors, components, mixed,
 };
@@ -307,14 +307,14 @@ fn passes<B: Kernels>(
             pass = pass.sensing(sense);
         }
         let model = &trainee.model;
-        let (x, depth) = match &mut prefix {
-            Some(Prefix { cache, depth }) => {
+        let (input, uploaded) = trainee.upload(batch, prefix.is_none(), device);
+        pass.uploaded = uploaded;
+        let (x, depth) = match (&mut prefix, input) {
+            (Some(Prefix { cache, depth }), _) => {
                 (cache.states(trainee, batch, *depth, device)?, *depth)
             }
-            None => {
-                let input = upload::<B>(batch, device);
-                (model.base.prefix(&input, 0, &mut pass), 0)
-            }
+            (None, Some(input)) => (model.base.prefix(&input, 0, &mut pass), 0),
+            (None, None) => unreachable!("the tokens are there where no prefix is"),
         };
         let sequences = Sequences::new(&batch.offsets);
         let share = batch.weight() as f32 / weight as f32;
@@ -323,7 +323,8 @@ fn passes<B: Kernels>(
                 Some(tokens) => model.next_tokens(x, depth, &sequences, &tokens, pass),
                 None => {
                     let logits = trainee.answers(x, depth, &sequences, batch, pass);
-                    loss(logits, &batch.expected(), device)?
+                    let classes = pass.uploaded.classes.clone();
+                    loss(logits, classes, &batch.expected(), device)?
                 }
             };
             Ok(loss * (share * plan.loss_scale))
@@ -437,9 +438,11 @@ fn sensitivities<B: Kernels>(
     of_module.collect()
 }
 
-/// Mean cross-entropy over classes, or mean squared error of values; `logits [sequences, outputs]`.
+/// Mean cross-entropy over `classes`, `[sequences]`, or mean squared error of the labels' values; `logits [sequences,
+/// outputs]`.
 fn loss<B: Kernels>(
     logits: Tensor<Ad<B>, 2>,
+    classes: Option<Tensor<B, 1, Int>>,
     labels: &[Label],
     device: &B::Device,
 ) -> Result<Tensor<Ad<B>, 1>> {
@@ -448,9 +451,8 @@ fn loss<B: Kernels>(
         let values = Tensor::<Ad<B>, 2>::from_data(TensorData::new(values, [count, 1]), device);
         return Ok((logits - values).powi_scalar(2).mean());
     }
-    let classes = Label::classes(labels)
+    let classes = classes
         .ok_or_else(|| Error::failure("a batch mixes classes and values, or lacks labels"))?;
-    let classes: Vec<i64> = classes.into_iter().map(i64::from).collect();
-    let classes = Tensor::<Ad<B>, 2, Int>::from_data(TensorData::new(classes, [count, 1]), device);
+    let classes = Tensor::<Ad<B>, 2, Int>::from_inner(classes.reshape([count, 1]));
     Ok(log_softmax(logits, 1).gather(1, classes).mean().neg())
 }
