@@ -75,10 +75,10 @@ pub(super) fn store(run: &Run) -> Result<PathBuf> {
         Some(_) => Err(Error::user(format!(
             "{TRACKING} is {uri}, but runs are written into a folder of files alone"
         ))
-        .help(format!(
+        .help(
             "unset it, or give a folder; `mlflow migrate-filestore` moves what was written into a database. Or leave \
-             \"mlflow\" out of train.report_to"
-        ))),
+             \"mlflow\" out of train.report_to",
+        )),
     }
 }
 
