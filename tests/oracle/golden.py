@@ -252,7 +252,7 @@ def write_encoder(folder, name, linears, short):
 
 
 # Those whose windows and caps are held against sequences of one token and of as many as there can be.
-EXTREMES = ("tiny-mistral-sliding", "tiny-qwen2-sliding", "tiny-gemma2", "tiny-gemma3")
+EXTREMES = ("tiny-mistral-sliding", "tiny-qwen2-sliding", "tiny-gemma2", "tiny-gemma3", "tiny-phi3")
 
 
 def write_decoders(out, short):

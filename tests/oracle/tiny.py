@@ -29,6 +29,8 @@ from transformers import (
     ModernBertConfig,
     ModernBertForMaskedLM,
     ModernBertModel,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -260,6 +262,8 @@ MODERNBERTS = {
     ),
     "tiny-modernbert-biased": (
         ModernBertModel,
+    Phi3Config,
+    Phi3ForCausalLM,
         dict(
             num_hidden_layers=2,
             global_attn_every_n_layers=2,
@@ -396,6 +400,9 @@ DECODERS = {
             },
             **small(common),
         )
+    ),
+    "tiny-phi3": lambda common: Phi3ForCausalLM(
+        Phi3Config(num_attention_heads=3, num_key_value_heads=1, sliding_window=6, **small(common))
     ),
     "tiny-gpt2": lambda common: GPT2LMHeadModel(
         GPT2Config(

@@ -289,6 +289,7 @@ impl Drawn {
             "tiny-mistral-sliding",
             "tiny-gemma2",
             "tiny-gemma3",
+            "tiny-phi3",
             "chat-tiny-llama",
             "formats/bin-tied",
             "formats/llama",

@@ -47,6 +47,7 @@ fn every_family_learns_from_documents_and_says_the_same_when_it_is_evaluated() {
         "tiny-qwen2-sliding",
         "tiny-gemma2",
         "tiny-gemma3",
+        "tiny-phi3",
     ] {
         let scene = scene(model, DOCUMENTS);
         let sets = [

@@ -87,6 +87,12 @@ fn a_merged_model_answers_as_the_adapter_did() {
             "Gemma3ForCausalLM",
         ),
         (
+            "tiny-phi3",
+            "problem = \"causal-lm\"",
+            all,
+            "Phi3ForCausalLM",
+        ),
+        (
             "tiny-qwen3",
             "problem = \"causal-lm\"",
             all,
@@ -135,7 +141,7 @@ fn a_merged_model_answers_as_the_adapter_did() {
             data.contains("causal") && (targets.contains("embed") || targets.contains("wte"));
         assert_eq!(
             config["tie_word_embeddings"] == false,
-            untied || model == "tiny-qwen3"
+            untied || ["tiny-qwen3", "tiny-phi3"].contains(&model)
         );
         assert_eq!(config["architectures"], serde_json::json!([class]));
         // Nothing that trains moves in a step of such a rate, and the head is the checkpoint's.

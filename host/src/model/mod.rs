@@ -275,7 +275,7 @@ impl Pretrained {
                 "data.problem is \"causal-lm\", but the model is a {}, which predicts no next token",
                 self.config.family
             ))
-            .help("take a decoder (llama, mistral, qwen2, qwen3, gemma2, gemma3_text, gpt2), or another problem"));
+            .help("take a decoder, such as a llama or a gpt2 (docs/models.md has all), or another problem"));
         };
         let shape = [self.config.vocabulary(), self.config.hidden];
         let name = match self.config.words().filter(|_| head.tied) {

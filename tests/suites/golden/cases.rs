@@ -230,6 +230,7 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
         ("tiny-qwen2-sliding", "tiny-qwen2-sliding"),
         ("tiny-gemma2", "tiny-gemma2"),
         ("tiny-gemma3", "tiny-gemma3"),
+        ("tiny-phi3", "tiny-phi3"),
     ] {
         let tokens_of = if golden.starts_with("tiny-bert") {
             "tiny-bert"
@@ -287,6 +288,7 @@ fn sequences_of_one_token_and_of_the_most_match_transformers() {
         "tiny-qwen2-sliding",
         "tiny-gemma2",
         "tiny-gemma3",
+        "tiny-phi3",
     ] {
         let folder = fixture(name);
         let golden = Golden::open(&folder.join("golden/forward.safetensors"));
@@ -401,6 +403,7 @@ fn a_text_that_grows_token_by_token_is_the_one_that_is_read_at_once() {
         "tiny-qwen2-sliding",
         "tiny-gemma2",
         "tiny-gemma3",
+        "tiny-phi3",
     ] {
         let pretrained = pretrained(&fixture(name));
         let trained = fixture(&format!("{name}/golden/causal-lm/trained"));
@@ -944,6 +947,7 @@ fn running_layers_twice_changes_no_bit() {
         ("tiny-modernbert-biased", "all-linear"),
         ("tiny-gemma2", "all-linear"),
         ("tiny-gemma3", "causal-lm"),
+        ("tiny-phi3", "causal-lm"),
         ("tiny-vit", "all-linear"),
         ("tiny-clip", "all-linear"),
         ("tiny-bert", "words"),
@@ -1097,6 +1101,7 @@ fn decoders_learn_to_predict_tokens_as_with_peft() {
         ("tiny-qwen2-sliding", "causal-lm"),
         ("tiny-gemma2", "causal-lm"),
         ("tiny-gemma3", "causal-lm"),
+        ("tiny-phi3", "causal-lm"),
         // Tables that are the head as well, one of which has an entry that does not train.
         ("tiny-gpt2", "embeddings"),
         ("tiny-llama", "embeddings"),

@@ -10,6 +10,7 @@ mod gpt2;
 mod json;
 mod llama;
 mod modernbert;
+mod phi3;
 mod roberta;
 mod rotary;
 mod sliding;
@@ -43,7 +44,7 @@ const fn name(model_type: &'static str, class: &'static str) -> Name {
 }
 
 /// All of them.
-const FAMILIES: [&Family; 10] = [
+const FAMILIES: &[&Family] = &[
     &bert::FAMILY,
     &roberta::FAMILY,
     &distilbert::FAMILY,
@@ -51,6 +52,7 @@ const FAMILIES: [&Family; 10] = [
     &modernbert::FAMILY,
     &llama::FAMILY,
     &gemma::FAMILY,
+    &phi3::FAMILY,
     &gpt2::FAMILY,
     &vit::FAMILY,
     &clip::FAMILY,

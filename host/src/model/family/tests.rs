@@ -727,6 +727,9 @@ fn sliding_windows_are_of_the_layers_that_transformers_gives_them_to() {
             Some((16, vec![true])),
         ),
         (r#""gemma3_text", "sliding_window_pattern": 1"#, None),
+        (r#""phi3", "sliding_window": 6"#, Some((5, vec![true; 8]))),
+        (r#""phi3", "sliding_window": null"#, None),
+        (r#""phi3""#, None),
         (
             r#""modernbert""#,
             Some((64, vec![false, true, true, false, true, true, false, true])),
