@@ -78,6 +78,7 @@ def write_tiny(out):
         head = draw_head(folder, labels=2, scale=0.2)
         forward.write_tokens(folder / "golden" / "tokens.safetensors", folder, encoder)
         worst = max(worst, forward.write_tiny(folder / "golden", folder, encoder, head))
+        forward.write_extremes(folder / "golden", folder, head, max_length)
         setup = training.Setup(
             folder, encoder, head, name, targets=targets, head_modules=head_modules, **short
         )
@@ -251,10 +252,6 @@ def write_encoder(folder, name, linears, short):
     return worst
 
 
-# Those whose windows and caps are held against sequences of one token and of as many as there can be.
-EXTREMES = ("tiny-mistral-sliding", "tiny-qwen2-sliding", "tiny-gemma2", "tiny-gemma3", "tiny-phi3")
-
-
 def write_decoders(out, short):
     return max(write_decoder(out / name, name, short) for name in tiny.DECODERS)
 
@@ -265,8 +262,7 @@ def write_decoder(folder, name, short):
     head = draw_head(folder, labels=2, scale=0.2)
     forward.write_tokens(golden / "tokens.safetensors", folder, encoder)
     worst = forward.write_tiny(golden, folder, encoder, head)
-    if name in EXTREMES:
-        forward.write_extremes(golden, folder, head, encoder.max_length)
+    forward.write_extremes(golden, folder, head, encoder.max_length)
     indices = forward.short_sentences(encoder)
     setup = training.Setup(folder, encoder, head, name, targets="all-linear", head_modules=("score",), **short)
     if name in DORA:

@@ -277,13 +277,21 @@ fn tiny_models_of_every_family_and_precision_match_transformers() {
     }
 }
 
-/// Windows of a few tokens around a sequence that has one, and around one that has as many as there can be.
+/// Windows of a few tokens too, around a sequence that has one, and around one that has as many as there can be.
 #[test]
 fn sequences_of_one_token_and_of_the_most_match_transformers() {
     for name in [
+        "tiny-bert",
+        "tiny-roberta",
+        "tiny-distilbert",
         "tiny-deberta",
         "tiny-modernbert",
         "tiny-modernbert-biased",
+        "tiny-llama",
+        "tiny-mistral",
+        "tiny-qwen2",
+        "tiny-qwen3",
+        "tiny-gpt2",
         "tiny-mistral-sliding",
         "tiny-qwen2-sliding",
         "tiny-gemma2",
