@@ -195,7 +195,7 @@ fn a_plugin_that_throws_dice_has_one_mask_on_all_ranks() {
          for line in sys.stdin:\n    \
              call = json.loads(line)\n    \
              if call['call'] == 'make':\n        \
-                 count = call['count']\n    \
+                 count = len(call['modules'])\n    \
              scores = {'scores': [random.random() for _ in range(count)]}\n    \
              answers = {'needs': {'needs': {'signals': ['activation_l2']}}, 'scores': scores}\n    \
              answer = answers.get(call['call'], {})\n    \

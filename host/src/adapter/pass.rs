@@ -315,13 +315,15 @@ impl<B: Kernels> Pass<B> {
         let first = match (site, &self.part) {
             (Site::Attention(_), Some(part)) => part.before.sequences,
             (Site::Positions(_), _) => 0,
+            // Of what is answered alone.
+            (Site::Head(_), Some(part)) => part.before.answers,
             _ => self.rows_before(rows),
         };
         self.dropout_at(site.number(), first, probability)
     }
 
-    /// How many rows of the batch lie before those of this pass where there are so many of them. Tokens and answers are
-    /// told apart by their number, which no text that is longer than its answers has in common.
+    /// How many rows of the batch lie before those of a layer of this pass where there are so many of them. Tokens and answers
+    /// are told apart by their number: that of answers is smaller, but where all texts are of one token, or each token is answered.
     fn rows_before(&self, rows: usize) -> usize {
         match &self.part {
             Some(Part { before, own }) if rows == own.tokens => before.tokens,

@@ -579,25 +579,26 @@ impl<'a, B: Kernels> Training<'a, B> {
         self.seconds_before + self.started.elapsed().as_secs_f64()
     }
 
-    /// What becomes of an error in a step that was not finished: where other ranks were waited for in vain, what was
+    /// What becomes of an error in a step that was not finished: where other ranks can no longer be waited for, what was
     /// reached before it is saved.
     fn rescued(&mut self, error: Error) -> Error {
-        let Some(signal) = self.ranks.gave_up().filter(|_| self.ranks.leads()) else {
+        if !(self.ranks.leads() && self.ranks.is_cut_off()) {
             return error;
-        };
-        let saved = match self.saved.0 < self.progress.step {
-            true => self.save(None),
-            false => Ok(()),
-        };
-        match saved {
-            Ok(()) => {
-                let interrupted = self.interrupted(signal);
-                interrupted.and_help(
-                    "it waited for other ranks in vain, of which one has ended or hangs: what that said is above, if it said \
-                     anything",
-                )
-            }
-            Err(error) => error,
+        }
+        if self.saved.0 < self.progress.step
+            && let Err(error) = self.save(None)
+        {
+            return error;
+        }
+        match self.ranks.gave_up() {
+            Some(signal) => self.interrupted(signal).and_help(
+                "it waited for other ranks in vain, of which one has ended or hangs: what that said is above, if it said \
+                 anything",
+            ),
+            None => error.and_help(format!(
+                "step {}, which was the last whole one, is saved",
+                self.progress.step
+            )),
         }
     }
 

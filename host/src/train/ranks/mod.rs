@@ -39,7 +39,7 @@ pub struct Ranks(Option<Arc<Joined>>);
 struct Joined {
     group: Group,
     stop: Stop,
-    /// Whether the others were waited for in vain.
+    /// Whether the others were waited for in vain, or MPI has failed.
     gave_up: AtomicBool,
     /// The signal that one of them has got, by its number, as all know since the last sum.
     asked: AtomicUsize,
@@ -146,10 +146,8 @@ impl Ranks {
         let digest = [digest & 0xfff, (digest >> 12) & 0xfff].map(|part| part as f32);
         values.extend(digest);
         let bytes = size_of_val(&values[..]) as u64;
-        let Some(mut sums) = joined
-            .group
-            .sum(std::mem::take(values), joined.gives_up())?
-        else {
+        let sums = joined.group.sum(std::mem::take(values), joined.gives_up());
+        let Some(mut sums) = sums.inspect_err(|_| joined.gave_up.store(true, Relaxed))? else {
             joined.gave_up.store(true, Relaxed);
             return Err(joined.in_vain());
         };
@@ -220,6 +218,12 @@ impl Ranks {
                 number => Some(Signal(number as i32)),
             },
         }
+    }
+
+    /// Whether the other ranks can no longer be waited for: they were in vain, or MPI has failed.
+    pub fn is_cut_off(&self) -> bool {
+        let joined = self.0.as_ref();
+        joined.is_some_and(|joined| joined.gave_up.load(Relaxed))
     }
 
     /// The signal after which the other ranks were waited for in vain: one of them has died, or hangs.
@@ -312,7 +316,8 @@ impl Joined {
     }
 
     fn send(&self, bytes: Vec<u8>) -> Result<Option<Vec<u8>>> {
-        let sent = self.group.broadcast(bytes, self.gives_up())?;
+        let sent = self.group.broadcast(bytes, self.gives_up());
+        let sent = sent.inspect_err(|_| self.gave_up.store(true, Relaxed))?;
         if sent.is_none() {
             self.gave_up.store(true, Relaxed);
         }
