@@ -204,11 +204,7 @@ fn chosen(arguments: &Arguments) -> Result<Chosen> {
             .help("report on one sweep by its file, or on folders of runs"));
         }
     };
-    if !arguments.columns.is_empty() {
-        chosen.columns.clone_from(&arguments.columns);
-    } else if chosen.columns.is_empty() {
-        chosen.columns = Figure::value_variants().to_vec();
-    }
+    chosen.columns = sweep::columns(&arguments.columns, &chosen.columns);
     let options = &mut chosen.options;
     options.unfinished = arguments.unfinished;
     if arguments.baseline.is_some() {

@@ -222,6 +222,12 @@ pub fn trained(path: &Path, sets: &[String]) -> Result<(Vec<PathBuf>, Options, V
     Ok((folders, options, file.sweep.columns.clone()))
 }
 
+/// The columns that are asked for, else the sweep's own, else all there are.
+pub fn columns(asked: &[Figure], own: &[Figure]) -> Vec<Figure> {
+    let named = [asked, own].into_iter().find(|named| !named.is_empty());
+    named.unwrap_or(Figure::value_variants()).to_vec()
+}
+
 fn of_report(file: &File, runs: &[&Planned]) -> (Vec<PathBuf>, Options) {
     let folders: Vec<PathBuf> = runs.iter().map(|run| run.resolved.output.clone()).collect();
     let arms = runs
@@ -249,11 +255,7 @@ fn report(arguments: &Arguments, file: &File, runs: &[&Planned]) -> Result<()> {
     if arguments.json {
         return print_json(&report);
     }
-    let columns = match (arguments.columns.is_empty(), file.sweep.columns.is_empty()) {
-        (false, _) => arguments.columns.clone(),
-        (true, false) => file.sweep.columns.clone(),
-        (true, true) => Figure::value_variants().to_vec(),
-    };
+    let columns = columns(&arguments.columns, &file.sweep.columns);
     print(&markdown(&tables(&report, &columns)))
 }
 

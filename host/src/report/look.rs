@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use plotters::style::RGBColor;
 
 /// Pixels in an inch, as CSS has them.
-const INCH: f64 = 96.0;
+pub(super) const INCH: f64 = 96.0;
 /// The height of the letters that sizes of pictures are made for, in pixels.
 const LETTERS: f64 = 15.0;
 /// The narrowest and the widest that there is something to see of, in letters' heights.

@@ -7,11 +7,11 @@ use resvg::usvg::fontdb::Database;
 use resvg::usvg::{Options, Tree, WriteOptions};
 use svg2pdf::{ConversionOptions, PageOptions};
 
-use super::Plot;
+use super::{Plot, look};
 use crate::error::{Error, Result};
 
-/// Pixels in an inch, as CSS has them.
-const INCH: f32 = 96.0;
+/// Pixels in an inch, as the two libraries take it.
+const INCH: f32 = look::INCH as f32;
 /// The fonts that texts are set in: the program's own, so that a picture is the same everywhere, and the system's for
 /// letters that it has not.
 static FONTS: LazyLock<Arc<Database>> = LazyLock::new(|| {

@@ -44,7 +44,8 @@ pub struct Asked {
 pub struct Found {
     /// For the run's records.
     pub record: EvaRecord,
-    /// A of each module that has a rank, row by row, empty where it starts otherwise; none of a run that goes on, which has them in its checkpoint.
+    /// A of each module that has a rank, row by row, empty where it starts otherwise; none of a run that goes on, which
+    /// has them in its checkpoint.
     pub vectors: Option<Vec<Vec<f32>>>,
     /// What was run for it.
     pub sizes: Sizes,

@@ -30,8 +30,8 @@ fn twice<B: Kernels>(trainee: &Trainee<B>, tracked: &[bool], depth: usize) -> Ra
 }
 
 /// Loss and gradients from the hidden states `x` of all tokens after the first `depth` layers; `loss` makes it of those
-/// after more. `seed` is that of the pass, and the part of the batch. The gradients of one tensor may be in several of those that come back, and
-/// are their sum.
+/// after more. `seed` is that of the pass, beside the part of the batch that it runs. The gradients of one tensor may be
+/// in several of those that come back, and are their sum.
 pub fn backward<B: Kernels>(
     trainee: &Trainee<B>,
     (x, depth): (Tensor<Ad<B>, 2>, usize),

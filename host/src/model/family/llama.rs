@@ -93,7 +93,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         bias,
     };
     let positions = json.size(&["max_position_embeddings"], defaults.positions)?;
-    let shape = shape(json, &defaults, hidden)?;
+    let shape = shape(json, hidden, [defaults.pair_heads, defaults.head_size])?;
     let [queries, pairs] = [shape.heads, shape.pair_heads].map(|heads| heads * shape.head_size);
     Ok(Architecture {
         family,
@@ -171,10 +171,15 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
     })
 }
 
-/// The heads, those of the keys and values perhaps fewer.
-fn shape(json: &Json, defaults: &Defaults, hidden: usize) -> Result<AttentionShape> {
+/// The heads, those of the keys and values perhaps fewer. Where the file says nothing, there are so many of these, or as
+/// many as of queries, and each has such a size, or its share of the `hidden` features.
+pub(super) fn shape(
+    json: &Json,
+    hidden: usize,
+    [default_pairs, default_size]: [Option<usize>; 2],
+) -> Result<AttentionShape> {
     let heads = json.size(&["num_attention_heads"], 32)?;
-    let head_size = match (json.value("head_dim"), defaults.head_size) {
+    let head_size = match (json.value("head_dim"), default_size) {
         (Some(_), _) => json.size(&["head_dim"], 1)?,
         (None, Some(size)) => size,
         (None, None) => {
@@ -183,7 +188,7 @@ fn shape(json: &Json, defaults: &Defaults, hidden: usize) -> Result<AttentionSha
     };
     let pair_heads = match json.value("num_key_value_heads") {
         Some(_) => json.size(&["num_key_value_heads"], heads)?,
-        None => defaults.pair_heads.unwrap_or(heads),
+        None => default_pairs.unwrap_or(heads),
     };
     grouped(json, [heads, pair_heads], head_size)
 }

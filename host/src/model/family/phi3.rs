@@ -2,10 +2,8 @@
 //! another.
 
 use super::json::Json;
-use super::llama::grouped;
-use super::{Family, Name, name, rotary, sliding};
+use super::{Family, Name, llama, name, rotary, sliding};
 use crate::error::Result;
-use crate::kernel::AttentionShape;
 use crate::model::architecture::{
     Architecture, Attention, Block, Dropouts, Embeddings, FeedForward, HeadPart, LanguageHead,
     Layers, LinearPart, Local, NormPart, Order, Table, TokenHead, WeightLayout, Words,
@@ -28,7 +26,7 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
         outputs,
         bias: false,
     };
-    let shape = shape(json, hidden)?;
+    let shape = llama::shape(json, hidden, [None, None])?;
     let queries = shape.heads * shape.head_size;
     let projected = (shape.heads + 2 * shape.pair_heads) * shape.head_size;
     Ok(Architecture {
@@ -97,20 +95,6 @@ fn read(json: &Json, name: Name) -> Result<Architecture> {
             ..Dropouts::default()
         },
     })
-}
-
-/// The heads, those of the keys and values perhaps fewer.
-fn shape(json: &Json, hidden: usize) -> Result<AttentionShape> {
-    let heads = json.size(&["num_attention_heads"], 32)?;
-    let head_size = match json.value("head_dim") {
-        Some(_) => json.size(&["head_dim"], 1)?,
-        None => hidden / json.divides("num_attention_heads", heads, "hidden_size", hidden)?,
-    };
-    let pair_heads = match json.value("num_key_value_heads") {
-        Some(_) => json.size(&["num_key_value_heads"], heads)?,
-        None => heads,
-    };
-    grouped(json, [heads, pair_heads], head_size)
 }
 
 /// All layers where the file has a `sliding_window`, none where it has not.
