@@ -10,7 +10,7 @@ use burn_flex::Flex;
 use dynalora::kernel::{Ad, Dropout, Kernels};
 use dynalora_tests::drawn::difference;
 use dynalora_tests::engines::{Slurm, wait};
-use dynalora_tests::ranks::{on_ranks, unlike, unlike_but};
+use dynalora_tests::ranks::{WITHIN, on_ranks, unlike, unlike_within};
 use dynalora_tests::{Scene, contains, fixture, flat, said, skip};
 use serde_json::Value;
 
@@ -68,7 +68,7 @@ fn holds_but(scene: &Scene, name: &str, sets: &[&str], strip: &[&str]) {
     for count in [2, 4] {
         let run = format!("{name}-{count}");
         train(scene, count, &run, &sets, &[]);
-        let unlike = unlike_but(&scene.path(&whole), &scene.path(&run), strip);
+        let unlike = unlike_within(WITHIN, &scene.path(&whole), &scene.path(&run), strip);
         assert_eq!(unlike, "", "{name} on {count} ranks");
     }
 }
@@ -177,7 +177,7 @@ fn what_is_measured_is_summed_before_plugins_see_it() {
     }
     let paths = ["cached-1", "cached-2"].map(|run| scene.path(run));
     // But for what it ran twice, because a text came to another rank in another epoch.
-    assert_eq!(unlike_but(&paths[0], &paths[1], &["flops"]), "");
+    assert_eq!(unlike_within(WITHIN, &paths[0], &paths[1], &["flops"]), "");
 }
 
 #[test]
