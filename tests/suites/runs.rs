@@ -364,6 +364,7 @@ fn a_plan_counts_modules_parameters_operations_and_memory() {
         assert_eq!(memory[part], expected, "{part}");
     }
     let parts = [
+        "process",
         "weights",
         "adapters",
         "gradients",

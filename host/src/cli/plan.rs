@@ -14,7 +14,7 @@ use crate::model::{Architecture, HeadStart, ModelFolder, Pretrained, fetch, head
 use crate::number::{count, size};
 use crate::recipe::{AdapterKind, Device, OptimizerState, Recipe, Unit};
 use crate::train::cost::{HeadKind, LastLayer, Shape, Sizes, Steps, cost, kept_by_a_layer};
-use crate::train::{Given, check, costs, longest_step};
+use crate::train::{Given, check, costs, longest_step, memory};
 
 /// Arguments of `dynalora plan`.
 #[derive(Debug, clap::Args)]
@@ -84,6 +84,9 @@ struct Checkpointing {
 
 #[derive(Debug, Serialize)]
 struct Memory {
+    /// What the program takes of the host's memory before the rest, tokenizer and plugins included; 0 where the rest is
+    /// a GPU's.
+    process: u64,
     weights: u64,
     adapters: u64,
     gradients: u64,
@@ -102,7 +105,8 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let (pretrained, _) = Given::open(&recipe, (&folder, pretrained), &adapted)?;
     let held_back = check(&recipe, &pretrained, &adapted, &common.plugin_dir)?;
     let base = (&folder, &pretrained);
-    let plan = plan(&recipe, base, adapted, held_back, arguments)?;
+    let process = process(&recipe, base)?;
+    let plan = plan(&recipe, base, adapted, (held_back, process), arguments)?;
     for warning in HeadStart::of(&pretrained, plan.outputs).warnings {
         tracing::warn!("{warning}");
     }
@@ -203,8 +207,12 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
         (
             "memory, estimated",
             format!(
-                "{} = weights {} + adapters {} + gradients {} + optimiser {} + activations of {} tokens {}",
+                "{} = {}weights {} + adapters {} + gradients {} + optimiser {} + activations of {} tokens {}",
                 size(memory.total),
+                match memory.process {
+                    0 => String::new(),
+                    bytes => format!("program {} + ", size(bytes)),
+                },
                 size(memory.weights),
                 size(memory.adapters),
                 size(memory.gradients),
@@ -239,7 +247,7 @@ fn plan(
         configs,
         initial_ranks,
     }: Adapted,
-    held_back: u64,
+    (held_back, process): (u64, u64),
     arguments: &Arguments,
 ) -> Result<Plan> {
     let config = &pretrained.config;
@@ -307,10 +315,8 @@ fn plan(
         AdapterKind::Lora => (0, frozen_values),
     };
     let mut memory = Memory {
-        weights: {
-            let on_cpu = matches!(recipe.device, Device::Auto | Device::Cpu);
-            pretrained.bytes(recipe.data.predicts_tokens(), on_cpu)?
-        },
+        process,
+        weights: pretrained.bytes(recipe.data.predicts_tokens(), on_cpu(recipe))?,
         adapters: 4
             * (adapter_parameters
                 + frozen_values
@@ -324,8 +330,12 @@ fn plan(
         } + working_set(config, tokens as u64),
         total: 0,
     };
-    memory.total =
-        memory.weights + memory.adapters + memory.gradients + memory.optimizer + memory.activations;
+    memory.total = memory.process
+        + memory.weights
+        + memory.adapters
+        + memory.gradients
+        + memory.optimizer
+        + memory.activations;
     let share = |of: fn(&Cost) -> u64| {
         let none = of(&model.none());
         let above = |cost: Cost| (of(&cost) - none) as f64;
@@ -354,6 +364,27 @@ fn plan(
         modules,
         checkpointing,
     })
+}
+
+/// `auto` is taken for the CPU: what it will be is not known before the run.
+fn on_cpu(recipe: &Recipe) -> bool {
+    matches!(recipe.device, Device::Auto | Device::Cpu)
+}
+
+/// What a run takes of the host's memory before its weights: as much as this process, which has opened the same plugins,
+/// and opens the tokenizer for that.
+fn process(recipe: &Recipe, (folder, pretrained): (&ModelFolder, &Pretrained)) -> Result<u64> {
+    if !on_cpu(recipe) {
+        return Ok(0);
+    }
+    let longest = recipe.model.longest().min(pretrained.config.max_length);
+    let tokenizer = match recipe.data.is_images() {
+        true => None,
+        false => Some(data::Encoder::open(&folder.tokenizer, longest)?),
+    };
+    let taken = memory().unwrap_or(0);
+    drop(tokenizer);
+    Ok(taken)
 }
 
 /// What of a step's activations is kept with and without gradient checkpointing, and what it costs.

@@ -33,7 +33,7 @@ use std::time::Instant;
 use dynalora_plugin_api::{Metric, ModuleInfo, Moment, Observation, Sizes};
 
 pub use given::Given;
-pub use machine::peak_memory;
+pub use machine::{memory, peak_memory};
 pub use prepare::{Prepared, Rest, check, costs, longest_step};
 pub use progress::{Display, Verbosity, say};
 

@@ -23,7 +23,7 @@ pub const SHARE: &str = "share/dynalora";
 const SUMS: &str = "share/dynalora/SHA256SUMS";
 
 /// The most that the program may take, in bytes.
-const PROGRAM_AT_MOST: u64 = 60_000_000;
+const PROGRAM_AT_MOST: u64 = 66_000_000;
 /// The most that a plugin may take, in bytes.
 const PLUGIN_AT_MOST: u64 = 1_000_000;
 
