@@ -85,7 +85,7 @@ struct Checkpointing {
 #[derive(Debug, Serialize)]
 struct Memory {
     /// What the program takes of the host's memory before the rest, tokenizer and plugins included; 0 where the rest is
-    /// a GPU's.
+    /// a GPU's, or the system does not tell.
     process: u64,
     weights: u64,
     adapters: u64,
@@ -95,7 +95,7 @@ struct Memory {
     total: u64,
 }
 
-/// Reads recipe and model, makes the plugins, reads of the data at most the names of the classes, and prints the
+/// Reads recipe, model and tokenizer, makes the plugins, reads of the data at most the names of the classes, and prints the
 /// plan. All of the data only where the run's first choice depends on what its steps cost.
 pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe, &arguments.set)?;
@@ -105,8 +105,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<()> {
     let (pretrained, _) = Given::open(&recipe, (&folder, pretrained), &adapted)?;
     let held_back = check(&recipe, &pretrained, &adapted, &common.plugin_dir)?;
     let base = (&folder, &pretrained);
-    let process = process(&recipe, base)?;
-    let plan = plan(&recipe, base, adapted, (held_back, process), arguments)?;
+    let plan = plan(&recipe, base, adapted, held_back, arguments)?;
     for warning in HeadStart::of(&pretrained, plan.outputs).warnings {
         tracing::warn!("{warning}");
     }
@@ -247,9 +246,11 @@ fn plan(
         configs,
         initial_ranks,
     }: Adapted,
-    (held_back, process): (u64, u64),
+    held_back: u64,
     arguments: &Arguments,
 ) -> Result<Plan> {
+    // Before data is read, of which a run keeps more than a plan.
+    let process = process(recipe, (folder, pretrained))?;
     let config = &pretrained.config;
     let adapter = Config::from(&recipe.adapter);
     let linears = pretrained.linears();
